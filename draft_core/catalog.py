@@ -1,0 +1,163 @@
+"""Everything that can be named, gathered from the installed distributions into one value.
+
+Each entry point is loaded by itself, so a broken plugin is recorded and the others keep working.
+Names wing, no torch here. May import: errors, specs, hookspecs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import pluggy
+
+from draft_core import hookspecs
+from draft_core.errors import PluginError
+from draft_core.specs import PretrainedSpec, RewardSpec
+
+Spec = TypeVar("Spec", RewardSpec, PretrainedSpec)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Where a plugin came from: a distribution's name and version."""
+
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+@dataclass(frozen=True)
+class Entry(Generic[Spec]):
+    """A spec and the distribution that registered it."""
+
+    spec: Spec
+    distribution: Distribution
+
+
+@dataclass(frozen=True)
+class BrokenPlugin:
+    """A plugin that could not be used, and why, in one line."""
+
+    entry_point: str
+    distribution: Distribution
+    reason: str
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """What the installed plugins offer.
+
+    Arguments:
+        rewards: kind -> entry, sorted by kind.
+        pretrained: alias -> entry, sorted by alias.
+        broken: the plugins that could not be loaded.
+        conflicts: kind or alias -> the distributions that all claim it; none of them is offered.
+    """
+
+    rewards: Mapping[str, Entry[RewardSpec]] = field(default_factory=dict)
+    pretrained: Mapping[str, Entry[PretrainedSpec]] = field(default_factory=dict)
+    broken: tuple[BrokenPlugin, ...] = ()
+    conflicts: Mapping[str, tuple[Distribution, ...]] = field(default_factory=dict)
+
+    def reward(self, kind: str) -> Entry[RewardSpec]:
+        """The entry of reward `kind`.
+
+        Raises:
+            PluginError: if no usable plugin offers it; the message names the nearest kind and broken plugins.
+        """
+        if kind in self.rewards:
+            return self.rewards[kind]
+        raise self.unknown("reward", kind, self.rewards)
+
+    def prompt_lists(self) -> Mapping[str, Path]:
+        """The prompt lists that come with the pretrained pipelines, name -> text file."""
+        return {name: path for entry in self.pretrained.values() for name, path in entry.spec.prompts.items()}
+
+    def versions(self) -> dict[str, str]:
+        """Distribution name -> version, of every distribution that registered something."""
+        entries = [*self.rewards.values(), *self.pretrained.values()]
+        return dict(sorted({entry.distribution.name: entry.distribution.version for entry in entries}.items()))
+
+    def unknown(self, what: str, name: str, known: Iterable[str], *, where: str | None = None) -> PluginError:
+        """The error for a name that is not in `known`: nearest name, conflict or broken plugins included."""
+        if name in self.conflicts:
+            claimants = " and ".join(map(str, self.conflicts[name]))
+            return PluginError(
+                f"{what} {name!r} is claimed by {claimants}", where=where, next="uninstall all but one of them"
+            )
+        known = sorted(known)
+        advice = []
+        if near := difflib.get_close_matches(name, known, n=1, cutoff=0.5):
+            advice.append(f"did you mean {near[0]!r}?")
+        advice.append(f"installed: {', '.join(known)}" if known else "none is installed")
+        if self.broken:
+            reasons = "; ".join(f"{broken.distribution} ({broken.reason})" for broken in self.broken)
+            advice.append(f"broken plugins: {reasons}")
+        return PluginError(f"unknown {what} {name!r}", where=where, next="; ".join(advice))
+
+
+def load_catalog() -> Catalog:
+    """What the plugins of this Python environment offer; broken ones are recorded, never fatal."""
+    return read_catalog(importlib.metadata.entry_points(group=hookspecs.ENTRY_POINT_GROUP))
+
+
+def read_catalog(entry_points: Iterable[importlib.metadata.EntryPoint]) -> Catalog:
+    """The catalog of these entry points; the same entry point listed twice counts once."""
+    rewards: list[Entry[RewardSpec]] = []
+    pretrained: list[Entry[PretrainedSpec]] = []
+    broken: list[BrokenPlugin] = []
+    # An editable install can leave the same entry point in two metadata folders.
+    unique = {(point.name, point.value, _distribution(point).name): point for point in entry_points}
+    for point in unique.values():
+        distribution = _distribution(point)
+        try:
+            found_rewards, found_pretrained = _read_plugin(point)
+        except Exception as error:  # a plugin may raise anything at all, and must not take the others down
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            broken.append(BrokenPlugin(f"{point.name} = {point.value}", distribution, reason))
+            continue
+        rewards += [Entry(spec, distribution) for spec in found_rewards]
+        pretrained += [Entry(spec, distribution) for spec in found_pretrained]
+    conflicts: dict[str, tuple[Distribution, ...]] = {}
+    return Catalog(
+        rewards=_by_name(((entry.spec.kind, entry) for entry in rewards), conflicts),
+        pretrained=_by_name(((entry.spec.alias, entry) for entry in pretrained), conflicts),
+        broken=tuple(broken),
+        conflicts=conflicts,
+    )
+
+
+def _read_plugin(point: importlib.metadata.EntryPoint) -> tuple[list[RewardSpec], list[PretrainedSpec]]:
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    manager.register(point.load(), name=point.name)
+    manager.check_pending()  # refuses a hook that is not declared, such as a misspelt one
+    rewards = [spec for result in manager.hook.draft_register_rewards() for spec in result]
+    pretrained = [spec for result in manager.hook.draft_register_pretrained() for spec in result]
+    for spec, expected in [*((s, RewardSpec) for s in rewards), *((s, PretrainedSpec) for s in pretrained)]:
+        if not isinstance(spec, expected):
+            raise TypeError(f"a hook returned {spec!r}, which is not a {expected.__name__}")
+    return rewards, pretrained
+
+
+def _by_name(
+    named: Iterable[tuple[str, Entry[Spec]]], conflicts: dict[str, tuple[Distribution, ...]]
+) -> dict[str, Entry[Spec]]:
+    claims: dict[str, list[Entry[Spec]]] = {}
+    for name, entry in named:
+        claims.setdefault(name, []).append(entry)
+    conflicts |= {
+        name: tuple(entry.distribution for entry in entries) for name, entries in claims.items() if len(entries) > 1
+    }
+    return {name: entries[0] for name, entries in sorted(claims.items()) if len(entries) == 1}
+
+
+def _distribution(point: importlib.metadata.EntryPoint) -> Distribution:
+    return Distribution(point.dist.name, point.dist.version) if point.dist else Distribution("unknown", "?")

@@ -1,0 +1,51 @@
+"""The errors a user can meet, each a sentence that says what, where and what to do next.
+
+Imports nothing, so every other module of either wing may import it.
+"""
+
+from __future__ import annotations
+
+
+class DraftError(Exception):
+    """A mistake or a missing thing that the user can mend; the command line prints it and exits with code 2.
+
+    Arguments:
+        what: what was wrong, without a full stop.
+        where: the file, field or plugin (with its version) it was found in.
+        next: what to do about it, as an imperative.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, where: str | None = None, next: str | None = None) -> None:
+        self.what, self.where, self.next = what, where, next
+        place = f"{where}: " if where else ""
+        remedy = f"; {next}" if next else ""
+        super().__init__(f"{place}{what}{remedy}.")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.what, self.where, self.next)
+
+
+def _rebuild(cls: type[DraftError], what: str, where: str | None, next: str | None) -> DraftError:
+    return cls(what, where=where, next=next)
+
+
+class RecipeError(DraftError):
+    """A recipe, or a value given for one of its fields, that cannot be run."""
+
+
+class PluginError(DraftError):
+    """A plugin that is missing, broken, or in conflict with another."""
+
+
+class RewardError(DraftError):
+    """A reward that broke the contract of `draft_core.protocols.Reward`."""
+
+
+class SamplerError(DraftError):
+    """A pipeline or a plan that the differentiable sampler cannot drive."""
+
+
+class CheckpointError(DraftError):
+    """A checkpoint that is missing, torn, or belongs to another run."""

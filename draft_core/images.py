@@ -1,0 +1,127 @@
+"""Differentiable image operations, written once for every reward, and the way between files and tensors.
+
+Images are float (N, 3, H, W) in [0, 1]. Tensors wing. May import: errors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from draft_core.errors import DraftError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Radford et al. 2021, as published with the weights
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def round_straight_through(values: torch.Tensor) -> torch.Tensor:
+    """`values` rounded; the gradient passes as if they were not (Bengio et al. 2013, arXiv 1308.3432)."""
+    return values + (values.round() - values).detach()
+
+
+def resize_like_pil(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Pillow's 8-bit bicubic resize, with a gradient: (N, 3, height, width) in [0, 1].
+
+    Pillow resizes the rows, rounds and clamps to 8 bits, then the columns likewise. The rounding is
+    straight-through; clamped pixels get no gradient, like in `torch.clamp`.
+    """
+    levels = round_straight_through(images * 255).clamp(0, 255)
+    if width != levels.shape[-1]:
+        weights = bicubic_weights(levels.shape[-1], width).to(levels)
+        levels = round_straight_through(levels @ weights.T).clamp(0, 255)
+    if height != levels.shape[-2]:
+        weights = bicubic_weights(levels.shape[-2], height).to(levels)
+        levels = round_straight_through(weights @ levels).clamp(0, 255)
+    return levels / 255
+
+
+def resize_shortest_like_pil(images: torch.Tensor, size: int) -> torch.Tensor:
+    """The images with their shortest side `size`, the longer one truncated to whole pixels as torchvision does."""
+    height, width = images.shape[-2:]
+    if height <= width:
+        return resize_like_pil(images, size, int(size * width / height))
+    return resize_like_pil(images, int(size * height / width), size)
+
+
+def bicubic_weights(source: int, target: int) -> torch.Tensor:
+    """The matrix (target, source), float64, of Pillow's antialiased bicubic filter (Keys 1981, a = -0.5)."""
+    scale = source / target
+    stretch = max(scale, 1.0)  # the kernel widens when the image shrinks: that is the antialiasing
+    support = 2.0 * stretch
+    weights = torch.zeros(target, source, dtype=torch.float64)
+    for row in range(target):
+        centre = (row + 0.5) * scale
+        first, last = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), source)
+        places = (torch.arange(first, last, dtype=torch.float64) + 0.5 - centre) / stretch
+        kernel = _keys(places)
+        weights[row, first:last] = kernel / kernel.sum()
+    return weights
+
+
+def _keys(x: torch.Tensor, a: float = -0.5) -> torch.Tensor:
+    x = x.abs()
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+def center_crop(images: torch.Tensor, size: int, *, rounding: str) -> torch.Tensor:
+    """The central square (N, 3, size, size).
+
+    Arguments:
+        rounding: where the crop starts when the margin d is odd: "half-even" at round(d / 2), as OpenAI's and
+            torchvision's crops do, "floor" at d // 2, as transformers' does.
+
+    Raises:
+        ValueError: if the images are smaller than `size`, or `rounding` is neither.
+    """
+    starts = []
+    for side in images.shape[-2:]:
+        if side < size:
+            raise ValueError(f"images of {tuple(images.shape[-2:])} are smaller than the crop, {size}")
+        margin = side - size
+        starts.append({"half-even": round(margin / 2), "floor": margin // 2}[rounding])
+    top, left = starts
+    return images[..., top : top + size, left : left + size]
+
+
+def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """(images - mean) / std per channel."""
+    shape = (-1, 1, 1)
+    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
+
+
+def to_pil(image: torch.Tensor) -> Image.Image:
+    """One image (3, H, W) in [0, 1] as 8-bit RGB, clamped and rounded like diffusers' own conversion."""
+    levels = (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).numpy())
+
+
+def read_image(path: Path) -> torch.Tensor:
+    """The picture in a file as (1, 3, H, W) in [0, 1]; transparency is laid on white.
+
+    Raises:
+        DraftError: if the file is missing or no picture.
+    """
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGBA")
+    except FileNotFoundError:
+        raise DraftError("no such file", where=str(path), next="check the path") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise DraftError(f"cannot be read as a picture ({error})", where=str(path)) from error
+    flat = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return torch.from_numpy(np.asarray(flat).copy()).permute(2, 0, 1)[None] / 255
+
+
+def as_grid(images: torch.Tensor, columns: int) -> torch.Tensor:
+    """(N, 3, H, W) as one picture (3, rows H, columns W); missing places are white."""
+    rows = math.ceil(len(images) / columns)
+    missing = images.new_ones(rows * columns - len(images), *images.shape[1:])
+    cells = torch.cat([images, missing]).unflatten(0, (rows, columns))
+    return cells.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)

@@ -1,0 +1,69 @@
+"""The objective: weighted rewards as one module, from images to a score for each.
+
+Tensors wing. May import: errors, protocols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from draft_core.errors import RewardError
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a batch of images.
+
+    Arguments:
+        total: weighted sum over the rewards, float32 (N,); higher is better.
+        each: name -> that reward's own score before its weight, float32 (N,).
+    """
+
+    total: torch.Tensor
+    each: dict[str, torch.Tensor]
+
+
+class Objective(torch.nn.Module):
+    """A weighted sum of rewards.
+
+    Arguments:
+        rewards: name -> reward; each is frozen and put into eval mode, and stays there.
+        weights: name -> factor in the sum; 1 where a name is missing.
+    """
+
+    def __init__(self, rewards: Mapping[str, torch.nn.Module], weights: Mapping[str, float] | None = None) -> None:
+        super().__init__()
+        self.rewards = torch.nn.ModuleDict({name: reward.requires_grad_(False) for name, reward in rewards.items()})
+        self.weights = {name: (weights or {}).get(name, 1.0) for name in rewards}
+        self.eval()
+
+    def train(self, mode: bool = True) -> Objective:
+        """Rewards stay in eval mode, whatever the parent does: dropout in a scorer is noise."""
+        return super().train(False)
+
+    def forward(self, images: torch.Tensor, prompts: Sequence[str]) -> Scores:
+        """The scores of `images`, (N, 3, H, W) in [0, 1], for their N prompts.
+
+        Raises:
+            RewardError: if a reward returns anything but one float32 score for each image.
+        """
+        each = {name: _checked(name, reward(images, prompts), len(images)) for name, reward in self.rewards.items()}
+        total = torch.stack([self.weights[name] * scores for name, scores in each.items()]).sum(dim=0)
+        return Scores(total, each)
+
+
+def _checked(name: str, scores: torch.Tensor, count: int) -> torch.Tensor:
+    if not isinstance(scores, torch.Tensor):
+        problem = f"it returned {type(scores).__name__}"
+    elif scores.shape != (count,) or scores.dtype != torch.float32:
+        problem = f"it returned {scores.dtype} of shape {tuple(scores.shape)}"
+    else:
+        return scores
+    raise RewardError(
+        f"{problem} for {count} images",
+        where=f"reward {name!r}",
+        next=f"its plugin must return float32 scores of shape ({count},)",
+    )

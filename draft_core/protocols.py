@@ -1,0 +1,65 @@
+"""The contracts between sampler, rewards and trainer, and the dictionary of shapes they speak in.
+
+B  prompts in a batch          T  sampler steps              n  re-noisings per sample (DRaFT-LV)
+N  images in a rollout, B (1 + n) times the images per prompt
+H, W  image size in pixels     C, h, w  latent channels and size
+
+Tensors wing. May import: errors, plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Protocol
+
+import torch
+
+from draft_core.plan import StepPlan
+
+
+class Reward(Protocol):
+    """A scorer: images and their prompts in, one score for each image out. Higher is better.
+
+    Frozen, in eval mode, deterministic; no score depends on the other images of the batch, and the
+    inputs are left unchanged. A differentiable reward gives every image a gradient.
+    """
+
+    def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Scores, float32 (N,).
+
+        Arguments:
+            images: float (N, 3, H, W) in [0, 1]; values slightly outside must score finite.
+            prompts: N strings.
+        """
+        ...
+
+
+class Estimator(Protocol):
+    """A gradient estimator: it says for each update where the gradient may flow."""
+
+    def plan(self, steps: int, rng: Random) -> StepPlan:
+        """The plan of one update over `steps` sampler steps; random choices come from `rng` alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What one sampling run made, with gradient where the plan asked for it.
+
+    Arguments:
+        images: (N, 3, H, W) in [0, 1], (N, F, 3, H, W) for video. The first `sample_count` are the
+            samples, as the plain pipeline call gives them; then the re-noised ones, one batch after another.
+        prompts: the prompt of each image, N strings.
+        sample_count: how many of the images are samples.
+    """
+
+    images: torch.Tensor
+    prompts: tuple[str, ...]
+    sample_count: int
+
+    @property
+    def samples(self) -> torch.Tensor:
+        """The samples alone, (sample_count, 3, H, W)."""
+        return self.images[: self.sample_count]

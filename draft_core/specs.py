@@ -1,0 +1,127 @@
+"""What a plugin registers: a name, a config type, where the code is, and its capabilities as data.
+
+Names wing, no torch here: a factory is a "module:callable" string, imported only when it is called for.
+May import: errors, config.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from draft_core.config import RewardConfig
+from draft_core.errors import PluginError
+
+_KIND = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSpec:
+    """One reward that a distribution offers, described without loading it.
+
+    Arguments:
+        kind: its name in recipes, lower-case words joined by hyphens.
+        summary: one line for listings.
+        config: its config type, whose `kind` is a literal equal to `kind`.
+        factory: "module:callable"; called with the config, it returns a `draft_core.protocols.Reward`.
+        unit: what the score is counted in, such as "-kB" or "cosine".
+        score_range: the range of scores in words or as an interval, for people.
+        differentiable: False for a measure: it may be reported, and is refused in training.
+        needs_prompt: whether the score depends on the prompt.
+        native_size: side in pixels of the square that the scorer resizes to, None if it takes any size.
+        code_license: licence of the plugin's code.
+        weights_license: licence of the weights it loads, None if it loads none.
+        download_mb: size of what the first use downloads, in megabytes.
+
+    Raises:
+        PluginError: at construction, when the fields contradict each other.
+    """
+
+    kind: str
+    summary: str
+    config: type[RewardConfig]
+    factory: str
+    unit: str
+    code_license: str
+    score_range: str = "(-inf, inf)"
+    differentiable: bool = True
+    needs_prompt: bool = False
+    native_size: int | None = None
+    weights_license: str | None = None
+    download_mb: float = 0.0
+
+    def __post_init__(self) -> None:
+        where = f"reward spec {self.kind!r}"
+        if not _KIND.fullmatch(self.kind):
+            raise PluginError("its kind is not lower-case words joined by hyphens", where=where, next="rename it")
+        if not (isinstance(self.config, type) and issubclass(self.config, RewardConfig)):
+            raise PluginError("its config is not a subclass of RewardConfig", where=where)
+        declared = get_args(self.config.model_fields["kind"].annotation)
+        if declared != (self.kind,) or self.config.model_fields["kind"].default != self.kind:
+            raise PluginError(
+                f"its config {self.config.__name__} does not declare this kind",
+                where=where,
+                next=f'declare `kind: Literal["{self.kind}"] = "{self.kind}"`',
+            )
+        _check_reference(self.factory, where)
+
+    def load(self) -> Callable[[RewardConfig], Any]:
+        """The factory itself; imports the plugin's code, and with it usually torch."""
+        return load_reference(self.factory, where=f"reward {self.kind!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedSpec:
+    """A pipeline that a distribution carries in a local folder, under a short alias.
+
+    Arguments:
+        alias: its name in recipes, used where a hub name or a folder could stand.
+        summary: one line for listings.
+        folder: a folder in diffusers' format.
+        license: licences of the weights and of the data behind them.
+        prompts: prompt lists that come with it, name -> text file with one prompt a line.
+    """
+
+    alias: str
+    summary: str
+    folder: Path
+    license: str
+    prompts: Mapping[str, Path] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not _KIND.fullmatch(self.alias):
+            raise PluginError(
+                "its alias is not lower-case words joined by hyphens",
+                where=f"pretrained spec {self.alias!r}",
+                next="rename it",
+            )
+
+
+def load_reference(reference: str, *, where: str) -> Any:
+    """The object that a "module:name" string names.
+
+    Raises:
+        PluginError: if the module does not import or lacks the name.
+    """
+    _check_reference(reference, where)
+    module_name, _, name = reference.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise PluginError(
+            f"cannot import {module_name} ({error})", where=where, next="install what its README asks for"
+        ) from error
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        raise PluginError(f"module {module_name} has no {name!r}", where=where, next="report it to the author") from None
+
+
+def _check_reference(reference: str, where: str) -> None:
+    module_name, _, name = reference.partition(":")
+    if not (name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
+        raise PluginError(f"{reference!r} is not of the form 'module:callable'", where=where)
