@@ -82,8 +82,9 @@ class Catalog:
 
     def versions(self) -> dict[str, str]:
         """Distribution name -> version, of every distribution that registered something."""
-        entries = [*self.rewards.values(), *self.pretrained.values()]
-        return dict(sorted({entry.distribution.name: entry.distribution.version for entry in entries}.items()))
+        found = {entry.distribution for entry in self.rewards.values()}
+        found |= {entry.distribution for entry in self.pretrained.values()}
+        return {distribution.name: distribution.version for distribution in sorted(found, key=str)}
 
     def unknown(self, what: str, name: str, known: Iterable[str], *, where: str | None = None) -> PluginError:
         """The error for a name that is not in `known`: nearest name, conflict or broken plugins included."""
@@ -93,14 +94,14 @@ class Catalog:
                 f"{what} {name!r} is claimed by {claimants}", where=where, next="uninstall all but one of them"
             )
         known = sorted(known)
-        advice = []
-        if near := difflib.get_close_matches(name, known, n=1, cutoff=0.5):
-            advice.append(f"did you mean {near[0]!r}?")
-        advice.append(f"installed: {', '.join(known)}" if known else "none is installed")
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        advice = f"did you mean {near[0]!r}? (known: {', '.join(known)})" if near else f"known: {', '.join(known)}"
+        if not known:
+            advice = "none is installed"
         if self.broken:
             reasons = "; ".join(f"{broken.distribution} ({broken.reason})" for broken in self.broken)
-            advice.append(f"broken plugins: {reasons}")
-        return PluginError(f"unknown {what} {name!r}", where=where, next="; ".join(advice))
+            advice += f"; broken plugins: {reasons}"
+        return PluginError(f"unknown {what} {name!r}", where=where, next=advice)
 
 
 def load_catalog() -> Catalog:

@@ -21,7 +21,8 @@ class DraftError(Exception):
         self.what, self.where, self.next = what, where, next
         place = f"{where}: " if where else ""
         remedy = f"; {next}" if next else ""
-        super().__init__(f"{place}{what}{remedy}.")
+        sentence = f"{place}{what}{remedy}"
+        super().__init__(sentence if sentence.endswith("?") else f"{sentence}.")
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.what, self.where, self.next)

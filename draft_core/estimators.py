@@ -61,3 +61,5 @@ class DraftLV(Config):
 
 
 EstimatorConfig = Annotated[Draft | DraftK | DraftLV, Field(discriminator="kind")]
+
+ESTIMATORS = {"draft": Draft, "draft-k": DraftK, "draft-lv": DraftLV}

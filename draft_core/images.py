@@ -5,7 +5,6 @@ Images are float (N, 3, H, W) in [0, 1]. Tensors wing. May import: errors.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -117,11 +116,3 @@ def read_image(path: Path) -> torch.Tensor:
         raise DraftError(f"cannot be read as a picture ({error})", where=str(path)) from error
     flat = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     return torch.from_numpy(np.asarray(flat).copy()).permute(2, 0, 1)[None] / 255
-
-
-def as_grid(images: torch.Tensor, columns: int) -> torch.Tensor:
-    """(N, 3, H, W) as one picture (3, rows H, columns W); missing places are white."""
-    rows = math.ceil(len(images) / columns)
-    missing = images.new_ones(rows * columns - len(images), *images.shape[1:])
-    cells = torch.cat([images, missing]).unflatten(0, (rows, columns))
-    return cells.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -55,7 +56,7 @@ class Objective(torch.nn.Module):
         return Scores(total, each)
 
 
-def _checked(name: str, scores: torch.Tensor, count: int) -> torch.Tensor:
+def _checked(name: str, scores: Any, count: int) -> torch.Tensor:
     if not isinstance(scores, torch.Tensor):
         problem = f"it returned {type(scores).__name__}"
     elif scores.shape != (count,) or scores.dtype != torch.float32:

@@ -64,9 +64,7 @@ class DifferentiableSampler:
         scheduler.set_timesteps(self.num_inference_steps, **dynamic)
         return len(scheduler.timesteps)
 
-    def __call__(
-        self, prompts: Sequence[str] | None = None, *, plan: StepPlan, generator: Generator = None
-    ) -> Rollout:
+    def __call__(self, prompts: Sequence[str] | None = None, *, plan: StepPlan, generator: Generator = None) -> Rollout:
         """The images of one run of `plan`, graded as it says.
 
         Arguments:
@@ -224,11 +222,11 @@ class _Renoising(_Run):
     """
 
     def __init__(self, rollout: _Rollout) -> None:
+        self.noisy = _renoised(rollout)
         super().__init__(rollout.sampler, rollout.prompts, rollout.plan, _forked(rollout.generator))
         self.rollout = rollout
         self.encoded = iter(rollout.encoded)
         self.last = rollout.plan.steps - 1
-        self.noisy = _renoised(rollout)
 
     def on_step(self, step: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
         if self.step == self.last:
@@ -308,7 +306,8 @@ def _check_keywords(pipe: Any, call_kwargs: dict[str, Any]) -> None:
     for keyword in call_kwargs:
         if keyword in ("prompt", "output_type", "return_dict"):
             raise SamplerError(f"{keyword!r} is set by the sampler itself", where=f"{name} call", next="leave it out")
-        if keyword not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        # A `**kwargs` in the signature counts for nothing: pipelines keep it for deprecated names and ignore the rest.
+        if keyword not in parameters:
             near = difflib.get_close_matches(keyword, parameters, n=1)
             raise SamplerError(
                 f"its call takes no {keyword!r}",

@@ -23,7 +23,7 @@ DENOISERS = ("unet", "transformer")
 Wrapper = Callable[..., Any]
 
 
-def find_denoiser(pipe: Any) -> tuple[str, torch.nn.Module]:
+def find_denoiser(pipe: Any) -> tuple[str, Any]:
     """The pipeline's denoiser and the attribute it sits under.
 
     Raises:
@@ -41,7 +41,8 @@ def find_denoiser(pipe: Any) -> tuple[str, torch.nn.Module]:
 
 def differentiable_call(pipe: Any) -> Callable[..., Any]:
     """The pipeline class's `__call__` without the `torch.no_grad` around it, as an unbound function."""
-    return inspect.unwrap(type(pipe).__call__)
+    call: Callable[..., Any] = inspect.unwrap(type(pipe).__call__)
+    return call
 
 
 @contextmanager

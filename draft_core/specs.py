@@ -71,7 +71,8 @@ class RewardSpec:
 
     def load(self) -> Callable[[RewardConfig], Any]:
         """The factory itself; imports the plugin's code, and with it usually torch."""
-        return load_reference(self.factory, where=f"reward {self.kind!r}")
+        factory: Callable[[RewardConfig], Any] = load_reference(self.factory, where=f"reward {self.kind!r}")
+        return factory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,7 @@ class PretrainedSpec:
         folder: a folder in diffusers' format.
         license: licences of the weights and of the data behind them.
         prompts: prompt lists that come with it, name -> text file with one prompt a line.
+        call: arguments of the pipeline's call that suit it, such as guidance_scale; `draft sample` starts from them.
     """
 
     alias: str
@@ -91,6 +93,7 @@ class PretrainedSpec:
     folder: Path
     license: str
     prompts: Mapping[str, Path] = field(default_factory=dict)
+    call: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not _KIND.fullmatch(self.alias):
@@ -118,7 +121,9 @@ def load_reference(reference: str, *, where: str) -> Any:
     try:
         return getattr(module, name)
     except AttributeError:
-        raise PluginError(f"module {module_name} has no {name!r}", where=where, next="report it to the author") from None
+        raise PluginError(
+            f"module {module_name} has no {name!r}", where=where, next="report it to the author"
+        ) from None
 
 
 def _check_reference(reference: str, where: str) -> None:

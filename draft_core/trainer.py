@@ -56,7 +56,8 @@ class StepReport:
 class Trainer:
     """Gradient ascent on a reward through the sampler, into the LoRA of the sampler's denoiser.
 
-    Iterate it for the reports: `for report in trainer: ...`; logging is the caller's.
+    Iterate it for the reports: `for report in trainer: ...`; logging is the caller's. The settings and
+    their defaults are the fields of `recipe.TrainConfig`: `Trainer(..., **TrainConfig(steps=50).model_dump())`.
 
     Arguments:
         sampler: its pipeline carries a trainable LoRA (`lora.add_lora`).
@@ -86,15 +87,15 @@ class Trainer:
         *,
         steps: int,
         batch_size: int,
+        gradient_accumulation_steps: int,
         learning_rate: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        warmup_steps: int,
+        max_grad_norm: float,
+        mixed_precision: str,
+        seed: int,
         device: str | None = None,
-        gradient_accumulation_steps: int = 1,
-        betas: tuple[float, float] = (0.9, 0.999),
-        weight_decay: float = 0.1,
-        warmup_steps: int = 0,
-        max_grad_norm: float = 1.0,
-        mixed_precision: str = "no",
-        seed: int = 0,
     ) -> None:
         self.accelerator = Accelerator(
             cpu=device == "cpu",

@@ -1,0 +1,134 @@
+"""From what was said to what happens: a recipe becomes a trainer, a kind a reward, a name a pipeline.
+
+The hall: one of the few rooms that know both wings.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from draft_core.catalog import Catalog, load_catalog
+from draft_core.config import RewardConfig
+from draft_core.errors import DraftError, RecipeError
+from draft_core.lora import add_lora
+from draft_core.objective import Objective
+from draft_core.recipe import ModelConfig, RecipeBase, locate_pretrained, resolve_prompts, reward_type, validate
+from draft_core.sampler import IMAGE_FILTERS, DifferentiableSampler
+from draft_core.trainer import Trainer
+
+
+def build(recipe: RecipeBase, *, catalog: Catalog | None = None) -> Trainer:
+    """The trainer of a recipe: pipeline loaded, LoRA added, rewards built, everything on its device.
+
+    Raises:
+        DraftError: if the device, a package or a weight is missing; what costs nothing is checked first.
+    """
+    catalog = catalog if catalog is not None else load_catalog()
+    _check_machine(recipe)
+    prompts = resolve_prompts(recipe.prompts, catalog)
+    objective = build_objective(recipe.rewards, catalog)
+    return Trainer(
+        build_sampler(recipe.model, seed=recipe.train.seed, catalog=catalog),
+        objective,
+        recipe.estimator,
+        prompts,
+        device=recipe.device,
+        **recipe.train.model_dump(),
+    )
+
+
+def build_sampler(model: ModelConfig, *, seed: int, catalog: Catalog) -> DifferentiableSampler:
+    """The sampler of a recipe's model, whose denoiser carries a fresh LoRA drawn from `seed`."""
+    pipe = load_pipeline(model.pretrained, dtype=model.dtype, catalog=catalog)
+    targets = {} if model.lora.targets is None else {"targets": model.lora.targets}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        add_lora(pipe, rank=model.lora.rank, alpha=model.lora.alpha, **targets)
+    guidance = {} if model.guidance_scale is None else {"guidance_scale": model.guidance_scale}
+    return DifferentiableSampler(
+        pipe,
+        num_inference_steps=model.num_inference_steps,
+        gradient_checkpointing=model.gradient_checkpointing,
+        **guidance,
+        **model.call,
+    )
+
+
+def build_objective(configs: Sequence[RewardConfig], catalog: Catalog) -> Objective:
+    """The weighted sum of these rewards; a kind that stands there twice gets a number behind its name."""
+    rewards: dict[str, torch.nn.Module] = {}
+    weights: dict[str, float] = {}
+    for config in configs:
+        count = sum(name.split("#")[0] == config.kind for name in rewards)
+        name = f"{config.kind}#{count + 1}" if count else config.kind
+        rewards[name] = catalog.reward(config.kind).spec.load()(config)
+        weights[name] = config.weight
+    return Objective(rewards, weights)
+
+
+def load_reward(kind: str, *, catalog: Catalog | None = None, **fields: Any) -> torch.nn.Module:
+    """The reward of an installed kind: `load_reward("jpeg", quality=50)`.
+
+    Arguments:
+        kind: as `draft rewards` lists it.
+        fields: of its config, as `draft rewards show KIND` lists them.
+
+    Raises:
+        PluginError: if no usable plugin offers it.
+        RecipeError: if a field is unknown or has a wrong value.
+    """
+    catalog = catalog if catalog is not None else load_catalog()
+    entry = catalog.reward(kind)
+    config = validate(reward_type(catalog), {"kind": kind, **fields}, catalog, where=f"reward {kind!r}")
+    reward: torch.nn.Module = entry.spec.load()(config)
+    return reward.requires_grad_(False).eval()
+
+
+def load_pipeline(name: str, *, dtype: str = "float32", catalog: Catalog | None = None) -> Any:
+    """The diffusers pipeline behind an alias, a folder or a hub name, without what would cut the gradient.
+
+    Arguments:
+        dtype: name of the torch dtype of all its weights.
+
+    Raises:
+        RecipeError: if there is no such pipeline.
+        DraftError: if it cannot be loaded, for want of a network, say.
+    """
+    catalog = catalog if catalog is not None else load_catalog()
+    location = locate_pretrained(name, catalog)
+    torch_dtype = getattr(torch, dtype)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(location, torch_dtype=torch_dtype)
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        known = "check the files in it" if Path(location).is_dir() else "check the name and the network"
+        raise DraftError(
+            f"{name} cannot be loaded ({first_line})", where="model.pretrained", next=f"{known}, or give a local folder"
+        ) from error
+    for component in pipe.components.values():
+        # transformers loads in the precision that its config names, whatever the pipeline asked for
+        if isinstance(component, torch.nn.Module) and getattr(component, "dtype", torch_dtype) != torch_dtype:
+            component.to(torch_dtype)
+    for attribute in IMAGE_FILTERS:
+        if getattr(pipe, attribute, None) is not None:
+            setattr(pipe, attribute, None)
+    return pipe
+
+
+def _check_machine(recipe: RecipeBase) -> None:
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if recipe.device and not available[recipe.device]:
+        names = ", ".join(name for name, here in available.items() if here)
+        raise RecipeError(
+            f"{recipe.device!r} is not available here", where="device", next=f"use {names}, or leave the field out"
+        )
+    if recipe.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise RecipeError(
+            "TensorBoard is not installed", where="tensorboard", next="pip install 'draft-core[tensorboard]'"
+        )

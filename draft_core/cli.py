@@ -1,0 +1,350 @@
+"""The command line, `draft`: each command reads its words, calls the library, and prints what came out.
+
+The hall: one of the few rooms that know both wings. What needs torch is imported inside the command that
+needs it, so that listing and checking stay instant.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from typer.core import TyperGroup
+
+from draft_core.catalog import load_catalog
+from draft_core.errors import DraftError
+
+out = Console()
+err = Console(stderr=True, soft_wrap=True)
+
+
+class _OneSentenceErrors(TyperGroup):
+    """A user's mistake ends in one sentence and exit code 2; anything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DraftError as error:
+            err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+            raise typer.Exit(error.exit_code) from None
+
+
+app = typer.Typer(
+    cls=_OneSentenceErrors,
+    help="Fine-tune diffusion models by backpropagating rewards through sampling (DRaFT).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+rewards_app = typer.Typer(help="List the installed rewards, or show one.", invoke_without_command=True)
+app.add_typer(rewards_app, name="rewards")
+
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as train.steps=50.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in the output folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the output folder.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"draft-core {metadata.version('draft-core')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Fine-tune diffusion models by backpropagating rewards through sampling (DRaFT)."""
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, YAML; `draft schema` describes its fields.")],
+    overrides: Overrides = [],
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a LoRA as a recipe says, and write pictures, curves and a report.
+
+    Example: draft train recipes/jpeg.yaml --set train.steps=50 --set output=runs/short
+    """
+    _train(recipe, overrides, resume=resume, overwrite=overwrite)
+
+
+@app.command()
+def demo(
+    overrides: Overrides = [],
+    resume: Resume = False,
+) -> None:
+    """Tune the embedded emoji model on the JPEG reward: minutes on a laptop, no download.
+
+    Needs the plugins draft-emoji and draft-reward-jpeg. An earlier demonstration run is replaced.
+    """
+    with resources.as_file(resources.files("draft_core") / "demo.yaml") as recipe:
+        _train(recipe, overrides, resume=resume, overwrite=not resume)
+
+
+@rewards_app.callback()
+def list_rewards(ctx: typer.Context) -> None:
+    """List the installed rewards: what they score, where they come from, their licences, and what is broken."""
+    if ctx.invoked_subcommand:
+        return
+    catalog = load_catalog()
+    table = Table("kind", "scores", "trains", "from", "code licence", "weights licence")
+    for kind, entry in catalog.rewards.items():
+        spec = entry.spec
+        table.add_row(
+            kind,
+            f"{spec.summary} [dim]({escape(spec.unit)})[/]",
+            "yes" if spec.differentiable else "no, measures",
+            str(entry.distribution),
+            spec.code_license,
+            spec.weights_license or "none",
+        )
+    out.print(table)
+    for plugin in catalog.broken:
+        out.print(f"[red]broken:[/] {escape(f'{plugin.distribution} ({plugin.entry_point}): {plugin.reason}')}")
+    for name, claimants in catalog.conflicts.items():
+        out.print(f"[red]in conflict:[/] {name!r} is claimed by {' and '.join(map(str, claimants))}")
+    if not catalog.rewards:
+        out.print("No reward is installed; try `pip install draft-reward-jpeg`.")
+
+
+@rewards_app.command("show")
+def show_reward(kind: Annotated[str, typer.Argument(help="A kind that `draft rewards` lists.")]) -> None:
+    """Show a reward's fields with their types, defaults and help."""
+    entry = load_catalog().reward(kind)
+    spec = entry.spec
+    out.print(f"[bold]{kind}[/]: {spec.summary}", highlight=False)
+    facts = {
+        "from": str(entry.distribution),
+        "score": f"{spec.unit}, {spec.score_range}, higher is better",
+        "trains": "yes" if spec.differentiable else "no, it only measures",
+        "prompt": "needed" if spec.needs_prompt else "not used",
+        "native size": f"{spec.native_size} px" if spec.native_size else "any",
+        "code licence": spec.code_license,
+        "weights": f"{spec.weights_license}, {spec.download_mb:g} MB" if spec.weights_license else "none",
+    }
+    for name, fact in facts.items():
+        out.print(f"  {name}: {escape(fact)}", highlight=False)
+    table = Table("field", "type", "default", "help")
+    schema = spec.config.model_json_schema()
+    for name, described in schema["properties"].items():
+        default = "required" if name in schema.get("required", ()) else json.dumps(described.get("default"))
+        table.add_row(name, escape(_type_text(described)), escape(default), escape(described.get("description", "")))
+    out.print(table)
+
+
+@app.command()
+def score(
+    images: Annotated[list[Path], typer.Argument(help="Picture files.")],
+    reward: Annotated[str, typer.Option("--reward", "-r", help="A kind that `draft rewards` lists.")],
+    overrides: Overrides = [],
+    prompt: Annotated[
+        list[str], typer.Option("--prompt", "-p", help="The prompt; once for all pictures, or once for each.")
+    ] = [],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Score picture files with a reward.
+
+    Example: draft score photo.jpg --reward jpeg --set quality=50
+    """
+    from draft_core.recipe import set_field
+
+    catalog = load_catalog()
+    spec = catalog.reward(reward).spec
+    fields: dict[str, Any] = {}
+    for override in overrides:
+        set_field(fields, override)
+    if spec.needs_prompt and not prompt:
+        raise DraftError(f"reward {reward!r} scores pictures against a prompt", where="--prompt", next="give one")
+    if len(prompt) not in (0, 1, len(images)):
+        raise DraftError(
+            f"{len(prompt)} prompts for {len(images)} pictures", where="--prompt", next="give one, or one for each"
+        )
+    prompts = prompt * len(images) if len(prompt) == 1 else prompt or [""] * len(images)
+
+    import torch
+
+    from draft_core.builder import load_reward
+    from draft_core.images import read_image
+
+    pictures = [read_image(path) for path in images]
+    scorer = load_reward(reward, catalog=catalog, **fields)
+    with torch.no_grad():
+        scores = [float(scorer(picture, [text])) for picture, text in zip(pictures, prompts, strict=True)]
+    if as_json:
+        rows = [{"image": str(path), "score": value} for path, value in zip(images, scores, strict=True)]
+        typer.echo(json.dumps({"reward": reward, "unit": spec.unit, "scores": rows}, indent=2))
+        return
+    table = Table("image", f"{reward} ({spec.unit})")
+    for path, value in zip(images, scores, strict=True):
+        table.add_row(escape(str(path)), f"{value:.6g}")
+    out.print(table)
+
+
+@app.command()
+def sample(
+    model: Annotated[str, typer.Argument(help="An alias from a plugin, a folder in diffusers' format, or a hub name.")],
+    prompts: Annotated[
+        list[str], typer.Option("--prompts", "-p", help="A prompt, a plugin's list, or a text file; repeatable.")
+    ],
+    lora: Annotated[Path | None, typer.Option("--lora", help="The lora folder of a run.")] = None,
+    scale: Annotated[float, typer.Option("--scale", help="Factor of the LoRA; 0 is the base model.")] = 1.0,
+    images: Annotated[int, typer.Option("--images", min=1, help="Pictures of each prompt.")] = 4,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Sampler steps.")] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Picture i starts from the noise of seed + i.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG file to write.")] = Path("samples.png"),
+) -> None:
+    """Sample a grid of pictures, one row a prompt, with or without a LoRA.
+
+    Example: draft sample emoji --lora runs/demo/lora --prompts "a red apple" --scale 0.5
+    """
+    from draft_core.recipe import locate_pretrained, resolve_prompts
+
+    catalog = load_catalog()
+    locate_pretrained(model, catalog)
+    known = catalog.prompt_lists()
+    texts = [
+        text
+        for given in prompts
+        for text in (
+            resolve_prompts(given, catalog, where="--prompts")
+            if given in known or Path(given).is_file()
+            else resolve_prompts([given], catalog, where="--prompts")
+        )
+    ]
+
+    from draft_core.builder import load_pipeline
+    from draft_core.lora import load_lora
+    from draft_core.monitor import evaluate
+    from draft_core.objective import Objective
+    from draft_core.report import sheet
+    from draft_core.sampler import DifferentiableSampler
+
+    _quiet_libraries()
+    pipe = load_pipeline(model, catalog=catalog)
+    if lora:
+        load_lora(pipe, lora, scale=scale)
+    call: dict[str, Any] = dict(catalog.pretrained[model].spec.call) if model in catalog.pretrained else {}
+    call |= {} if guidance is None else {"guidance_scale": guidance}
+    inference_steps = steps or call.pop("num_inference_steps", 50)
+    call.pop("num_inference_steps", None)
+    sampler = DifferentiableSampler(pipe, num_inference_steps=inference_steps, **call)
+    with _ProgressLines() as progress:
+        made = evaluate(
+            sampler,
+            Objective({}),
+            texts,
+            range(seed, seed + images),
+            batch_size=images,
+            progress=lambda done, total: progress("sample", done, total, "pictures"),
+        )
+    rows = [(text, list(made.images[row * images : (row + 1) * images])) for row, text in enumerate(texts)]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    sheet(rows).save(output)
+    out.print(f"wrote {output}", highlight=False)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes with everything that is installed, for an editor to complete."""
+    from draft_core.recipe import recipe_type
+
+    typer.echo(json.dumps(recipe_type(load_catalog()).model_json_schema(), indent=2))
+
+
+def _train(path: Path, overrides: list[str], *, resume: bool, overwrite: bool) -> None:
+    from draft_core.recipe import load_recipe
+
+    if resume and overwrite:
+        raise DraftError("--resume and --overwrite contradict each other", next="give one of them")
+    catalog = load_catalog()
+    recipe = load_recipe(path, overrides, catalog=catalog)
+
+    from draft_core.run import run_recipe
+
+    _quiet_libraries()
+    with _ProgressLines() as progress:
+        result = run_recipe(recipe, catalog, resume=resume, overwrite=overwrite, progress=progress)
+    after = result.after.means()
+    for name, before in result.before.means().items():
+        out.print(f"{name}: {before:.4g} before, {after[name]:.4g} after", highlight=False)
+    out.print(f"report: {result.report}", highlight=False, soft_wrap=True)
+
+
+class _ProgressLines:
+    """A live bar for each stage; where the output is no terminal, a line every few seconds instead."""
+
+    seconds_between_lines = 10.0
+
+    def __init__(self) -> None:
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self.bars = Progress(TextColumn("{task.description:>7}"), *columns, console=out, disable=not out.is_terminal)
+        self.tasks: dict[str, TaskID] = {}
+        self.last_line = 0.0
+
+    def __enter__(self) -> _ProgressLines:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        if stage not in self.tasks:
+            self.tasks[stage] = self.bars.add_task(stage, total=total, note=note)
+        self.bars.update(self.tasks[stage], completed=done, note=note)
+        now = time.monotonic()
+        if not out.is_terminal and (done == total or now - self.last_line > self.seconds_between_lines):
+            self.last_line = now
+            out.print(f"{stage} {done}/{total} {note}", highlight=False)
+
+
+def _quiet_libraries() -> None:
+    """The libraries' own loading bars would tear our progress display apart."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
+def _type_text(described: dict[str, Any]) -> str:
+    if "const" in described:
+        return json.dumps(described["const"])
+    if "enum" in described:
+        return " | ".join(json.dumps(value) for value in described["enum"])
+    if "anyOf" in described:
+        return " | ".join(_type_text(option) for option in described["anyOf"])
+    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {described[name]:g}" for name, sign in bounds.items() if name in described]
+    return " ".join([str(described.get("type", "any")), ", ".join(limits)]).strip()

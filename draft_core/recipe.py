@@ -1,0 +1,409 @@
+"""The recipe: everything one run needs, in one YAML file, validated whole before anything is built.
+
+The type is made from the catalog, one union of all installed rewards, so that a misspelt field of a
+plugin is found here and an editor can complete it from `draft schema`. Names wing, no torch here.
+May import: errors, config, catalog, estimators.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError, create_model
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from draft_core.catalog import Catalog, load_catalog
+from draft_core.config import Config, Field, RewardConfig
+from draft_core.errors import DraftError, PluginError, RecipeError
+from draft_core.estimators import ESTIMATORS, DraftLV, EstimatorConfig
+
+
+class LoraConfig(Config):
+    """The LoRA that is trained (Hu et al. 2022, arXiv 2106.09685)."""
+
+    rank: int = Field(8, ge=1, description="Rank r of the two factors.")
+    alpha: float | None = Field(None, gt=0, description="Scale is alpha / rank; left out, the scale is 1.")
+    targets: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Name endings of the denoiser's linear layers to adapt; left out, those of all attention.",
+    )
+
+
+class ModelConfig(Config):
+    """The pipeline to tune, and how it samples."""
+
+    pretrained: str = Field(
+        description="An alias from a plugin (emoji), a folder in diffusers' format, or a hub name (org/model)."
+    )
+    num_inference_steps: int = Field(20, ge=1, description="Sampler steps, as in the pipeline's call.")
+    guidance_scale: float | None = Field(None, ge=0, description="As in the call; left out, the pipeline's default.")
+    call: dict[str, Any] = Field({}, description="Further arguments of the call, such as height or negative_prompt.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Precision of the frozen weights; the LoRA is always float32."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute graded denoiser calls in the backward pass: less memory, more time."
+    )
+    lora: LoraConfig = Field(LoraConfig(), description="The LoRA that is trained.")
+
+
+class TrainConfig(Config):
+    """The optimisation: AdamW on the LoRA."""
+
+    steps: int = Field(100, ge=1, description="Number of updates.")
+    batch_size: int = Field(8, ge=1, description="Prompts in one pass, one image each.")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="Passes in one update.")
+    learning_rate: float = Field(4e-4, gt=0, description="Rate after the warm-up.")
+    warmup_steps: int = Field(0, ge=0, description="Updates over which the rate rises linearly.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's averaging factors.")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW's decoupled decay.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients with a larger L2 norm are scaled down to it.")
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="Autocast around sampling and scoring.")
+    seed: int = Field(0, ge=0, description="Of prompts, noise and plans.")
+
+
+class CheckpointConfig(Config):
+    """How often a run saves itself."""
+
+    every: int = Field(50, ge=1, description="Updates between checkpoints; the last update is always saved.")
+    keep: int = Field(2, ge=1, description="How many checkpoints stay on disk.")
+
+
+class EvaluationConfig(Config):
+    """What is looked at before and after: same seeds, prompts that are not trained on."""
+
+    prompts: str | tuple[str, ...] = Field(description="Like the recipe's prompts; none of them is trained on.")
+    count: int = Field(16, ge=1, description="How many of the prompts, from the first.")
+    images_per_prompt: int = Field(2, ge=1, description="Pictures of each prompt.")
+    seed: int = Field(0, ge=0, description="Picture i of each prompt starts from the noise of seed + i.")
+
+
+class RecipeBase(Config):
+    """All of a recipe but the rewards, whose type depends on what is installed."""
+
+    model: ModelConfig
+    prompts: str | tuple[str, ...] = Field(
+        description="What to train on: a list, the name of a plugin's list (emoji-train), or a text file."
+    )
+    estimator: EstimatorConfig = Field(DraftLV(), description="How the gradient is estimated.")
+    rewards: Sequence[RewardConfig]
+    train: TrainConfig = Field(TrainConfig(), description="The optimisation.")
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="How often the run saves itself.")
+    evaluation: EvaluationConfig | None = Field(None, description="Pictures and scores before and after.")
+    measures: Sequence[RewardConfig] = ()
+    device: Literal["cpu", "cuda", "mps"] | None = Field(
+        None, description="Where to run; left out, a GPU where there is one. What is named must exist."
+    )
+    tensorboard: bool = Field(False, description="Also write TensorBoard files into the output folder.")
+    output: Path = Field(Path("runs/draft"), description="The folder of the run.")
+    versions: dict[str, str] | None = Field(
+        None, description="Filled in by the run: what was installed when it started."
+    )
+
+
+def recipe_type(catalog: Catalog) -> type[RecipeBase]:
+    """The recipe model whose `rewards` and `measures` are unions of everything in `catalog`.
+
+    Raises:
+        PluginError: if no reward is installed; a union of nothing would accept anything.
+    """
+    entries: Any = tuple[reward_type(catalog), ...]  # type: ignore[misc]
+    return create_model(
+        "Recipe",
+        __base__=RecipeBase,
+        __doc__="One run: what is tuned, on which prompts and rewards, and how.",
+        rewards=(entries, Field(min_length=1, description="What to maximise: a weighted sum.")),
+        measures=(
+            entries,
+            Field((), description="Further rewards, measure-only ones too, to score the evaluation with."),
+        ),
+    )
+
+
+def reward_type(catalog: Catalog) -> Any:
+    """The union of all reward configs in `catalog`, told apart by `kind`."""
+    if not catalog.rewards:
+        broken = [f"{plugin.distribution} is broken ({plugin.reason})" for plugin in catalog.broken]
+        raise PluginError(
+            "; ".join(["no reward plugin is installed", *broken]),
+            next="install one, for example `pip install draft-reward-jpeg`",
+        )
+    union = reduce(or_, (entry.spec.config for entry in catalog.rewards.values()))
+    if len(catalog.rewards) > 1:
+        return Annotated[union, Field(discriminator="kind")]
+    # pydantic discriminates no union of one, and would let its only member's default stand in for the kind.
+    return Annotated[union, BeforeValidator(_with_kind)]
+
+
+def _with_kind(entry: Any) -> Any:
+    if isinstance(entry, Mapping) and "kind" not in entry:
+        raise PydanticCustomError("union_tag_not_found", "it does not say its kind")
+    return entry
+
+
+if TYPE_CHECKING:
+    Recipe = RecipeBase
+
+
+def load_recipe(
+    source: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), *, catalog: Catalog | None = None
+) -> RecipeBase:
+    """The validated recipe of a YAML file or a mapping, with `overrides` laid over it.
+
+    Paths of prompt files are resolved against the recipe's folder. No weight is loaded.
+
+    Arguments:
+        source: a YAML file's path, or the parsed mapping.
+        overrides: "train.steps=50", "rewards.0.quality=90": values are YAML.
+        catalog: what can be named; None takes what is installed.
+
+    Raises:
+        RecipeError: if it cannot be read or run; the message names the field.
+        PluginError: if it names a reward that is not installed.
+    """
+    catalog = catalog if catalog is not None else load_catalog()
+    name, base, data = ("recipe", Path(), source) if isinstance(source, Mapping) else _read(Path(source))
+    data = _plain(data)
+    for override in overrides:
+        set_field(data, override)
+    recipe = validate(recipe_type(catalog), data, catalog, where=name)
+    recipe = _with_absolute_prompts(recipe, base, catalog)
+    _check(recipe, catalog, name)
+    return recipe
+
+
+def dump_recipe(recipe: BaseModel) -> str:
+    """The recipe as YAML, defaults written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+
+
+def set_field(data: dict[str, Any], override: str) -> None:
+    """Lays one "path.to.field=value" over `data`, in place.
+
+    Raises:
+        RecipeError: if it is not of that form, or the path runs through something that is no mapping or list.
+    """
+    path, equals, text = override.partition("=")
+    where = f"--set {override}"
+    if not equals or not path:
+        raise RecipeError("it is not of the form field=value", where=where, next="write for example train.steps=50")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"its value is not YAML ({_one_line(error)})", where=where, next="quote it") from error
+    *parents, last = path.split(".")
+    place: Any = data
+    for key in parents:
+        place = place.setdefault(key, {}) if isinstance(place, dict) else _list_item(place, key, where)
+    if isinstance(place, dict):
+        place[last] = value
+    else:
+        _list_item(place, last, where)
+        place[int(last)] = value
+
+
+def resolve_prompts(prompts: str | Sequence[str], catalog: Catalog, *, where: str = "prompts") -> list[str]:
+    """The prompts that a list, a plugin's list name or a text file stands for.
+
+    Raises:
+        RecipeError: if there is no such list or file, or it holds no prompt.
+    """
+    if isinstance(prompts, str):
+        path = catalog.prompt_lists().get(prompts, Path(prompts))
+        if not path.is_file():
+            raise RecipeError(
+                str(catalog.unknown("prompt list or file", prompts, catalog.prompt_lists())).rstrip("."), where=where
+            )
+        try:
+            prompts = path.read_text(encoding="utf-8").splitlines()
+        except (UnicodeDecodeError, OSError) as error:
+            raise RecipeError(f"{path} cannot be read as text ({_one_line(error)})", where=where) from error
+    found = [line for prompt in prompts if (line := prompt.strip())]
+    if not found:
+        raise RecipeError("there are no prompts", where=where, next="give at least one prompt")
+    return found
+
+
+def validate(type_: Any, data: Any, catalog: Catalog, *, where: str) -> Any:
+    """`data` as a value of `type_`.
+
+    Raises:
+        RecipeError, PluginError: one sentence on the first problem, with the number of further ones.
+    """
+    try:
+        return TypeAdapter(type_).validate_python(data)
+    except ValidationError as error:
+        problems = _without_echoes(error.errors(include_url=False, include_context=True))
+    raise _readable(problems[0], len(problems) - 1, data, catalog, where)
+
+
+# What validation alone cannot see
+
+
+def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
+    trained = resolve_prompts(recipe.prompts, catalog, where=f"{where}: prompts")
+    if recipe.evaluation:
+        held_out = resolve_prompts(recipe.evaluation.prompts, catalog, where=f"{where}: evaluation.prompts")
+        if both := [prompt for prompt in held_out if prompt in set(trained)]:
+            raise RecipeError(
+                f"{len(both)} of its prompts are also trained on, first {both[0]!r}",
+                where=f"{where}: evaluation.prompts",
+                next="evaluate on prompts that are not trained on",
+            )
+    for index, reward in enumerate(recipe.rewards):
+        if not catalog.reward(reward.kind).spec.differentiable:
+            trainable = [kind for kind, entry in catalog.rewards.items() if entry.spec.differentiable]
+            raise RecipeError(
+                f"reward {reward.kind!r} has no gradient, it only measures",
+                where=f"{where}: rewards.{index}.kind",
+                next=f"train on one of {', '.join(trainable)}, and name {reward.kind!r} under measures",
+            )
+    try:
+        recipe.estimator.plan(recipe.model.num_inference_steps, Random(0))
+    except RecipeError as error:
+        raise RecipeError(error.what, where=f"{where}: {error.where}", next=error.next) from None
+    locate_pretrained(recipe.model.pretrained, catalog, where=f"{where}: model.pretrained")
+
+
+def locate_pretrained(name: str, catalog: Catalog, *, where: str = "model") -> str:
+    """The folder of a pipeline alias or path, or `name` itself where it has the form of a hub name.
+
+    Raises:
+        RecipeError: if it is none of the three.
+    """
+    if name in catalog.pretrained:
+        return str(catalog.pretrained[name].spec.folder)
+    folder = Path(name)
+    if folder.is_dir():
+        if not any((folder / index).is_file() for index in ("model_index.json", "modular_model_index.json")):
+            raise RecipeError(
+                f"folder {name} holds no model_index.json", where=where, next="give a folder in diffusers' format"
+            )
+        return str(folder)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+        return name
+    error = catalog.unknown("model", name, catalog.pretrained, where=where)
+    raise RecipeError(
+        error.what, where=where, next=f"{error.next}; a folder must exist, a hub name has the form org/model"
+    )
+
+
+def _with_absolute_prompts(recipe: RecipeBase, base: Path, catalog: Catalog) -> RecipeBase:
+    def absolute(prompts: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if isinstance(prompts, str) and prompts not in catalog.prompt_lists() and (base / prompts).is_file():
+            return str((base / prompts).resolve())
+        return prompts
+
+    update: dict[str, Any] = {"prompts": absolute(recipe.prompts)}
+    if recipe.evaluation:
+        update["evaluation"] = recipe.evaluation.model_copy(update={"prompts": absolute(recipe.evaluation.prompts)})
+    return recipe.model_copy(update=update)
+
+
+# From text to data, from pydantic's errors to sentences
+
+
+def _read(path: Path) -> tuple[str, Path, Mapping[str, Any]]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError("no such file", where=str(path), next="check the path of the recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot be read ({_one_line(error)})", where=str(path)) from error
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            f"it is not plain YAML ({_one_line(error)})", where=str(path), next="mend it at that line"
+        ) from error
+    if not isinstance(data, dict):
+        raise RecipeError(
+            f"it holds {type(data).__name__}, not fields", where=str(path), next="see `draft schema` for the fields"
+        )
+    return str(path), path.parent, data
+
+
+def _plain(value: Any) -> Any:
+    """A deep copy in dicts and lists, which overrides may change."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _list_item(place: Any, key: str, where: str) -> Any:
+    if not isinstance(place, list):
+        raise RecipeError(f"there is no field {key!r} in {place!r}", where=where, next="check the path")
+    if not key.isdecimal() or int(key) >= len(place):
+        raise RecipeError(
+            f"{key!r} is no place in a list of {len(place)}", where=where, next=f"use 0 to {len(place) - 1}"
+        )
+    return place[int(key)]
+
+
+def _without_echoes(problems: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Without the complaint that a list is too short, where it is so because its items were refused."""
+    refused = [problem["loc"] for problem in problems]
+    return [
+        problem
+        for problem in problems
+        if problem["type"] != "too_short"
+        or not any(loc[: len(problem["loc"])] == problem["loc"] for loc in refused if loc != problem["loc"])
+    ]
+
+
+def _readable(problem: ErrorDetails, further: int, data: Any, catalog: Catalog, where: str) -> DraftError:
+    union_kinds = {*catalog.rewards, *ESTIMATORS}
+    # A discriminated union adds the chosen kind to the location; a user knows the field only.
+    path = [str(part) for part in problem["loc"] if part not in union_kinds]
+    field = ".".join(path)
+    place = f"{where}: {field}" if field else where
+    more = f" (and {further} more problem{'s' if further > 1 else ''})" if further else ""
+    kind, context = problem["type"], problem.get("ctx", {})
+    is_reward = path[:1] != ["estimator"]
+    if kind == "union_tag_invalid" or (kind == "literal_error" and path[-1:] == ["kind"]):
+        tag = str(context.get("tag", problem["input"]))
+        known = catalog.rewards if is_reward else ESTIMATORS
+        return catalog.unknown("reward" if is_reward else "estimator", tag, known, where=f"{place}{more}")
+    if kind == "union_tag_not_found":
+        return RecipeError(f"it does not say its kind{more}", where=place, next="add for example `kind: jpeg`")
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], _fields_beside(problem["loc"], data, catalog), n=1, cutoff=0.5)
+        advice = f"did you mean {near[0]!r}?" if near else "remove it"
+        return RecipeError(f"unknown field {path[-1]!r}{more}", where=place, next=advice)
+    if kind == "missing":
+        return RecipeError(f"the field is missing{more}", where=place, next="add it; `draft schema` describes it")
+    if kind == "too_short":
+        return RecipeError(f"the list is empty{more}", where=place, next="give at least one entry")
+    message = problem["msg"][0].lower() + problem["msg"][1:].replace("valid tuple", "list")
+    return RecipeError(f"{message}, not {problem['input']!r}{more}", where=place, next="correct the value")
+
+
+def _fields_beside(location: tuple[int | str, ...], data: Any, catalog: Catalog) -> list[str]:
+    """The field names that would have been known where an unknown one was given."""
+    model: Any = recipe_type(catalog)
+    for part in location[:-1]:
+        if part in catalog.rewards:
+            model = catalog.rewards[str(part)].spec.config
+        elif isinstance(part, str):
+            model = _model_of_field(model, part)
+    return list(model.model_fields) if hasattr(model, "model_fields") else []
+
+
+def _model_of_field(model: Any, name: str) -> Any:
+    field = getattr(model, "model_fields", {}).get(name)
+    if field is None:
+        return ESTIMATORS.get(name, model)
+    candidates = getattr(field.annotation, "__args__", (field.annotation,))
+    models = [cls for cls in candidates if isinstance(cls, type) and issubclass(cls, BaseModel)]
+    return models[0] if len(models) == 1 else field.annotation
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
