@@ -1,0 +1,54 @@
+"""Writes the trained parts as one diffusers folder in half precision: what the plugin ships."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel
+
+from . import clip, unet, vae
+
+LIMIT_MB = 25.0
+
+
+def export(work: Path, folder: Path) -> None:
+    """Replace `folder` by a StableDiffusionPipeline in fp16 safetensors; refuse one above LIMIT_MB."""
+    _, tokenizer = clip.load(work)
+    pipeline = StableDiffusionPipeline(
+        vae=vae.load(work),
+        text_encoder=CLIPTextModel.from_pretrained(work / "unet" / "text_encoder", dtype=torch.float32),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel.from_pretrained(work / "unet" / "unet"),
+        scheduler=unet.noise_schedule(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    aside = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        part.half()
+    pipeline.save_pretrained(aside, safe_serialization=True)
+    for name in ("vocab.json", "merges.txt"):  # transformers 5 leaves them out, 4.x asks for them
+        shutil.copy(work / "clip" / "model" / name, aside / "tokenizer" / name)
+    complete_tokenizer_config(aside / "tokenizer" / "tokenizer_config.json")
+    size = sum(f.stat().st_size for f in aside.rglob("*") if f.is_file()) / 1e6
+    if size > LIMIT_MB:
+        raise ValueError(
+            f"{aside} has {size:.1f} MB, above the {LIMIT_MB} MB that fit a package; make it smaller"
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+    print(f"export {size:.1f} MB in {folder}", flush=True)
+
+
+def complete_tokenizer_config(file: Path) -> None:
+    """Name the class as every transformers knows it and drop paths of this machine."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "CLIPTokenizer"
+    config.pop("name_or_path", None)
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,68 @@
+"""Makes the embedded model from nothing: `train.py all` runs every stage that is not finished, in order.
+
+A stage that was interrupted goes on from its last checkpoint. `vae` and `clip` do not need each other and
+may run side by side, as one process each.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+STAGES = ("data", "vae", "clip", "unet", "export")
+MINUTES = {"vae": 25.0, "clip": 25.0, "unet": 75.0}  # with which the shipped model was made
+MODEL = Path(__file__).resolve().parents[1] / "src" / "draft_emoji" / "model"
+
+
+def main() -> None:
+    arguments = parse()
+    for stage in STAGES if arguments.stage == "all" else (arguments.stage,):
+        done = arguments.work / stage / "done"
+        if done.exists() and arguments.stage == "all":
+            print(f"{stage}: finished before; remove {done} to do it again", flush=True)
+            continue
+        run(stage, arguments)
+        done.parent.mkdir(parents=True, exist_ok=True)
+        done.touch()
+
+
+def run(stage: str, arguments: argparse.Namespace) -> None:
+    from emoji_training import clip, export, pictures, unet, vae
+    from emoji_training.loop import Budget
+
+    work, device = arguments.work, torch.device(arguments.device)
+    if stage == "data":
+        pictures.prepare(work)
+    elif stage == "vae":
+        vae.train(work, Budget(minutes=arguments.vae_minutes), device)
+    elif stage == "clip":
+        clip.train(work, Budget(minutes=arguments.clip_minutes), device)
+    elif stage == "unet":
+        unet.train(work, Budget(minutes=arguments.minutes), device, arguments.processes, arguments.batch)
+    elif stage == "export":
+        export.export(work, arguments.model)
+
+
+def parse() -> argparse.Namespace:
+    on_gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("stage", choices=(*STAGES, "all"))
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/emoji"), help="everything made on the way goes here"
+    )
+    parser.add_argument("--model", type=Path, default=MODEL, help="folder that export replaces")
+    parser.add_argument("--minutes", type=float, default=MINUTES["unet"], help="training minutes of unet")
+    parser.add_argument("--vae-minutes", type=float, default=MINUTES["vae"])
+    parser.add_argument("--clip-minutes", type=float, default=MINUTES["clip"])
+    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
+    parser.add_argument("--processes", type=int, default=1 if on_gpu else 2, help="of unet, one thread each")
+    parser.add_argument("--batch", type=int, default=64 if on_gpu else 12, help="of unet, in each process")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
