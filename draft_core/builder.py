@@ -104,7 +104,7 @@ def load_pipeline(name: str, *, dtype: str = "float32", catalog: Catalog | None 
     location = locate_pretrained(name, catalog)
     torch_dtype = getattr(torch, dtype)
     try:
-        pipe = DiffusionPipeline.from_pretrained(location, torch_dtype=torch_dtype)
+        pipe = DiffusionPipeline.from_pretrained(location, dtype=torch_dtype)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         known = "check the files in it" if Path(location).is_dir() else "check the name and the network"

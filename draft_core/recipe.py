@@ -90,7 +90,7 @@ class EvaluationConfig(Config):
 class RecipeBase(Config):
     """All of a recipe but the rewards, whose type depends on what is installed."""
 
-    model: ModelConfig
+    model: ModelConfig = Field(description="The pipeline to tune, and how it samples.")
     prompts: str | tuple[str, ...] = Field(
         description="What to train on: a list, the name of a plugin's list (emoji-train), or a text file."
     )

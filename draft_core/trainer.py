@@ -18,8 +18,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
-from diffusers.optimization import get_constant_schedule_with_warmup
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -97,11 +95,9 @@ class Trainer:
         seed: int,
         device: str | None = None,
     ) -> None:
-        self.accelerator = Accelerator(
-            cpu=device == "cpu",
-            mixed_precision=mixed_precision,
-            gradient_accumulation_plugin=GradientAccumulationPlugin(gradient_accumulation_steps),
-        )
+        # Passes are accumulated by hand: accelerate keeps their number in one place for the whole process,
+        # where a second trainer would change it for the first.
+        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
         if self.accelerator.num_processes > 1:
             raise DraftError("several processes are not supported yet", where="trainer", next="start one process")
         self.sampler = sampler
@@ -118,9 +114,8 @@ class Trainer:
         self.parameters = list(trainable(sampler.pipe))
         optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
-        # The factor of update u is (u + 1) / (warmup + 1), so that the first update is not empty.
-        self.schedule = get_constant_schedule_with_warmup(optimizer, warmup_steps + 1, last_epoch=-1)
-        self.schedule.step()
+        self.learning_rate = learning_rate
+        self.warmup_steps = warmup_steps
 
     def __iter__(self) -> Iterator[StepReport]:
         """One report an update, until all `steps` are done; goes on where a loaded checkpoint stopped."""
@@ -134,22 +129,21 @@ class Trainer:
             RewardError: if reward or gradient is not finite; the weights are then as before the update.
         """
         start = time.perf_counter()
-        learning_rate = self.schedule.get_last_lr()[0]
+        learning_rate = self._set_learning_rate()
         passes = []
         for micro in range(self.accumulation):
-            with self.accelerator.accumulate(self.objective), self.accelerator.autocast():
+            with self.accelerator.autocast():
                 prompts, generator, plan = self._draw(micro)
                 rollout = self.sampler(prompts, plan=plan, generator=generator)  # prompts -> images, with gradient
                 scores = self.objective(rollout.images, rollout.prompts)  # images  -> a score each, (N,)
                 loss = -scores.total.mean()  # higher reward is better
-                self.accelerator.backward(loss)  # loss    -> LoRA
+            self.accelerator.backward(loss / self.accumulation)  # loss    -> LoRA
             passes.append({name: float(each.detach().mean()) for name, each in scores.each.items()})
             passes[-1][""] = -float(loss.detach())
         grad_norm = self._clip_gradients()
         means = {name: sum(one[name] for one in passes) / len(passes) for name in passes[0]}
         self._check_finite(means, grad_norm)
         self.optimizer.step()
-        self.schedule.step()
         self.optimizer.zero_grad()
         self.done += 1
         reward = means.pop("")
@@ -172,6 +166,13 @@ class Trainer:
         order = list(range(len(self.prompts)))
         Random(f"prompts {self.seed} {epoch}").shuffle(order)
         return self.prompts[order[place]]
+
+    def _set_learning_rate(self) -> float:
+        """Linear warm-up that starts above zero, so that the first update is not empty; then constant."""
+        rate = self.learning_rate * min(1.0, (self.done + 1) / (self.warmup_steps + 1))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
 
     def _clip_gradients(self) -> float:
         return float(self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm))
@@ -198,9 +199,7 @@ class Trainer:
         aside.mkdir(parents=True)
         save_file(lora_state(self.sampler.pipe), aside / "adapter.safetensors")
         torch.save(self.optimizer.state_dict(), aside / "optimizer.pt")
-        state = {"update": self.done, "seed": self.seed, "schedule": self.schedule.state_dict()}
-        state["schedule"].pop("lr_lambdas", None)
-        (aside / "state.json").write_text(json.dumps(state))
+        (aside / "state.json").write_text(json.dumps({"update": self.done, "seed": self.seed}))
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
         return folder
@@ -227,5 +226,4 @@ class Trainer:
             )
         set_lora_state(self.sampler.pipe, adapter)
         self.optimizer.load_state_dict(optimizer)
-        self.schedule.load_state_dict({**state["schedule"], "lr_lambdas": [None]})
         self.done = state["update"]
