@@ -19,14 +19,15 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def round_straight_through(values: torch.Tensor) -> torch.Tensor:
-    """`values` rounded; the gradient passes as if they were not (Bengio et al. 2013, arXiv 1308.3432)."""
-    return values + (values.round() - values).detach()
+    """`values` rounded, halves up; the gradient passes as if they were not (Bengio et al. 2013, arXiv 1308.3432)."""
+    return values + ((values + 0.5).floor() - values).detach()
 
 
 def resize_like_pil(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Pillow's 8-bit bicubic resize, with a gradient: (N, 3, height, width) in [0, 1].
 
-    Pillow resizes the rows, rounds and clamps to 8 bits, then the columns likewise. The rounding is
+    Pillow resizes the rows, rounds and clamps to 8 bits, then the columns likewise. (Pillow 13 takes the
+    columns first where height shrinks much more than width; no scorer does that.) The rounding is
     straight-through; clamped pixels get no gradient, like in `torch.clamp`.
     """
     levels = round_straight_through(images * 255).clamp(0, 255)

@@ -52,7 +52,9 @@ class Objective(torch.nn.Module):
             RewardError: if a reward returns anything but one float32 score for each image.
         """
         each = {name: _checked(name, reward(images, prompts), len(images)) for name, reward in self.rewards.items()}
-        total = torch.stack([self.weights[name] * scores for name, scores in each.items()]).sum(dim=0)
+        total = torch.zeros(len(images), device=images.device)
+        for name, scores in each.items():
+            total = total + self.weights[name] * scores
         return Scores(total, each)
 
 

@@ -31,7 +31,7 @@ def picture(height: int, width: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [(224, 224), (300, 401), (64, 64), (427, 640), (37, 91)])
-@pytest.mark.parametrize("target", [(224, 224), (112, 170), (48, 31)])
+@pytest.mark.parametrize("target", [(224, 224), (112, 150), (48, 31)])
 def test_resize_is_pillows_to_the_level(size: tuple[int, int], target: tuple[int, int]) -> None:
     image = picture(*size)
     ours = resize_like_pil(image, *target)
@@ -39,7 +39,7 @@ def test_resize_is_pillows_to_the_level(size: tuple[int, int], target: tuple[int
     expected = torch.from_numpy(np.asarray(pillow).copy()).permute(2, 0, 1)[None].float()
     difference = (ours * 255 - expected).abs()
     assert difference.max() <= 1.001
-    assert difference.gt(0.5).float().mean() < 0.002, "Pillow's weights are fixed-point, ours are not"
+    assert difference.gt(0.5).float().mean() < 0.001, "Pillow's weights are fixed-point, ours are not"
 
 
 def test_resize_passes_the_gradient_of_its_linear_map() -> None:

@@ -8,17 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny import REDNESS
+from tiny import GOOD, REDNESS
 
 from draft_core.catalog import BrokenPlugin, Catalog, Distribution, Entry
 from draft_core.errors import DraftError, PluginError, RecipeError
 from draft_core.recipe import dump_recipe, load_recipe, recipe_type, resolve_prompts
-
-GOOD: dict[str, Any] = {
-    "model": {"pretrained": "tiny", "num_inference_steps": 3},
-    "prompts": "tiny-train",
-    "rewards": [{"kind": "redness"}],
-}
 
 
 def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
@@ -155,4 +149,6 @@ def test_the_schema_names_every_installed_reward_and_describes_every_field(catal
     assert "Factor of the score." in text
     for name, definition in {"Recipe": schema, **schema["$defs"]}.items():
         for field, described in definition["properties"].items():
-            assert field == "kind" or "description" in described, f"{name}.{field} has no help"
+            refers = described.get("$ref", "").rsplit("/")[-1]
+            helped = "description" in described or "description" in schema["$defs"].get(refers, {})
+            assert field == "kind" or helped, f"{name}.{field} has no help"

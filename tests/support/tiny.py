@@ -93,6 +93,14 @@ def byte_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder, model_max_length=16)
 
 
+# A recipe of the tiny catalog.
+GOOD: dict[str, Any] = {
+    "model": {"pretrained": "tiny", "num_inference_steps": 3},
+    "prompts": "tiny-train",
+    "rewards": [{"kind": "redness"}],
+}
+
+
 class RednessConfig(RewardConfig):
     """How red a picture is."""
 
