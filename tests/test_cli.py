@@ -152,7 +152,8 @@ def test_a_run_fills_its_folder_and_can_be_resumed_but_not_overwritten_by_accide
     code, text = draft("sample", "tiny", "--prompts", "tiny-heldout", "--lora", str(run / "lora"), "--scale", "0.5")
     assert code == 0, text
     assert "wrote samples.png" in text
-    assert Image.open(tmp_path / "samples.png").height > 256
+    with Image.open(tmp_path / "samples.png") as grid:
+        assert grid.height > 256
 
 
 def test_a_folder_with_other_things_is_never_overwritten(draft: Any, recipe: str, tmp_path: Path) -> None:
@@ -178,9 +179,9 @@ def test_sampling_is_the_plain_pipelines(draft: Any, catalog: Any, tmp_path: Pat
         **catalog.pretrained["tiny"].spec.call,
     ).images[0]
     expected = to_pil(plain).resize((128, 128), Image.Resampling.NEAREST)
-    grid = Image.open(tmp_path / "grid.png")
-    left = grid.width - 136
-    assert grid.crop((left, 8, left + 128, 136)).tobytes() == expected.tobytes()
+    with Image.open(tmp_path / "grid.png") as grid:
+        left = grid.width - 136
+        assert grid.crop((left, 8, left + 128, 136)).tobytes() == expected.tobytes()
 
 
 # In a fresh interpreter, with plugins found through real entry points

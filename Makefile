@@ -1,0 +1,46 @@
+# The project's commands. `make` alone lists them.
+
+PYTHON ?= python3
+# Tested versions, for Python 3.11 and newer; `make install CONSTRAINTS=/dev/null` takes the newest there are.
+CONSTRAINTS ?= constraints.txt
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
+PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+
+.PHONY: help install demo test lint emoji bench clean
+
+help:  ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+
+install: $(INSTALLED)  ## install the core and all plugins into .venv
+
+$(INSTALLED): $(PROJECTS) $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) \
+	  -e '.[dev]' $(addprefix -e ./,$(PLUGINS))
+	touch $@
+
+demo: install  ## tune the embedded model on the JPEG reward: runs/demo/report.html
+	$(BIN)/draft demo
+
+test: install  ## run all tests
+	$(BIN)/python -m pytest
+
+lint: install  ## formatting, lint, types, and the architecture's laws
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+emoji: install  ## train the embedded model anew, from its pictures to its package: hours
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e './plugins/emoji[training]'
+	$(BIN)/python plugins/emoji/training/train.py all --work runs/emoji
+
+bench: install  ## measure the JPEG surrogate against the real encoder
+	$(BIN)/python benchmarks/jpeg_surrogate.py
+
+clean:  ## remove what the commands above made, runs excepted
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
