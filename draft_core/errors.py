@@ -48,5 +48,11 @@ class SamplerError(DraftError):
     """A pipeline or a plan that the differentiable sampler cannot drive."""
 
 
+class Interrupted(DraftError):
+    """The user stopped a run; what was reached is saved."""
+
+    exit_code = 130  # 128 + SIGINT, as shells report it
+
+
 class CheckpointError(DraftError):
     """A checkpoint that is missing, torn, or belongs to another run."""

@@ -21,7 +21,7 @@ from accelerate.tracking import TensorBoardTracker
 
 from draft_core.builder import build, build_objective
 from draft_core.catalog import Catalog
-from draft_core.errors import CheckpointError, DraftError, RecipeError
+from draft_core.errors import CheckpointError, Interrupted, RecipeError
 from draft_core.lora import save_lora
 from draft_core.monitor import Evaluation, evaluate
 from draft_core.objective import Objective
@@ -82,6 +82,12 @@ def run_recipe(
     with _adapters_off(trainer):
         before = _evaluate(recipe, trainer, judges, catalog, "before", progress)
     reports = list(_train(recipe, trainer, progress))
+    if not reports:
+        raise CheckpointError(
+            "the run is finished, and its metrics.jsonl is gone",
+            where=str(folder),
+            next="start it anew with --overwrite",
+        )
     after = _evaluate(recipe, trainer, judges, catalog, "after", progress)
     save_lora(trainer.sampler.pipe, folder / "lora")
 
@@ -127,7 +133,7 @@ def _train(recipe: RecipeBase, trainer: Trainer, progress: Progress) -> Iterator
                 yield report
         except KeyboardInterrupt:
             saved = _save_checkpoint(recipe, trainer)
-            raise DraftError(
+            raise Interrupted(
                 f"interrupted after update {trainer.done}", where=str(saved), next="continue with --resume"
             ) from None
 

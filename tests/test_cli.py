@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 import yaml
 from PIL import Image
@@ -154,6 +155,26 @@ def test_a_run_fills_its_folder_and_can_be_resumed_but_not_overwritten_by_accide
     assert "wrote samples.png" in text
     with Image.open(tmp_path / "samples.png") as grid:
         assert grid.height > 256
+
+
+def test_ctrl_c_saves_and_the_resumed_run_is_the_uninterrupted_one(
+    draft: Any, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _ = draft("train", recipe, "--set", f"output={tmp_path / 'whole'}")
+    assert code == 0
+    monkeypatch.setattr(tiny, "Redness", tiny.Impatient)
+    code, text = draft("train", recipe, "--set", "checkpoint.every=50")
+    assert code == 130, text
+    assert "checkpoints/000002: interrupted after update 2; continue with --resume." in text
+    code, text = draft("train", recipe, "--resume")
+    assert code == 0, text
+    lora = "lora/pytorch_lora_weights.safetensors"
+    assert (tmp_path / "run" / lora).read_bytes() == (tmp_path / "whole" / lora).read_bytes()
+    rewards = [
+        [json.loads(line)["reward"] for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("run", "whole")
+    ]
+    assert rewards[0] == rewards[1]
 
 
 def test_a_folder_with_other_things_is_never_overwritten(draft: Any, recipe: str, tmp_path: Path) -> None:

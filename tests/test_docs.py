@@ -11,6 +11,7 @@ import torch
 from tiny import PROMPTS, Redness, RednessConfig, byte_tokenizer, tiny_pipe
 from typer.main import get_command
 
+from draft_core import load_catalog, load_recipe
 from draft_core.cli import app
 from draft_core.lora import add_lora, trainable
 
@@ -59,3 +60,13 @@ def test_commands_of_a_page_exist(page: Path) -> None:
             options = {option for parameter in known.commands[command].params for option in parameter.opts}
             for option in re.findall(r"(?<!\S)--?[a-z]+", rest):
                 assert option in options, f"{page.name} calls draft {command} with {option}"
+
+
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob("recipes/*.yaml"), ROOT / "draft_core" / "demo.yaml"], ids=lambda p: p.name
+)
+def test_recipes_are_valid_with_the_plugins_of_this_repository(path: Path) -> None:
+    catalog = load_catalog()
+    if missing := {"draft-emoji", "draft-reward-jpeg"} - catalog.versions().keys():
+        pytest.skip(f"{' and '.join(sorted(missing))} not installed")
+    assert load_recipe(path, catalog=catalog).evaluation is not None

@@ -137,6 +137,20 @@ class Brightness(torch.nn.Module):
         return images.float().mean(dim=(1, 2, 3))
 
 
+class Impatient(Redness):
+    """Redness whose third call is a Ctrl-C, once in a process."""
+
+    calls = 0
+
+    def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        if images.requires_grad:
+            Impatient.calls += 1
+        if Impatient.calls == 3:
+            Impatient.calls += 1
+            raise KeyboardInterrupt
+        return super().forward(images, prompts)
+
+
 class Nan(Redness):
     """Redness that becomes NaN from its third call on."""
 
