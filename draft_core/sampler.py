@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -113,11 +114,22 @@ class _Run:
                     stack.enter_context(seams.replaced(pipe, name, wrapper))
             self.record_from_first_graded()
             output = self.call()
-        if not isinstance(output[0], torch.Tensor):
+        self.check_images(output[0])
+        images: torch.Tensor = output[0]
+        return images
+
+    def check_images(self, images: Any) -> None:
+        name = type(self.sampler.pipe).__name__
+        if not isinstance(images, torch.Tensor):
+            raise SamplerError(f"its call returned {type(images).__name__}, not a tensor of images", where=name)
+        _, denoiser = seams.find_denoiser(self.sampler.pipe)
+        trains = any(parameter.requires_grad for parameter in denoiser.parameters())
+        if self.caller_records and self.plan.graded and trains and not images.requires_grad:
             raise SamplerError(
-                f"its call returned {type(output[0]).__name__}, not a tensor of images", where=type(pipe).__name__
+                "its images carry no gradient, something between the denoiser and them cuts it",
+                where=name,
+                next="look for a no_grad or a detach in its decode",
             )
-        return output[0]
 
     def call(self) -> Any:
         prompt = {} if self.prompts is None else {"prompt": list(self.prompts)}
@@ -288,8 +300,12 @@ def _prompt_of_each(prompts: Sequence[str] | None, images: int) -> tuple[str, ..
 
 def _check_drivable(pipe: Any) -> None:
     name = type(pipe).__name__
-    if not (hasattr(pipe, "scheduler") and hasattr(pipe.scheduler, "step")):
-        raise SamplerError(f"{name} has no scheduler", where="pipeline", next="use a diffusers DiffusionPipeline")
+    if not isinstance(pipe, DiffusionPipeline):  # modular pipelines, trees of blocks, are a kind of their own
+        raise SamplerError(
+            f"{name} is not a DiffusionPipeline", where="pipeline", next="use a classic diffusers pipeline"
+        )
+    if not hasattr(getattr(pipe, "scheduler", None), "step"):
+        raise SamplerError(f"{name} has no scheduler", where="pipeline", next="use a pipeline that samples in steps")
     seams.find_denoiser(pipe)
     for attribute in IMAGE_FILTERS:
         if getattr(pipe, attribute, None) is not None:

@@ -387,8 +387,16 @@ def test_what_cuts_the_gradient_is_refused_by_name() -> None:
         DifferentiableSampler(pipe, num_inference_steps=2)
 
 
+def test_a_decode_without_gradient_is_noticed() -> None:
+    """Seen in a neighbour: the decode under no_grad, so that nothing trains and nothing says so."""
+    pipe = tiny_pipe()
+    pipe.vae.decode = torch.no_grad()(pipe.vae.decode)
+    with pytest.raises(SamplerError, match="its images carry no gradient"):
+        sampler_of(pipe)(plan=Draft().plan(STEPS, RNG))
+
+
 def test_what_is_no_pipeline_is_refused_by_name() -> None:
-    with pytest.raises(SamplerError, match="Linear has no scheduler"):
+    with pytest.raises(SamplerError, match="Linear is not a DiffusionPipeline"):
         DifferentiableSampler(torch.nn.Linear(1, 1), num_inference_steps=2)
 
 
