@@ -6,12 +6,14 @@ The hall: one of the few rooms that know both wings.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from packaging.version import Version
 
 from draft_core.catalog import Catalog, load_catalog
 from draft_core.config import RewardConfig
@@ -21,6 +23,9 @@ from draft_core.objective import Objective
 from draft_core.recipe import ModelConfig, RecipeBase, locate_pretrained, resolve_prompts, reward_type, validate
 from draft_core.sampler import IMAGE_FILTERS, DifferentiableSampler
 from draft_core.trainer import Trainer
+
+# diffusers 0.40 renamed it, and warns of the old name.
+DTYPE_KEYWORD = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 
 
 def build(recipe: RecipeBase, *, catalog: Catalog | None = None) -> Trainer:
@@ -84,10 +89,20 @@ def load_reward(kind: str, *, catalog: Catalog | None = None, **fields: Any) -> 
         RecipeError: if a field is unknown or has a wrong value.
     """
     catalog = catalog if catalog is not None else load_catalog()
-    entry = catalog.reward(kind)
-    config = validate(reward_type(catalog), {"kind": kind, **fields}, catalog, where=f"reward {kind!r}")
-    reward: torch.nn.Module = entry.spec.load()(config)
+    config = reward_config(kind, fields, catalog)
+    reward: torch.nn.Module = catalog.reward(kind).spec.load()(config)
     return reward.requires_grad_(False).eval()
+
+
+def reward_config(kind: str, fields: Mapping[str, Any], catalog: Catalog) -> RewardConfig:
+    """The validated config of an installed kind.
+
+    Raises:
+        DraftError: like `load_reward`.
+    """
+    catalog.reward(kind)
+    config: RewardConfig = validate(reward_type(catalog), {"kind": kind, **fields}, catalog, where=f"reward {kind!r}")
+    return config
 
 
 def load_pipeline(name: str, *, dtype: str = "float32", catalog: Catalog | None = None) -> Any:
@@ -104,7 +119,7 @@ def load_pipeline(name: str, *, dtype: str = "float32", catalog: Catalog | None 
     location = locate_pretrained(name, catalog)
     torch_dtype = getattr(torch, dtype)
     try:
-        pipe = DiffusionPipeline.from_pretrained(location, dtype=torch_dtype)
+        pipe = DiffusionPipeline.from_pretrained(location, **{DTYPE_KEYWORD: torch_dtype})
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         known = "check the files in it" if Path(location).is_dir() else "check the name and the network"

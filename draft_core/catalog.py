@@ -35,10 +35,11 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Entry(Generic[Spec]):
-    """A spec and the distribution that registered it."""
+    """A spec, the distribution that registered it, and the module that its entry point names."""
 
     spec: Spec
     distribution: Distribution
+    module: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ def read_catalog(entry_points: Iterable[importlib.metadata.EntryPoint]) -> Catal
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             broken.append(BrokenPlugin(f"{point.name} = {point.value}", distribution, reason))
             continue
-        rewards += [Entry(spec, distribution) for spec in found_rewards]
-        pretrained += [Entry(spec, distribution) for spec in found_pretrained]
+        rewards += [Entry(spec, distribution, point.module) for spec in found_rewards]
+        pretrained += [Entry(spec, distribution, point.module) for spec in found_pretrained]
     conflicts: dict[str, tuple[Distribution, ...]] = {}
     return Catalog(
         rewards=_by_name(((entry.spec.kind, entry) for entry in rewards), conflicts),

@@ -156,6 +156,38 @@ def show_reward(kind: Annotated[str, typer.Argument(help="A kind that `draft rew
     out.print(table)
 
 
+@rewards_app.command("check")
+def check_reward(
+    kind: Annotated[str, typer.Argument(help="A kind that `draft rewards` lists.")],
+    overrides: Overrides = [],
+) -> None:
+    """Check that a reward keeps the contract: gradients, independence, precision, and what its spec declares.
+
+    The same checks that `draft_core.testing.RewardContract` runs in pytest. Exits with code 1 if one fails.
+    """
+    from draft_core.builder import reward_config
+    from draft_core.testing.checks import CHECKS, Subject, one_thread
+
+    catalog = load_catalog()
+    entry = catalog.reward(kind)
+    config = reward_config(kind, _fields(overrides), catalog)
+    subject = Subject(entry.spec, config, entry.module)
+    broken = 0
+    for name, check in CHECKS.items():
+        try:
+            with one_thread():
+                check(subject)
+        except Exception as problem:  # a reward may raise anything; it is a broken promise like any other
+            broken += 1
+            reason = f"{type(problem).__name__}: {problem}" if not isinstance(problem, AssertionError) else str(problem)
+            out.print(f"[red]broken[/] {name}: {escape(reason)}", highlight=False, soft_wrap=True)
+        else:
+            out.print(f"[green]kept[/]   {name}", highlight=False)
+    out.print(f"{kind}: {len(CHECKS) - broken} of {len(CHECKS)} checks passed", highlight=False)
+    if broken:
+        raise typer.Exit(1)
+
+
 @app.command()
 def score(
     images: Annotated[list[Path], typer.Argument(help="Picture files.")],
@@ -170,13 +202,8 @@ def score(
 
     Example: draft score photo.jpg --reward jpeg --set quality=50
     """
-    from draft_core.recipe import set_field
-
     catalog = load_catalog()
     spec = catalog.reward(reward).spec
-    fields: dict[str, Any] = {}
-    for override in overrides:
-        set_field(fields, override)
     if spec.needs_prompt and not prompt:
         raise DraftError(f"reward {reward!r} scores pictures against a prompt", where="--prompt", next="give one")
     if len(prompt) not in (0, 1, len(images)):
@@ -191,7 +218,7 @@ def score(
     from draft_core.images import read_image
 
     pictures = [read_image(path) for path in images]
-    scorer = load_reward(reward, catalog=catalog, **fields)
+    scorer = load_reward(reward, catalog=catalog, **_fields(overrides))
     with torch.no_grad():
         scores = [float(scorer(picture, [text])) for picture, text in zip(pictures, prompts, strict=True)]
     if as_json:
@@ -327,6 +354,16 @@ class _ProgressLines:
         if not out.is_terminal and (done == total or now - self.last_line > self.seconds_between_lines):
             self.last_line = now
             out.print(f"{stage} {done}/{total} {note}", highlight=False)
+
+
+def _fields(overrides: list[str]) -> dict[str, Any]:
+    """The fields that `--set` gives to a single config."""
+    from draft_core.recipe import set_field
+
+    fields: dict[str, Any] = {}
+    for override in overrides:
+        set_field(fields, override)
+    return fields
 
 
 def _quiet_libraries() -> None:

@@ -31,6 +31,8 @@ class RewardSpec:
         unit: what the score is counted in, such as "-kB" or "cosine".
         score_range: the range of scores in words or as an interval, for people.
         differentiable: False for a measure: it may be reported, and is refused in training.
+        surrogate_gradient: whether the gradient is by design another function's than the score's, as that of a
+            staircase must be; it then need only point upwards.
         needs_prompt: whether the score depends on the prompt.
         native_size: side in pixels of the square that the scorer resizes to, None if it takes any size.
         code_license: licence of the plugin's code.
@@ -49,6 +51,7 @@ class RewardSpec:
     code_license: str
     score_range: str = "(-inf, inf)"
     differentiable: bool = True
+    surrogate_gradient: bool = False
     needs_prompt: bool = False
     native_size: int | None = None
     weights_license: str | None = None

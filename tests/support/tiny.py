@@ -120,6 +120,10 @@ class Redness(torch.nn.Module):
     def __init__(self, config: RednessConfig) -> None:
         super().__init__()
         self.contrast = config.contrast
+        self.eval()
+
+    def train(self, mode: bool = True) -> Redness:
+        return super().train(False)
 
     def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         red, green, blue = images.float().mean(dim=(-2, -1)).unbind(dim=1)

@@ -46,6 +46,7 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
     return [
         RewardSpec(
             kind="jpeg",
+            surrogate_gradient=True,
             summary="JPEG file size, counted to the bit, with a gradient",
             config=JpegConfig,
             factory="draft_reward_jpeg.reward:JpegReward",
@@ -55,6 +56,7 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
         ),
         RewardSpec(
             kind="jpeg-distortion",
+            surrogate_gradient=True,
             summary="squared error that JPEG makes, for comparison only",
             config=JpegDistortionConfig,
             factory="draft_reward_jpeg.reward:JpegDistortionReward",

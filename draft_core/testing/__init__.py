@@ -1,0 +1,9 @@
+"""The reward contract, for plugin authors: inherit `RewardContract` in a test, or run `draft rewards check`.
+
+May import the whole library; nothing in the library but the command line imports it.
+"""
+
+from draft_core.testing.checks import CHECKS, Subject, Violation
+from draft_core.testing.contract import RewardContract
+
+__all__ = ["CHECKS", "RewardContract", "Subject", "Violation"]

@@ -1,0 +1,282 @@
+"""What every reward must keep, one function a promise; each raises `Violation` with what it saw.
+
+The order is from the plain to the subtle, so that the first violation is the one to mend first.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from draft_core.config import RewardConfig
+from draft_core.specs import RewardSpec
+
+PROMPTS = ("a photograph of a red apple on a table", "two cats", "an oil painting of the sea at night")
+SIDE = 64  # pixels, where the reward has no native size
+OTHER_SHAPES = ((48, 72), (72, 48), (61, 67), (33, 33))  # wide, tall, odd
+
+# Relative agreement asked of a finite difference. 8-bit rounding inside a scorer makes it a staircase whose
+# average slope is only met within a few percent.
+DIFFERENCE_TOLERANCE = 0.1
+DIFFERENCE_STEPS = (1e-3, 3e-3, 1e-2)  # root mean square of the change of a pixel
+SURROGATE_STEP = 4 / 255  # one along a surrogate gradient, likewise
+SAME = 1e-4  # of the scores' scale: what is left of float32 when a batch is cut otherwise
+HALF_PRECISION = 0.1  # of the scores' scale: bfloat16 has three digits
+
+
+class Violation(AssertionError):
+    """A promise of the reward contract that a reward does not keep."""
+
+
+@dataclass
+class Subject:
+    """The reward under test: its spec, the module that names it, and one instance.
+
+    Arguments:
+        config: what the instance is built from.
+        naming_module: the module that the entry point names; None where there is no entry point.
+        reward: the instance; built by the spec's factory from `config` if left out.
+    """
+
+    spec: RewardSpec
+    config: RewardConfig
+    naming_module: str | None = None
+    reward: Any = field(default=None)
+
+    def __post_init__(self) -> None:
+        if self.reward is None:
+            self.reward = self.spec.load()(self.config)
+
+    def images(self, count: int = 3, height: int | None = None, width: int | None = None) -> torch.Tensor:
+        """Seeded pictures (count, 3, H, W) with shapes, edges and texture, none of them near 0 or 1."""
+        height, width = height or self.spec.native_size or SIDE, width or self.spec.native_size or SIDE
+        generator = torch.Generator().manual_seed(height * 10_000 + width)
+        coarse = torch.rand(count, 3, 5, 5, generator=generator)
+        shapes = torch.nn.functional.interpolate(coarse, (height, width), mode="nearest")
+        ramp = torch.linspace(0, 1, width).expand(count, 3, height, width)
+        texture = torch.rand(count, 3, height, width, generator=generator)
+        return 0.2 + 0.6 * (0.5 * shapes + 0.3 * ramp + 0.2 * texture)
+
+    def score(self, images: torch.Tensor, prompts: tuple[str, ...] | None = None) -> torch.Tensor:
+        """Scores of the images for the first of `PROMPTS`, without gradient."""
+        with torch.no_grad():
+            scores: torch.Tensor = self.reward(images, list(prompts or PROMPTS[: len(images)]))
+        return scores
+
+    def gradient(self, images: torch.Tensor) -> torch.Tensor:
+        """Of the sum of scores, (B, 3, H, W)."""
+        images = images.clone().requires_grad_()
+        scores = self.reward(images, list(PROMPTS[: len(images)]))
+        demand(scores.requires_grad, "its scores carry no gradient, though its spec says that it is differentiable")
+        (gradient,) = torch.autograd.grad(scores.sum(), images, allow_unused=True)
+        demand(gradient is not None, "its scores do not depend on the images as far as autograd can see")
+        result: torch.Tensor = gradient
+        return result
+
+
+def demand(kept: bool, broken: str) -> None:
+    """Raises `Violation` with the sentence `broken` unless the promise is kept."""
+    if not kept:
+        raise Violation(broken)
+
+
+def one_score_per_image(subject: Subject) -> None:
+    """A batch of B images gives float32 scores of shape (B,), for B = 1 and 3."""
+    for count in (1, 3):
+        scores = subject.score(subject.images(count))
+        demand(isinstance(scores, torch.Tensor), f"it returned {type(scores).__name__}, not a tensor")
+        demand(
+            scores.shape == (count,) and scores.dtype == torch.float32,
+            f"it returned {scores.dtype} of shape {tuple(scores.shape)} for {count} images, not float32 ({count},)",
+        )
+        demand(bool(scores.isfinite().all()), f"its scores are not finite: {scores.tolist()}")
+
+
+def inputs_are_left_alone(subject: Subject) -> None:
+    """Images and prompts are the same after the call."""
+    images, prompts = subject.images(), list(PROMPTS)
+    before = images.clone()
+    subject.reward(images, prompts)
+    demand(torch.equal(images, before), "it changed the images in place")
+    demand(prompts == list(PROMPTS), "it changed the list of prompts")
+
+
+def deterministic(subject: Subject) -> None:
+    """The same images score the same, in every bit, whatever torch's random state is."""
+    images = subject.images()
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        first = subject.score(images)
+        torch.manual_seed(2)
+        second = subject.score(images)
+    demand(torch.equal(first, second), f"it scored the same images {first.tolist()} and then {second.tolist()}")
+
+
+def no_leak_between_images(subject: Subject) -> None:
+    """An image's score does not depend on the other images of its batch, nor on their order."""
+    images = subject.images()
+    together = subject.score(images)
+    alone = torch.cat([subject.score(images[i : i + 1], PROMPTS[i : i + 1]) for i in range(3)])
+    demand(_close(together, alone, SAME), f"in a batch it scores {together.tolist()}, alone {alone.tolist()}")
+    turned = subject.score(images.flip(0), PROMPTS[::-1]).flip(0)
+    demand(_close(together, turned, SAME), "its scores change with the order of the batch")
+
+
+def frozen(subject: Subject) -> None:
+    """Nothing is trainable, and it stays in eval mode when a parent goes into training."""
+    reward = subject.reward
+    demand(isinstance(reward, torch.nn.Module), f"it is {type(reward).__name__}, not a torch.nn.Module")
+    trainable = [name for name, parameter in reward.named_parameters() if parameter.requires_grad]
+    demand(not trainable, f"{len(trainable)} of its parameters are trainable, first {(trainable or [''])[0]}")
+    torch.nn.ModuleList([reward]).train()
+    training = [name or type(reward).__name__ for name, module in reward.named_modules() if module.training]
+    demand(not training, f"under a parent's train() it leaves eval mode: {', '.join(training[:3])}")
+
+
+def any_shape(subject: Subject) -> None:
+    """Wide, tall and odd sizes give finite scores, and a gradient if it has one."""
+    for height, width in OTHER_SHAPES:
+        images = subject.images(2, height, width)
+        scores = subject.score(images)
+        demand(
+            scores.shape == (2,) and bool(scores.isfinite().all()), f"at {height}x{width} it scores {scores.tolist()}"
+        )
+        if subject.spec.differentiable:
+            _require_gradient(subject.gradient(images), f"at {height}x{width}")
+
+
+def overshoot_stays_finite(subject: Subject) -> None:
+    """Pixels from -0.1 to 1.1, as a decoder gives them, have finite scores and gradients."""
+    images = subject.images() * 2 - 0.5
+    images = images.clamp(-0.1, 1.1)
+    scores = subject.score(images)
+    demand(bool(scores.isfinite().all()), f"with pixels from -0.1 to 1.1 it scores {scores.tolist()}")
+    if subject.spec.differentiable:
+        gradient = subject.gradient(images)
+        demand(bool(gradient.isfinite().all()), "with pixels from -0.1 to 1.1 its gradient is not finite")
+
+
+def every_image_has_a_gradient(subject: Subject) -> None:
+    """The gradient is finite and not zero for each image; a measure has none."""
+    if not subject.spec.differentiable:
+        images = subject.images().requires_grad_()
+        scores = subject.reward(images, list(PROMPTS))
+        demand(not scores.requires_grad, "its spec says that it only measures, but its scores carry a gradient")
+        return
+    for count in (1, 3):
+        _require_gradient(subject.gradient(subject.images(count)), f"with {count} images")
+
+
+def gradient_is_right(subject: Subject) -> None:
+    """A step along the gradient changes the score by what the gradient says.
+
+    A surrogate gradient, so declared in the spec, need only point upwards.
+    """
+    if not subject.spec.differentiable:
+        return
+    images = subject.images()
+    gradient = subject.gradient(images)
+    direction = gradient / gradient.square().flatten(1).mean(1).sqrt()[:, None, None, None]
+    if subject.spec.surrogate_gradient:
+        gain = subject.score(images + SURROGATE_STEP * direction) - subject.score(images)
+        demand(bool((gain > 0).all()), f"a step along its surrogate gradient changes the scores by {gain.tolist()}")
+        return
+    promised = (gradient * direction).flatten(1).sum(1)
+    errors = []
+    for step in DIFFERENCE_STEPS:
+        up, down = subject.score(images + step * direction), subject.score(images - step * direction)
+        seen = (up - down).double() / (2 * step)
+        errors.append((seen / promised - 1).abs())
+    best = torch.stack(errors).amin(0)
+    demand(
+        bool((best < DIFFERENCE_TOLERANCE).all()),
+        f"a finite difference along its gradient is off by {[f'{error:.0%}' for error in best.tolist()]}",
+    )
+
+
+def half_precision_inputs(subject: Subject) -> None:
+    """bfloat16 images and autocast give float32 scores near those of float32."""
+    images = subject.images()
+    plain = subject.score(images)
+    scale = plain.abs().max().clamp_min(1e-3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = subject.score(images)
+    for name, scores in (("bfloat16 images", subject.score(images.bfloat16())), ("autocast", under_autocast)):
+        demand(scores.dtype == torch.float32, f"with {name} it returns {scores.dtype}, not float32")
+        off = float((scores - plain).abs().max() / scale)
+        demand(off < HALF_PRECISION, f"with {name} its scores are off by {off:.0%} of their scale")
+
+
+def prompts_count_as_declared(subject: Subject) -> None:
+    """The score depends on the prompt exactly if the spec says so."""
+    images = subject.images()
+    others = (PROMPTS[2], PROMPTS[0], PROMPTS[1])
+    same = torch.equal(subject.score(images), subject.score(images, others))
+    if subject.spec.needs_prompt:
+        demand(not same, "its spec says that it needs a prompt, but other prompts give the same scores")
+    else:
+        demand(same, "its spec says that it needs no prompt, but other prompts give other scores")
+
+
+def config_survives_json(subject: Subject) -> None:
+    """The config comes back from JSON as it was."""
+    text = subject.config.model_dump_json()
+    back = type(subject.config).model_validate(json.loads(text))
+    demand(back == subject.config, f"its config {subject.config!r} comes back from JSON as {back!r}")
+
+
+def naming_imports_no_torch(subject: Subject) -> None:
+    """Importing the module that names it, in a fresh interpreter, imports no torch."""
+    if subject.naming_module is None:
+        return
+    program = f"import sys, {subject.naming_module}; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    demand(done.returncode == 0, f"importing {subject.naming_module} imports torch {done.stderr[-200:]}".strip())
+
+
+CHECKS: dict[str, Callable[[Subject], None]] = {
+    check.__name__: check
+    for check in (
+        one_score_per_image,
+        inputs_are_left_alone,
+        deterministic,
+        no_leak_between_images,
+        frozen,
+        any_shape,
+        overshoot_stays_finite,
+        every_image_has_a_gradient,
+        gradient_is_right,
+        half_precision_inputs,
+        prompts_count_as_declared,
+        config_survives_json,
+        naming_imports_no_torch,
+    )
+}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Small tensors on a busy machine are many times slower with two threads than with one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _require_gradient(gradient: torch.Tensor, where: str) -> None:
+    demand(bool(gradient.isfinite().all()), f"{where} its gradient is not finite")
+    without = [place for place, one in enumerate(gradient) if not one.any()]
+    demand(not without, f"{where} the gradient of image {without[:1]} is zero")
+
+
+def _close(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
+    return bool((one - other).abs().max() <= tolerance * one.abs().max().clamp_min(1e-3))
