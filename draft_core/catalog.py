@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
+import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,8 @@ from draft_core.errors import PluginError
 from draft_core.specs import PretrainedSpec, RewardSpec
 
 Spec = TypeVar("Spec", RewardSpec, PretrainedSpec)
+
+RESTRICTION = "DRAFT_PLUGINS"
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,17 @@ class Entry(Generic[Spec]):
 
 
 @dataclass(frozen=True)
+class Plugin:
+    """One entry point that works, and what it registered."""
+
+    entry_point: str
+    distribution: Distribution
+    file: str
+    rewards: tuple[str, ...]
+    pretrained: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class BrokenPlugin:
     """A plugin that could not be used, and why, in one line."""
 
@@ -58,12 +73,14 @@ class Catalog:
     Arguments:
         rewards: kind -> entry, sorted by kind.
         pretrained: alias -> entry, sorted by alias.
-        broken: the plugins that could not be loaded.
+        plugins: the plugins that could be loaded, with what they register.
+        broken: the plugins that could not.
         conflicts: kind or alias -> the distributions that all claim it; none of them is offered.
     """
 
     rewards: Mapping[str, Entry[RewardSpec]] = field(default_factory=dict)
     pretrained: Mapping[str, Entry[PretrainedSpec]] = field(default_factory=dict)
+    plugins: tuple[Plugin, ...] = ()
     broken: tuple[BrokenPlugin, ...] = ()
     conflicts: Mapping[str, tuple[Distribution, ...]] = field(default_factory=dict)
 
@@ -106,12 +123,32 @@ class Catalog:
 
 
 def load_catalog() -> Catalog:
-    """What the plugins of this Python environment offer; broken ones are recorded, never fatal."""
-    return read_catalog(importlib.metadata.entry_points(group=hookspecs.ENTRY_POINT_GROUP))
+    """What the plugins of this Python environment offer; broken ones are recorded, never fatal.
+
+    The environment variable `DRAFT_PLUGINS`, where it is set, names the distributions to look at, joined by
+    commas; empty, none is.
+
+    Raises:
+        PluginError: if it names a distribution that offers no plugin.
+    """
+    entry_points = importlib.metadata.entry_points(group=hookspecs.ENTRY_POINT_GROUP)
+    wanted = os.environ.get(RESTRICTION)
+    if wanted is None:
+        return read_catalog(entry_points)
+    names = {name.strip() for name in wanted.split(",") if name.strip()}
+    installed = {_distribution(point).name for point in entry_points}
+    if missing := sorted(names - installed):
+        raise PluginError(
+            f"{missing[0]!r} is no installed plugin",
+            where=RESTRICTION,
+            next=f"installed: {', '.join(sorted(installed))}",
+        )
+    return read_catalog(point for point in entry_points if _distribution(point).name in names)
 
 
 def read_catalog(entry_points: Iterable[importlib.metadata.EntryPoint]) -> Catalog:
     """The catalog of these entry points; the same entry point listed twice counts once."""
+    plugins: list[Plugin] = []
     rewards: list[Entry[RewardSpec]] = []
     pretrained: list[Entry[PretrainedSpec]] = []
     broken: list[BrokenPlugin] = []
@@ -125,21 +162,32 @@ def read_catalog(entry_points: Iterable[importlib.metadata.EntryPoint]) -> Catal
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             broken.append(BrokenPlugin(f"{point.name} = {point.value}", distribution, reason))
             continue
+        kinds, aliases = tuple(spec.kind for spec in found_rewards), tuple(spec.alias for spec in found_pretrained)
+        file = getattr(sys.modules.get(point.module), "__file__", None) or "?"
+        plugins.append(Plugin(f"{point.name} = {point.value}", distribution, file, kinds, aliases))
         rewards += [Entry(spec, distribution, point.module) for spec in found_rewards]
         pretrained += [Entry(spec, distribution, point.module) for spec in found_pretrained]
     conflicts: dict[str, tuple[Distribution, ...]] = {}
     return Catalog(
         rewards=_by_name(((entry.spec.kind, entry) for entry in rewards), conflicts),
         pretrained=_by_name(((entry.spec.alias, entry) for entry in pretrained), conflicts),
+        plugins=tuple(plugins),
         broken=tuple(broken),
         conflicts=conflicts,
     )
 
 
 def _read_plugin(point: importlib.metadata.EntryPoint) -> tuple[list[RewardSpec], list[PretrainedSpec]]:
+    module = point.load()
+    version = getattr(module, "DRAFT_API_VERSION", hookspecs.API_VERSION)
+    if version != hookspecs.API_VERSION:
+        raise PluginError(
+            f"it is written for version {version} of the plugin interface, this draft-core has {hookspecs.API_VERSION}",
+            next="install versions of the two that fit",
+        )
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    manager.register(point.load(), name=point.name)
+    manager.register(module, name=point.name)
     manager.check_pending()  # refuses a hook that is not declared, such as a misspelt one
     rewards = [spec for result in manager.hook.draft_register_rewards() for spec in result]
     pretrained = [spec for result in manager.hook.draft_register_pretrained() for spec in result]

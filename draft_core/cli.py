@@ -27,7 +27,7 @@ from rich.progress import (
 from rich.table import Table
 from typer.core import TyperGroup
 
-from draft_core.catalog import load_catalog
+from draft_core.catalog import Catalog, load_catalog
 from draft_core.errors import DraftError
 
 out = Console()
@@ -123,10 +123,7 @@ def list_rewards(ctx: typer.Context) -> None:
             spec.weights_license or "none",
         )
     out.print(table)
-    for plugin in catalog.broken:
-        out.print(f"[red]broken:[/] {escape(f'{plugin.distribution} ({plugin.entry_point}): {plugin.reason}')}")
-    for name, claimants in catalog.conflicts.items():
-        out.print(f"[red]in conflict:[/] {name!r} is claimed by {' and '.join(map(str, claimants))}")
+    _print_problems(catalog)
     if not catalog.rewards:
         out.print("No reward is installed; try `pip install draft-reward-jpeg`.")
 
@@ -186,6 +183,23 @@ def check_reward(
     out.print(f"{kind}: {len(CHECKS) - broken} of {len(CHECKS)} checks passed", highlight=False)
     if broken:
         raise typer.Exit(1)
+
+
+@app.command()
+def plugins() -> None:
+    """List the installed plugins: what each registers, from which file, and what is wrong.
+
+    The environment variable DRAFT_PLUGINS restricts the set: distributions joined by commas, or nothing for none.
+    """
+    catalog = load_catalog()
+    table = Table("distribution", "entry point", "registers", "file")
+    for plugin in catalog.plugins:
+        registers = [*(f"reward {kind}" for kind in plugin.rewards), *(f"model {alias}" for alias in plugin.pretrained)]
+        table.add_row(
+            str(plugin.distribution), escape(plugin.entry_point), ", ".join(registers) or "nothing", escape(plugin.file)
+        )
+    out.print(table)
+    _print_problems(catalog)
 
 
 @app.command()
@@ -320,6 +334,15 @@ def _train(path: Path, overrides: list[str], *, resume: bool, overwrite: bool) -
     for name, before in result.before.means().items():
         out.print(f"{name}: {before:.4g} before, {after[name]:.4g} after", highlight=False)
     out.print(f"report: {result.report}", highlight=False, soft_wrap=True)
+
+
+def _print_problems(catalog: Catalog) -> None:
+    for plugin in catalog.broken:
+        text = f"{plugin.distribution} ({plugin.entry_point}): {plugin.reason}"
+        out.print(f"[red]broken:[/] {escape(text)}", highlight=False, soft_wrap=True)
+    for name, claimants in catalog.conflicts.items():
+        claims = " and ".join(map(str, claimants))
+        out.print(f"[red]in conflict:[/] {name!r} is claimed by {claims}", highlight=False, soft_wrap=True)
 
 
 class _ProgressLines:

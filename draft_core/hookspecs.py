@@ -15,6 +15,9 @@ from draft_core.specs import PretrainedSpec, RewardSpec
 PROJECT = "draft"
 ENTRY_POINT_GROUP = "draft_core.plugins"
 
+# A naming file may declare DRAFT_API_VERSION; another one than this is refused by name.
+API_VERSION = 1
+
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 

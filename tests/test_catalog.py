@@ -78,6 +78,12 @@ def test_broken_plugins_are_recorded_and_the_others_work(point: Any) -> None:
     assert "draft_register_reward" in reasons["draft-misspelt"]
 
 
+def test_a_plugin_for_another_interface_is_refused_by_name(point: Any) -> None:
+    catalog = read_catalog([point("new", {**offering(REDNESS), "DRAFT_API_VERSION": 2})])
+    assert not catalog.rewards
+    assert "written for version 2 of the plugin interface, this draft-core has 1" in catalog.broken[0].reason
+
+
 def test_two_distributions_that_claim_one_kind_are_both_named(point: Any) -> None:
     catalog = read_catalog([point("one", offering(REDNESS, BRIGHTNESS)), point("two", offering(REDNESS))])
     assert list(catalog.rewards) == ["brightness"]
