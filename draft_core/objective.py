@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from draft_core.errors import RewardError
+from draft_core.protocols import FrozenModule
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Scores:
     each: dict[str, torch.Tensor]
 
 
-class Objective(torch.nn.Module):
+class Objective(FrozenModule):
     """A weighted sum of rewards.
 
     Arguments:
@@ -39,11 +40,7 @@ class Objective(torch.nn.Module):
         super().__init__()
         self.rewards = torch.nn.ModuleDict({name: reward.requires_grad_(False) for name, reward in rewards.items()})
         self.weights = {name: (weights or {}).get(name, 1.0) for name in rewards}
-        self.eval()
-
-    def train(self, mode: bool = True) -> Objective:
-        """Rewards stay in eval mode, whatever the parent does: dropout in a scorer is noise."""
-        return super().train(False)
+        self.eval()  # the rewards too, which need not be frozen modules themselves
 
     def forward(self, images: torch.Tensor, prompts: Sequence[str]) -> Scores:
         """The scores of `images`, (N, 3, H, W) in [0, 1], for their N prompts.

@@ -12,11 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from draft_core.plan import StepPlan
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Reward(Protocol):
@@ -34,6 +37,22 @@ class Reward(Protocol):
             prompts: N strings.
         """
         ...
+
+
+class FrozenModule(torch.nn.Module):
+    """A module that is in eval mode and stays there, whatever its parent does: the base for rewards.
+
+    Dropout or batch statistics that come alive under a parent's `train()` turn scores into noise. Weights
+    that a subclass loads it freezes itself, with `requires_grad_(False)`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Eval mode, whatever `mode` says."""
+        return super().train(False)
 
 
 class Estimator(Protocol):

@@ -14,8 +14,8 @@ import tiny
 import torch
 import yaml
 from PIL import Image
-from tiny import GOOD
 from safetensors.torch import load_file
+from tiny import GOOD
 from typer.testing import CliRunner
 
 from draft_core import cli

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from draft_core import cli
 from draft_core.plugin import Field
+from draft_core.protocols import FrozenModule
 from draft_core.specs import RewardSpec
 from draft_core.testing import CHECKS, RewardContract, Subject, Violation
 
@@ -24,16 +25,12 @@ def sound(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
     return images.float().square().mean(dim=(1, 2, 3)) + images.float().mean(dim=(2, 3)).prod(dim=1)
 
 
-class Planted(torch.nn.Module):
+class Planted(FrozenModule):
     """A reward made of a function."""
 
     def __init__(self, score: Score) -> None:
         super().__init__()
         self.score = score
-        self.eval()
-
-    def train(self, mode: bool = True) -> Planted:
-        return super().train(False)
 
     def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         return self.score(images, prompts)

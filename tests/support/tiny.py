@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from draft_core.catalog import Catalog, Distribution, Entry
 from draft_core.plugin import Field, PretrainedSpec, RewardConfig, RewardSpec
+from draft_core.protocols import FrozenModule
 
 PROMPTS = ["a cat", "a red dog"]
 WIDTH = 16  # of the text embedding
@@ -114,23 +115,19 @@ class ClockConfig(RewardConfig):
     kind: Literal["brightness"] = "brightness"
 
 
-class Redness(torch.nn.Module):
+class Redness(FrozenModule):
     """Mean of red minus half of green and blue, times the contrast."""
 
     def __init__(self, config: RednessConfig) -> None:
         super().__init__()
         self.contrast = config.contrast
-        self.eval()
-
-    def train(self, mode: bool = True) -> Redness:
-        return super().train(False)
 
     def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         red, green, blue = images.float().mean(dim=(-2, -1)).unbind(dim=1)
         return self.contrast * (red - (green + blue) / 2)
 
 
-class Brightness(torch.nn.Module):
+class Brightness(FrozenModule):
     """Mean level, without gradient."""
 
     def __init__(self, config: ClockConfig) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from draft_core.errors import RewardError
+from draft_core.protocols import FrozenModule
 from draft_reward_jpeg import JpegConfig, JpegDistortionConfig, JpegSizeConfig
 from draft_reward_jpeg.entropy import count_bits, crossings, scan_order, stored_numbers
 from draft_reward_jpeg.tables import HEADER_BYTES
@@ -26,13 +27,12 @@ BYTES_PER_KB = 1000
 STUFFED_SHARE = 0.003
 
 
-class _JpegScore(torch.nn.Module, ABC):
+class _JpegScore(FrozenModule, ABC):
     """An amount per image in float32, negated where the config says compress. Holds no weights."""
 
     def __init__(self, config: JpegConfig | JpegDistortionConfig | JpegSizeConfig) -> None:
         super().__init__()
         self.config = config
-        self.train(False)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) float32 of images (B, 3, H, W) in [0, 1], NaN if one is not finite; prompts are not read.
@@ -55,10 +55,6 @@ class _JpegScore(torch.nn.Module, ABC):
     @abstractmethod
     def amount(self, images: Tensor) -> Tensor:
         """What there is less of in a more compressible image, (B,), for images (B, 3, H, W) float32."""
-
-    def train(self, mode: bool = True) -> _JpegScore:
-        """Stays in eval mode, whatever the parent module does."""
-        return super().train(False)
 
 
 class JpegReward(_JpegScore):
