@@ -5,7 +5,7 @@ Images are float (N, 3, H, W) in [0, 1]. Tensors wing. May import: errors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,57 +17,88 @@ from draft_core.errors import DraftError
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Radford et al. 2021, as published with the weights
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+_WEIGHT_BITS = 22  # of the fixed-point weights in Pillow's Resample.c, for 8-bit images
+_HALF_BITS = 11
+
 
 def round_straight_through(values: torch.Tensor) -> torch.Tensor:
     """`values` rounded, halves up; the gradient passes as if they were not (Bengio et al. 2013, arXiv 1308.3432)."""
     return values + ((values + 0.5).floor() - values).detach()
 
 
-def resize_like_pil(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Pillow's 8-bit bicubic resize, with a gradient: (N, 3, height, width) in [0, 1].
+def resize_like_pil(images: torch.Tensor, height: int, width: int, *, filter: str = "bicubic") -> torch.Tensor:
+    """Pillow's 8-bit resize, with a gradient: (N, 3, height, width) in [0, 1].
 
     Pillow resizes the rows, rounds and clamps to 8 bits, then the columns likewise. (Pillow 13 takes the
     columns first where height shrinks much more than width; no scorer does that.) The rounding is
     straight-through; clamped pixels get no gradient, like in `torch.clamp`.
+
+    Arguments:
+        filter: name of one of `FILTERS`.
     """
     levels = round_straight_through(images * 255).clamp(0, 255)
     if width != levels.shape[-1]:
-        weights = bicubic_weights(levels.shape[-1], width).to(levels)
-        levels = round_straight_through(levels @ weights.T).clamp(0, 255)
+        levels = _resample_columns(levels, resampling_weights(levels.shape[-1], width, filter))
     if height != levels.shape[-2]:
-        weights = bicubic_weights(levels.shape[-2], height).to(levels)
-        levels = round_straight_through(weights @ levels).clamp(0, 255)
+        levels = _resample_columns(levels.mT, resampling_weights(levels.shape[-2], height, filter)).mT
     return levels / 255
 
 
-def resize_shortest_like_pil(images: torch.Tensor, size: int) -> torch.Tensor:
+def _resample_columns(levels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Whole levels (..., source) to whole levels (..., target), rounded just as Pillow's integers are.
+
+    Sums that fall halfway between two levels are common where source and target have common factors. Both
+    halves of a weight are short enough for float32 to add their products without error.
+    """
+    coarse = (weights * 2**_HALF_BITS).round() / 2**_HALF_BITS
+    high, low = levels @ coarse.to(levels).T, levels @ (weights - coarse).to(levels).T
+    smooth = high + low
+    with torch.no_grad():
+        whole = (high + 0.5).floor()
+        rounded = whole + (high + 0.5 - whole + low).floor()
+    return (smooth + (rounded - smooth).detach()).clamp(0, 255)
+
+
+def resize_shortest_like_pil(images: torch.Tensor, size: int, *, filter: str = "bicubic") -> torch.Tensor:
     """The images with their shortest side `size`, the longer one truncated to whole pixels as torchvision does."""
     height, width = images.shape[-2:]
     if height <= width:
-        return resize_like_pil(images, size, int(size * width / height))
-    return resize_like_pil(images, int(size * height / width), size)
+        return resize_like_pil(images, size, int(size * width / height), filter=filter)
+    return resize_like_pil(images, int(size * height / width), size, filter=filter)
 
 
-def bicubic_weights(source: int, target: int) -> torch.Tensor:
-    """The matrix (target, source), float64, of Pillow's antialiased bicubic filter (Keys 1981, a = -0.5)."""
+def resampling_weights(source: int, target: int, filter: str = "bicubic") -> torch.Tensor:
+    """The matrix (target, source), float64, of one of Pillow's antialiased filters, in Pillow's steps of 2^-22."""
+    support, kernel = FILTERS[filter]
     scale = source / target
     stretch = max(scale, 1.0)  # the kernel widens when the image shrinks: that is the antialiasing
-    support = 2.0 * stretch
-    weights = torch.zeros(target, source, dtype=torch.float64)
-    for row in range(target):
-        centre = (row + 0.5) * scale
-        first, last = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), source)
-        places = (torch.arange(first, last, dtype=torch.float64) + 0.5 - centre) / stretch
-        kernel = _keys(places)
-        weights[row, first:last] = kernel / kernel.sum()
-    return weights
+    centres = (torch.arange(target, dtype=torch.float64)[:, None] + 0.5) * scale
+    places = (torch.arange(source, dtype=torch.float64) + 0.5 - centres) / stretch
+    weights = torch.where(places.abs() < support, kernel(places), 0.0)
+    return (weights / weights.sum(1, keepdim=True) * 2**_WEIGHT_BITS).round() / 2**_WEIGHT_BITS
+
+
+def _triangle(x: torch.Tensor) -> torch.Tensor:
+    return 1 - x.abs()
 
 
 def _keys(x: torch.Tensor, a: float = -0.5) -> torch.Tensor:
     x = x.abs()
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * a
-    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    return torch.where(x < 1, near, far)
+
+
+def _windowed_sinc(x: torch.Tensor) -> torch.Tensor:
+    return torch.sinc(x) * torch.sinc(x / 3)
+
+
+# Name -> half its width in pixels, and the kernel inside it: linear, Keys 1981 with a = -0.5, Lanczos with three lobes.
+FILTERS: dict[str, tuple[float, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "bilinear": (1.0, _triangle),
+    "bicubic": (2.0, _keys),
+    "lanczos": (3.0, _windowed_sinc),
+}
 
 
 def center_crop(images: torch.Tensor, size: int, *, rounding: str) -> torch.Tensor:

@@ -11,10 +11,11 @@ from PIL import Image
 
 from draft_core.errors import DraftError
 from draft_core.images import (
-    bicubic_weights,
+    FILTERS,
     center_crop,
     normalize,
     read_image,
+    resampling_weights,
     resize_like_pil,
     resize_shortest_like_pil,
     to_pil,
@@ -30,23 +31,30 @@ def picture(height: int, width: int) -> torch.Tensor:
     return ((fine + noise).clamp(0, 1) * 255).round() / 255
 
 
+@pytest.mark.parametrize("filter", FILTERS)
 @pytest.mark.parametrize("size", [(224, 224), (300, 401), (64, 64), (427, 640), (37, 91)])
 @pytest.mark.parametrize("target", [(224, 224), (112, 150), (48, 31)])
-def test_resize_is_pillows_to_the_level(size: tuple[int, int], target: tuple[int, int]) -> None:
+def test_resize_is_pillows_to_the_level(size: tuple[int, int], target: tuple[int, int], filter: str) -> None:
     image = picture(*size)
-    ours = resize_like_pil(image, *target)
-    pillow = to_pil(image[0]).resize(target[::-1], Image.Resampling.BICUBIC)
+    ours = resize_like_pil(image, *target, filter=filter)
+    pillow = to_pil(image[0]).resize(target[::-1], Image.Resampling[filter.upper()])
     expected = torch.from_numpy(np.asarray(pillow).copy()).permute(2, 0, 1)[None].float()
-    difference = (ours * 255 - expected).abs()
-    assert difference.max() <= 1.001
-    assert difference.gt(0.5).float().mean() < 0.001, "Pillow's weights are fixed-point, ours are not"
+    torch.testing.assert_close(ours * 255, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("filter", FILTERS)
+@pytest.mark.parametrize(("source", "target"), [(50, 50), (91, 13), (13, 91), (1, 7), (7, 1)])
+def test_each_row_of_weights_sums_to_one(source: int, target: int, filter: str) -> None:
+    weights = resampling_weights(source, target, filter)
+    assert weights.shape == (target, source)
+    torch.testing.assert_close(weights.sum(1), torch.ones(target, dtype=torch.float64), rtol=0, atol=1e-5)
 
 
 def test_resize_passes_the_gradient_of_its_linear_map() -> None:
     image = picture(20, 30).double().clamp(0.2, 0.8).requires_grad_()
     direction = torch.randn(1, 3, 8, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     (grad,) = torch.autograd.grad((resize_like_pil(image, 8, 11) * direction).sum(), image)
-    expected = bicubic_weights(20, 8).T @ direction @ bicubic_weights(30, 11)
+    expected = resampling_weights(20, 8).T @ direction @ resampling_weights(30, 11)
     torch.testing.assert_close(grad, expected)
 
 
