@@ -17,8 +17,8 @@ from draft_core.errors import DraftError
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Radford et al. 2021, as published with the weights
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-_WEIGHT_BITS = 22  # of the fixed-point weights in Pillow's Resample.c, for 8-bit images
-_HALF_BITS = 11
+_FINE = 1 << 22  # steps per unit of the weights in Pillow's Resample.c, for 8-bit images
+_COARSE = 1 << 11
 
 
 def round_straight_through(values: torch.Tensor) -> torch.Tensor:
@@ -50,7 +50,7 @@ def _resample_columns(levels: torch.Tensor, weights: torch.Tensor) -> torch.Tens
     Sums that fall halfway between two levels are common where source and target have common factors. Both
     halves of a weight are short enough for float32 to add their products without error.
     """
-    coarse = (weights * 2**_HALF_BITS).round() / 2**_HALF_BITS
+    coarse = (weights * _COARSE).round() / _COARSE
     high, low = levels @ coarse.to(levels).T, levels @ (weights - coarse).to(levels).T
     smooth = high + low
     with torch.no_grad():
@@ -75,7 +75,7 @@ def resampling_weights(source: int, target: int, filter: str = "bicubic") -> tor
     centres = (torch.arange(target, dtype=torch.float64)[:, None] + 0.5) * scale
     places = (torch.arange(source, dtype=torch.float64) + 0.5 - centres) / stretch
     weights = torch.where(places.abs() < support, kernel(places), 0.0)
-    return (weights / weights.sum(1, keepdim=True) * 2**_WEIGHT_BITS).round() / 2**_WEIGHT_BITS
+    return (weights / weights.sum(1, keepdim=True) * _FINE).round() / _FINE
 
 
 def _triangle(x: torch.Tensor) -> torch.Tensor:
