@@ -309,6 +309,25 @@ def sample(
     out.print(f"wrote {output}", highlight=False)
 
 
+@app.command("new-reward")
+def new_reward(
+    name: Annotated[str, typer.Argument(help="The kind of the new reward, lower-case words joined by hyphens.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The new folder; draft-reward-NAME if left out.")
+    ] = None,
+) -> None:
+    """Write a ready plugin project for a reward of your own: config, reward, tests, README, CI.
+
+    It passes its contract at once; then replace the score by yours. See docs/write-a-reward.md.
+    """
+    from draft_core.scaffold import write_reward_project
+
+    folder = output or Path(f"draft-reward-{name}")
+    for path in write_reward_project(name, folder):
+        out.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    out.print(f"next: pip install -e {folder} && draft rewards check {name}", highlight=False, soft_wrap=True)
+
+
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of recipes with everything that is installed, for an editor to complete."""

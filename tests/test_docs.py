@@ -54,7 +54,7 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
 def test_commands_of_a_page_exist(page: Path) -> None:
     known: Any = get_command(app)
     for block in code_blocks(page, "(?:sh|bash)"):
-        for words in re.findall(r"^draft ([a-z]+)(.*)$", block, flags=re.MULTILINE):
+        for words in re.findall(r"^draft ([a-z-]+)(.*)$", block, flags=re.MULTILINE):
             command, rest = words
             assert command in known.commands, f"{page.name} calls draft {command}"
             options = {option for parameter in known.commands[command].params for option in parameter.opts}

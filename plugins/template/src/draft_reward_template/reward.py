@@ -1,0 +1,23 @@
+"""The reward itself: pictures in, one score for each out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from draft_core.protocols import FrozenModule
+from draft_reward_template import TemplateConfig
+
+
+class TemplateReward(FrozenModule):
+    """Mean red minus mean blue: replace this by what you want pictures to be."""
+
+    def __init__(self, config: TemplateConfig) -> None:
+        super().__init__()
+        self.strength = config.strength
+
+    def forward(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Scores (B,) float32 of images (B, 3, H, W) in [0, 1]; higher is better."""
+        red, _, blue = images.float().mean(dim=(-2, -1)).unbind(dim=1)
+        return self.strength * (red - blue)
