@@ -94,6 +94,7 @@ def read_tensors(path: Path, *, where: str) -> dict[str, torch.Tensor]:
     Raises:
         DraftError: if the file is torn, or holds anything else.
     """
+    content: object
     try:
         if path.suffix == ".safetensors":
             content = load_file(path)
