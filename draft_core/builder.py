@@ -17,7 +17,7 @@ from packaging.version import Version
 
 from draft_core.catalog import Catalog, load_catalog
 from draft_core.config import RewardConfig
-from draft_core.errors import DraftError, RecipeError
+from draft_core.errors import DraftError, PluginError, RecipeError
 from draft_core.lora import add_lora
 from draft_core.objective import Objective
 from draft_core.recipe import ModelConfig, RecipeBase, locate_pretrained, resolve_prompts, reward_type, validate
@@ -72,7 +72,7 @@ def build_objective(configs: Sequence[RewardConfig], catalog: Catalog) -> Object
     for config in configs:
         count = sum(name.split("#")[0] == config.kind for name in rewards)
         name = f"{config.kind}#{count + 1}" if count else config.kind
-        rewards[name] = catalog.reward(config.kind).spec.load()(config)
+        rewards[name] = build_reward(config, catalog)
         weights[name] = config.weight
     return Objective(rewards, weights)
 
@@ -90,8 +90,28 @@ def load_reward(kind: str, *, catalog: Catalog | None = None, **fields: Any) -> 
     """
     catalog = catalog if catalog is not None else load_catalog()
     config = reward_config(kind, fields, catalog)
-    reward: torch.nn.Module = catalog.reward(kind).spec.load()(config)
-    return reward.requires_grad_(False).eval()
+    return build_reward(config, catalog).requires_grad_(False).eval()
+
+
+def build_reward(config: RewardConfig, catalog: Catalog) -> torch.nn.Module:
+    """What the plugin's factory makes of its config.
+
+    Raises:
+        PluginError: if the factory raises anything but a `DraftError`, or makes no module.
+    """
+    entry = catalog.reward(config.kind)
+    where = f"reward {config.kind!r} of {entry.distribution}"
+    factory = entry.spec.load()
+    try:
+        reward = factory(config)
+    except DraftError:
+        raise
+    except Exception as error:  # a plugin's bug: name the plugin, and keep the traceback as the cause
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PluginError(f"it cannot be built ({reason})", where=where, next="tell its author") from error
+    if not isinstance(reward, torch.nn.Module):
+        raise PluginError(f"its factory made {type(reward).__name__}, not a torch.nn.Module", where=where)
+    return reward
 
 
 def reward_config(kind: str, fields: Mapping[str, Any], catalog: Catalog) -> RewardConfig:

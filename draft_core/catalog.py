@@ -158,7 +158,7 @@ def read_catalog(entry_points: Iterable[importlib.metadata.EntryPoint]) -> Catal
         distribution = _distribution(point)
         try:
             found_rewards, found_pretrained = _read_plugin(point)
-        except Exception as error:  # a plugin may raise anything at all, and must not take the others down
+        except (Exception, SystemExit) as error:  # whatever a plugin does, it must not take the others down
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             broken.append(BrokenPlugin(f"{point.name} = {point.value}", distribution, reason))
             continue

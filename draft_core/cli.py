@@ -192,13 +192,11 @@ def plugins() -> None:
     The environment variable DRAFT_PLUGINS restricts the set: distributions joined by commas, or nothing for none.
     """
     catalog = load_catalog()
-    table = Table("distribution", "entry point", "registers", "file")
     for plugin in catalog.plugins:
         registers = [*(f"reward {kind}" for kind in plugin.rewards), *(f"model {alias}" for alias in plugin.pretrained)]
-        table.add_row(
-            str(plugin.distribution), escape(plugin.entry_point), ", ".join(registers) or "nothing", escape(plugin.file)
-        )
-    out.print(table)
+        out.print(f"[bold]{plugin.distribution}[/]", highlight=False)
+        for line in (f"registers {', '.join(registers) or 'nothing'}", plugin.entry_point, plugin.file):
+            out.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
     _print_problems(catalog)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from draft_core.errors import RewardError
+from draft_core.errors import DraftError, RewardError
 from draft_core.protocols import FrozenModule
 
 
@@ -46,16 +46,27 @@ class Objective(FrozenModule):
         """The scores of `images`, (N, 3, H, W) in [0, 1], for their N prompts.
 
         Raises:
-            RewardError: if a reward returns anything but one float32 score for each image.
+            RewardError: if a reward raises, or returns anything but one float32 score for each image.
         """
-        each = {name: _checked(name, reward(images, prompts), len(images)) for name, reward in self.rewards.items()}
+        each = {name: _scores(name, reward, images, prompts) for name, reward in self.rewards.items()}
         total = torch.zeros(len(images), device=images.device)
         for name, scores in each.items():
             total = total + self.weights[name] * scores
         return Scores(total, each)
 
 
-def _checked(name: str, scores: Any, count: int) -> torch.Tensor:
+def _scores(name: str, reward: torch.nn.Module, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    count = len(images)
+    try:
+        scores: Any = reward(images, prompts)
+    except (DraftError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a plugin's bug: name the plugin's reward, and keep the traceback as the cause
+        raise RewardError(
+            f"it raised {type(error).__name__}: {' '.join(str(error).split())}",
+            where=f"reward {name!r}",
+            next=f"run `draft rewards check {name.split('#')[0]}` and tell its author",
+        ) from error
     if not isinstance(scores, torch.Tensor):
         problem = f"it returned {type(scores).__name__}"
     elif scores.shape != (count,) or scores.dtype != torch.float32:

@@ -136,6 +136,7 @@ class Trainer:
                 prompts, generator, plan = self._draw(micro)
                 rollout = self.sampler(prompts, plan=plan, generator=generator)  # prompts -> images, with gradient
                 scores = self.objective(rollout.images, rollout.prompts)  # images  -> a score each, (N,)
+                _require_gradient(scores.each)
                 loss = -scores.total.mean()  # higher reward is better
             self.accelerator.backward(loss / self.accumulation)  # loss    -> LoRA
             passes.append({name: float(each.detach().mean()) for name, each in scores.each.items()})
@@ -227,3 +228,13 @@ class Trainer:
         set_lora_state(self.sampler.pipe, adapter)
         self.optimizer.load_state_dict(optimizer)
         self.done = state["update"]
+
+
+def _require_gradient(each: Mapping[str, torch.Tensor]) -> None:
+    for name, scores in each.items():
+        if not scores.requires_grad:
+            raise RewardError(
+                "its scores carry no gradient, so nothing would be trained",
+                where=f"reward {name!r}",
+                next=f"run `draft rewards check {name.split('#')[0]}` and tell its author",
+            )

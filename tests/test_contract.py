@@ -56,6 +56,14 @@ class Trainable(Planted):
         self.factor = torch.nn.Parameter(torch.ones(()))
 
 
+class Rooted(Planted):
+    """A constant that is no buffer, and stays on the CPU when the reward moves."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda images, prompts: sound(images * self.factor, prompts))
+        self.factor = torch.ones(3, 1, 1)
+
+
 class Forgetful(RednessConfig):
     """A field that its JSON does not hold."""
 
@@ -112,6 +120,7 @@ DRAWN: dict[str, Any] = {
     "deterministic": Planted(noisy),
     "no_leak_between_images": Planted(batch_statistics),
     "frozen": Melting(),
+    "tensors_move_along": Rooted(),
     "any_shape": Planted(square_only),
     "overshoot_stays_finite": Planted(rooted),
     "every_image_has_a_gradient": Planted(only_first),

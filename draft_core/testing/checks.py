@@ -140,6 +140,19 @@ def frozen(subject: Subject) -> None:
     demand(not training, f"under a parent's train() it leaves eval mode: {', '.join(training[:3])}")
 
 
+def tensors_move_along(subject: Subject) -> None:
+    """Every tensor it holds is a parameter or a buffer, so that `.to(device)` takes it along."""
+    left = [
+        f"{path}.{name}".lstrip(".")
+        for path, module in subject.reward.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, torch.Tensor)
+    ]
+    demand(
+        not left, f"its attribute {', '.join(left[:3])} is a plain tensor and would stay on the CPU: register a buffer"
+    )
+
+
 def any_shape(subject: Subject) -> None:
     """Wide, tall and odd sizes give finite scores, and a gradient if it has one."""
     for height, width in OTHER_SHAPES:
@@ -249,6 +262,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
         deterministic,
         no_leak_between_images,
         frozen,
+        tensors_move_along,
         any_shape,
         overshoot_stays_finite,
         every_image_has_a_gradient,
