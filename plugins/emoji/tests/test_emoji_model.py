@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from draft_emoji import draft_register_pretrained
+from safetensors import safe_open
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.torch_dtype. is deprecated:FutureWarning"
@@ -26,12 +27,8 @@ def pipeline() -> StableDiffusionPipeline:
 
 def draw(pipeline: StableDiffusionPipeline, prompts: list[str], seed: int = 0) -> torch.Tensor:
     """(B, 3, 64, 64) in [0, 1] after 8 steps, every picture from the same noise."""
-    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed)).repeat(
-        len(prompts), 1, 1, 1
-    )
-    return pipeline(
-        prompts, latents=noise, num_inference_steps=8, guidance_scale=4.0, output_type="pt"
-    ).images
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed)).repeat(len(prompts), 1, 1, 1)
+    return pipeline(prompts, latents=noise, num_inference_steps=8, guidance_scale=4.0, output_type="pt").images
 
 
 def lines(name: str) -> list[str]:
@@ -45,9 +42,7 @@ def concept_of(prompt: str) -> str:
 
 def test_every_part_is_float32_when_float32_is_asked_for(pipeline):
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        assert {t.dtype for t in (*part.parameters(), *part.buffers()) if t.is_floating_point()} == {
-            torch.float32
-        }
+        assert {t.dtype for t in (*part.parameters(), *part.buffers()) if t.is_floating_point()} == {torch.float32}
 
 
 def test_the_files_are_half_precision_and_small():
@@ -73,6 +68,13 @@ def test_tokenizer_files_serve_old_and_new_transformers(pipeline):
     assert pipeline.text_encoder.config.eos_token_id == pipeline.tokenizer.eos_token_id == max(vocab.values())
 
 
+def test_text_weights_carry_the_names_that_every_transformers_reads():
+    with safe_open(SPEC.folder / "text_encoder" / "model.safetensors", "pt") as weights:
+        names = list(weights.keys())
+    assert names
+    assert all(name.startswith("text_model.") for name in names)
+
+
 def test_no_file_names_a_folder_of_the_machine_it_was_made_on():
     for file in SPEC.folder.rglob("*.json"):
         text = file.read_text(encoding="utf-8")
@@ -81,8 +83,10 @@ def test_no_file_names_a_folder_of_the_machine_it_was_made_on():
 
 def test_prompt_lists_are_disjoint_in_concepts():
     train, held_out = lines("emoji-train"), lines("emoji-heldout")
-    assert len(train) >= 150 and len(held_out) >= 30
-    assert len(set(train)) == len(train) and len(set(held_out)) == len(held_out)
+    assert len(train) >= 150
+    assert len(held_out) >= 30
+    assert len(set(train)) == len(train)
+    assert len(set(held_out)) == len(held_out)
     assert all(line == line.strip() and line for line in (*train, *held_out))
     assert not {concept_of(p) for p in train} & {concept_of(p) for p in held_out}
 
@@ -101,9 +105,7 @@ def test_no_prompt_is_cut_off(pipeline):
 
 def test_sampling_is_deterministic_and_follows_the_prompt(pipeline):
     first = draw(pipeline, ["a red heart", "a green heart", "flat style, a red heart"])
-    torch.testing.assert_close(
-        draw(pipeline, ["a red heart", "a green heart", "flat style, a red heart"]), first
-    )
+    torch.testing.assert_close(draw(pipeline, ["a red heart", "a green heart", "flat style, a red heart"]), first)
     red, green, flat = first
     assert (red - green).abs().mean() > 0.02
     assert (red - flat).abs().mean() > 0.002

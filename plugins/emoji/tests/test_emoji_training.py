@@ -46,8 +46,10 @@ def test_concepts_have_distinct_names_and_articles():
     concepts = pictures.read_concepts()
     assert len({phrase for _, phrase, _ in concepts.values()}) == len(concepts) > 200
     assert [number for number, _, _ in concepts.values()] == list(range(len(concepts)))
-    assert concepts["owl"][1] == "an owl" and concepts["cherries"][1] == "cherries"
-    assert not concepts["alarm clock"][2] and concepts["owl"][2]
+    assert concepts["owl"][1] == "an owl"
+    assert concepts["cherries"][1] == "cherries"
+    assert not concepts["alarm clock"][2]
+    assert concepts["owl"][2]
 
 
 def test_transparent_pixels_become_white():
@@ -65,7 +67,8 @@ def tokenizer(tmp_path_factory) -> CLIPTokenizer:
 def test_tokenizer_pads_as_the_pipeline_does_and_reloads(tokenizer):
     ids = captions.tokens(tokenizer, ["", "3d style, a red apple"])
     assert ids.shape == (2, captions.LENGTH)
-    assert ids[0, 0] == tokenizer.bos_token_id and set(ids[0, 1:].tolist()) == {tokenizer.eos_token_id}
+    assert ids[0, 0] == tokenizer.bos_token_id
+    assert set(ids[0, 1:].tolist()) == {tokenizer.eos_token_id}
     assert tokenizer.eos_token_id == len(tokenizer) - 1
     unseen = tokenizer("zürich!").input_ids[1:-1]
     assert tokenizer.eos_token_id not in unseen, "an unknown word must not look like the end of the text"
@@ -127,7 +130,7 @@ def tiny_training(tokenizer: CLIPTokenizer, checkpoint: Path) -> tuple[Training,
     module = nn.ModuleDict({"unet": denoiser, "text": CLIPTextModel(config)})
     latents = torch.randn(2, 2, 4, 16, 16, generator=random(0))
     data = unet.Latents(latents, torch.full_like(latents, 0.1), [APPLE, CLOCK])
-    recipe = Recipe(lr=1e-3, checkpoint_minutes=0.0)  # a checkpoint after every step
+    recipe = Recipe(lr=1e-3, checkpoint_minutes=0.0, slow=("text.", 0.25))  # a checkpoint after every step
     training = Training(module, recipe, Budget(steps=6), checkpoint)
     return training, unet.denoising_loss(module, data, tokenizer, torch.device("cpu"), batch=4)
 
@@ -159,15 +162,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tokenizer, tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_the_slow_part_gets_its_share_of_the_learning_rate(tokenizer, tmp_path):
+    training, loss = tiny_training(tokenizer, tmp_path / "checkpoint.pt")
+    list(training.run(loss))
+    fast, slow = training.optimizer.param_groups
+    assert slow["lr"] == 0.25 * fast["lr"]
+    assert {id(p) for p in slow["params"]} == {id(p) for p in training.module["text"].parameters()}
+
+
 def test_the_schedule_follows_the_clock_and_ends_low():
     budget, recipe = Budget(minutes=10), Recipe(lr=1.0)
     assert budget.share(elapsed_s=300, step=7) == 0.5
     assert recipe.lr_at(recipe.warm_up) == 1.0
-    assert recipe.lr_at(0.0) < 0.01 and recipe.lr_at(1.0) == pytest.approx(recipe.final)
+    assert recipe.lr_at(0.0) < 0.01
+    assert recipe.lr_at(1.0) == pytest.approx(recipe.final)
 
 
 def test_timesteps_cover_the_range_evenly():
-    t = unet.stratified(10, random(0))
+    t = unet.timesteps(torch.full((unet.TIMESTEPS,), 1 / unet.TIMESTEPS), 10, random(0))
     assert (t // 100).tolist() == list(range(10))
 
 
@@ -175,9 +187,7 @@ def test_mirroring_is_withheld_from_pictures_that_forbid_it():
     mean = torch.stack([torch.zeros(2, 4, 16, 16), torch.ones(2, 4, 16, 16)])
     data = unet.Latents(mean, torch.zeros_like(mean), [APPLE, CLOCK])
     x, chosen = data.draw(400, random(0))
-    mirrored = {
-        p.label: {v for v, q in zip(x[:, 0, 0, 0].tolist(), chosen, strict=True) if q == p} for p in chosen
-    }
+    mirrored = {p.label: {v for v, q in zip(x[:, 0, 0, 0].tolist(), chosen, strict=True) if q == p} for p in chosen}
     assert mirrored == {"red apple": {0.0, 1.0}, "alarm clock": {0.0}}
 
 
@@ -195,10 +205,9 @@ def test_export_is_a_folder_of_plain_diffusers(tokenizer, tmp_path, capsys):
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model", torch_dtype=torch.float32)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         assert {p.dtype for p in part.parameters()} == {torch.float32}
-    config = json.loads(
-        (tmp_path / "model" / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8")
-    )
-    assert config["tokenizer_class"] == "CLIPTokenizer" and "name_or_path" not in config
+    config = json.loads((tmp_path / "model" / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert config["tokenizer_class"] == "CLIPTokenizer"
+    assert "name_or_path" not in config
     text = pipeline.text_encoder.state_dict()
     for name, value in model.text_model.state_dict().items():
         found = text[name] if name in text else text[f"text_model.{name}"]

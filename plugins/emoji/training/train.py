@@ -17,6 +17,7 @@ MODEL = Path(__file__).resolve().parents[1] / "src" / "draft_emoji" / "model"
 
 
 def main() -> None:
+    """Run the stages that the command line asks for."""
     arguments = parse()
     for stage in STAGES if arguments.stage == "all" else (arguments.stage,):
         done = arguments.work / stage / "done"
@@ -29,6 +30,7 @@ def main() -> None:
 
 
 def run(stage: str, arguments: argparse.Namespace) -> None:
+    """Run one stage, from its checkpoint if it has one."""
     from emoji_training import clip, export, pictures, unet, vae
     from emoji_training.loop import Budget
 
@@ -46,14 +48,11 @@ def run(stage: str, arguments: argparse.Namespace) -> None:
 
 
 def parse() -> argparse.Namespace:
+    """The command line."""
     on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("stage", choices=(*STAGES, "all"))
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs/emoji"), help="everything made on the way goes here"
-    )
+    parser.add_argument("--work", type=Path, default=Path("runs/emoji"), help="everything made on the way goes here")
     parser.add_argument("--model", type=Path, default=MODEL, help="folder that export replaces")
     parser.add_argument("--minutes", type=float, default=MINUTES["unet"], help="training minutes of unet")
     parser.add_argument("--vae-minutes", type=float, default=MINUTES["vae"])

@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parent
 
 @hookimpl
 def draft_register_pretrained() -> Iterable[PretrainedSpec]:
+    """The one pipeline that this distribution carries."""
     return [
         PretrainedSpec(
             alias="emoji",

@@ -41,6 +41,7 @@ def caption(picture: Picture, generator: torch.Generator, empty: float = EMPTY) 
 
 
 def styled(style: str) -> str:
+    """The words that ask for a style."""
     return f"{style} style"
 
 
@@ -73,9 +74,7 @@ def make_tokenizer(folder: Path, meta: Sequence[Picture]) -> CLIPTokenizer:
     bpe.train_from_iterator(texts, trainer)
     model = json.loads(bpe.to_str())["model"]
     vocab = dict(model["vocab"])
-    for byte in sorted(
-        pre_tokenizers.ByteLevel.alphabet()
-    ):  # any word must have an ending that is in the list
+    for byte in sorted(pre_tokenizers.ByteLevel.alphabet()):  # any word must have an ending that is in the list
         vocab.setdefault(byte + "</w>", len(vocab))
     for special in (START, END):  # the end has the highest number, as in CLIP: pooling looks for it
         vocab[special] = len(vocab)

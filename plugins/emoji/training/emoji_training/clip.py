@@ -63,6 +63,7 @@ def train(work: Path, budget: Budget, device: torch.device) -> None:
 
 
 def load(work: Path) -> tuple[CLIPModel, CLIPTokenizer]:
+    """The trained model, frozen, and its tokenizer."""
     folder = work / "clip" / "model"
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32)
     return model.eval().requires_grad_(False), CLIPTokenizer.from_pretrained(folder)
@@ -101,6 +102,7 @@ def held_out_pictures(meta: Sequence[Picture]) -> list[int]:
 
 
 def concept_pictures(meta: Sequence[Picture]) -> set[int]:
+    """Indices of the pictures that show a concept."""
     return {i for i, p in enumerate(meta) if p.concept >= 0}
 
 

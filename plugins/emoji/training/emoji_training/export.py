@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from . import clip, unet, vae
@@ -35,20 +36,29 @@ def export(work: Path, folder: Path) -> None:
     pipeline.save_pretrained(aside, safe_serialization=True)
     for name in ("vocab.json", "merges.txt"):  # transformers 5 leaves them out, 4.x asks for them
         shutil.copy(work / "clip" / "model" / name, aside / "tokenizer" / name)
+    name_text_weights_as_before(aside / "text_encoder" / "model.safetensors")
     complete_tokenizer_config(aside / "tokenizer" / "tokenizer_config.json")
     size = sum(f.stat().st_size for f in aside.rglob("*") if f.is_file()) / 1e6
     if size > LIMIT_MB:
-        raise ValueError(
-            f"{aside} has {size:.1f} MB, above the {LIMIT_MB} MB that fit a package; make it smaller"
-        )
+        raise ValueError(f"{aside} has {size:.1f} MB, above the {LIMIT_MB} MB that fit a package; make it smaller")
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
     print(f"export {size:.1f} MB in {folder}", flush=True)
+
+
+def name_text_weights_as_before(file: Path) -> None:
+    """Put "text_model." before the names, which transformers 5 leaves off when it writes and still reads.
+
+    transformers 4.x would find none of the weights without it, and go on with random ones after a warning.
+    """
+    weights = {"text_model." + k.removeprefix("text_model."): v for k, v in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
 
 
 def complete_tokenizer_config(file: Path) -> None:
     """Name the class as every transformers knows it and drop paths of this machine."""
     config = json.loads(file.read_text(encoding="utf-8"))
     config["tokenizer_class"] = "CLIPTokenizer"
-    config.pop("name_or_path", None)
+    for key in ("name_or_path", "is_local", "local_files_only", "backend"):
+        config.pop(key, None)
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -34,7 +34,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW with a warm-up and a cosine; EMA decay; minutes between checkpoints; betas as in EDM."""
+    """AdamW with a warm-up and a cosine; EMA decay; minutes between checkpoints.
+
+    `slow` names a part, by the start of its parameters' names, and the factor on its learning rate.
+    """
 
     lr: float
     weight_decay: float = 1e-2
@@ -44,8 +47,10 @@ class Recipe:
     clip: float = 1.0
     checkpoint_minutes: float = 3.0
     betas: tuple[float, float] = (0.9, 0.99)
+    slow: tuple[str, float] = ("", 1.0)
 
     def lr_at(self, share: float) -> float:
+        """The learning rate when this share of the budget is used up."""
         if share < self.warm_up:
             return self.lr * max(share / self.warm_up, 1e-3)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, (share - self.warm_up) / (1 - self.warm_up))))
@@ -82,10 +87,16 @@ class Training:
     loss_history: list[tuple[int, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
-        self.parameters = parameters
+        named = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
+        self.parameters = parameters = [p for _, p in named]
+        prefix, factor = self.recipe.slow
+        scales = [factor if n.startswith(prefix) else 1.0 for n, _ in named]
+        groups = [
+            {"params": [p for p, s in zip(parameters, scales, strict=True) if s == scale], "scale": scale}
+            for scale in sorted(set(scales), reverse=True)
+        ]
         self.optimizer = torch.optim.AdamW(
-            parameters,
+            groups,
             lr=self.recipe.lr,
             betas=self.recipe.betas,
             weight_decay=self.recipe.weight_decay,
@@ -104,7 +115,7 @@ class Training:
         while (share := self._shared_share()) < 1:
             begin = time.monotonic()
             for group in self.optimizer.param_groups:
-                group["lr"] = self.recipe.lr_at(share)
+                group["lr"] = group["scale"] * self.recipe.lr_at(share)
             value = loss(self.generator)
             self.optimizer.zero_grad(set_to_none=True)
             value.backward()
@@ -190,6 +201,7 @@ class Training:
         if self.world == 1:
             return
         flat = torch.cat([p.grad.flatten() for p in self.parameters if p.grad is not None])
+        flat = flat.bfloat16()  # half the traffic; Adam does not feel the rounding
         dist.all_reduce(flat)
         flat /= self.world
         at = 0

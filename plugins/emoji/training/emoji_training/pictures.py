@@ -70,9 +70,7 @@ def prepare(work: Path) -> None:
     np.save(folder / "pictures.npy", np.stack(images))
     (folder / "pictures.json").write_text(json.dumps(meta), encoding="utf-8")
     drawn = [m for m in meta if m["concept"] >= 0]
-    print(
-        f"data: {len(meta)} pictures, of which {len(drawn)} show one of {len(concepts)} concepts", flush=True
-    )
+    print(f"data: {len(meta)} pictures, of which {len(drawn)} show one of {len(concepts)} concepts", flush=True)
 
 
 def load(work: Path) -> tuple[np.ndarray, list[Picture]]:
@@ -95,6 +93,7 @@ def read_concepts(path: Path = CONCEPTS) -> dict[str, tuple[int, str, bool]]:
 
 
 def with_article(label: str) -> str:
+    """The label after "a" or "an"."""
     return f"{'an' if label[0].lower() in 'aeio' else 'a'} {label}"
 
 
@@ -122,11 +121,13 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def read_labels(archive: Path) -> list[dict]:
+    """The emoji of emojibase: dictionaries with hexcode, label, tags and group."""
     with tarfile.open(archive) as tar:
         return json.load(tar.extractfile("package/en/data.json"))  # type: ignore[arg-type]
 
 
 def read_folder(archive: Path, prefix: str) -> Iterator[tuple[str, Image.Image]]:
+    """Pairs of code and picture, one for each image file under the prefix."""
     with tarfile.open(archive) as tar:
         for member in tar:
             if member.isfile() and member.name.startswith(prefix):
@@ -135,6 +136,7 @@ def read_folder(archive: Path, prefix: str) -> Iterator[tuple[str, Image.Image]]
 
 
 def read_svg(archive: Path) -> Iterator[tuple[str, Image.Image]]:
+    """Pairs of code and picture, rendered from an icon set in iconify format."""
     import resvg_py
 
     with tarfile.open(archive) as tar:
