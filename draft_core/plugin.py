@@ -3,8 +3,8 @@
 Names wing. May import: config, specs, hookspecs.
 """
 
-from draft_core.config import Field, RewardConfig
+from draft_core.config import Config, Field, RewardConfig
 from draft_core.hookspecs import hookimpl
 from draft_core.specs import PretrainedSpec, RewardSpec
 
-__all__ = ["Field", "PretrainedSpec", "RewardConfig", "RewardSpec", "hookimpl"]
+__all__ = ["Config", "Field", "PretrainedSpec", "RewardConfig", "RewardSpec", "hookimpl"]

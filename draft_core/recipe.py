@@ -14,7 +14,7 @@ from functools import reduce
 from operator import or_
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError, create_model
@@ -148,10 +148,6 @@ def _with_kind(entry: Any) -> Any:
     if isinstance(entry, Mapping) and "kind" not in entry:
         raise PydanticCustomError("union_tag_not_found", "it does not say its kind")
     return entry
-
-
-if TYPE_CHECKING:
-    Recipe = RecipeBase
 
 
 def load_recipe(

@@ -30,8 +30,8 @@ from draft_core.report import Licence, RunRecord, write_report
 from draft_core.seams import find_denoiser
 from draft_core.trainer import StepReport, Trainer
 
-# Without evaluation prompts, the first training prompts are pictured, and the report says so.
-UNSEEN_MISSING_COUNT = 8
+# Without an evaluation in the recipe, so many of the training prompts are pictured, and the report says so.
+PICTURED_PROMPTS = 8
 
 Progress = Callable[[str, int, int, str], None]
 """Called with a stage, how much of it is done, of how much, and a note."""
@@ -152,7 +152,7 @@ def read_metrics(path: Path) -> list[StepReport]:
 def _evaluate(
     recipe: RecipeBase, trainer: Trainer, judges: Objective, catalog: Catalog, stage: str, progress: Progress
 ) -> Evaluation:
-    config = recipe.evaluation or EvaluationConfig(prompts=tuple(trainer.prompts), count=UNSEEN_MISSING_COUNT)
+    config = recipe.evaluation or EvaluationConfig(prompts=tuple(trainer.prompts), count=PICTURED_PROMPTS)
     prompts = resolve_prompts(config.prompts, catalog)[: config.count]
     return evaluate(
         trainer.sampler,

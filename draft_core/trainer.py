@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -130,27 +131,27 @@ class Trainer:
         """
         start = time.perf_counter()
         learning_rate = self._set_learning_rate()
-        passes = []
-        for micro in range(self.accumulation):
-            with self.accelerator.autocast():
-                prompts, generator, plan = self._draw(micro)
-                rollout = self.sampler(prompts, plan=plan, generator=generator)  # prompts -> images, with gradient
-                scores = self.objective(rollout.images, rollout.prompts)  # images  -> a score each, (N,)
-                _require_gradient(scores.each)
-                loss = -scores.total.mean()  # higher reward is better
-            self.accelerator.backward(loss / self.accumulation)  # loss    -> LoRA
-            passes.append({name: float(each.detach().mean()) for name, each in scores.each.items()})
-            passes[-1][""] = -float(loss.detach())
-        grad_norm = self._clip_gradients()
-        means = {name: sum(one[name] for one in passes) / len(passes) for name in passes[0]}
-        self._check_finite(means, grad_norm)
+        passes = [self._accumulate_gradient(micro) for micro in range(self.accumulation)]
+        scores = {name: fmean(each[name] for each in passes) for name in passes[0]}
+        grad_norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm))
+        self._check_finite(scores, grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.done += 1
-        reward = means.pop("")
-        return StepReport(
-            self.done, -reward, reward, means, grad_norm, learning_rate, seconds=time.perf_counter() - start
-        )
+        reward = sum(self.objective.weights[name] * score for name, score in scores.items())
+        seconds = time.perf_counter() - start
+        return StepReport(self.done, -reward, reward, scores, grad_norm, learning_rate, seconds)
+
+    def _accumulate_gradient(self, micro: int) -> dict[str, float]:
+        """One pass from prompts to gradient: the whole method. Returns each reward's mean score."""
+        prompts, generator, plan = self._draw(micro)
+        with self.accelerator.autocast():
+            rollout = self.sampler(prompts, plan=plan, generator=generator)  # prompts -> images, with gradient
+            scores = self.objective(rollout.images, rollout.prompts)  # images  -> a score for each, (N,)
+            _require_gradient(scores.each)
+            loss = -scores.total.mean()  # higher reward is better
+        self.accelerator.backward(loss / self.accumulation)  # loss    -> LoRA
+        return {name: float(each.detach().mean()) for name, each in scores.each.items()}
 
     def _draw(self, micro: int) -> tuple[list[str], torch.Generator, Any]:
         """Prompts, noise source and plan of one pass of the coming update."""
@@ -175,11 +176,8 @@ class Trainer:
             group["lr"] = rate
         return rate
 
-    def _clip_gradients(self) -> float:
-        return float(self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm))
-
-    def _check_finite(self, means: Mapping[str, float], grad_norm: float) -> None:
-        bad = [f"reward {name!r}" for name, mean in means.items() if name and not math.isfinite(mean)]
+    def _check_finite(self, scores: Mapping[str, float], grad_norm: float) -> None:
+        bad = [f"reward {name!r}" for name, score in scores.items() if not math.isfinite(score)]
         # With fp16 autocast the gradient scaler skips overflowing updates by itself.
         if not math.isfinite(grad_norm) and self.accelerator.mixed_precision != "fp16":
             bad.append("the gradient")

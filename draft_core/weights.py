@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 
 from draft_core.errors import DraftError
 
+# What a config's field for weights may say besides a path.
 PUBLISHED = "hub"
+RANDOM = "random"
 HUB_PREFIX = "hf://"
 NAMED = 5  # how many tensors a report names before it only counts
 
@@ -162,6 +164,14 @@ def require_fit(
             where=where,
             next="give the weights of this architecture, or the architecture of these weights",
         )
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """What is built inside gets weights that the seed repeats; torch's random state is as before afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 def _parse(source: str, where: str, option: str) -> HubFile:

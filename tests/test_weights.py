@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from draft_core import weights
 from draft_core.errors import DraftError
-from draft_core.weights import HubFile, explained, load_strict, locate, read_tensors, require_fit
+from draft_core.weights import HubFile, explained, load_strict, locate, read_tensors, require_fit, seeded
 
 FILE = HubFile("owner/name", "model.pt", megabytes=1970)
 WHERE = "reward 'x'"
@@ -151,3 +151,14 @@ def test_a_long_report_is_cut() -> None:
     with pytest.raises(DraftError, match=r"9 missing \(layer0, layer1, layer2, layer3, layer4 and 4 more\)"):
         require_fit("CLIP", missing=names, unexpected=(), mismatched={}, where=WHERE)
     require_fit("CLIP", missing=(), unexpected=(), mismatched={}, where=WHERE)
+
+
+def test_random_weights_are_repeated_and_leave_no_trace() -> None:
+    before = torch.random.get_rng_state()
+    built = []
+    for seed in (1, 1, 2):
+        with seeded(seed):
+            built.append(torch.nn.Linear(2, 1).weight)
+    assert torch.equal(built[0], built[1])
+    assert not torch.equal(built[0], built[2])
+    assert torch.equal(torch.random.get_rng_state(), before)
