@@ -29,10 +29,10 @@ def round_straight_through(values: torch.Tensor) -> torch.Tensor:
 def resize_like_pil(images: torch.Tensor, height: int, width: int, *, filter: str = "bicubic") -> torch.Tensor:
     """Pillow's 8-bit resize, with a gradient: (N, 3, height, width) in [0, 1].
 
-    Pillow resizes the rows, rounds and clamps to 8 bits, then the columns likewise. (Since version 13 it takes
-    the columns first where height shrinks much more than width, and in images more than twice as tall as
-    wide; the scorers were published with older ones.) The rounding is straight-through; clamped pixels get
-    no gradient, like in `torch.clamp`.
+    Pillow resizes the rows, rounds and clamps to 8 bits, then the columns likewise. (Pillow 13 takes the columns
+    first where height loses more than twice what width loses. The order stays here what it was when the
+    published scorers were made.) The rounding is straight-through; clamped pixels get no gradient, like in
+    `torch.clamp`.
 
     Arguments:
         filter: name of one of `FILTERS`.

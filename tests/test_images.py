@@ -43,6 +43,16 @@ def test_resize_is_pillows_to_the_level(size: tuple[int, int], target: tuple[int
 
 
 @pytest.mark.parametrize("filter", FILTERS)
+@pytest.mark.parametrize("size", [(512, 224), (640, 427), (300, 60)])
+def test_rows_come_first_also_in_tall_images(size: tuple[int, int], filter: str) -> None:
+    image, how = picture(*size), Image.Resampling[filter.upper()]
+    ours = resize_like_pil(image, 160, 160, filter=filter)
+    pillow = to_pil(image[0]).resize((160, size[0]), how).resize((160, 160), how)
+    expected = torch.from_numpy(np.asarray(pillow).copy()).permute(2, 0, 1)[None].float()
+    torch.testing.assert_close(ours * 255, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("filter", FILTERS)
 @pytest.mark.parametrize(("source", "target"), [(50, 50), (91, 13), (13, 91), (1, 7), (7, 1)])
 def test_each_row_of_weights_sums_to_one(source: int, target: int, filter: str) -> None:
     weights = resampling_weights(source, target, filter)
