@@ -66,6 +66,28 @@ def locate(source: str, published: HubFile, *, where: str, option: str) -> Path:
         return Path(hf_hub_download(file.repo, file.filename))
 
 
+def locate_model(source: str, published: str, *, where: str, option: str) -> str:
+    """What `from_pretrained` of transformers takes: a repository's name on the hub, or a local folder.
+
+    Arguments:
+        source: "hub" for the `published` repository, "hf://owner/name" for another one there, else a local folder.
+
+    Raises:
+        DraftError: if there is no such folder.
+    """
+    if source == PUBLISHED:
+        return published
+    if source.startswith(HUB_PREFIX):
+        return source.removeprefix(HUB_PREFIX)
+    if (folder := Path(source).expanduser()).is_dir():
+        return str(folder)
+    raise DraftError(
+        f"there is no folder {source!r}",
+        where=f"{where}, {option}",
+        next=f"give the path of a folder, {PUBLISHED!r}, or {HUB_PREFIX}owner/name",
+    )
+
+
 @contextmanager
 def explained(what: str, *, where: str, option: str, megabytes: float | None = None) -> Iterator[None]:
     """Whatever a library's own loader raises inside becomes one sentence: file, size, reason, remedy.

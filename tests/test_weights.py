@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from draft_core import weights
 from draft_core.errors import DraftError
-from draft_core.weights import HubFile, explained, load_strict, locate, read_tensors, require_fit, seeded
+from draft_core.weights import HubFile, explained, load_strict, locate, locate_model, read_tensors, require_fit, seeded
 
 FILE = HubFile("owner/name", "model.pt", megabytes=1970)
 WHERE = "reward 'x'"
@@ -75,6 +75,13 @@ def test_without_a_network_one_sentence_names_file_size_and_option(
 def test_what_names_no_file_is_refused(source: str, message: str) -> None:
     with pytest.raises(DraftError, match=message):
         locate(source, FILE, where=WHERE, option="head")
+
+
+def test_a_model_is_a_repository_or_a_folder(tmp_path: Path) -> None:
+    for source, expected in (("hub", "a/b"), ("hf://c/d", "c/d"), (str(tmp_path), str(tmp_path))):
+        assert locate_model(source, "a/b", where=WHERE, option="model") == expected
+    with pytest.raises(DraftError, match=r"reward 'x', model: there is no folder 'c/d'; give .* or hf://owner/name\."):
+        locate_model("c/d", "a/b", where=WHERE, option="model")
 
 
 @pytest.mark.parametrize("error", [OSError("no route. Try later."), ValueError("no route"), RuntimeError("no\nroute")])

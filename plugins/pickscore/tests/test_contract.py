@@ -1,0 +1,8 @@
+"""The reward keeps the contract of draft-core."""
+
+from draft_core.testing import RewardContract
+
+
+class TestPickScore(RewardContract):
+    kind = "pickscore"
+    config = {"weights": "random", "tokenizer": "bytes"}  # noqa: RUF012 declared ClassVar above
