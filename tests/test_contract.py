@@ -89,6 +89,16 @@ def wrong_slope(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
     return 2 * scores - scores.detach()
 
 
+def wavy(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    """Its slope is another one after the smallest step of a finite difference."""
+    return (1000 * images.float().mean(dim=(1, 2, 3))).sin()
+
+
+def wavy_with_wrong_slope(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    scores = wavy(images, prompts)
+    return 1.3 * scores - 0.3 * scores.detach()
+
+
 def batch_statistics(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
     scores = sound(images, prompts)
     return scores - scores.mean() + scores[:1]
@@ -144,6 +154,12 @@ def test_a_sound_reward_keeps_every_promise(name: str, reward: Any) -> None:
 def test_each_check_catches_its_planted_bug(name: str) -> None:
     with pytest.raises((Violation, RuntimeError)):
         CHECKS[name](subject(DRAWN[name]))
+
+
+def test_a_strongly_curved_score_is_judged_along_the_way() -> None:
+    CHECKS["gradient_is_right"](subject(Planted(wavy)))
+    with pytest.raises(Violation, match="a finite difference along its gradient is off by"):
+        CHECKS["gradient_is_right"](subject(Planted(wavy_with_wrong_slope)))
 
 
 def test_further_bugs_of_the_neighbours_are_caught() -> None:
