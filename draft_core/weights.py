@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -108,6 +109,51 @@ def explained(what: str, *, where: str, option: str, megabytes: float | None = N
             where=where,
             next=f"check the name and the network, or set {option} to a local path",
         ) from error
+
+
+def load_pretrained(architecture: Any, name: str, *, where: str, option: str, megabytes: float | None = None) -> Any:
+    """A model of a transformers class in float32, with every one of its weights from the file.
+
+    transformers itself loads in whatever precision the file has, and makes up what the file lacks.
+
+    Arguments:
+        architecture: the class, such as `transformers.CLIPModel`.
+        name: as `locate_model` gives it.
+
+    Raises:
+        DraftError: if the model is not there, or does not fit.
+    """
+    with explained(f"the model {name}", megabytes=megabytes, where=where, option=option):
+        model, info = architecture.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    require_fit(
+        architecture.__name__,
+        missing=info["missing_keys"],
+        unexpected=[key for key in info["unexpected_keys"] if not key.endswith("position_ids")],  # in older files
+        mismatched={key: (tuple(found), tuple(wanted)) for key, found, wanted in info["mismatched_keys"]},
+        where=f"{where}, {option}",
+    )
+    return model
+
+
+def load_tokenizer(kind: Any, name: str, *, where: str, option: str, megabytes: float | None = None) -> Any:
+    """A tokenizer of a transformers class, with a vocabulary.
+
+    Without its files transformers 5 says nothing, and gives a tokenizer that knows no word.
+
+    Arguments:
+        kind: the class, such as `transformers.CLIPTokenizer`.
+        name: as `locate_model` gives it.
+
+    Raises:
+        DraftError: if the tokenizer is not there.
+    """
+    with explained(f"the tokenizer {name}", megabytes=megabytes, where=where, option=option):
+        tokenizer = kind.from_pretrained(name)
+        if len(tokenizer) <= len(set(tokenizer.all_special_tokens)) + 1:
+            raise OSError("it has no vocabulary")
+    return tokenizer
 
 
 def read_tensors(path: Path, *, where: str) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,7 +12,18 @@ from safetensors.torch import save_file
 
 from draft_core import weights
 from draft_core.errors import DraftError
-from draft_core.weights import HubFile, explained, load_strict, locate, locate_model, read_tensors, require_fit, seeded
+from draft_core.weights import (
+    HubFile,
+    explained,
+    load_pretrained,
+    load_strict,
+    load_tokenizer,
+    locate,
+    locate_model,
+    read_tensors,
+    require_fit,
+    seeded,
+)
 
 FILE = HubFile("owner/name", "model.pt", megabytes=1970)
 WHERE = "reward 'x'"
@@ -158,6 +169,51 @@ def test_a_long_report_is_cut() -> None:
     with pytest.raises(DraftError, match=r"9 missing \(layer0, layer1, layer2, layer3, layer4 and 4 more\)"):
         require_fit("CLIP", missing=names, unexpected=(), mismatched={}, where=WHERE)
     require_fit("CLIP", missing=(), unexpected=(), mismatched={}, where=WHERE)
+
+
+class Model:
+    """As much of a transformers model, and of a tokenizer, as is asked of it."""
+
+    info: ClassVar[dict[str, Any]] = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
+    all_special_tokens = ("<end>", "<end>")
+
+    def __init__(self, words: int = 0) -> None:
+        self.words = words
+
+    def __len__(self) -> int:
+        return 1 + self.words
+
+    @classmethod
+    def from_pretrained(cls, name: str, **more: Any) -> Any:
+        if name == "nowhere":
+            raise OSError("nowhere does not exist")
+        return (cls(), {**cls.info, **more}) if more.get("output_loading_info") else cls(len(name))
+
+
+class Torn(Model):
+    info: ClassVar[dict[str, Any]] = {
+        "missing_keys": {"head"},
+        "unexpected_keys": {"tail", "text_model.position_ids"},
+        "mismatched_keys": [("body", torch.Size([2]), torch.Size([3]))],
+    }
+
+
+def test_a_pretrained_model_is_loaded_whole_or_not_at_all() -> None:
+    assert isinstance(load_pretrained(Model, "a/b", where=WHERE, option="weights"), Model)
+    with pytest.raises(DraftError, match=r"cannot load the model nowhere \(5 MB\): nowhere does not exist; check"):
+        load_pretrained(Model, "nowhere", megabytes=5, where=WHERE, option="weights")
+    with pytest.raises(DraftError) as caught:
+        load_pretrained(Torn, "a/b", where=WHERE, option="weights")
+    assert str(caught.value).startswith(
+        "reward 'x', weights: the weights are not those of this Torn: 1 missing (head); 1 unexpected (tail); "
+        "1 of another shape (body is 2, not 3);"
+    )
+
+
+def test_a_tokenizer_without_words_is_refused() -> None:
+    assert load_tokenizer(Model, "words", where=WHERE, option="tokenizer").words == 5
+    with pytest.raises(DraftError, match="reward 'x': cannot load the tokenizer : it has no vocabulary; "):
+        load_tokenizer(Model, "", where=WHERE, option="tokenizer")
 
 
 def test_random_weights_are_repeated_and_leave_no_trace() -> None:

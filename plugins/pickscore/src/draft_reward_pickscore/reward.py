@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from draft_core.images import CLIP_MEAN, CLIP_STD, center_crop, normalize, resize_shortest_like_pil
 from draft_core.protocols import FrozenModule
 from draft_core.scoring import PromptMemory, checked_images
-from draft_core.weights import RANDOM, explained, locate_model, require_fit, seeded
+from draft_core.weights import RANDOM, load_pretrained, load_tokenizer, locate_model, seeded
 from draft_reward_pickscore import PickScoreConfig
 
 WHERE = "reward 'pickscore'"
@@ -51,7 +51,7 @@ class PickScoreReward(FrozenModule):
     def __init__(self, config: PickScoreConfig) -> None:
         super().__init__()
         self.dtype = getattr(torch, config.dtype)
-        self.tokenizer = load_tokenizer(config)
+        self.tokenizer = clip_tokenizer(config)
         clip = load_clip(config)
         self.register_buffer("scale", clip.logit_scale.detach().exp())
         self.clip = clip.to(self.dtype)
@@ -96,31 +96,15 @@ def load_clip(config: PickScoreConfig) -> Any:
         with seeded(config.seed):
             return CLIPModel(CLIPConfig(**TINY))
     name = locate_model(config.weights, MODEL, where=WHERE, option="weights")
-    with explained(f"the model {name}", megabytes=MODEL_MEGABYTES, where=WHERE, option="weights"):
-        clip, info = CLIPModel.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    require_fit(
-        "CLIPModel",
-        missing=info["missing_keys"],
-        unexpected=[key for key in info["unexpected_keys"] if not key.endswith("position_ids")],  # in older files
-        mismatched={name: (tuple(found), tuple(wanted)) for name, found, wanted in info["mismatched_keys"]},
-        where=f"{WHERE}, weights",
-    )
-    return clip
+    return load_pretrained(CLIPModel, name, megabytes=MODEL_MEGABYTES, where=WHERE, option="weights")
 
 
-def load_tokenizer(config: PickScoreConfig) -> Any:
+def clip_tokenizer(config: PickScoreConfig) -> Any:
     """The CLIP tokenizer of transformers; unlike open_clip's it leaves curly quotes and HTML entities alone."""
     if config.tokenizer == BYTES:
         return byte_tokenizer()
     name = locate_model(config.tokenizer, TOKENIZER, where=WHERE, option="tokenizer")
-    with explained(f"the tokenizer {name}", megabytes=TOKENIZER_MEGABYTES, where=WHERE, option="tokenizer"):
-        tokenizer = CLIPTokenizer.from_pretrained(name)
-        # Without its files transformers 5 says nothing and returns a tokenizer that knows no word.
-        if len(tokenizer) < len(byte_tokenizer()):
-            raise OSError("it came without a vocabulary")
-    return tokenizer
+    return load_tokenizer(CLIPTokenizer, name, megabytes=TOKENIZER_MEGABYTES, where=WHERE, option="tokenizer")
 
 
 def byte_tokenizer() -> Any:
