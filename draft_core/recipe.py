@@ -355,14 +355,18 @@ def _without_echoes(problems: list[ErrorDetails]) -> list[ErrorDetails]:
 
 
 def _readable(problem: ErrorDetails, further: int, data: Any, catalog: Catalog, where: str) -> DraftError:
-    union_kinds = {*catalog.rewards, *ESTIMATORS}
-    # A discriminated union adds the chosen kind to the location; a user knows the field only.
-    path = [str(part) for part in problem["loc"] if part not in union_kinds]
+    path = _path_in(data, problem["loc"])
     field = ".".join(path)
     place = f"{where}: {field}" if field else where
     more = f" (and {further} more problem{'s' if further > 1 else ''})" if further else ""
     kind, context = problem["type"], problem.get("ctx", {})
     is_reward = path[:1] != ["estimator"]
+    tag_field = context.get("discriminator", "'kind'").strip("'")
+    if kind == "union_tag_invalid" and tag_field != "kind":
+        known_tags = context["expected_tags"].replace("'", "")
+        return RecipeError(f"unknown {tag_field} {context['tag']!r}{more}", where=place, next=f"known: {known_tags}")
+    if kind == "union_tag_not_found" and tag_field != "kind":
+        return RecipeError(f"it does not say its {tag_field}{more}", where=place, next=f"add `{tag_field}`")
     if kind == "union_tag_invalid" or (kind == "literal_error" and path[-1:] == ["kind"]):
         tag = str(context.get("tag", problem["input"]))
         known = catalog.rewards if is_reward else ESTIMATORS
@@ -381,15 +385,35 @@ def _readable(problem: ErrorDetails, further: int, data: Any, catalog: Catalog, 
     return RecipeError(f"{message}, not {problem['input']!r}{more}", where=place, next="correct the value")
 
 
+def _path_in(data: Any, location: tuple[int | str, ...]) -> list[str]:
+    """The fields of a location, without the tags that discriminated unions add: a user does not know those."""
+    path = []
+    for part in location:
+        if isinstance(data, Mapping) and part not in data and part in data.values():
+            continue
+        path.append(str(part))
+        known = (
+            part in data if isinstance(data, Mapping) else isinstance(data, (list, tuple)) and part in range(len(data))
+        )
+        data = data[part] if known else None
+    return path
+
+
 def _fields_beside(location: tuple[int | str, ...], data: Any, catalog: Catalog) -> list[str]:
     """The field names that would have been known where an unknown one was given."""
     model: Any = recipe_type(catalog)
     for part in location[:-1]:
         if part in catalog.rewards:
             model = catalog.rewards[str(part)].spec.config
+        elif tagged := [each for each in getattr(model, "__args__", ()) if part in _defaults(each)]:
+            model = tagged[0]
         elif isinstance(part, str):
             model = _model_of_field(model, part)
     return list(model.model_fields) if hasattr(model, "model_fields") else []
+
+
+def _defaults(model: Any) -> list[Any]:
+    return [field.default for field in getattr(model, "model_fields", {}).values()]
 
 
 def _model_of_field(model: Any, name: str) -> Any:
