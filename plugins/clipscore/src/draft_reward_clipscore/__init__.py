@@ -1,0 +1,59 @@
+"""CLIPScore: names the reward and its options, and imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from draft_core.plugin import Field, RewardConfig, RewardSpec, hookimpl
+
+__all__ = ["ClipScoreConfig", "draft_register_rewards"]
+
+
+class ClipScoreConfig(RewardConfig):
+    """Options of `clipscore`: how well a picture fits its prompt in the eyes of a CLIP."""
+
+    kind: Literal["clipscore"] = "clipscore"
+    definition: Literal["clipscore", "percent", "cosine"] = Field(
+        "clipscore",
+        description='What is done with the cosine: "clipscore" 2.5 max(cos, 0), as its paper defines it; "percent" '
+        '100 max(cos, 0), as torchmetrics does; "cosine" nothing.',
+    )
+    prefix: str | None = Field(
+        None,
+        description='What is put before the prompt; if left out "A photo depicts " for the definition "clipscore", as '
+        "in its paper, and nothing for the others.",
+    )
+    library: Literal["open_clip", "transformers"] = Field("open_clip", description="Which library's CLIP it is.")
+    model: str = Field(
+        "ViT-B-32-quickgelu",
+        description='For open_clip the name of an architecture, or "tiny" for random weights; for transformers a '
+        "CLIPModel, hf://owner/name or a local folder.",
+    )
+    weights: str = Field(
+        "openai", description='For open_clip only: one of its tags for the architecture, a local path, or "random".'
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Precision of both encoders; their cosine is always float32."
+    )
+    seed: int = Field(0, description='Of "random" weights.')
+
+
+@hookimpl
+def draft_register_rewards() -> Iterable[RewardSpec]:
+    """The one reward of this distribution."""
+    return [
+        RewardSpec(
+            kind="clipscore",
+            summary="CLIPScore: how well the picture fits its prompt, with any CLIP of open_clip or transformers",
+            config=ClipScoreConfig,
+            factory="draft_reward_clipscore.reward:ClipScoreReward",
+            unit="cosine times 2.5, 100 or 1, by definition",
+            score_range="[0, 2.5] for clipscore, [0, 100] for percent, [-1, 1] for cosine",
+            needs_prompt=True,
+            native_size=224,
+            code_license="Apache-2.0",
+            weights_license="MIT (the default model); that of the model chosen",
+            download_mb=605,
+        )
+    ]
