@@ -1,0 +1,226 @@
+"""Log-probabilities against the original pipelines: each library's own transforms of a PIL image, then its model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+import transformers
+from draft_reward_adversarial import AdversarialConfig
+from draft_reward_adversarial.preprocessing import of_timm, of_torchvision, of_transformers
+from draft_reward_adversarial.reward import AdversarialReward
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+
+Pil = Callable[[torch.Tensor], Image.Image]
+Drawn = Callable[[int, int], torch.Tensor]
+
+SIZES = ((224, 224), (512, 512), (256, 256), (64, 64), (300, 401), (427, 640), (61, 67), (401, 300))
+EXACT = {"rtol": 0.0, "atol": 1e-5}  # of pixels over the standard deviation: a hundredth of one of 256 levels is 2e-4
+CLOSE = {"rtol": 0.0, "atol": 1e-4}  # of log-probabilities: float32 sums in another order
+REAL = 0.005  # of log-probabilities with real weights
+
+
+def build(**source: Any) -> AdversarialReward:
+    return AdversarialReward(AdversarialConfig.model_validate({"source": source, "target": 0}))
+
+
+# timm
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])
+def test_timm(name: str, drawn: Drawn, pil: Pil) -> None:
+    reward = build(library="timm", name=name, weights="random", num_classes=10)
+    network = timm.create_model(name, num_classes=10).eval()
+    network.load_state_dict(reward.network.state_dict())
+    transform = create_transform(**resolve_model_data_config(network), is_training=False)
+    assert_parity(reward, lambda picture: network(transform(picture)[None]), drawn, pil)
+
+
+TIMM_CONFIGS = list(itertools.product((224, 384), (0.875, 0.95, 1.0), ("bicubic", "bilinear"), ("center", "squash")))
+
+
+@pytest.mark.parametrize(("side", "crop_pct", "interpolation", "crop_mode"), TIMM_CONFIGS[::3])
+def test_timms_configurations(
+    side: int, crop_pct: float, interpolation: str, crop_mode: str, drawn: Drawn, pil: Pil
+) -> None:
+    config = {
+        "input_size": (3, side, side),
+        "crop_pct": crop_pct,
+        "interpolation": interpolation,
+        "crop_mode": crop_mode,
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+    }
+    transform = create_transform(**config, is_training=False)
+    for height, width in SIZES:
+        if crop_mode == "squash" and height > width:
+            continue  # Pillow 13 takes the columns first, see draft_core.images
+        image = drawn(height, width)
+        torch.testing.assert_close(of_timm(config)(image), transform(pil(image))[None], **EXACT)
+
+
+# torchvision
+
+
+def test_torchvision(drawn: Drawn, pil: Pil) -> None:
+    reward = build(library="torchvision", name="squeezenet1_1", weights="random", num_classes=10)
+    network = torchvision.models.squeezenet1_1(num_classes=10).eval()
+    network.load_state_dict(reward.network.state_dict())
+    transform = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.transforms()
+    assert_parity(reward, lambda picture: network(transform(picture)[None]), drawn, pil)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "efficientnet_b1", "convnext_tiny", "vit_l_16", "inception_v3"])
+def test_torchvisions_transforms(name: str, drawn: Drawn, pil: Pil) -> None:
+    for weights in torchvision.models.get_model_weights(name):
+        transform = weights.transforms()
+        for height, width in ((64, 64), (300, 401), (401, 300)):
+            image = drawn(height, width)
+            torch.testing.assert_close(of_torchvision(transform)(image), transform(pil(image))[None], **EXACT)
+
+
+def test_every_classifier_of_torchvision_has_transforms_that_are_read() -> None:
+    for name in torchvision.models.list_models(module=torchvision.models):
+        for weights in torchvision.models.get_model_weights(name):
+            assert of_torchvision(weights.transforms()).crop, weights
+
+
+# transformers
+
+
+def on_pil(name: str) -> Any:
+    """The processor that hands the picture to Pillow; older transformers have it under the plain name."""
+    return getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
+
+
+PROCESSORS: list[tuple[str, dict[str, Any]]] = [
+    ("ViTImageProcessor", {}),
+    ("ViTImageProcessor", {"size": {"height": 96, "width": 128}, "resample": 3}),
+    ("DeiTImageProcessor", {}),
+    ("BitImageProcessor", {}),
+    ("BitImageProcessor", {"size": {"shortest_edge": 256}, "resample": 2}),
+    ("CLIPImageProcessor", {}),
+    ("ConvNextImageProcessor", {"size": {"shortest_edge": 224}, "crop_pct": 0.875}),
+    ("ConvNextImageProcessor", {"size": {"shortest_edge": 384}, "resample": 2}),
+    ("MobileNetV2ImageProcessor", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), PROCESSORS)
+def test_transformers_processors(name: str, settings: dict[str, Any], drawn: Drawn, pil: Pil) -> None:
+    processor = on_pil(name)(**settings)
+    preprocessing = of_transformers(type(processor).__name__, processor.to_dict())
+    for height, width in SIZES:
+        if height > width and not isinstance(preprocessing.size, int):
+            continue  # Pillow 13 takes the columns first, see draft_core.images
+        image = drawn(height, width)
+        expected = processor(pil(image), return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(preprocessing(image), expected, **EXACT)
+
+
+def test_transformers(vit_folder: Path, drawn: Drawn, pil: Pil) -> None:
+    reward = build(library="transformers", name=str(vit_folder), weights="hub")
+    network = transformers.ViTForImageClassification.from_pretrained(vit_folder).eval()
+    processor = on_pil("ViTImageProcessor").from_pretrained(vit_folder)
+    assert_parity(
+        reward,
+        lambda picture: network(**processor(picture, return_tensors="pt")).logits,
+        drawn,
+        pil,
+        sizes=[size for size in SIZES if size[0] <= size[1]],
+    )
+
+
+def assert_parity(
+    reward: AdversarialReward,
+    original: Callable[[Image.Image], torch.Tensor],
+    drawn: Drawn,
+    pil: Pil,
+    sizes: Any = SIZES,
+) -> None:
+    """Within float32 of the original, and that means something: the pictures differ by far more."""
+    pictures = [drawn(*size) for size in sizes]
+    with torch.no_grad():
+        ours = torch.cat([reward.log_probabilities(picture) for picture in pictures])
+        theirs = torch.cat([original(pil(picture)).log_softmax(1) for picture in pictures])
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+    spread = theirs.std(0).max()
+    assert (ours - theirs).abs().max() < 0.002 * spread, f"spread {spread}"
+
+
+# Real ImageNet weights
+
+
+@pytest.fixture(scope="module")
+def real(lite0: dict[str, str]) -> AdversarialReward:
+    return AdversarialReward(AdversarialConfig.model_validate({"source": lite0, "target": "bee"}))
+
+
+def original_log_probabilities(reward: AdversarialReward, picture: Image.Image) -> torch.Tensor:
+    transform = create_transform(**resolve_model_data_config(reward.network), is_training=False)
+    with torch.no_grad():
+        logits: torch.Tensor = reward.network(transform(picture)[None])
+    return logits.log_softmax(1)
+
+
+@pytest.mark.parametrize("size", [None, (64, 64), (256, 256), (512, 512), (500, 333)])
+@pytest.mark.parametrize("name", ["chelsea.png", "coffee.png", "astronaut.png", "rocket.jpg"])
+def test_real_weights(
+    name: str,
+    size: tuple[int, int] | None,
+    real: AdversarialReward,
+    photograph: Callable[[str], torch.Tensor],
+    pil: Pil,
+) -> None:
+    picture = pil(photograph(name))
+    if size is not None:
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    image = torchvision.transforms.functional.to_tensor(picture)[None]
+    with torch.no_grad():
+        ours = real.log_probabilities(image)
+    assert (ours - original_log_probabilities(real, picture)).abs().max() <= REAL
+
+
+@pytest.mark.parametrize(("name", "classes"), [("chelsea.png", range(281, 286)), ("coffee.png", [967])])
+def test_the_pictures_show_what_the_classifier_sees(
+    name: str, classes: Any, real: AdversarialReward, photograph: Callable[[str], torch.Tensor]
+) -> None:
+    """Five breeds of cat, and espresso; under names that are looked up, not only under indices."""
+    with torch.no_grad():
+        assert real.log_probabilities(photograph(name)).argmax() in classes
+    assert [
+        real.index_of(each, "target") for each in ("tabby", "tiger cat", "Egyptian_cat", "espresso", "n02206856")
+    ] == [
+        281,
+        282,
+        285,
+        967,
+        309,
+    ]
+
+
+@pytest.mark.parametrize("name", ["chelsea.png", "coffee.png"])
+def test_an_ascent_to_bee_fools_the_original_pipeline(
+    name: str, real: AdversarialReward, photograph: Callable[[str], torch.Tensor], pil: Pil
+) -> None:
+    """Ten signed steps within 2/255 of every pixel, rounded to 8 bits, judged by timm's own pipeline."""
+    start = photograph(name)
+    image = start.clone()
+    for _ in range(10):
+        image.requires_grad_()
+        (slope,) = torch.autograd.grad(real(image, [""]).sum(), image)
+        image = image.detach() + slope.sign() * 0.5 / 255
+        image = image.clamp(start - 2 / 255, start + 2 / 255).clamp(0, 1)
+    picture = pil(image)
+    moved = torchvision.transforms.functional.to_tensor(picture)[None] - start
+    assert moved.abs().max() <= 2 / 255 + 1e-6
+    before, after = (original_log_probabilities(real, each)[0, 309] for each in (pil(start), picture))
+    assert before < -5
+    assert after > before + 5
