@@ -1,4 +1,4 @@
-"""Both rewards keep the contract of draft-core, on all three libraries and on real weights."""
+"""Both rewards keep the contract of draft-core, on random weights and on real ones."""
 
 from __future__ import annotations
 
@@ -29,14 +29,6 @@ class TestPerPrompt(RewardContract):
     config: ClassVar[Mapping[str, Any]] = {
         "source": TINY,
         "targets": {prompt: index for index, prompt in enumerate(PROMPTS)},
-    }
-
-
-class TestTorchvision(RewardContract):
-    kind = "adversarial"
-    config: ClassVar[Mapping[str, Any]] = {
-        "source": {"library": "torchvision", "name": "squeezenet1_1", "weights": "random", "num_classes": 10},
-        "target": 3,
     }
 
 

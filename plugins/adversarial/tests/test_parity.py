@@ -46,7 +46,7 @@ def test_timm(name: str, drawn: Drawn, pil: Pil) -> None:
 TIMM_CONFIGS = list(itertools.product((224, 384), (0.875, 0.95, 1.0), ("bicubic", "bilinear"), ("center", "squash")))
 
 
-@pytest.mark.parametrize(("side", "crop_pct", "interpolation", "crop_mode"), TIMM_CONFIGS[::3])
+@pytest.mark.parametrize(("side", "crop_pct", "interpolation", "crop_mode"), TIMM_CONFIGS[::5])
 def test_timms_configurations(
     side: int, crop_pct: float, interpolation: str, crop_mode: str, drawn: Drawn, pil: Pil
 ) -> None:
@@ -77,7 +77,7 @@ def test_torchvision(drawn: Drawn, pil: Pil) -> None:
     assert_parity(reward, lambda picture: network(transform(picture)[None]), drawn, pil)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "efficientnet_b1", "convnext_tiny", "vit_l_16", "inception_v3"])
+@pytest.mark.parametrize("name", ["resnet50", "efficientnet_b1", "convnext_tiny", "vit_b_16", "inception_v3"])
 def test_torchvisions_transforms(name: str, drawn: Drawn, pil: Pil) -> None:
     for weights in torchvision.models.get_model_weights(name):
         transform = weights.transforms()
@@ -206,12 +206,11 @@ def test_the_pictures_show_what_the_classifier_sees(
     ]
 
 
-@pytest.mark.parametrize("name", ["chelsea.png", "coffee.png"])
 def test_an_ascent_to_bee_fools_the_original_pipeline(
-    name: str, real: AdversarialReward, photograph: Callable[[str], torch.Tensor], pil: Pil
+    real: AdversarialReward, photograph: Callable[[str], torch.Tensor], pil: Pil
 ) -> None:
     """Ten signed steps within 2/255 of every pixel, rounded to 8 bits, judged by timm's own pipeline."""
-    start = photograph(name)
+    start = photograph("chelsea.png")
     image = start.clone()
     for _ in range(10):
         image.requires_grad_()
