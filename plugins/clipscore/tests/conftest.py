@@ -1,18 +1,26 @@
-"""A tiny CLIP of transformers with CLIP's real vocabulary, which open_clip's wheel carries."""
+"""A tiny CLIP of transformers with CLIP's real vocabulary, which open_clip's wheel carries; and one thread."""
 
 from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from open_clip.tokenizer import bytes_to_unicode, default_bpe
 from transformers import CLIPConfig, CLIPModel
 
+from draft_core.testing.checks import one_thread
 from draft_core.weights import seeded
 
 LAYERS = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,21 @@
-"""CLIP's real vocabulary, which open_clip's wheel carries, as a tokenizer folder of transformers."""
+"""CLIP's real vocabulary, which open_clip's wheel carries, as a tokenizer folder of transformers; and one thread."""
 
 from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from draft_core.testing.checks import one_thread
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")
