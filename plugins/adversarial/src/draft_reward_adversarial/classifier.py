@@ -68,9 +68,18 @@ def load_own_weights(
     """
     path = own_file(source, where=where)
     tensors = {rename(name): tensor for name, tensor in read_tensors(path, where=where).items()}
+    own, where = network.state_dict(), f"{where}, {path}"
     if source.pairing == "order":
-        tensors = paired_in_order(network.state_dict(), tensors, where=f"{where}, {path}")
-    load_strict(network, tensors, where=f"{where}, {path}")
+        tensors = paired_in_order(own, tensors, where=where)
+    try:
+        load_strict(network, tensors, where=where)
+    except DraftError as error:
+        shapes = [[tensor.shape for tensor in each.values()] for each in (own, tensors)]
+        if shapes[0] != shapes[1]:
+            raise
+        raise DraftError(
+            error.what, where=where, next="if they are, by another implementation, set source.pairing to order"
+        ) from None
 
 
 def own_file(source: AnySource, *, where: str) -> Path:
