@@ -140,7 +140,8 @@ def load_pretrained(architecture: Any, name: str, *, where: str, option: str, me
 def load_tokenizer(kind: Any, name: str, *, where: str, option: str, megabytes: float | None = None) -> Any:
     """A tokenizer of a transformers class, with a vocabulary.
 
-    Without its files transformers 5 says nothing, and gives a tokenizer that knows no word.
+    Without its files transformers 5 says nothing, and gives a tokenizer that knows no word; transformers 4
+    opens a file named None.
 
     Arguments:
         kind: the class, such as `transformers.CLIPTokenizer`.
@@ -150,7 +151,10 @@ def load_tokenizer(kind: Any, name: str, *, where: str, option: str, megabytes: 
         DraftError: if the tokenizer is not there.
     """
     with explained(f"the tokenizer {name}", megabytes=megabytes, where=where, option=option):
-        tokenizer = kind.from_pretrained(name)
+        try:
+            tokenizer = kind.from_pretrained(name)
+        except TypeError as error:
+            raise OSError("it has no vocabulary") from error
         if len(tokenizer) <= len(set(tokenizer.all_special_tokens)) + 1:
             raise OSError("it has no vocabulary")
     return tokenizer

@@ -187,6 +187,8 @@ class Model:
     def from_pretrained(cls, name: str, **more: Any) -> Any:
         if name == "nowhere":
             raise OSError("nowhere does not exist")
+        if name == "none":
+            raise TypeError("not NoneType")
         return (cls(), {**cls.info, **more}) if more.get("output_loading_info") else cls(len(name))
 
 
@@ -212,8 +214,9 @@ def test_a_pretrained_model_is_loaded_whole_or_not_at_all() -> None:
 
 def test_a_tokenizer_without_words_is_refused() -> None:
     assert load_tokenizer(Model, "words", where=WHERE, option="tokenizer").words == 5
-    with pytest.raises(DraftError, match="reward 'x': cannot load the tokenizer : it has no vocabulary; "):
-        load_tokenizer(Model, "", where=WHERE, option="tokenizer")
+    for name in ("", "none"):
+        with pytest.raises(DraftError, match=f"reward 'x': cannot load the tokenizer {name}: it has no vocabulary; "):
+            load_tokenizer(Model, name, where=WHERE, option="tokenizer")
 
 
 def test_random_weights_are_repeated_and_leave_no_trace() -> None:

@@ -13,7 +13,7 @@ from draft_reward_clipscore.encoders import TINY
 from draft_reward_clipscore.reward import ClipScoreReward
 from open_clip.transform import image_transform
 from PIL import Image
-from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import CLIPModel, CLIPProcessor, CLIPTokenizerFast
 
 from draft_core.images import CLIP_MEAN, CLIP_STD, center_crop, to_pil
 from draft_core.testing import Subject
@@ -56,7 +56,7 @@ def cosines_of_open_clip(reward: ClipScoreReward, images: list[Image.Image], pro
 @torch.no_grad()
 def cosines_of_transformers(folder: Path, images: list[Image.Image], prompts: Sequence[str]) -> torch.Tensor:
     clip = CLIPModel.from_pretrained(folder).eval()
-    processor = CLIPProcessor(image_processor=ImageProcessor(), tokenizer=CLIPTokenizer.from_pretrained(folder))
+    processor = CLIPProcessor(image_processor=ImageProcessor(), tokenizer=CLIPTokenizerFast.from_pretrained(folder))
     cosines = []
     for image, prompt in zip(images, prompts, strict=True):
         limits = {"truncation": True, "max_length": 77}

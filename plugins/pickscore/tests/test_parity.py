@@ -8,7 +8,7 @@ import pytest
 import torch
 from draft_reward_pickscore import PickScoreConfig, draft_register_rewards
 from draft_reward_pickscore.reward import PickScoreReward, byte_tokenizer
-from transformers import CLIPProcessor, CLIPTokenizer
+from transformers import CLIPProcessor, CLIPTokenizerFast
 
 from draft_core.images import center_crop, to_pil
 from draft_core.testing import Subject
@@ -75,7 +75,7 @@ def test_prompts_are_read_as_published(tokenizer_folder: Path) -> None:
     config = RANDOM.model_copy(update={"tokenizer": str(tokenizer_folder)})
     subject = Subject(SPEC, config)
     processor = CLIPProcessor(
-        image_processor=ImageProcessor(), tokenizer=CLIPTokenizer.from_pretrained(tokenizer_folder)
+        image_processor=ImageProcessor(), tokenizer=CLIPTokenizerFast.from_pretrained(tokenizer_folder)
     )
     image = (subject.images(1) * 255).round() / 255
     expected = torch.stack([original(subject.reward, processor, image[0], prompt) for prompt in PROMPTS])

@@ -12,7 +12,7 @@ from typing import Any
 import open_clip
 import torch
 from torch import Tensor
-from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
 
 from draft_core.errors import DraftError
 from draft_core.images import (
@@ -151,7 +151,7 @@ def load_transformers(config: ClipScoreConfig) -> Encoder:
     source = PUBLISHED if config.model == type(config).model_fields["model"].default else config.model
     name = locate_model(source, TRANSFORMERS_DEFAULT, where=WHERE, option="model")
     clip = load_pretrained(CLIPModel, name, where=WHERE, option="model")
-    tokenizer = load_tokenizer(CLIPTokenizer, name, where=WHERE, option="model")
+    tokenizer = load_tokenizer(CLIPTokenizerFast, name, where=WHERE, option="model")
     with explained(f"the image processor {name}", where=WHERE, option="model"):
         settings, _ = CLIPImageProcessor.get_image_processor_dict(name)
     return Transformers(clip, tokenizer, preparation_of_transformers(settings), getattr(torch, config.dtype))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize as unit_length
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast
 
 from draft_core.images import CLIP_MEAN, CLIP_STD, center_crop, normalize, resize_shortest_like_pil
 from draft_core.protocols import FrozenModule
@@ -100,11 +100,14 @@ def load_clip(config: PickScoreConfig) -> Any:
 
 
 def clip_tokenizer(config: PickScoreConfig) -> Any:
-    """The CLIP tokenizer of transformers; unlike open_clip's it leaves curly quotes and HTML entities alone."""
+    """The CLIP tokenizer of transformers; unlike open_clip's it leaves curly quotes and HTML entities alone.
+
+    The fast one, which the published processor takes: in transformers 4 the other one mends quotes where ftfy is there.
+    """
     if config.tokenizer == BYTES:
         return byte_tokenizer()
     name = locate_model(config.tokenizer, TOKENIZER, where=WHERE, option="tokenizer")
-    return load_tokenizer(CLIPTokenizer, name, megabytes=TOKENIZER_MEGABYTES, where=WHERE, option="tokenizer")
+    return load_tokenizer(CLIPTokenizerFast, name, megabytes=TOKENIZER_MEGABYTES, where=WHERE, option="tokenizer")
 
 
 def byte_tokenizer() -> Any:
@@ -115,4 +118,4 @@ def byte_tokenizer() -> Any:
     with TemporaryDirectory() as folder:
         (Path(folder) / "vocab.json").write_text(json.dumps({token: place for place, token in enumerate(tokens)}))
         (Path(folder) / "merges.txt").write_text("#version: 0.2\n")
-        return CLIPTokenizer.from_pretrained(folder)
+        return CLIPTokenizerFast.from_pretrained(folder)
