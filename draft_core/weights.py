@@ -40,18 +40,19 @@ class HubFile:
     megabytes: float | None = None
 
 
-def locate(source: str, published: HubFile, *, where: str, option: str) -> Path:
+def locate(source: str, published: HubFile | None, *, where: str, option: str) -> Path:
     """The local path of a weight file, downloaded once if it must be.
 
     Arguments:
         source: "hub" for the `published` file, "hf://owner/name/file" for another one there, else a local path.
+        published: None where the caller knows another way to it.
         where: who asks, such as "reward 'hpsv2'"; it begins an error's sentence.
         option: the config field that `source` comes from; it ends the sentence.
 
     Raises:
         DraftError: if there is no such file, or the hub cannot be reached.
     """
-    if source == PUBLISHED:
+    if published and source == PUBLISHED:
         file = published
     elif source.startswith(HUB_PREFIX):
         file = _parse(source, where, option)

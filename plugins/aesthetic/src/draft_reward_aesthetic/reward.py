@@ -101,7 +101,7 @@ def rating_head(config: AestheticConfig) -> torch.nn.Module:
 def _clip_file(source: str) -> Path:
     """The weight file; for the published one open_clip itself knows where it lies."""
     if source != PUBLISHED:
-        return locate(source, HubFile("", ""), where=WHERE, option="clip")
+        return locate(source, None, where=WHERE, option="clip")
     what = f"open_clip's {CLIP_NAME} {CLIP_TAG}"
     with explained(what, megabytes=CLIP_MEGABYTES, where=WHERE, option="clip"):
         return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(CLIP_NAME, CLIP_TAG)))
