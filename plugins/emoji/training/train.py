@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 STAGES = ("data", "vae", "clip", "unet", "export")
-MINUTES = {"vae": 25.0, "clip": 25.0, "unet": 75.0}  # with which the shipped model was made
+MINUTES = {"vae": 25.0, "clip": 25.0, "unet": 75.0}  # about what the shipped model took
 MODEL = Path(__file__).resolve().parents[1] / "src" / "draft_emoji" / "model"
 
 
