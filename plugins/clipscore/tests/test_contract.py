@@ -1,4 +1,4 @@
-"""The reward keeps the contract of draft-core in its definitions, and with both libraries."""
+"""The reward keeps the contract of draft-core with both libraries."""
 
 from __future__ import annotations
 
@@ -8,18 +8,11 @@ import pytest
 
 from draft_core.testing import RewardContract
 
-TINY = {"model": "tiny", "weights": "random"}
-
-
-class TestCosine(RewardContract):
-    kind = "clipscore"
-    config = {**TINY, "definition": "cosine"}  # noqa: RUF012 declared ClassVar above
-
 
 class TestClipScore(RewardContract):
     kind = "clipscore"
     # A seed whose cosines are positive, as trained models' are: where they are not, clamping leaves no gradient.
-    config = {**TINY, "definition": "clipscore", "seed": 7}  # noqa: RUF012
+    config = {"model": "tiny", "weights": "random", "definition": "clipscore", "seed": 7}  # noqa: RUF012 declared ClassVar above
 
 
 class TestTransformers(RewardContract):
