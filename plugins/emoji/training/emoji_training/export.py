@@ -17,8 +17,12 @@ LIMIT_MB = 25.0
 
 
 def export(work: Path, folder: Path) -> None:
-    """Replace `folder` by a StableDiffusionPipeline in fp16 safetensors; refuse one above LIMIT_MB."""
-    _, tokenizer = clip.load(work)
+    """Replace `folder` by a StableDiffusionPipeline in fp16 safetensors, and `clip` beside it by the CLIP.
+
+    Raises:
+        ValueError: if the pipeline is above LIMIT_MB.
+    """
+    matcher, tokenizer = clip.load(work)
     pipeline = StableDiffusionPipeline(
         vae=vae.load(work),
         text_encoder=CLIPTextModel.from_pretrained(work / "unet" / "text_encoder", dtype=torch.float32),
@@ -43,7 +47,10 @@ def export(work: Path, folder: Path) -> None:
         raise ValueError(f"{aside} has {size:.1f} MB, above the {LIMIT_MB} MB that fit a package; make it smaller")
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
-    print(f"export {size:.1f} MB in {folder}", flush=True)
+    beside = folder.with_name("clip")
+    shutil.rmtree(beside, ignore_errors=True)
+    matcher.half().save_pretrained(beside)
+    print(f"export {size:.1f} MB in {folder}, the CLIP in {beside}", flush=True)
 
 
 def name_text_weights_as_before(file: Path) -> None:

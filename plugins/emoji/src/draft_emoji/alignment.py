@@ -1,0 +1,55 @@
+"""Whether a picture shows what its prompt says, by the small CLIP that was trained beside the embedded model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize as unit_length
+from transformers import CLIPModel, CLIPTokenizer
+
+from draft_core.images import normalize, resize_like_pil
+from draft_core.protocols import FrozenModule
+from draft_core.scoring import PromptMemory, checked_images
+from draft_core.weights import load_pretrained, load_tokenizer
+from draft_emoji import FOLDER, EmojiClipConfig
+
+WHERE = "reward 'emoji-clip'"
+SIDE = 64
+TOKENS = 24
+
+
+class EmojiClipReward(FrozenModule):
+    """Cosine between the CLIP embeddings of picture and prompt (Radford et al. 2021), differentiable."""
+
+    def __init__(self, config: EmojiClipConfig) -> None:
+        super().__init__()
+        self.clip = load_pretrained(CLIPModel, str(FOLDER / "clip"), where=WHERE, option="the package's files")
+        self.tokenizer = load_tokenizer(
+            CLIPTokenizer, str(FOLDER / "model" / "tokenizer"), where=WHERE, option="the package's files"
+        )
+        self.memory = PromptMemory()
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (B,) float32 of images (B, 3, H, W) in [0, 1] for their B prompts.
+
+        Raises:
+            RewardError: if images are not a floating-point batch of RGB images, each with a prompt.
+        """
+        images = checked_images(images, prompts, where=WHERE)
+        with torch.autocast(images.device.type, enabled=False):
+            pixels = normalize(resize_like_pil(images, SIDE, SIDE), (0.5,) * 3, (0.5,) * 3)
+            # Not `get_image_features`: what that returns differs between transformers 4 and 5.
+            pictures = self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output)
+            texts = self.memory(prompts, lambda prompt: self.text_features(prompt, images.device), images.device)
+            scores: Tensor = (unit_length(pictures) * texts).sum(1)
+        return scores
+
+    def text_features(self, prompt: str, device: torch.device) -> Tensor:
+        """Embedding (D,) of unit length."""
+        tokens = self.tokenizer([prompt], padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
+        outputs = self.clip.text_model(input_ids=tokens["input_ids"].to(device))
+        features: Tensor = self.clip.text_projection(outputs.pooler_output)
+        return unit_length(features)[0]

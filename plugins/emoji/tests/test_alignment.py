@@ -1,0 +1,45 @@
+"""The alignment score keeps the contract, and tells the model's own pictures apart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from draft_core import load_catalog, load_pipeline, load_reward
+from draft_core.testing import RewardContract
+
+
+class TestEmojiClip(RewardContract):
+    kind = "emoji-clip"
+
+
+@pytest.fixture(scope="module")
+def drawn() -> tuple[list[str], torch.Tensor]:
+    """Eight held-out things and a picture of each, (8, 3, 64, 64)."""
+    prompts = load_catalog().prompt_lists()["emoji-heldout"].read_text().splitlines()[:8]
+    pipe: StableDiffusionPipeline = load_pipeline("emoji")
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(0) for _ in prompts]
+    call = {"num_inference_steps": 10, "guidance_scale": 4.0, "generator": generators, "output_type": "pt"}
+    return prompts, pipe(prompts, **call).images
+
+
+def test_every_picture_scores_highest_for_its_own_prompt(drawn: tuple[list[str], torch.Tensor]) -> None:
+    prompts, images = drawn
+    reward = load_reward("emoji-clip")
+    table = torch.stack([reward(images, [prompt] * len(images)) for prompt in prompts], dim=1)
+    assert table.argmax(dim=1).tolist() == list(range(len(prompts)))
+
+
+def test_a_white_page_scores_below_the_picture(drawn: tuple[list[str], torch.Tensor]) -> None:
+    prompts, images = drawn
+    reward = load_reward("emoji-clip")
+    assert (reward(images, prompts) > reward(torch.ones_like(images), prompts) + 0.1).all()
+
+
+def test_other_sizes_are_brought_to_its_own(drawn: tuple[list[str], torch.Tensor]) -> None:
+    prompts, images = drawn
+    reward = load_reward("emoji-clip")
+    doubled = images.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
+    torch.testing.assert_close(reward(doubled, prompts), reward(images, prompts), atol=0.05, rtol=0)
