@@ -111,17 +111,16 @@ def list_rewards(ctx: typer.Context) -> None:
     if ctx.invoked_subcommand:
         return
     catalog = load_catalog()
-    table = Table("kind", "scores", "trains", "from", "code licence", "weights licence")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
     for kind, entry in catalog.rewards.items():
         spec = entry.spec
-        table.add_row(
-            kind,
-            f"{spec.summary} [dim]({escape(spec.unit)})[/]",
-            "yes" if spec.differentiable else "no, measures",
-            str(entry.distribution),
-            spec.code_license,
-            spec.weights_license or "none",
-        )
+        weights = f"weights {spec.weights_license}" if spec.weights_license else "no weights"
+        facts = [str(entry.distribution), f"code {spec.code_license}", weights]
+        if not spec.differentiable:
+            facts.append("measures only")
+        table.add_row(kind, f"{escape(spec.summary)}\n[dim]{escape(', '.join(facts))}[/]")
     out.print(table)
     _print_problems(catalog)
     if not catalog.rewards:

@@ -73,10 +73,11 @@ def test_every_command_has_help_and_the_bare_command_shows_them(draft: Any) -> N
 def test_rewards_are_listed_with_origin_and_licences(draft: Any) -> None:
     code, text = draft("rewards")
     assert code == 0
-    row = next(line for line in text.splitlines() if "redness" in line)
-    assert "tiny-plugin 1.2" in row
-    assert "Apache-2.0" in row
-    assert "no, measures" in next(line for line in text.splitlines() if "brightness" in line)
+    lines = iter(text.splitlines())
+    assert next(lines).split() == ["brightness", "the", "brightness", "of", "a", "picture"]
+    assert next(lines).strip() == "tiny-plugin 1.2, code Apache-2.0, no weights, measures only"
+    assert next(lines).split() == ["redness", "the", "redness", "of", "a", "picture"]
+    assert next(lines).strip() == "tiny-plugin 1.2, code Apache-2.0, no weights"
 
 
 def test_a_reward_is_shown_with_its_fields(draft: Any) -> None:
