@@ -65,10 +65,14 @@ def build_sampler(model: ModelConfig, *, seed: int, catalog: Catalog) -> Differe
     )
 
 
-def build_objective(configs: Sequence[RewardConfig], catalog: Catalog) -> Objective:
-    """The weighted sum of these rewards; a kind that stands there twice gets a number behind its name."""
-    rewards: dict[str, torch.nn.Module] = {}
-    weights: dict[str, float] = {}
+def build_objective(configs: Sequence[RewardConfig], catalog: Catalog, *, beside: Objective | None = None) -> Objective:
+    """The weighted sum of these rewards; a kind that stands there twice gets a number behind its name.
+
+    Arguments:
+        beside: rewards that are built already, and come first: none is loaded twice.
+    """
+    rewards: dict[str, torch.nn.Module] = dict(beside.rewards.items()) if beside else {}
+    weights: dict[str, float] = dict(beside.weights) if beside else {}
     for config in configs:
         count = sum(name.split("#")[0] == config.kind for name in rewards)
         name = f"{config.kind}#{count + 1}" if count else config.kind

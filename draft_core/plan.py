@@ -41,8 +41,3 @@ class StepPlan:
             )
         if self.resamples < 0:
             raise SamplerError(f"resamples is {self.resamples}", where="StepPlan.resamples", next="use 0 or more")
-
-    @property
-    def first_graded(self) -> int:
-        """The first graded step, T if there is none: everything before it needs no graph."""
-        return min(self.graded, default=self.steps)

@@ -68,7 +68,7 @@ def run_recipe(
     checkpoint = _claim_folder(folder, resume=resume, overwrite=overwrite)
     progress("load", 0, 1, recipe.model.pretrained)
     trainer = build(recipe, catalog=catalog)
-    judges = build_objective([*recipe.rewards, *recipe.measures], catalog).to(trainer.accelerator.device)
+    judges = build_objective(recipe.measures, catalog, beside=trainer.objective).to(trainer.accelerator.device)
     if overwrite and not resume:  # only now, when the new run is sure to start
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)

@@ -74,6 +74,9 @@ def test_one_kind_twice_keeps_both(catalog: Any) -> None:
     objective = build_objective(recipe.rewards, catalog)
     assert objective.weights == {"redness": 2.0, "redness#2": 1.0}
     assert list(objective(torch.rand(1, 3, 4, 4), [""]).each) == ["redness", "redness#2"]
+    judges = build_objective(recipe.rewards[:1], catalog, beside=objective)
+    assert list(judges.rewards) == ["redness", "redness#2", "redness#3"]
+    assert judges.rewards["redness#2"] is objective.rewards["redness#2"], "what is built is not built again"
 
 
 def test_an_evaluated_picture_depends_on_prompt_and_seed_alone(catalog: Any) -> None:
