@@ -7,31 +7,19 @@ needs it, so that listing and checking stay instant.
 from __future__ import annotations
 
 import json
-import time
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from typer.core import TyperGroup
 
-from draft_core.catalog import Catalog, load_catalog
+from draft_core.catalog import load_catalog
+from draft_core.cli_rewards import rewards_app
 from draft_core.errors import DraftError
-
-out = Console()
-err = Console(stderr=True, soft_wrap=True)
+from draft_core.terminal import Overrides, ProgressLines, err, given_fields, out, print_problems, quiet_libraries
 
 
 class _OneSentenceErrors(TyperGroup):
@@ -53,12 +41,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-rewards_app = typer.Typer(help="List the installed rewards, or show one.", invoke_without_command=True)
 app.add_typer(rewards_app, name="rewards")
 
-Overrides = Annotated[
-    list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as train.steps=50.")
-]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in the output folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the output folder.")]
 
@@ -105,85 +89,6 @@ def demo(
         _train(recipe, overrides, resume=resume, overwrite=not resume)
 
 
-@rewards_app.callback()
-def list_rewards(ctx: typer.Context) -> None:
-    """List the installed rewards: what they score, where they come from, their licences, and what is broken."""
-    if ctx.invoked_subcommand:
-        return
-    catalog = load_catalog()
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column()
-    for kind, entry in catalog.rewards.items():
-        spec = entry.spec
-        weights = f"weights {spec.weights_license}" if spec.weights_license else "no weights"
-        facts = [str(entry.distribution), f"code {spec.code_license}", weights]
-        if not spec.differentiable:
-            facts.append("measures only")
-        table.add_row(kind, f"{escape(spec.summary)}\n[dim]{escape(', '.join(facts))}[/]")
-    out.print(table)
-    _print_problems(catalog)
-    if not catalog.rewards:
-        out.print("No reward is installed; try `pip install draft-reward-jpeg`.")
-
-
-@rewards_app.command("show")
-def show_reward(kind: Annotated[str, typer.Argument(help="A kind that `draft rewards` lists.")]) -> None:
-    """Show a reward's fields with their types, defaults and help."""
-    entry = load_catalog().reward(kind)
-    spec = entry.spec
-    out.print(f"[bold]{kind}[/]: {spec.summary}", highlight=False)
-    facts = {
-        "from": str(entry.distribution),
-        "score": f"{spec.unit}, {spec.score_range}, higher is better",
-        "trains": "yes" if spec.differentiable else "no, it only measures",
-        "prompt": "needed" if spec.needs_prompt else "not used",
-        "native size": f"{spec.native_size} px" if spec.native_size else "any",
-        "code licence": spec.code_license,
-        "weights": f"{spec.weights_license}, {spec.download_mb:g} MB" if spec.weights_license else "none",
-    }
-    for name, fact in facts.items():
-        out.print(f"  {name}: {escape(fact)}", highlight=False)
-    table = Table("field", "type", "default", "help")
-    schema = spec.config.model_json_schema()
-    for name, described in schema["properties"].items():
-        default = "required" if name in schema.get("required", ()) else json.dumps(described.get("default"))
-        table.add_row(name, escape(_type_text(described)), escape(default), escape(described.get("description", "")))
-    out.print(table)
-
-
-@rewards_app.command("check")
-def check_reward(
-    kind: Annotated[str, typer.Argument(help="A kind that `draft rewards` lists.")],
-    overrides: Overrides = [],
-) -> None:
-    """Check that a reward keeps the contract: gradients, independence, precision, and what its spec declares.
-
-    The same checks that `draft_core.testing.RewardContract` runs in pytest. Exits with code 1 if one fails.
-    """
-    from draft_core.builder import reward_config
-    from draft_core.testing.checks import CHECKS, Subject, one_thread
-
-    catalog = load_catalog()
-    entry = catalog.reward(kind)
-    config = reward_config(kind, _fields(overrides), catalog)
-    subject = Subject(entry.spec, config, entry.module)
-    broken = 0
-    for name, check in CHECKS.items():
-        try:
-            with one_thread():
-                check(subject)
-        except Exception as problem:  # a reward may raise anything; it is a broken promise like any other
-            broken += 1
-            reason = f"{type(problem).__name__}: {problem}" if not isinstance(problem, AssertionError) else str(problem)
-            out.print(f"[red]broken[/] {name}: {escape(reason)}", highlight=False, soft_wrap=True)
-        else:
-            out.print(f"[green]kept[/]   {name}", highlight=False)
-    out.print(f"{kind}: {len(CHECKS) - broken} of {len(CHECKS)} checks passed", highlight=False)
-    if broken:
-        raise typer.Exit(1)
-
-
 @app.command()
 def plugins() -> None:
     """List the installed plugins: what each registers, from which file, and what is wrong.
@@ -196,7 +101,7 @@ def plugins() -> None:
         out.print(f"[bold]{plugin.distribution}[/]", highlight=False)
         for line in (f"registers {', '.join(registers) or 'nothing'}", plugin.entry_point, plugin.file):
             out.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
-    _print_problems(catalog)
+    print_problems(catalog)
 
 
 @app.command()
@@ -229,7 +134,7 @@ def score(
     from draft_core.images import read_image
 
     pictures = [read_image(path) for path in images]
-    scorer = load_reward(reward, catalog=catalog, **_fields(overrides))
+    scorer = load_reward(reward, catalog=catalog, **given_fields(overrides))
     with torch.no_grad():
         scores = [float(scorer(picture, [text])) for picture, text in zip(pictures, prompts, strict=True)]
     if as_json:
@@ -282,7 +187,7 @@ def sample(
     from draft_core.report import sheet
     from draft_core.sampler import DifferentiableSampler
 
-    _quiet_libraries()
+    quiet_libraries()
     pipe = load_pipeline(model, catalog=catalog)
     if lora:
         load_lora(pipe, lora, scale=scale)
@@ -291,7 +196,7 @@ def sample(
     inference_steps = steps or call.pop("num_inference_steps", 50)
     call.pop("num_inference_steps", None)
     sampler = DifferentiableSampler(pipe, num_inference_steps=inference_steps, **call)
-    with _ProgressLines() as progress:
+    with ProgressLines() as progress:
         made = evaluate(
             sampler,
             Objective({}),
@@ -343,84 +248,10 @@ def _train(path: Path, overrides: list[str], *, resume: bool, overwrite: bool) -
 
     from draft_core.run import run_recipe
 
-    _quiet_libraries()
-    with _ProgressLines() as progress:
+    quiet_libraries()
+    with ProgressLines() as progress:
         result = run_recipe(recipe, catalog, resume=resume, overwrite=overwrite, progress=progress)
     after = result.after.means()
     for name, before in result.before.means().items():
         out.print(f"{name}: {before:.4g} before, {after[name]:.4g} after", highlight=False)
     out.print(f"report: {result.report}", highlight=False, soft_wrap=True)
-
-
-def _print_problems(catalog: Catalog) -> None:
-    for plugin in catalog.broken:
-        text = f"{plugin.distribution} ({plugin.entry_point}): {plugin.reason}"
-        out.print(f"[red]broken:[/] {escape(text)}", highlight=False, soft_wrap=True)
-    for name, claimants in catalog.conflicts.items():
-        claims = " and ".join(map(str, claimants))
-        out.print(f"[red]in conflict:[/] {name!r} is claimed by {claims}", highlight=False, soft_wrap=True)
-
-
-class _ProgressLines:
-    """A live bar for each stage; where the output is no terminal, a line every few seconds instead."""
-
-    seconds_between_lines = 10.0
-
-    def __init__(self) -> None:
-        columns = (
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        self.bars = Progress(TextColumn("{task.description:>7}"), *columns, console=out, disable=not out.is_terminal)
-        self.tasks: dict[str, TaskID] = {}
-        self.last_line = 0.0
-
-    def __enter__(self) -> _ProgressLines:
-        self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
-
-    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
-        if stage not in self.tasks:
-            self.tasks[stage] = self.bars.add_task(stage, total=total, note=note)
-        self.bars.update(self.tasks[stage], completed=done, note=note)
-        now = time.monotonic()
-        if not out.is_terminal and (done == total or now - self.last_line > self.seconds_between_lines):
-            self.last_line = now
-            out.print(f"{stage} {done}/{total} {note}", highlight=False)
-
-
-def _fields(overrides: list[str]) -> dict[str, Any]:
-    """The fields that `--set` gives to a single config."""
-    from draft_core.recipe import set_field
-
-    fields: dict[str, Any] = {}
-    for override in overrides:
-        set_field(fields, override)
-    return fields
-
-
-def _quiet_libraries() -> None:
-    """The libraries' own loading bars would tear our progress display apart."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-
-
-def _type_text(described: dict[str, Any]) -> str:
-    if "const" in described:
-        return json.dumps(described["const"])
-    if "enum" in described:
-        return " | ".join(json.dumps(value) for value in described["enum"])
-    if "anyOf" in described:
-        return " | ".join(_type_text(option) for option in described["anyOf"])
-    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {described[name]:g}" for name, sign in bounds.items() if name in described]
-    return " ".join([str(described.get("type", "any")), ", ".join(limits)]).strip()

@@ -18,14 +18,15 @@ from safetensors.torch import load_file
 from tiny import GOOD
 from typer.testing import CliRunner
 
-from draft_core import cli
+from draft_core import cli, cli_rewards
 from draft_core.images import to_pil
 
 
 @pytest.fixture
 def draft(catalog: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Runs `draft` with the tiny catalog in an empty folder; gives the exit code and what was printed."""
-    monkeypatch.setattr(cli, "load_catalog", lambda: catalog)
+    for module in (cli, cli_rewards):
+        monkeypatch.setattr(module, "load_catalog", lambda: catalog)
     monkeypatch.setattr(cli.out, "width", 200)
     monkeypatch.chdir(tmp_path)
 

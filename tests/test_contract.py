@@ -11,7 +11,7 @@ import torch
 from tiny import REDNESS, Redness, RednessConfig
 from typer.testing import CliRunner
 
-from draft_core import cli
+from draft_core import cli, cli_rewards
 from draft_core.plugin import Field
 from draft_core.protocols import FrozenModule
 from draft_core.specs import RewardSpec
@@ -208,7 +208,7 @@ def test_the_class_runs_every_check_and_a_skip_needs_a_reason() -> None:
 
 
 def test_the_command_names_what_is_broken(catalog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "load_catalog", lambda: catalog)
+    monkeypatch.setattr(cli_rewards, "load_catalog", lambda: catalog)
     monkeypatch.setattr(tiny, "Redness", lambda config: Planted(batch_statistics))
     result = CliRunner().invoke(cli.app, ["rewards", "check", "redness"])
     assert result.exit_code == 1
