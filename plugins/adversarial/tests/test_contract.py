@@ -1,4 +1,4 @@
-"""Both rewards keep the contract of draft-core, on random weights and on real ones."""
+"""Both rewards and the measure keep the contract of draft-core, on random weights and on real ones."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ class TestPerPrompt(RewardContract):
         "source": TINY,
         "targets": {prompt: index for index, prompt in enumerate(PROMPTS)},
     }
+
+
+class TestTop1(RewardContract):
+    """A network and a class that is first on two of the contract's pictures, and second on the other."""
+
+    kind = "adversarial-top1"
+    config: ClassVar[Mapping[str, Any]] = {"source": {**TINY, "name": "test_vit"}, "target": 0}
 
 
 @pytest.mark.skipif(

@@ -12,9 +12,9 @@ import timm
 import torch
 import torchvision
 import transformers
-from draft_reward_adversarial import AdversarialConfig
+from draft_reward_adversarial import AdversarialConfig, AdversarialTop1Config
 from draft_reward_adversarial.preprocessing import of_timm, of_torchvision, of_transformers
-from draft_reward_adversarial.reward import AdversarialReward
+from draft_reward_adversarial.reward import AdversarialReward, AdversarialTop1
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
@@ -204,6 +204,13 @@ def test_the_pictures_show_what_the_classifier_sees(
         967,
         309,
     ]
+
+
+def test_the_measure_knows_espresso_from_a_cat(
+    lite0: dict[str, str], photograph: Callable[[str], torch.Tensor]
+) -> None:
+    top1 = AdversarialTop1(AdversarialTop1Config.model_validate({"source": lite0, "target": "espresso"}))
+    assert [float(top1(photograph(name), [""])) for name in ("coffee.png", "chelsea.png")] == [1.0, 0.0]
 
 
 def test_an_ascent_to_bee_fools_the_original_pipeline(

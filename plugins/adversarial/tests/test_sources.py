@@ -11,10 +11,15 @@ import pytest
 import timm
 import torch
 import torchvision
-from draft_reward_adversarial import AdversarialConfig, AdversarialPerPromptConfig, draft_register_rewards
+from draft_reward_adversarial import (
+    AdversarialConfig,
+    AdversarialPerPromptConfig,
+    AdversarialTop1Config,
+    draft_register_rewards,
+)
 from draft_reward_adversarial.from_torchvision import _renamed
 from draft_reward_adversarial.preprocessing import of_timm, of_transformers
-from draft_reward_adversarial.reward import AdversarialPerPromptReward, AdversarialReward
+from draft_reward_adversarial.reward import AdversarialPerPromptReward, AdversarialReward, AdversarialTop1
 from safetensors.torch import save_file
 
 from draft_core.builder import load_reward
@@ -39,6 +44,8 @@ def test_specs_describe_the_rewards_that_they_build() -> None:
     specs = {spec.kind: spec for spec in draft_register_rewards()}
     assert specs["adversarial"].load() is AdversarialReward
     assert specs["adversarial-per-prompt"].load() is AdversarialPerPromptReward
+    assert specs["adversarial-top1"].load() is AdversarialTop1
+    assert not specs["adversarial-top1"].differentiable
     assert not specs["adversarial"].needs_prompt
     assert specs["adversarial-per-prompt"].needs_prompt
 
@@ -59,6 +66,21 @@ def test_untargeted_is_the_negative_and_the_probabilities_sum_to_one() -> None:
         torch.testing.assert_close(away(images, ["", ""]), -towards(images, ["", ""]))
         torch.testing.assert_close(towards.log_probabilities(images).exp().sum(1), torch.ones(2))
         torch.testing.assert_close(towards(images, ["", ""]), towards.log_probabilities(images)[:, 3])
+
+
+def test_one_class_comes_first_on_a_picture_and_it_is_the_one_with_the_largest_logit() -> None:
+    images = torch.cat([picture(3), 0.2 * picture(3), 1 - 0.2 * picture(3)])
+    source = {**TINY, "name": "test_vit", "num_classes": 10}
+    measures = [
+        AdversarialTop1(AdversarialTop1Config.model_validate({"source": source, "target": target}))
+        for target in range(10)
+    ]
+    found = torch.stack([measure(images, [""] * 9) for measure in measures])
+    with torch.no_grad():
+        logits = measures[0].network(measures[0].classifier.preprocessing(images))
+    assert torch.equal(found.argmax(0), logits.argmax(1))
+    assert torch.equal(found.sum(0), torch.ones(9))
+    assert len(found.argmax(0).unique()) > 1, "pictures that all show the same class prove little"
 
 
 def test_each_prompt_has_its_class() -> None:

@@ -1,4 +1,4 @@
-"""Adversarial classifiers: names the two rewards and their options, and imports no torch."""
+"""Adversarial classifiers: names the two rewards, their measure and their options, and imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from draft_core.plugin import Config, Field, RewardConfig, RewardSpec, hookimpl
 __all__ = [
     "AdversarialConfig",
     "AdversarialPerPromptConfig",
+    "AdversarialTop1Config",
     "ClassifierConfig",
+    "LogProbabilityConfig",
     "Source",
     "TimmSource",
     "TorchvisionSource",
@@ -86,25 +88,30 @@ Source: TypeAlias = Annotated[TimmSource | TorchvisionSource | TransformersSourc
 
 
 class ClassifierConfig(RewardConfig):
-    """What both rewards say about the classifier."""
+    """What all kinds say about the classifier."""
 
     source: Source = Field(description="The classifier: its library, its name and its weights.")
-    mode: Literal["targeted", "untargeted"] = Field(
-        "targeted", description="Towards the class, log p(class), or away from it, -log p(class)."
-    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Precision of the network; preprocessing and log-probabilities are always float32."
     )
 
 
-class AdversarialConfig(ClassifierConfig):
+class LogProbabilityConfig(ClassifierConfig):
+    """What both rewards say."""
+
+    mode: Literal["targeted", "untargeted"] = Field(
+        "targeted", description="Towards the class, log p(class), or away from it, -log p(class)."
+    )
+
+
+class AdversarialConfig(LogProbabilityConfig):
     """Options of `adversarial`: one class for all images."""
 
     kind: Literal["adversarial"] = "adversarial"
     target: ClassChoice = Field(description="The class, by index or by name: 309, bee, n02206856.")
 
 
-class AdversarialPerPromptConfig(ClassifierConfig):
+class AdversarialPerPromptConfig(LogProbabilityConfig):
     """Options of `adversarial-per-prompt`: the prompt decides on the class."""
 
     kind: Literal["adversarial-per-prompt"] = "adversarial-per-prompt"
@@ -113,9 +120,16 @@ class AdversarialPerPromptConfig(ClassifierConfig):
     )
 
 
+class AdversarialTop1Config(ClassifierConfig):
+    """Options of `adversarial-top1`: whether one class is the classifier's first choice, without a gradient."""
+
+    kind: Literal["adversarial-top1"] = "adversarial-top1"
+    target: ClassChoice = Field(description="The class, as for `adversarial`.")
+
+
 @hookimpl
 def draft_register_rewards() -> Iterable[RewardSpec]:
-    """The two rewards of this distribution."""
+    """The two rewards of this distribution, and the measure beside them."""
     return [
         RewardSpec(
             kind="adversarial",
@@ -139,5 +153,17 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             weights_license=_WEIGHTS_LICENSE,
             download_mb=_DOWNLOAD_MB,
             needs_prompt=True,
+        ),
+        RewardSpec(
+            kind="adversarial-top1",
+            summary="whether one class comes first under an image classifier",
+            config=AdversarialTop1Config,
+            factory="draft_reward_adversarial.reward:AdversarialTop1",
+            unit="share of pictures",
+            score_range="0 or 1",
+            differentiable=False,
+            code_license="Apache-2.0",
+            weights_license=_WEIGHTS_LICENSE,
+            download_mb=_DOWNLOAD_MB,
         ),
     ]

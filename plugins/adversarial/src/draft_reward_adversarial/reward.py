@@ -1,4 +1,4 @@
-"""The rewards: log-probabilities of classes under a frozen classifier."""
+"""The rewards: log-probabilities of classes under a frozen classifier; and the measure, which class comes first."""
 
 from __future__ import annotations
 
@@ -11,31 +11,26 @@ from torch import Tensor
 
 from draft_core.errors import RewardError
 from draft_core.protocols import FrozenModule
-from draft_reward_adversarial import AdversarialConfig, AdversarialPerPromptConfig, ClassifierConfig
+from draft_reward_adversarial import (
+    AdversarialConfig,
+    AdversarialPerPromptConfig,
+    AdversarialTop1Config,
+    ClassifierConfig,
+    LogProbabilityConfig,
+)
 from draft_reward_adversarial.classes import class_index
 from draft_reward_adversarial.classifier import load_classifier
 
 
-class _LogProbability(FrozenModule, ABC):
-    """log p of a class (targeted) or its negative (untargeted), in nats."""
+class _Classifying(FrozenModule):
+    """A frozen classifier and its classes."""
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
         self.where = f"reward {config.kind!r}"
         self.classifier = load_classifier(config.source, where=self.where)
         self.network = self.classifier.network.to(getattr(torch, config.dtype)).requires_grad_(False)
-        self.sign = 1.0 if config.mode == "targeted" else -1.0
         self.train(False)
-
-    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) float32 of images (B, 3, H, W) in [0, 1].
-
-        Raises:
-            RewardError: if images are not a floating-point batch of RGB images, or a prompt has no class.
-        """
-        classes = torch.tensor(self.classes(prompts, len(images)), device=images.device)
-        log_probabilities = self.log_probabilities(images)
-        return self.sign * log_probabilities.gather(1, classes[:, None]).squeeze(1)
 
     def log_probabilities(self, images: Tensor) -> Tensor:
         """Those of all classes, (B, classes) float32.
@@ -54,14 +49,32 @@ class _LogProbability(FrozenModule, ABC):
             logits: Tensor = self.network(pixels.to(next(self.network.parameters()).dtype))
             return logits.float().log_softmax(1)
 
-    @abstractmethod
-    def classes(self, prompts: Sequence[str], count: int) -> list[int]:
-        """The class of each of `count` images."""
-
     def index_of(self, chosen: int | str, option: str) -> int:
         """The index of a class that the config names in field `option`."""
         classifier = self.classifier
         return class_index(chosen, classifier.names, classifier.count, where=f"{self.where}, {option}")
+
+
+class _LogProbability(_Classifying, ABC):
+    """log p of a class (targeted) or its negative (untargeted), in nats."""
+
+    def __init__(self, config: LogProbabilityConfig) -> None:
+        super().__init__(config)
+        self.sign = 1.0 if config.mode == "targeted" else -1.0
+
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (B,) float32 of images (B, 3, H, W) in [0, 1].
+
+        Raises:
+            RewardError: if images are not a floating-point batch of RGB images, or a prompt has no class.
+        """
+        classes = torch.tensor(self.classes(prompts, len(images)), device=images.device)
+        log_probabilities = self.log_probabilities(images)
+        return self.sign * log_probabilities.gather(1, classes[:, None]).squeeze(1)
+
+    @abstractmethod
+    def classes(self, prompts: Sequence[str], count: int) -> list[int]:
+        """The class of each of `count` images."""
 
 
 class AdversarialReward(_LogProbability):
@@ -99,3 +112,20 @@ class AdversarialPerPromptReward(_LogProbability):
                     f"prompt {prompt!r} has no class{hint}", where=f"{self.where}, targets", next="add it to the map"
                 )
         return [self.targets[prompt] for prompt in prompts]
+
+
+class AdversarialTop1(_Classifying):
+    """1 where one class is the classifier's first choice, else 0; a mean over pictures is the share of them."""
+
+    def __init__(self, config: AdversarialTop1Config) -> None:
+        super().__init__(config)
+        self.target = self.index_of(config.target, "target")
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (B,) float32 of images (B, 3, H, W) in [0, 1]; prompts are not read.
+
+        Raises:
+            RewardError: if images are not a floating-point batch of RGB images.
+        """
+        return (self.log_probabilities(images).argmax(1) == self.target).float()
