@@ -7,6 +7,7 @@ May import: errors, config.
 from __future__ import annotations
 
 import importlib
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,13 @@ class RewardSpec:
         code_license: licence of the plugin's code.
         weights_license: licence of the weights it loads, None if it loads none.
         download_mb: size of what the first use downloads, in megabytes.
+        small: fields of its config that make a small instance without a download, with seeded weights if it has any:
+            for tests, and for `draft rewards certify --small`.
+        reference: "module:callable"; called with the built reward and its config, it returns the original scorer on
+            that reward's own weights: (list of B PIL images, list of B prompts) -> scores (B,). Code that is slow, has
+            no gradient and is nobody's dependency, so that anybody can compare.
+        parity: the largest difference from the reference that the author vouches for, in standard deviations between
+            images. Given with a reference, and only then.
 
     Raises:
         PluginError: at construction, when the fields contradict each other.
@@ -56,6 +64,9 @@ class RewardSpec:
     native_size: int | None = None
     weights_license: str | None = None
     download_mb: float = 0.0
+    small: Mapping[str, Any] = field(default_factory=dict)
+    reference: str | None = None
+    parity: float | None = None
 
     def __post_init__(self) -> None:
         where = f"reward spec {self.kind!r}"
@@ -70,12 +81,34 @@ class RewardSpec:
                 where=where,
                 next=f'declare `kind: Literal["{self.kind}"] = "{self.kind}"`',
             )
-        _check_reference(self.factory, where)
+        _check_path(self.factory, where)
+        if (self.reference is None) != (self.parity is None):
+            raise PluginError(
+                "it has a reference without a parity, or the other way round",
+                where=where,
+                next="give both: the original scorer, and the largest difference from it that you vouch for",
+            )
+        if self.reference is not None:
+            _check_path(self.reference, where)
+        if self.parity is not None and not (math.isfinite(self.parity) and self.parity > 0):
+            raise PluginError(f"its parity {self.parity} is not a positive number", where=where)
 
     def load(self) -> Callable[[RewardConfig], Any]:
         """The factory itself; imports the plugin's code, and with it usually torch."""
-        factory: Callable[[RewardConfig], Any] = load_reference(self.factory, where=f"reward {self.kind!r}")
+        factory: Callable[[RewardConfig], Any] = load_named(self.factory, where=f"reward {self.kind!r}")
         return factory
+
+    def load_reference(self) -> Callable[[Any, RewardConfig], Any]:
+        """What makes the original scorer; imports the plugin's reference code and the libraries it stands on.
+
+        Raises:
+            PluginError: if the reward has none, or one of those libraries is missing.
+        """
+        where = f"reward {self.kind!r}"
+        if self.reference is None:
+            raise PluginError("it names no original to be compared with", where=where, next="ask its author for one")
+        reference: Callable[[Any, RewardConfig], Any] = load_named(self.reference, where=where)
+        return reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +140,14 @@ class PretrainedSpec:
             )
 
 
-def load_reference(reference: str, *, where: str) -> Any:
+def load_named(path: str, *, where: str) -> Any:
     """The object that a "module:name" string names.
 
     Raises:
         PluginError: if the module does not import or lacks the name.
     """
-    _check_reference(reference, where)
-    module_name, _, name = reference.partition(":")
+    _check_path(path, where)
+    module_name, _, name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -129,7 +162,7 @@ def load_reference(reference: str, *, where: str) -> Any:
         ) from None
 
 
-def _check_reference(reference: str, where: str) -> None:
-    module_name, _, name = reference.partition(":")
+def _check_path(path: str, where: str) -> None:
+    module_name, _, name = path.partition(":")
     if not (name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
-        raise PluginError(f"{reference!r} is not of the form 'module:callable'", where=where)
+        raise PluginError(f"{path!r} is not of the form 'module:callable'", where=where)

@@ -14,7 +14,7 @@ from tiny import BRIGHTNESS, REDNESS
 from draft_core.catalog import read_catalog
 from draft_core.errors import PluginError
 from draft_core.hookspecs import ENTRY_POINT_GROUP, hookimpl
-from draft_core.specs import RewardSpec, load_reference
+from draft_core.specs import RewardSpec, load_named
 
 
 class _FakeDistribution:
@@ -105,6 +105,11 @@ def test_an_entry_point_listed_twice_counts_once(point: Any) -> None:
         ({"config": dict}, "its config is not a subclass of RewardConfig"),
         ({"config": BRIGHTNESS.config}, "does not declare this kind"),
         ({"factory": "tiny.Redness"}, "'tiny.Redness' is not of the form 'module:callable'"),
+        ({"reference": "tiny:original"}, "a reference without a parity"),
+        ({"parity": 0.1}, "a reference without a parity"),
+        ({"reference": "tiny.original", "parity": 0.1}, "'tiny.original' is not of the form 'module:callable'"),
+        ({"reference": "tiny:original", "parity": 0.0}, "its parity 0.0 is not a positive number"),
+        ({"reference": "tiny:original", "parity": float("nan")}, "its parity nan is not a positive number"),
     ],
 )
 def test_a_spec_that_contradicts_itself_is_refused(change: dict[str, Any], message: str) -> None:
@@ -121,4 +126,4 @@ def test_a_spec_that_contradicts_itself_is_refused(change: dict[str, Any], messa
 )
 def test_a_factory_that_is_not_there_is_named(reference: str, message: str) -> None:
     with pytest.raises(PluginError, match=message):
-        load_reference(reference, where="reward 'x'")
+        load_named(reference, where="reward 'x'")
