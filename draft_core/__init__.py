@@ -12,7 +12,17 @@ if TYPE_CHECKING:
     from draft_core.builder import build, load_pipeline, load_reward
     from draft_core.catalog import load_catalog
     from draft_core.errors import DraftError
-    from draft_core.estimators import Draft, DraftK, DraftLV
+    from draft_core.estimators import (
+        AlignProp,
+        Draft,
+        DraftK,
+        DraftLV,
+        DRTune,
+        FlowBPSparse,
+        PrefixReuse,
+        Refl,
+        StepList,
+    )
     from draft_core.objective import Objective
     from draft_core.plan import StepPlan
     from draft_core.recipe import load_recipe
@@ -22,12 +32,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AlignProp": "estimators",
+    "DRTune": "estimators",
     "DifferentiableSampler": "sampler",
     "Draft": "estimators",
     "DraftError": "errors",
     "DraftK": "estimators",
     "DraftLV": "estimators",
+    "FlowBPSparse": "estimators",
     "Objective": "objective",
+    "PrefixReuse": "estimators",
+    "Refl": "estimators",
+    "StepList": "estimators",
     "StepPlan": "plan",
     "Trainer": "trainer",
     "build": "builder",
@@ -38,12 +54,18 @@ _HOMES = {
 }
 
 __all__ = [
+    "AlignProp",
+    "DRTune",
     "DifferentiableSampler",
     "Draft",
     "DraftError",
     "DraftK",
     "DraftLV",
+    "FlowBPSparse",
     "Objective",
+    "PrefixReuse",
+    "Refl",
+    "StepList",
     "StepPlan",
     "Trainer",
     "build",

@@ -55,7 +55,7 @@ def build_sampler(model: ModelConfig, *, seed: int, catalog: Catalog) -> Differe
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         add_lora(pipe, rank=model.lora.rank, alpha=model.lora.alpha, **targets)
-    guidance = {} if model.guidance_scale is None else {"guidance_scale": model.guidance_scale}
+    guidance: dict[str, Any] = {} if model.guidance_scale is None else {"guidance_scale": model.guidance_scale}
     return DifferentiableSampler(
         pipe,
         num_inference_steps=model.num_inference_steps,

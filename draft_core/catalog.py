@@ -1,7 +1,7 @@
 """Everything that can be named, gathered from the installed distributions into one value.
 
 Each entry point is loaded by itself, so a broken plugin is recorded and the others keep working.
-Names wing, no torch here. May import: errors, specs, hookspecs.
+Names wing, no torch here. May import: errors, specs, hookspecs, estimators.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import pluggy
 
 from draft_core import hookspecs
 from draft_core.errors import PluginError
-from draft_core.specs import PretrainedSpec, RewardSpec
+from draft_core.estimators import BUILT_IN
+from draft_core.specs import EstimatorSpec, PretrainedSpec, RewardSpec
 
-Spec = TypeVar("Spec", RewardSpec, PretrainedSpec)
+Spec = TypeVar("Spec", RewardSpec, PretrainedSpec, EstimatorSpec)
 
 RESTRICTION = "DRAFT_PLUGINS"
 
@@ -55,6 +56,7 @@ class Plugin:
     file: str
     rewards: tuple[str, ...]
     pretrained: tuple[str, ...]
+    estimators: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,19 @@ class BrokenPlugin:
     reason: str
 
 
+def _own_estimators() -> dict[str, Entry[EstimatorSpec]]:
+    core = Distribution("draft-core", importlib.metadata.version("draft-core"))
+    return {spec.kind: Entry(spec, core) for spec in BUILT_IN}
+
+
 @dataclass(frozen=True)
 class Catalog:
-    """What the installed plugins offer.
+    """What the core and the installed plugins offer.
 
     Arguments:
         rewards: kind -> entry, sorted by kind.
         pretrained: alias -> entry, sorted by alias.
+        estimators: kind -> entry, the core's own included, sorted by kind.
         plugins: the plugins that could be loaded, with what they register.
         broken: the plugins that could not.
         conflicts: kind or alias -> the distributions that all claim it; none of them is offered.
@@ -80,6 +88,7 @@ class Catalog:
 
     rewards: Mapping[str, Entry[RewardSpec]] = field(default_factory=dict)
     pretrained: Mapping[str, Entry[PretrainedSpec]] = field(default_factory=dict)
+    estimators: Mapping[str, Entry[EstimatorSpec]] = field(default_factory=_own_estimators)
     plugins: tuple[Plugin, ...] = ()
     broken: tuple[BrokenPlugin, ...] = ()
     conflicts: Mapping[str, tuple[Distribution, ...]] = field(default_factory=dict)
@@ -102,6 +111,7 @@ class Catalog:
         """Distribution name -> version, of every distribution that registered something."""
         found = {entry.distribution for entry in self.rewards.values()}
         found |= {entry.distribution for entry in self.pretrained.values()}
+        found |= {entry.distribution for entry in self.estimators.values()}
         return {distribution.name: distribution.version for distribution in sorted(found, key=str)}
 
     def unknown(self, what: str, name: str, known: Iterable[str], *, where: str | None = None) -> PluginError:
@@ -151,33 +161,50 @@ def read_catalog(entry_points: Iterable[importlib.metadata.EntryPoint]) -> Catal
     plugins: list[Plugin] = []
     rewards: list[Entry[RewardSpec]] = []
     pretrained: list[Entry[PretrainedSpec]] = []
+    estimators: list[Entry[EstimatorSpec]] = list(_own_estimators().values())
     broken: list[BrokenPlugin] = []
     # An editable install can leave the same entry point in two metadata folders.
     unique = {(point.name, point.value, _distribution(point).name): point for point in entry_points}
     for point in unique.values():
         distribution = _distribution(point)
         try:
-            found_rewards, found_pretrained = _read_plugin(point)
+            found = _read_plugin(point)
         except (Exception, SystemExit) as error:  # whatever a plugin does, it must not take the others down
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             broken.append(BrokenPlugin(f"{point.name} = {point.value}", distribution, reason))
             continue
-        kinds, aliases = tuple(spec.kind for spec in found_rewards), tuple(spec.alias for spec in found_pretrained)
         file = getattr(sys.modules.get(point.module), "__file__", None) or "?"
-        plugins.append(Plugin(f"{point.name} = {point.value}", distribution, file, kinds, aliases))
-        rewards += [Entry(spec, distribution, point.module) for spec in found_rewards]
-        pretrained += [Entry(spec, distribution, point.module) for spec in found_pretrained]
+        plugins.append(
+            Plugin(
+                f"{point.name} = {point.value}",
+                distribution,
+                file,
+                rewards=tuple(spec.kind for spec in found.rewards),
+                pretrained=tuple(spec.alias for spec in found.pretrained),
+                estimators=tuple(spec.kind for spec in found.estimators),
+            )
+        )
+        rewards += [Entry(spec, distribution, point.module) for spec in found.rewards]
+        pretrained += [Entry(spec, distribution, point.module) for spec in found.pretrained]
+        estimators += [Entry(spec, distribution, point.module) for spec in found.estimators]
     conflicts: dict[str, tuple[Distribution, ...]] = {}
     return Catalog(
         rewards=_by_name(((entry.spec.kind, entry) for entry in rewards), conflicts),
         pretrained=_by_name(((entry.spec.alias, entry) for entry in pretrained), conflicts),
+        estimators=_by_name(((entry.spec.kind, entry) for entry in estimators), conflicts),
         plugins=tuple(plugins),
         broken=tuple(broken),
         conflicts=conflicts,
     )
 
 
-def _read_plugin(point: importlib.metadata.EntryPoint) -> tuple[list[RewardSpec], list[PretrainedSpec]]:
+class _Registered(NamedTuple):
+    rewards: list[RewardSpec]
+    pretrained: list[PretrainedSpec]
+    estimators: list[EstimatorSpec]
+
+
+def _read_plugin(point: importlib.metadata.EntryPoint) -> _Registered:
     module = point.load()
     version = getattr(module, "DRAFT_API_VERSION", hookspecs.API_VERSION)
     if version != hookspecs.API_VERSION:
@@ -189,12 +216,19 @@ def _read_plugin(point: importlib.metadata.EntryPoint) -> tuple[list[RewardSpec]
     manager.add_hookspecs(hookspecs)
     manager.register(module, name=point.name)
     manager.check_pending()  # refuses a hook that is not declared, such as a misspelt one
-    rewards = [spec for result in manager.hook.draft_register_rewards() for spec in result]
-    pretrained = [spec for result in manager.hook.draft_register_pretrained() for spec in result]
-    for spec, expected in [*((s, RewardSpec) for s in rewards), *((s, PretrainedSpec) for s in pretrained)]:
+    return _Registered(
+        rewards=_specs(manager.hook.draft_register_rewards(), RewardSpec),
+        pretrained=_specs(manager.hook.draft_register_pretrained(), PretrainedSpec),
+        estimators=_specs(manager.hook.draft_register_estimators(), EstimatorSpec),
+    )
+
+
+def _specs(results: Iterable[Iterable[Any]], expected: type[Spec]) -> list[Spec]:
+    specs = [spec for result in results for spec in result]
+    for spec in specs:
         if not isinstance(spec, expected):
             raise TypeError(f"a hook returned {spec!r}, which is not a {expected.__name__}")
-    return rewards, pretrained
+    return specs
 
 
 def _by_name(

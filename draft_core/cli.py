@@ -90,6 +90,19 @@ def demo(
 
 
 @app.command()
+def estimators() -> None:
+    """List the gradient estimators that a recipe can name, with their fields and where they come from."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
+    for kind, entry in load_catalog().estimators.items():
+        fields = [f"{name}={field.default}" for name, field in entry.spec.config.model_fields.items() if name != "kind"]
+        facts = f"{', '.join(fields) or 'no fields'}; from {entry.distribution}"
+        table.add_row(kind, f"{escape(entry.spec.summary)}\n[dim]{escape(facts)}[/]")
+    out.print(table)
+
+
+@app.command()
 def plugins() -> None:
     """List the installed plugins: what each registers, from which file, and what is wrong.
 
@@ -97,7 +110,11 @@ def plugins() -> None:
     """
     catalog = load_catalog()
     for plugin in catalog.plugins:
-        registers = [*(f"reward {kind}" for kind in plugin.rewards), *(f"model {alias}" for alias in plugin.pretrained)]
+        registers = [
+            *(f"reward {kind}" for kind in plugin.rewards),
+            *(f"model {alias}" for alias in plugin.pretrained),
+            *(f"estimator {kind}" for kind in plugin.estimators),
+        ]
         out.print(f"[bold]{plugin.distribution}[/]", highlight=False)
         for line in (f"registers {', '.join(registers) or 'nothing'}", plugin.entry_point, plugin.file):
             out.print(f"  {escape(line)}", highlight=False, soft_wrap=True)

@@ -5,9 +5,15 @@ Names wing, no torch here. May import: errors.
 
 from __future__ import annotations
 
+from random import Random
+from typing import TYPE_CHECKING
+
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Config", "Field", "RewardConfig"]
+if TYPE_CHECKING:
+    from draft_core.plan import StepPlan
+
+__all__ = ["Config", "EstimatorConfig", "Field", "RewardConfig"]
 
 
 class Config(BaseModel):
@@ -25,3 +31,23 @@ class RewardConfig(Config):
 
     kind: str = Field(description="Which reward; `draft rewards` lists the installed ones.")
     weight: float = Field(1.0, description="Factor of this reward in the sum that training maximises.")
+    cap: float | None = Field(
+        None, description="Scores above it earn no more: their gradient is zero, so that nothing is over-optimised."
+    )
+
+
+class EstimatorConfig(Config):
+    """What every gradient estimator can say; a method subclasses it.
+
+    A subclass narrows `kind` to a literal with a default, `kind: Literal["refl"] = "refl"`, and makes plans.
+    """
+
+    kind: str = Field(description="Which estimator; `draft estimators` lists them.")
+
+    def plan(self, steps: int, rng: Random) -> StepPlan:
+        """The plan of one update over `steps` sampler steps; random choices come from `rng` alone.
+
+        Raises:
+            RecipeError: if a field does not fit `steps`.
+        """
+        raise NotImplementedError

@@ -1,30 +1,31 @@
 """Gradient estimators: each published method as a small config that makes a step plan.
 
-A new method is a new class of ten lines here; the sampler knows no method's name.
-Names wing, no torch here. May import: errors, config, plan.
+A new method is a new class of ten lines; the sampler knows no method's name. Another distribution registers
+its own with the hook `draft_register_estimators`. Names wing, no torch here. May import: errors, plan, config, specs.
 """
 
 from __future__ import annotations
 
 from random import Random
-from typing import Annotated, Literal
+from typing import Literal
 
-from draft_core.config import Config, Field
+from draft_core.config import EstimatorConfig, Field
 from draft_core.errors import RecipeError
 from draft_core.plan import StepPlan
+from draft_core.specs import EstimatorSpec
 
 
-class Draft(Config):
+class Draft(EstimatorConfig):
     """DRaFT: the gradient flows through all T steps (Clark et al. 2024, arXiv 2309.17400, section 3.1)."""
 
     kind: Literal["draft"] = "draft"
 
     def plan(self, steps: int, rng: Random) -> StepPlan:
         """All `steps` steps graded; draws nothing from `rng`."""
-        return StepPlan(steps, frozenset(range(steps)))
+        return StepPlan(steps=steps, graded=frozenset(range(steps)))
 
 
-class DraftK(Config):
+class DraftK(EstimatorConfig):
     """DRaFT-K: the gradient stops at x_K, so only the last K steps count (Clark et al. 2024, section 3.2)."""
 
     kind: Literal["draft-k"] = "draft-k"
@@ -36,16 +37,11 @@ class DraftK(Config):
         Raises:
             RecipeError: if `k` exceeds `steps`.
         """
-        if self.k > steps:
-            raise RecipeError(
-                f"k = {self.k} is larger than the number of sampler steps, {steps}",
-                where="estimator.k",
-                next=f"use k <= {steps}, or raise model.num_inference_steps",
-            )
-        return StepPlan(steps, frozenset(range(steps - self.k, steps)))
+        _at_most("k", self.k, steps)
+        return StepPlan(steps=steps, graded=_last(self.k, steps))
 
 
-class DraftLV(Config):
+class DraftLV(EstimatorConfig):
     """DRaFT-LV: DRaFT-1 with the variance lowered by re-noising x0 (Clark et al. 2024, section 3.2, algorithm 1).
 
     After a sample x0, `resamples` times: x_1 = alpha_1 * stopgrad(x0) + sigma_1 * eps with fresh eps, one
@@ -54,12 +50,179 @@ class DraftLV(Config):
 
     kind: Literal["draft-lv"] = "draft-lv"
     resamples: int = Field(2, ge=0, description="Fresh re-noisings of each sample, n in the paper; 0 is DRaFT-1.")
+    together: bool = Field(False, description="All re-noisings in one batch: faster on a large GPU, more memory.")
 
     def plan(self, steps: int, rng: Random) -> StepPlan:
         """The last step graded, x0 re-noised `resamples` times; draws nothing from `rng`."""
-        return StepPlan(steps, frozenset({steps - 1}), resamples=self.resamples)
+        return StepPlan(steps=steps, graded=_last(1, steps), resamples=self.resamples, together=self.together)
 
 
-EstimatorConfig = Annotated[Draft | DraftK | DraftLV, Field(discriminator="kind")]
+class PrefixReuse(EstimatorConfig):
+    """DRaFT-LV's re-noisings with an optimiser step after each, so that one rollout serves many steps.
 
-ESTIMATORS = {"draft": Draft, "draft-k": DraftK, "draft-lv": DraftLV}
+    The steps without gradient are nearly the whole cost of an update; here they are paid once for `updates`
+    optimiser steps. The samples grow stale meanwhile: x0 is the one of the weights at the beginning. What bounds
+    that is `updates` and, if given, `max_drift`. No publication; see docs/estimators.md for what was measured.
+    """
+
+    kind: Literal["prefix-reuse"] = "prefix-reuse"
+    updates: int = Field(8, ge=1, le=64, description="Optimiser steps from one rollout; 1 is DRaFT-1.")
+    max_drift: float | None = Field(
+        None,
+        gt=0,
+        description="Give a rollout up once the re-noised images differ from its samples by more than this, root mean "
+        "square over pixels in [0, 1].",
+    )
+
+    def plan(self, steps: int, rng: Random) -> StepPlan:
+        """The last step graded, and `updates - 1` re-noisings, each with its own step; draws nothing from `rng`."""
+        return StepPlan(
+            steps=steps,
+            graded=_last(1, steps),
+            resamples=self.updates - 1,
+            step_each=True,
+            max_drift=self.max_drift,
+        )
+
+
+class Refl(EstimatorConfig):
+    """ReFL: at one random late step, the reward of the posterior mean of x0 (Xu et al. 2023, arXiv 2304.05977, alg. 1).
+
+    The paper adds a pre-training loss on captioned pictures, which is not part of the estimator.
+    """
+
+    kind: Literal["refl"] = "refl"
+    last: int = Field(10, ge=1, description="The step is drawn from so many of the last ones, m; 1 is DRaFT-1.")
+
+    def plan(self, steps: int, rng: Random) -> StepPlan:
+        """One of the last `last` steps, uniform, graded and left with the posterior mean.
+
+        Raises:
+            RecipeError: if `last` exceeds `steps`.
+        """
+        _at_most("last", self.last, steps)
+        step = steps - rng.randint(1, self.last)
+        return StepPlan(steps=steps, graded=frozenset({step}), stop_at=step)
+
+
+class AlignProp(EstimatorConfig):
+    """AlignProp: DRaFT-K with K drawn anew for each update (Prabhudesai et al. 2023, arXiv 2310.03739, section 4)."""
+
+    kind: Literal["alignprop"] = "alignprop"
+    k_min: int = Field(1, ge=1, description="Smallest K.")
+    k_max: int | None = Field(None, ge=1, description="Largest K; left out, all T steps.")
+
+    def plan(self, steps: int, rng: Random) -> StepPlan:
+        """The last K steps graded, K uniform over k_min..k_max.
+
+        Raises:
+            RecipeError: if the range is empty or exceeds `steps`.
+        """
+        k_max = steps if self.k_max is None else self.k_max
+        _at_most("k_max", k_max, steps)
+        if self.k_min > k_max:
+            raise RecipeError(f"k_min = {self.k_min} exceeds k_max = {k_max}", where="estimator.k_min", next="lower it")
+        return StepPlan(steps=steps, graded=_last(rng.randint(self.k_min, k_max), steps))
+
+
+class DRTune(EstimatorConfig):
+    """DRTune: evenly spread steps, each with its input detached, and an early stop (Wu et al. 2024, arXiv 2405.00760).
+
+    The gradient reaches a step through the sampler's own updates alone. One of the last `last` steps is drawn
+    to leave the chain at, with the posterior mean; `k` steps up to it, evenly spaced from a random offset, are graded.
+    """
+
+    kind: Literal["drtune"] = "drtune"
+    k: int = Field(5, ge=1, description="How many steps are graded.")
+    last: int = Field(10, ge=1, description="The chain is left at one of so many of the last steps; 1 runs all of it.")
+
+    def plan(self, steps: int, rng: Random) -> StepPlan:
+        """`k` graded steps with detached input, and the step where the chain is left.
+
+        Raises:
+            RecipeError: if `last`, or `k` with the earliest stop, exceeds `steps`.
+        """
+        _at_most("last", self.last, steps)
+        reached = steps - rng.randint(0, self.last - 1)
+        _at_most("k", self.k, steps - self.last + 1)
+        stride = reached // self.k
+        offset = rng.randint(0, reached - 1 - (self.k - 1) * stride)
+        graded = frozenset(range(offset, offset + (self.k - 1) * stride + 1, stride))
+        return StepPlan(steps=steps, graded=graded, detach_input=True, stop_at=reached - 1)
+
+
+class FlowBPSparse(EstimatorConfig):
+    """FlowBP-Sparse: x0 as a sum of Euler updates, of which a random few carry gradient (arXiv 2606.11075, 2026).
+
+    On a flow-matching Euler chain x0 = x_T + sum_t dt_t v_t. Re-forwarding the velocities of an active set on the
+    cached trajectory and adding them up gives the values of the rollout again, so the gradient is that of one run
+    whose active calls see detached latents: no second pass is needed. See docs/decisions/0.2-surrogate-trajectories.md.
+    """
+
+    kind: Literal["flowbp-sparse"] = "flowbp-sparse"
+    k: int = Field(5, ge=1, description="Size of the active set, drawn uniformly without replacement.")
+
+    def plan(self, steps: int, rng: Random) -> StepPlan:
+        """`k` random steps graded, with detached input.
+
+        Raises:
+            RecipeError: if `k` exceeds `steps`.
+        """
+        _at_most("k", self.k, steps)
+        return StepPlan(steps=steps, graded=frozenset(rng.sample(range(steps), self.k)), detach_input=True)
+
+
+class StepList(EstimatorConfig):
+    """The steps that are named, and no others: for experiments; `steps: [-3, -2, -1]` is DRaFT-3."""
+
+    kind: Literal["steps"] = "steps"
+    steps: tuple[int, ...] = Field((-1,), min_length=1, description="Graded steps; -1 is the last one, 0 the first.")
+    detach_input: bool = Field(False, description="Whether the graded denoiser calls see detached latents.")
+
+    def plan(self, steps: int, rng: Random) -> StepPlan:
+        """The listed steps graded; draws nothing from `rng`.
+
+        Raises:
+            RecipeError: if one of them is outside the chain.
+        """
+        for step in self.steps:
+            if not -steps <= step < steps:
+                raise RecipeError(
+                    f"step {step} is outside a chain of {steps} steps",
+                    where="estimator.steps",
+                    next=f"use 0 to {steps - 1}, or -{steps} to -1 from the end",
+                )
+        graded = frozenset(step % steps for step in self.steps)
+        return StepPlan(steps=steps, graded=graded, detach_input=self.detach_input)
+
+
+BUILT_IN = (
+    EstimatorSpec(kind="draft", config=Draft, summary="DRaFT: gradient through all steps"),
+    EstimatorSpec(kind="draft-k", config=DraftK, summary="DRaFT-K: gradient through the last K steps"),
+    EstimatorSpec(
+        kind="draft-lv", config=DraftLV, summary="DRaFT-LV: the last step, its variance lowered by re-noising"
+    ),
+    EstimatorSpec(
+        kind="prefix-reuse", config=PrefixReuse, summary="the last step, and several optimiser steps from one rollout"
+    ),
+    EstimatorSpec(kind="refl", config=Refl, summary="ReFL: one random late step, judged by its posterior mean"),
+    EstimatorSpec(kind="alignprop", config=AlignProp, summary="AlignProp: DRaFT-K with a random K for each update"),
+    EstimatorSpec(kind="drtune", config=DRTune, summary="DRTune: spread steps with detached input, and an early stop"),
+    EstimatorSpec(
+        kind="flowbp-sparse", config=FlowBPSparse, summary="FlowBP-Sparse: a random few steps with detached input"
+    ),
+    EstimatorSpec(kind="steps", config=StepList, summary="the steps that are named, for experiments"),
+)
+
+
+def _last(k: int, steps: int) -> frozenset[int]:
+    return frozenset(range(steps - k, steps))
+
+
+def _at_most(field: str, value: int, steps: int) -> None:
+    if value > steps:
+        raise RecipeError(
+            f"{field} = {value} is larger than the number of sampler steps, {steps}",
+            where=f"estimator.{field}",
+            next=f"use {field} <= {steps}, or raise model.num_inference_steps",
+        )

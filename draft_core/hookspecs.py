@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import pluggy
 
-from draft_core.specs import PretrainedSpec, RewardSpec
+from draft_core.specs import EstimatorSpec, PretrainedSpec, RewardSpec
 
 PROJECT = "draft"
 ENTRY_POINT_GROUP = "draft_core.plugins"
@@ -31,4 +31,10 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
 @hookspec
 def draft_register_pretrained() -> Iterable[PretrainedSpec]:
     """The pipelines this distribution carries, with their prompt lists."""
+    raise NotImplementedError
+
+
+@hookspec
+def draft_register_estimators() -> Iterable[EstimatorSpec]:
+    """The gradient estimators this distribution offers."""
     raise NotImplementedError

@@ -18,26 +18,68 @@ class StepPlan:
         steps: number of sampler steps T, counted as calls of `scheduler.step`.
         graded: the steps whose denoiser call autograd records, 0 the first step and T - 1 the last.
             The chain of the sampler's own updates is recorded from the first graded step on.
+        detach_input: a graded denoiser call sees detached latents, so that the gradient flows through the
+            sampler's own updates only, and no Jacobians of the denoiser multiply (DRTune, Wu et al. 2024).
+        stop_at: leave the chain at this step, with the posterior mean of x0 that its prediction gives; None
+            runs all of it (ReFL, Xu et al. 2023).
         resamples: how often x0 is re-noised, detached, to the level of the last step and denoised once
             more with gradient (DRaFT-LV, Clark et al. 2024, section 3.2).
+        together: all re-noisings in one batch, faster on a GPU that a batch does not fill; else one after another,
+            and memory does not grow with their number.
+        step_each: the trainer takes an optimiser step after the samples and after each re-noising, instead of
+            one for all of them: one rollout serves 1 + resamples steps (prefix reuse).
+        max_drift: with `step_each`, the rollout is given up once the re-noised images of a pass differ from its samples
+            by more than this, root mean square over pixels in [0, 1]; None sets no bound.
 
     Raises:
-        SamplerError: if a graded step is outside 0..T-1, or resamples is negative.
+        SamplerError: if a step is outside 0..T-1, or the fields contradict each other.
     """
 
     steps: int
     graded: frozenset[int]
+    detach_input: bool = False
+    stop_at: int | None = None
     resamples: int = 0
+    together: bool = False
+    step_each: bool = False
+    max_drift: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "graded", frozenset(self.graded))
         if self.steps < 1:
             raise SamplerError(f"a plan needs at least one step, not {self.steps}", where="StepPlan.steps")
-        if outside := sorted(step for step in self.graded if not 0 <= step < self.steps):
-            raise SamplerError(
-                f"graded steps {outside} are outside 0..{self.steps - 1}",
-                where="StepPlan.graded",
-                next="number steps from 0, the first, to T - 1, the last",
-            )
+        self._check_steps("graded", sorted(self.graded))
+        self._check_steps("stop_at", [] if self.stop_at is None else [self.stop_at])
         if self.resamples < 0:
             raise SamplerError(f"resamples is {self.resamples}", where="StepPlan.resamples", next="use 0 or more")
+        if self.stop_at is not None and any(step > self.stop_at for step in self.graded):
+            raise SamplerError(
+                f"it leaves the chain at step {self.stop_at}, before the graded step {max(self.graded)}",
+                where="StepPlan.stop_at",
+                next="grade only steps that are reached",
+            )
+        if self.stop_at is not None and self.resamples:
+            raise SamplerError(
+                "a chain that is left early has no last step to re-noise to",
+                where="StepPlan.resamples",
+                next="use either stop_at or resamples",
+            )
+        if self.step_each and self.together:
+            raise SamplerError(
+                "re-noisings in one batch leave no room for a step after each",
+                where="StepPlan.together",
+                next="use either together or step_each",
+            )
+
+    def _check_steps(self, field: str, steps: list[int]) -> None:
+        if outside := [step for step in steps if not 0 <= step < self.steps]:
+            raise SamplerError(
+                f"{field} steps {outside} are outside 0..{self.steps - 1}",
+                where=f"StepPlan.{field}",
+                next="number steps from 0, the first, to T - 1, the last",
+            )
+
+    @property
+    def last(self) -> int:
+        """The last step whose denoiser is called."""
+        return self.steps - 1 if self.stop_at is None else self.stop_at

@@ -1,10 +1,21 @@
 """All that a plugin's naming file may import: it says what exists, and imports no torch.
 
-Names wing. May import: config, specs, hookspecs.
+Names wing. May import: plan, config, specs, hookspecs.
 """
 
-from draft_core.config import Config, Field, RewardConfig
+from draft_core.config import Config, EstimatorConfig, Field, RewardConfig
 from draft_core.hookspecs import hookimpl
-from draft_core.specs import PretrainedSpec, RewardSpec
+from draft_core.plan import StepPlan
+from draft_core.specs import EstimatorSpec, PretrainedSpec, RewardSpec
 
-__all__ = ["Config", "Field", "PretrainedSpec", "RewardConfig", "RewardSpec", "hookimpl"]
+__all__ = [
+    "Config",
+    "EstimatorConfig",
+    "EstimatorSpec",
+    "Field",
+    "PretrainedSpec",
+    "RewardConfig",
+    "RewardSpec",
+    "StepPlan",
+    "hookimpl",
+]

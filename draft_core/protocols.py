@@ -72,11 +72,14 @@ class Rollout:
             samples, as the plain pipeline call gives them; then the re-noised ones, one batch after another.
         prompts: the prompt of each image, N strings.
         sample_count: how many of the images are samples.
+        divergence: mean squared difference between the predictions of the tuned and the base denoiser over the graded
+            calls, with gradient, (); None unless the sampler was given a base model.
     """
 
     images: torch.Tensor
     prompts: tuple[str, ...]
     sample_count: int
+    divergence: torch.Tensor | None = None
 
     @property
     def samples(self) -> torch.Tensor:

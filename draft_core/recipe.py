@@ -21,9 +21,9 @@ from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError, c
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from draft_core.catalog import Catalog, load_catalog
-from draft_core.config import Config, Field, RewardConfig
+from draft_core.config import Config, EstimatorConfig, Field, RewardConfig
 from draft_core.errors import DraftError, PluginError, RecipeError
-from draft_core.estimators import ESTIMATORS, DraftLV, EstimatorConfig
+from draft_core.estimators import DraftLV
 
 
 class LoraConfig(Config):
@@ -121,6 +121,10 @@ def recipe_type(catalog: Catalog) -> type[RecipeBase]:
         "Recipe",
         __base__=RecipeBase,
         __doc__="One run: what is tuned, on which prompts and rewards, and how.",
+        estimator=(
+            estimator_type(catalog),
+            Field(DraftLV(), description="How the gradient is estimated; `draft estimators` lists the methods."),
+        ),
         rewards=(entries, Field(min_length=1, description="What to maximise: a weighted sum.")),
         measures=(
             entries,
@@ -142,6 +146,12 @@ def reward_type(catalog: Catalog) -> Any:
         return Annotated[union, Field(discriminator="kind")]
     # pydantic discriminates no union of one, and would let its only member's default stand in for the kind.
     return Annotated[union, BeforeValidator(_with_kind)]
+
+
+def estimator_type(catalog: Catalog) -> Any:
+    """The union of all estimator configs in `catalog`, told apart by `kind`."""
+    union = reduce(or_, (entry.spec.config for entry in catalog.estimators.values()))
+    return Annotated[union, Field(discriminator="kind")]
 
 
 def _with_kind(entry: Any) -> Any:
@@ -369,7 +379,7 @@ def _readable(problem: ErrorDetails, further: int, data: Any, catalog: Catalog, 
         return RecipeError(f"it does not say its {tag_field}{more}", where=place, next=f"add `{tag_field}`")
     if kind == "union_tag_invalid" or (kind == "literal_error" and path[-1:] == ["kind"]):
         tag = str(context.get("tag", problem["input"]))
-        known = catalog.rewards if is_reward else ESTIMATORS
+        known = catalog.rewards if is_reward else catalog.estimators
         return catalog.unknown("reward" if is_reward else "estimator", tag, known, where=f"{place}{more}")
     if kind == "union_tag_not_found":
         return RecipeError(f"it does not say its kind{more}", where=place, next="add for example `kind: jpeg`")
@@ -405,6 +415,8 @@ def _fields_beside(location: tuple[int | str, ...], data: Any, catalog: Catalog)
     for part in location[:-1]:
         if part in catalog.rewards:
             model = catalog.rewards[str(part)].spec.config
+        elif location[0] == "estimator" and part in catalog.estimators:
+            model = catalog.estimators[str(part)].spec.config
         elif tagged := [each for each in getattr(model, "__args__", ()) if part in _defaults(each)]:
             model = tagged[0]
         elif isinstance(part, str):
@@ -419,7 +431,7 @@ def _defaults(model: Any) -> list[Any]:
 def _model_of_field(model: Any, name: str) -> Any:
     field = getattr(model, "model_fields", {}).get(name)
     if field is None:
-        return ESTIMATORS.get(name, model)
+        return model
     candidates = getattr(field.annotation, "__args__", (field.annotation,))
     models = [cls for cls in candidates if isinstance(cls, type) and issubclass(cls, BaseModel)]
     return models[0] if len(models) == 1 else field.annotation

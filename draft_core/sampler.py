@@ -1,20 +1,19 @@
 """The differentiable sampler: a step plan, run through the pipeline's own call.
 
 No family's loop is written again here. The pipeline's `__call__`, without its `torch.no_grad`, is the
-sampler; three seams switch recording on for the planned steps. Tensors wing. May import: errors, plan,
-protocols, seams.
+sampler; its seams switch recording on for the planned steps. Tensors wing. May import: errors, plan,
+protocols, schedules, seams.
 """
 
 from __future__ import annotations
 
 import difflib
-import inspect
-from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -22,51 +21,71 @@ from draft_core import seams
 from draft_core.errors import SamplerError
 from draft_core.plan import StepPlan
 from draft_core.protocols import Rollout
+from draft_core.schedules import posterior_mean, renoised
 
 Generator = torch.Generator | list[torch.Generator] | None
+Decode = Literal["whole", "checkpointed", "sliced"]
 
 # What a pipeline applies to finished images by way of numpy or PIL, which cuts the gradient.
 IMAGE_FILTERS = ("safety_checker", "watermark")
+
+PROBE_PROMPT = "a photograph"
 
 
 class DifferentiableSampler:
     """Prompts to images, by any diffusers pipeline, with gradient where a plan asks for it.
 
-    Samples are bit-identical to `pipe(prompts, num_inference_steps=..., generator=..., **call_kwargs)`.
-    The gradient reaches whatever parameters of denoiser and decoder require it; prompt encoding is never
-    recorded, and under `torch.no_grad` nothing is.
+    Samples are bit-identical to `pipe(prompts, num_inference_steps=..., generator=..., **call_kwargs)`, unless
+    `decode` is "sliced". The gradient reaches whatever parameters of denoiser and decoder require it; text encoders
+    are never recorded, and under `torch.no_grad` nothing is.
 
     Arguments:
-        pipe: a diffusers pipeline with a scheduler and a denoiser (`unet` or `transformer`).
+        pipe: a diffusers pipeline, classic or modular, with a scheduler and a denoiser (`unet` or `transformer`).
         num_inference_steps: as in the pipeline's call.
         gradient_checkpointing: recompute each graded denoiser call in the backward pass, so that a graded
             step stores its input only.
-        call_kwargs: passed to every pipeline call (guidance_scale, height, negative_prompt, prompt_embeds, ...).
+        decode: "whole" stores all that the decoder's backward pass needs, for all images; "checkpointed" recomputes
+            it; "sliced" decodes and recomputes one image at a time: least memory, and the last bit may differ.
+        base_model: makes a context inside which the denoiser is the untuned one; with it each rollout carries its
+            `divergence` from that.
+        call_kwargs: passed to every pipeline call (guidance_scale, height, negative_prompt, prompt_embeds, image, ...).
 
     Raises:
         SamplerError: if the pipeline cannot be driven, or a keyword is not one its call takes.
     """
 
     def __init__(
-        self, pipe: Any, *, num_inference_steps: int, gradient_checkpointing: bool = False, **call_kwargs: Any
+        self,
+        pipe: Any,
+        *,
+        num_inference_steps: int,
+        gradient_checkpointing: bool = False,
+        decode: Decode = "whole",
+        base_model: Callable[[], AbstractContextManager[Any]] | None = None,
+        **call_kwargs: Any,
     ) -> None:
         _check_drivable(pipe)
         _check_keywords(pipe, call_kwargs)
         self.pipe = pipe
         self.num_inference_steps = num_inference_steps
         self.gradient_checkpointing = gradient_checkpointing
+        self.decode = decode
+        self.base_model = base_model
         self.call_kwargs = call_kwargs
 
-    @property
+    @cached_property
     def steps(self) -> int:
-        """T, the `scheduler.step` calls of one run: more than `num_inference_steps` for second-order schedulers."""
-        scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
-        dynamic = {"mu": 1.0} if getattr(scheduler.config, "use_dynamic_shifting", False) else {}
-        scheduler.set_timesteps(self.num_inference_steps, **dynamic)
-        return len(scheduler.timesteps)
+        """T, the `scheduler.step` calls of one run, counted in one that calls the real denoiser only once.
+
+        More than `num_inference_steps` for second-order schedulers, and fewer where the call starts from an image.
+        """
+        count = _Count(self)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            count.sample()
+        return count.step
 
     def __call__(self, prompts: Sequence[str] | None = None, *, plan: StepPlan, generator: Generator = None) -> Rollout:
-        """The images of one run of `plan`, graded as it says.
+        """The images of one run of `plan`, graded as it says, the re-noised ones behind the samples.
 
         Arguments:
             prompts: B prompts; None where `call_kwargs` carries prompt embeddings instead.
@@ -77,151 +96,256 @@ class DifferentiableSampler:
         Raises:
             SamplerError: if the plan's length is not the scheduler's, or the call gives no image tensor.
         """
+        passes = list(self.passes(prompts, plan=plan, generator=generator))
+        divergences = [one.divergence for one in passes if one.divergence is not None]
+        return Rollout(
+            images=torch.cat([one.images for one in passes]),
+            prompts=tuple(prompt for one in passes for prompt in one.prompts),
+            sample_count=passes[0].sample_count,
+            divergence=torch.stack(divergences).mean() if divergences else None,
+        )
+
+    def passes(
+        self, prompts: Sequence[str] | None = None, *, plan: StepPlan, generator: Generator = None
+    ) -> Iterator[Rollout]:
+        """The samples, then their re-noised copies, each when it is asked for, so that one can be
+        backpropagated before the next is made; arguments and errors as in `__call__`.
+
+        With `plan.max_drift` the passes end after the first that drifted further from the samples.
+        """
         if isinstance(prompts, str) or prompts == []:
             raise SamplerError(f"prompts is {prompts!r}", where="prompts", next="give a list of one or more strings")
+        if plan.steps != self.steps:
+            raise SamplerError(
+                f"the plan is for {plan.steps} steps, {type(self.pipe).__name__} takes {self.steps}",
+                where="plan",
+                next="make the plan with `estimator.plan(sampler.steps, rng)`",
+            )
         rollout = _Rollout(self, prompts, plan, generator or self.call_kwargs.get("generator"))
         samples = rollout.sample()
-        renoised = [_Renoising(rollout).sample() for _ in range(plan.resamples)]
         names = _prompt_of_each(prompts, len(samples))
-        return Rollout(torch.cat([samples, *renoised]), names * (1 + plan.resamples), sample_count=len(samples))
+        yield Rollout(samples, names, sample_count=len(samples), divergence=rollout.mean_divergence())
+        samples = samples.detach()
+        noisy = [_renoised(rollout) for _ in range(plan.resamples)]
+        for batch in [torch.cat(noisy)] if plan.together and noisy else noisy:
+            renoising = _Renoising(rollout, batch)
+            images = renoising.sample()
+            yield Rollout(images, names * renoising.copies, sample_count=0, divergence=renoising.mean_divergence())
+            if plan.max_drift is not None and _root_mean_square(images.detach() - samples) > plan.max_drift:
+                return
 
 
 class _Run:
     """One pass through the pipeline's call: what happens at each seam, and the index of the step under way."""
 
-    def __init__(
-        self, sampler: DifferentiableSampler, prompts: Sequence[str] | None, plan: StepPlan, generator: Generator
-    ) -> None:
+    def __init__(self, sampler: DifferentiableSampler, prompts: Sequence[str] | None, generator: Generator) -> None:
         self.sampler = sampler
+        self.pipe = sampler.pipe
         self.prompts = prompts
-        self.plan = plan
         self.generator = generator
         self.step = 0
         self.caller_records = torch.is_grad_enabled()
+        self.divergences: list[torch.Tensor] = []  # one for each graded denoiser call
 
     def sample(self) -> torch.Tensor:
         """The images of the call, (N, 3, H, W), in [0, 1]."""
-        pipe = self.sampler.pipe
-        _, denoiser = seams.find_denoiser(pipe)
+        denoisers = seams.modules_named(self.pipe, *seams.DENOISERS)
         with ExitStack() as stack:
             stack.enter_context(seams.grad_mode_restored())
-            stack.enter_context(seams.quiet(pipe))
-            stack.enter_context(seams.graph_released(pipe.scheduler))
-            stack.enter_context(seams.replaced(pipe.scheduler, "step", self.on_step))
-            stack.enter_context(seams.replaced(denoiser, "forward", self.on_denoise))
-            for name, wrapper in (("encode_prompt", self.on_encode), ("prepare_latents", self.on_prepare)):
-                if hasattr(pipe, name):
-                    stack.enter_context(seams.replaced(pipe, name, wrapper))
-            self.record_from_first_graded()
-            output = self.call()
-        self.check_images(output[0])
-        images: torch.Tensor = output[0]
+            stack.enter_context(seams.quiet(self.pipe))
+            stack.enter_context(seams.graph_released(self.pipe.scheduler))
+            stack.enter_context(seams.replaced(self.pipe.scheduler, "step", self.on_step))
+            for denoiser in denoisers.values():
+                stack.enter_context(seams.replaced(denoiser, "forward", partial(self.on_denoise, denoiser)))
+            for helper in seams.modules_named(self.pipe, "controlnet").values():
+                stack.enter_context(seams.replaced(helper, "forward", partial(self.on_control, helper)))
+            for encoder in seams.modules_named(self.pipe, "encoder").values():
+                stack.enter_context(seams.replaced(encoder, "forward", self.on_encode))
+            for owner, name, wrapper in self.further_seams():
+                if hasattr(owner, name):
+                    stack.enter_context(seams.replaced(owner, name, wrapper))
+            call = stack.enter_context(seams.differentiable(self.pipe))
+            self.set_recording()
+            images = call(**self.arguments())
+        self.check_images(images)
         return images
 
+    def further_seams(self) -> list[tuple[Any, str, Any]]:
+        """Owner, name and wrapper of methods that not every pipeline has."""
+        return [(getattr(self.pipe, "vae", None), "decode", self.on_decode)]
+
+    def arguments(self) -> dict[str, Any]:
+        """What the pipeline's call is called with."""
+        prompt = {} if self.prompts is None else {"prompt": list(self.prompts)}
+        fixed = {
+            "generator": self.generator,
+            "output_type": "pt",
+            "num_inference_steps": self.sampler.num_inference_steps,
+        }
+        return {**self.sampler.call_kwargs, **prompt, **fixed}
+
     def check_images(self, images: Any) -> None:
-        name = type(self.sampler.pipe).__name__
         if not isinstance(images, torch.Tensor):
-            raise SamplerError(f"its call returned {type(images).__name__}, not a tensor of images", where=name)
-        _, denoiser = seams.find_denoiser(self.sampler.pipe)
-        trains = any(parameter.requires_grad for parameter in denoiser.parameters())
-        if self.caller_records and self.plan.graded and trains and not images.requires_grad:
             raise SamplerError(
-                "its images carry no gradient, something between the denoiser and them cuts it",
-                where=name,
-                next="look for a no_grad or a detach in its decode",
+                f"its call returned {type(images).__name__}, not a tensor of images", where=type(self.pipe).__name__
             )
 
-    def call(self) -> Any:
-        prompt = {} if self.prompts is None else {"prompt": list(self.prompts)}
-        fixed = {"generator": self.generator, "output_type": "pt", "return_dict": False}
-        call = seams.differentiable_call(self.sampler.pipe)
-        return call(
-            self.sampler.pipe,
-            **{**self.sampler.call_kwargs, **prompt, **fixed},
-            num_inference_steps=self.sampler.num_inference_steps,
-        )
+    # Between two `scheduler.step` calls everything belongs to one step.
 
-    def record_from_first_graded(self) -> None:
-        """Between two `scheduler.step` calls everything belongs to one step: here its recording is decided."""
-        graded = self.caller_records and bool(self.plan.graded)
-        torch.set_grad_enabled(graded and self.step >= min(self.plan.graded))
+    def records(self) -> bool:
+        """Whether autograd records what belongs to the present step."""
+        return False
 
-    def denoise_with_gradient(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.sampler.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-        return forward(*args, **kwargs)
+    def set_recording(self) -> None:
+        torch.set_grad_enabled(self.caller_records and self.records())
 
     def on_step(self, step: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
-    def on_denoise(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
+    def on_denoise(self, denoiser: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
-    def on_encode(self, encode_prompt: Any, *args: Any, **kwargs: Any) -> Any:
+    def on_control(self, helper: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        """A network that helps the denoiser along is recorded like it, and does not count as one."""
         raise NotImplementedError
 
-    def on_prepare(self, prepare_latents: Any, *args: Any, **kwargs: Any) -> Any:
-        return prepare_latents(*args, **kwargs)
+    def on_encode(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            return forward(*args, **kwargs)
+
+    def on_decode(self, decode: Any, latents: Any, *args: Any, **kwargs: Any) -> Any:
+        how = self.sampler.decode
+        if how == "whole" or not isinstance(latents, torch.Tensor):
+            return decode(latents, *args, **kwargs)
+        slices = torch.split(latents, 1) if how == "sliced" else [latents]
+        outputs = [_recomputed(decode, one, *args, **kwargs) for one in slices]
+        pictures = torch.cat([seams.first_of(output, "sample") for output in outputs])
+        return seams.with_first(outputs[0], "sample", pictures)
+
+    def denoise_with_gradient(self, forward: Any, args: Any, kwargs: Any) -> Any:
+        output = (
+            _recomputed(forward, *args, **kwargs) if self.sampler.gradient_checkpointing else forward(*args, **kwargs)
+        )
+        if self.sampler.base_model is not None and self.caller_records:
+            with torch.no_grad(), self.sampler.base_model():
+                expected = seams.tensors_in(forward(*args, **kwargs))[0]
+            self.divergences.append((seams.tensors_in(output)[0] - expected).float().square().mean())
+        return output
+
+    def mean_divergence(self) -> torch.Tensor | None:
+        """Over the graded denoiser calls; None without a base model, or where nothing is graded."""
+        return torch.stack(self.divergences).mean() if self.divergences else None
+
+
+class _Count(_Run):
+    """A run that only counts its steps: each denoiser is called once for the shape of its output."""
+
+    def __init__(self, sampler: DifferentiableSampler) -> None:
+        negative = sampler.call_kwargs.get("negative_prompt")
+        batch = len(negative) if isinstance(negative, (list, tuple)) else 1
+        embedded = sampler.call_kwargs.get("prompt_embeds") is not None
+        super().__init__(sampler, None if embedded else [PROBE_PROMPT] * batch, torch.Generator().manual_seed(0))
+        self.blanks: dict[Any, Any] = {}
+
+    def on_step(self, step: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+        self.step += 1
+        return step(model_output, timestep, sample, *args, **kwargs)
+
+    def on_denoise(self, denoiser: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        key = (denoiser, seams.shapes_of(seams.denoiser_input(args, kwargs)))
+        if key not in self.blanks:
+            self.blanks[key] = seams.blank(forward(*args, **kwargs))
+        return self.blanks[key]
+
+    def on_control(self, helper: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.on_denoise(helper, forward, *args, **kwargs)
 
 
 class _Rollout(_Run):
-    """The whole chain, and what its re-noisings need to know of it."""
+    """The whole chain, or as much of it as the plan runs, and what re-noisings need to know of it."""
 
-    encoded: list[Any]  # what encode_prompt returned, call by call
-    blanks: dict[torch.Size, Any]  # shape of a denoiser input -> an output of zeros that takes no memory
     last_output: Any  # of scheduler.step
     last_timestep: Any
     x0: torch.Tensor  # latents after the last step, detached
-    state_before_last: dict[str, Any] | None = None  # of the scheduler; None where the last step is the first
+
+    def __init__(
+        self, sampler: DifferentiableSampler, prompts: Sequence[str] | None, plan: StepPlan, generator: Generator
+    ) -> None:
+        super().__init__(sampler, prompts, generator)
+        self.plan = plan
+        self.encoded: list[Any] = []  # what the encoders returned, call by call
+        self.blanks: dict[Any, Any] = {}  # network and shape of its input -> an output of zeros that takes no memory
+        self.state_before_last: dict[str, Any] | None = None  # of the scheduler; None where the last step is the first
 
     def sample(self) -> torch.Tensor:
-        self.encoded, self.blanks = [], {}
         images = super().sample()
         if self.step != self.plan.steps:
             raise SamplerError(
                 f"it took {self.step} scheduler steps where the plan has {self.plan.steps}",
-                where=type(self.sampler.pipe).__name__,
+                where=type(self.pipe).__name__,
                 next=f"make the plan for {self.step} steps",
             )
         return images
 
+    def records(self) -> bool:
+        return bool(self.plan.graded) and self.step >= min(self.plan.graded)
+
+    def left(self) -> bool:
+        """Whether the chain was left at an earlier step."""
+        return self.step > self.plan.last
+
     def on_step(self, step: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.step == 0:
-            self.check_length()
-        output = step(model_output, timestep, sample, *args, **kwargs)
+        if self.left():
+            output = seams.with_first(self.last_output, "prev_sample", sample)
+        elif self.step == self.plan.stop_at:
+            mean = posterior_mean(self.pipe.scheduler, model_output, timestep, sample)
+            self.last_output = step(model_output, timestep, sample, *args, **kwargs)
+            output = seams.with_first(self.last_output, "prev_sample", mean)
+        else:
+            output = self.last_output = step(model_output, timestep, sample, *args, **kwargs)
         self.step += 1
         if self.step == self.plan.steps - 1:
-            self.state_before_last = seams.scheduler_state(self.sampler.pipe.scheduler)
+            self.state_before_last = seams.scheduler_state(self.pipe.scheduler)
         if self.step == self.plan.steps:
-            self.last_output, self.last_timestep = output, timestep
+            self.last_timestep = timestep
             self.x0 = seams.first_of(output, "prev_sample").detach()
-        self.record_from_first_graded()
+        self.set_recording()
         return output
 
-    def on_denoise(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
+    def on_denoise(self, denoiser: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.network(denoiser, partial(self.denoise_with_gradient, forward), forward, args, kwargs)
+
+    def on_control(self, helper: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.network(helper, lambda args, kwargs: forward(*args, **kwargs), forward, args, kwargs)
+
+    def network(self, network: Any, graded: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+        key = (network, seams.shapes_of(seams.denoiser_input(args, kwargs)))
+        if self.left() and key in self.blanks:
+            return self.blanks[key]
+        self.set_recording()  # a modular pipeline's call switches it off at its start
         if self.step in self.plan.graded:
-            output = self.denoise_with_gradient(forward, *args, **kwargs)
+            if self.plan.detach_input:
+                args, kwargs = seams.with_detached_input(args, kwargs)
+            output = graded(args, kwargs)
         else:
             with torch.no_grad():
                 output = forward(*args, **kwargs)
-        prediction = seams.first_of(output, "sample")
-        blank = seams.with_first(output, "sample", prediction.detach().new_zeros(()).expand(prediction.shape))
-        self.blanks[seams.denoiser_input(args, kwargs).shape] = blank
+        self.blanks[key] = seams.blank(output)
         return output
 
-    def on_encode(self, encode_prompt: Any, *args: Any, **kwargs: Any) -> Any:
-        with torch.no_grad():
-            self.encoded.append(encode_prompt(*args, **kwargs))
+    def on_encode(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        self.encoded.append(super().on_encode(forward, *args, **kwargs))
         return self.encoded[-1]
 
-    def check_length(self) -> None:
-        scheduler = self.sampler.pipe.scheduler
-        found = len(scheduler.timesteps) - (getattr(scheduler, "begin_index", None) or 0)
-        if found != self.plan.steps:
+    def check_images(self, images: Any) -> None:
+        super().check_images(images)
+        denoisers = seams.modules_named(self.pipe, *seams.DENOISERS).values()
+        trains = any(parameter.requires_grad for denoiser in denoisers for parameter in denoiser.parameters())
+        if self.caller_records and self.plan.graded and trains and not images.requires_grad:
             raise SamplerError(
-                f"the plan is for {self.plan.steps} steps, the scheduler takes {found}",
-                where=type(scheduler).__name__,
-                next="make the plan with `estimator.plan(sampler.steps, rng)`",
+                "its images carry no gradient, something between the denoiser and them cuts it",
+                where=type(self.pipe).__name__,
+                next="look for a no_grad or a detach in its decode",
             )
 
 
@@ -230,15 +354,34 @@ class _Renoising(_Run):
 
     The pipeline's call runs again with all steps but the last one empty: the denoiser gives zeros, the
     latents stay as they are. The step before the last returns the re-noised latents and puts the
-    scheduler into the state it had there in the rollout; a single-step run gets them from `prepare_latents`.
+    scheduler into the state it had there in the rollout; a single-step run gets them with its initial latents.
+
+    Arguments:
+        noisy: the re-noised latents, those of all samples once or several times.
     """
 
-    def __init__(self, rollout: _Rollout) -> None:
-        self.noisy = _renoised(rollout)
-        super().__init__(rollout.sampler, rollout.prompts, rollout.plan, _forked(rollout.generator))
+    def __init__(self, rollout: _Rollout, noisy: torch.Tensor) -> None:
+        self.noisy = noisy
+        self.copies = len(noisy) // len(rollout.x0)
+        prompts = None if rollout.prompts is None else list(rollout.prompts) * self.copies
+        super().__init__(rollout.sampler, prompts, _forked(rollout.generator))
         self.rollout = rollout
         self.encoded = iter(rollout.encoded)
         self.last = rollout.plan.steps - 1
+
+    def further_seams(self) -> list[tuple[Any, str, Any]]:
+        return [*super().further_seams(), (self.pipe, "prepare_latents", self.on_prepare)]
+
+    def arguments(self) -> dict[str, Any]:
+        arguments = super().arguments()
+        if self.copies > 1:
+            arguments = {name: _repeated(name, value, self.copies) for name, value in arguments.items()}
+        if self.last == 0 and seams.is_modular(self.pipe):  # no method there to replace
+            arguments["latents"] = self.noisy / getattr(self.pipe.scheduler, "init_noise_sigma", 1.0)
+        return arguments
+
+    def records(self) -> bool:
+        return self.step == self.last
 
     def on_step(self, step: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
         if self.step == self.last:
@@ -246,17 +389,37 @@ class _Renoising(_Run):
         self.step += 1
         if self.step == self.last:
             assert self.rollout.state_before_last is not None
-            seams.restore_scheduler(self.sampler.pipe.scheduler, self.rollout.state_before_last)
+            state = seams.repeated(self.rollout.state_before_last, self.rollout.x0.shape, self.copies)
+            seams.restore_scheduler(self.pipe.scheduler, state)
             sample = self.noisy
-        self.record_from_first_graded()
+        self.set_recording()
         return seams.with_first(self.rollout.last_output, "prev_sample", sample)
 
-    def on_denoise(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
+    def on_denoise(self, denoiser: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
         if self.step == self.last:
-            return self.denoise_with_gradient(forward, *args, **kwargs)
-        return self.rollout.blanks[seams.denoiser_input(args, kwargs).shape]
+            self.set_recording()
+            return self.denoise_with_gradient(forward, args, kwargs)
+        return self.blank_of(denoiser, args, kwargs)
 
-    def on_encode(self, encode_prompt: Any, *args: Any, **kwargs: Any) -> Any:
+    def on_control(self, helper: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.step == self.last:
+            self.set_recording()
+            return forward(*args, **kwargs)
+        return self.blank_of(helper, args, kwargs)
+
+    def blank_of(self, network: Any, args: Any, kwargs: Any) -> Any:
+        shapes = seams.shapes_of(seams.denoiser_input(args, kwargs))
+        blanks = self.rollout.blanks
+        if (network, shapes) not in blanks:  # a larger batch than the rollout's
+            one = blanks[network, tuple(torch.Size((shape[0] // self.copies, *shape[1:])) for shape in shapes)]
+            blanks[network, shapes] = seams.mapped(
+                lambda zero: zero[:1].expand(len(zero) * self.copies, *zero.shape[1:]), one
+            )
+        return blanks[network, shapes]
+
+    def on_encode(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.copies > 1:
+            return super().on_encode(forward, *args, **kwargs)
         return next(self.encoded)
 
     def on_prepare(self, prepare_latents: Any, *args: Any, **kwargs: Any) -> Any:
@@ -267,21 +430,30 @@ class _Renoising(_Run):
             return self.noisy
         return (self.noisy, *prepared[1:])  # packed latents come with their position ids
 
-    def record_from_first_graded(self) -> None:
-        torch.set_grad_enabled(self.caller_records and self.step == self.last)
-
 
 def _renoised(rollout: _Rollout) -> torch.Tensor:
     """x_1 = alpha_1 x0 + sigma_1 eps, like x0, at the noise level from which the last step started."""
-    scheduler = rollout.sampler.pipe.scheduler
     x0 = rollout.x0
     noise = randn_tensor(x0.shape, generator=rollout.generator, device=x0.device, dtype=x0.dtype)
-    timesteps = torch.as_tensor(rollout.last_timestep, device=x0.device).reshape(-1).expand(len(x0))
     if rollout.state_before_last is not None:  # sigma schedulers look their level up by the current index
-        seams.restore_scheduler(scheduler, rollout.state_before_last)
-    mix = scheduler.scale_noise if hasattr(scheduler, "scale_noise") else None
-    noisy: torch.Tensor = mix(x0, timesteps, noise) if mix else scheduler.add_noise(x0, noise, timesteps)
-    return noisy
+        seams.restore_scheduler(rollout.pipe.scheduler, rollout.state_before_last)
+    return renoised(rollout.pipe.scheduler, x0, rollout.last_timestep, noise)
+
+
+def _repeated(name: str, value: Any, copies: int) -> Any:
+    """An argument of the call that holds one item for each prompt, so often; prompts are repeated already."""
+    if name == "prompt":
+        return value
+    if isinstance(value, torch.Tensor) and value.ndim > 1:
+        return value.repeat(copies, *[1] * (value.ndim - 1))
+    return value * copies if isinstance(value, list) else value
+
+
+def _recomputed(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """The function's output, its intermediate results computed again in the backward pass."""
+    if not torch.is_grad_enabled():
+        return function(*args, **kwargs)
+    return checkpoint(function, *args, use_reentrant=False, **kwargs)
 
 
 def _forked(generator: Generator) -> Generator:
@@ -298,12 +470,14 @@ def _prompt_of_each(prompts: Sequence[str] | None, images: int) -> tuple[str, ..
     return tuple(prompt for prompt in prompts for _ in range(images // len(prompts)))
 
 
+def _root_mean_square(difference: torch.Tensor) -> float:
+    return float(difference.float().square().mean().sqrt())
+
+
 def _check_drivable(pipe: Any) -> None:
     name = type(pipe).__name__
-    if not isinstance(pipe, DiffusionPipeline):  # modular pipelines, trees of blocks, are a kind of their own
-        raise SamplerError(
-            f"{name} is not a DiffusionPipeline", where="pipeline", next="use a classic diffusers pipeline"
-        )
+    if not (callable(pipe) and hasattr(pipe, "components")):
+        raise SamplerError(f"{name} is no diffusers pipeline", where="pipeline", next="give a pipeline, loaded")
     if not hasattr(getattr(pipe, "scheduler", None), "step"):
         raise SamplerError(f"{name} has no scheduler", where="pipeline", next="use a pipeline that samples in steps")
     seams.find_denoiser(pipe)
@@ -318,13 +492,12 @@ def _check_drivable(pipe: Any) -> None:
 
 def _check_keywords(pipe: Any, call_kwargs: dict[str, Any]) -> None:
     name = type(pipe).__name__
-    parameters = inspect.signature(seams.differentiable_call(pipe)).parameters
+    inputs = seams.call_inputs(pipe)
     for keyword in call_kwargs:
         if keyword in ("prompt", "output_type", "return_dict"):
             raise SamplerError(f"{keyword!r} is set by the sampler itself", where=f"{name} call", next="leave it out")
-        # A `**kwargs` in the signature counts for nothing: pipelines keep it for deprecated names and ignore the rest.
-        if keyword not in parameters:
-            near = difflib.get_close_matches(keyword, parameters, n=1)
+        if keyword not in inputs:
+            near = difflib.get_close_matches(keyword, inputs, n=1)
             raise SamplerError(
                 f"its call takes no {keyword!r}",
                 where=name,

@@ -17,14 +17,15 @@ import torch
 
 from draft_core.errors import SamplerError
 
-# Attribute names under which diffusers pipelines keep the model that predicts noise or velocity.
+# Attribute names under which diffusers pipelines keep the model that predicts noise or velocity; pipelines that
+# change models on the way have a second one, such as transformer_2.
 DENOISERS = ("unet", "transformer")
 
 Wrapper = Callable[..., Any]
 
 
 def find_denoiser(pipe: Any) -> tuple[str, Any]:
-    """The pipeline's denoiser and the attribute it sits under.
+    """The pipeline's denoiser and the attribute it sits under; of several, the first.
 
     Raises:
         SamplerError: if the pipeline has none under a name we know.
@@ -39,10 +40,85 @@ def find_denoiser(pipe: Any) -> tuple[str, Any]:
     )
 
 
-def differentiable_call(pipe: Any) -> Callable[..., Any]:
-    """The pipeline class's `__call__` without the `torch.no_grad` around it, as an unbound function."""
-    call: Callable[..., Any] = inspect.unwrap(type(pipe).__call__)
-    return call
+def modules_named(pipe: Any, *parts: str) -> dict[str, torch.nn.Module]:
+    """The pipeline's networks whose component name contains one of `parts`: "unet", "encoder", ..."""
+    return {
+        name: component
+        for name, component in pipe.components.items()
+        if isinstance(component, torch.nn.Module) and any(part in name for part in parts)
+    }
+
+
+# The call itself. Classic pipelines have one `__call__` under `torch.no_grad`. Modular ones are trees of blocks, each
+# with a `__call__` under a `no_grad` of its own, and one more inside the pipeline's.
+
+
+def is_modular(pipe: Any) -> bool:
+    """Whether the pipeline is a tree of blocks (`diffusers.ModularPipeline`)."""
+    return hasattr(pipe, "blocks") and hasattr(pipe, "_blocks")
+
+
+def call_inputs(pipe: Any) -> list[str]:
+    """The keywords that the pipeline's call takes.
+
+    A `**kwargs` in a signature counts for nothing: pipelines keep it for deprecated names and ignore the rest.
+    """
+    if is_modular(pipe):
+        return [parameter.name for parameter in pipe.blocks.inputs if parameter.name]
+    return [
+        name
+        for name, parameter in inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD and name != "self"
+    ]
+
+
+@contextmanager
+def differentiable(pipe: Any) -> Iterator[Callable[..., torch.Tensor]]:
+    """A function that is the pipeline's own call with `torch.no_grad` taken off, and gives the images alone."""
+    if not is_modular(pipe):
+        call = inspect.unwrap(type(pipe).__call__)
+        yield lambda **arguments: call(pipe, **arguments, return_dict=False)[0]
+        return
+    with _blocks_recording(pipe):
+        yield lambda **arguments: pipe(**arguments, output=_output_name(pipe))
+
+
+@contextmanager
+def _blocks_recording(pipe: Any) -> Iterator[None]:
+    """The block classes of a modular pipeline without their `torch.no_grad`."""
+    wrapped = {
+        cls: vars(cls)["__call__"]
+        for block in _blocks(pipe)
+        for cls in type(block).__mro__
+        if hasattr(vars(cls).get("__call__"), "__wrapped__")
+    }
+    for cls, method in wrapped.items():
+        setattr(cls, "__call__", inspect.unwrap(method))  # noqa: B010
+    try:
+        yield
+    finally:
+        for cls, method in wrapped.items():
+            setattr(cls, "__call__", method)  # noqa: B010
+
+
+def _blocks(pipe: Any) -> list[Any]:
+    """All blocks of a modular pipeline's tree, the root first."""
+    found = [pipe._blocks]  # what runs; the public property gives a copy
+    for block in found:
+        found += list((getattr(block, "sub_blocks", None) or {}).values())
+    return found
+
+
+def _output_name(pipe: Any) -> str:
+    names = {output.name for output in pipe.blocks.intermediate_outputs} | {o.name for o in pipe.blocks.outputs}
+    for name in ("images", "videos"):
+        if name in names:
+            return name
+    raise SamplerError(
+        f"none of the outputs of {type(pipe).__name__} is images or videos",
+        where="pipeline",
+        next="use blocks that decode",
+    )
 
 
 @contextmanager
@@ -91,36 +167,86 @@ def graph_released(scheduler: Any) -> Iterator[None]:
 @contextmanager
 def quiet(pipe: Any) -> Iterator[None]:
     """The pipeline's own per-step progress bar is off inside."""
-    before = getattr(pipe, "_progress_bar_config", None)
-    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
+    bars = [block for block in (_blocks(pipe) if is_modular(pipe) else [pipe]) if hasattr(block, "progress_bar")]
+    before = [vars(bar).get("_progress_bar_config") for bar in bars]
+    for bar, config in zip(bars, before, strict=True):
+        bar._progress_bar_config = {**(config or {}), "disable": True}
     try:
         yield
     finally:
-        if before is None:
-            del pipe._progress_bar_config
-        else:
-            pipe._progress_bar_config = before
+        for bar, config in zip(bars, before, strict=True):
+            if config is None:
+                del bar._progress_bar_config
+            else:
+                bar._progress_bar_config = config
 
 
-def first_of(output: Any, field: str) -> torch.Tensor:
-    """The tensor that a step or a denoiser returned, first of a tuple or `field` of an output object."""
-    tensor: torch.Tensor = output[0] if isinstance(output, tuple) else getattr(output, field)
-    return tensor
+# What goes into and comes out of steps and denoisers
 
 
-def with_first(output: Any, field: str, tensor: torch.Tensor) -> Any:
-    """`output` of a step or a denoiser with the tensor that `first_of` gives replaced."""
+def first_of(output: Any, field: str) -> Any:
+    """What a step or a denoiser returned, first of a tuple or `field` of an output object."""
+    return output[0] if isinstance(output, tuple) else getattr(output, field)
+
+
+def with_first(output: Any, field: str, value: Any) -> Any:
+    """`output` of a step or a denoiser with what `first_of` gives replaced."""
     if isinstance(output, tuple):
-        return (tensor, *output[1:])
+        return (value, *output[1:])
     replacement = copy.copy(output)
-    setattr(replacement, field, tensor)
+    setattr(replacement, field, value)
     return replacement
 
 
-def denoiser_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """The latents among the arguments of a denoiser call."""
-    tensors = [*args, kwargs.get("sample"), kwargs.get("hidden_states")]
-    return next(value for value in tensors if isinstance(value, torch.Tensor))
+def mapped(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+    """`value` with each tensor inside its tuples, lists and dictionaries replaced."""
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, dict):  # output objects of diffusers and transformers are ordered dictionaries
+        replacement = copy.copy(value)
+        for key, item in value.items():
+            replacement[key] = mapped(function, item)
+        return replacement
+    if isinstance(value, (list, tuple)):
+        items = [mapped(function, item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """The tensors inside nested tuples, lists and dictionaries, in order."""
+    found: list[torch.Tensor] = []
+    mapped(lambda tensor: found.append(tensor) or tensor, value)  # type: ignore[func-returns-value]
+    return found
+
+
+def denoiser_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The latents among the arguments of a denoiser call: a tensor, or a list of one for each image."""
+    candidates = [*args[:1], *(kwargs[name] for name in ("sample", "hidden_states", "x") if name in kwargs), *args[1:]]
+    return next(value for value in candidates if tensors_in(value))
+
+
+def with_detached_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a denoiser call with the latents cut from the graph."""
+    latents = denoiser_input(args, kwargs)
+
+    def replace(value: Any) -> Any:
+        return mapped(torch.Tensor.detach, latents) if value is latents else value
+
+    return tuple(replace(value) for value in args), {name: replace(value) for name, value in kwargs.items()}
+
+
+def shapes_of(value: Any) -> tuple[torch.Size, ...]:
+    """The shapes of the tensors inside."""
+    return tuple(tensor.shape for tensor in tensors_in(value))
+
+
+def blank(output: Any) -> Any:
+    """`output` with zeros for its tensors, which take no memory."""
+    return mapped(lambda tensor: tensor.detach().new_zeros(()).expand(tensor.shape), output)
+
+
+# What a scheduler remembers between steps
 
 
 def scheduler_state(scheduler: Any) -> dict[str, Any]:
@@ -131,6 +257,15 @@ def scheduler_state(scheduler: Any) -> dict[str, Any]:
 def restore_scheduler(scheduler: Any, state: dict[str, Any]) -> None:
     """Puts a `scheduler_state` back; it can be put back again later."""
     vars(scheduler).update({name: _snapshot(value) for name, value in state.items()})
+
+
+def repeated(state: dict[str, Any], shape: torch.Size, copies: int) -> dict[str, Any]:
+    """A `scheduler_state` whose earlier outputs, tensors of the latents' `shape`, hold the batch so often."""
+
+    def repeat(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tensor] * copies) if tensor.shape == shape else tensor
+
+    return state if copies == 1 else {name: mapped(repeat, value) for name, value in state.items()}
 
 
 def _snapshot(value: Any) -> Any:

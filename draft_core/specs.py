@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from draft_core.config import RewardConfig
+from draft_core.config import Config, EstimatorConfig, RewardConfig
 from draft_core.errors import PluginError
 
 _KIND = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -72,15 +72,7 @@ class RewardSpec:
         where = f"reward spec {self.kind!r}"
         if not _KIND.fullmatch(self.kind):
             raise PluginError("its kind is not lower-case words joined by hyphens", where=where, next="rename it")
-        if not (isinstance(self.config, type) and issubclass(self.config, RewardConfig)):
-            raise PluginError("its config is not a subclass of RewardConfig", where=where)
-        declared = get_args(self.config.model_fields["kind"].annotation)
-        if declared != (self.kind,) or self.config.model_fields["kind"].default != self.kind:
-            raise PluginError(
-                f"its config {self.config.__name__} does not declare this kind",
-                where=where,
-                next=f'declare `kind: Literal["{self.kind}"] = "{self.kind}"`',
-            )
+        _check_config(self.kind, self.config, RewardConfig, where)
         _check_path(self.factory, where)
         if (self.reference is None) != (self.parity is None):
             raise PluginError(
@@ -109,6 +101,30 @@ class RewardSpec:
             raise PluginError("it names no original to be compared with", where=where, next="ask its author for one")
         reference: Callable[[Any, RewardConfig], Any] = load_named(self.reference, where=where)
         return reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimatorSpec:
+    """One gradient estimator that a distribution offers.
+
+    Arguments:
+        kind: its name in recipes, lower-case words joined by hyphens.
+        summary: one line for listings.
+        config: its config type, which makes the plans; its `kind` is a literal equal to `kind`.
+
+    Raises:
+        PluginError: at construction, when the fields contradict each other.
+    """
+
+    kind: str
+    summary: str
+    config: type[EstimatorConfig]
+
+    def __post_init__(self) -> None:
+        where = f"estimator spec {self.kind!r}"
+        if not _KIND.fullmatch(self.kind):
+            raise PluginError("its kind is not lower-case words joined by hyphens", where=where, next="rename it")
+        _check_config(self.kind, self.config, EstimatorConfig, where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +176,18 @@ def load_named(path: str, *, where: str) -> Any:
         raise PluginError(
             f"module {module_name} has no {name!r}", where=where, next="report it to the author"
         ) from None
+
+
+def _check_config(kind: str, config: type[Config], base: type[Config], where: str) -> None:
+    if not (isinstance(config, type) and issubclass(config, base)):
+        raise PluginError(f"its config is not a subclass of {base.__name__}", where=where)
+    declared = get_args(config.model_fields["kind"].annotation)
+    if declared != (kind,) or config.model_fields["kind"].default != kind:
+        raise PluginError(
+            f"its config {config.__name__} does not declare this kind",
+            where=where,
+            next=f'declare `kind: Literal["{kind}"] = "{kind}"`',
+        )
 
 
 def _check_path(path: str, where: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tiny import BRIGHTNESS, REDNESS
 
+from draft_core import __version__
 from draft_core.catalog import read_catalog
 from draft_core.errors import PluginError
 from draft_core.hookspecs import ENTRY_POINT_GROUP, hookimpl
@@ -50,7 +51,7 @@ def test_a_plugin_is_found_with_its_distribution(point: Any) -> None:
     catalog = read_catalog([point("good", offering(REDNESS))])
     assert catalog.reward("redness").spec is REDNESS
     assert str(catalog.reward("redness").distribution) == "draft-good 1.0"
-    assert catalog.versions() == {"draft-good": "1.0"}
+    assert catalog.versions() == {"draft-core": __version__, "draft-good": "1.0"}
 
 
 def test_broken_plugins_are_recorded_and_the_others_work(point: Any) -> None:

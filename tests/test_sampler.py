@@ -78,6 +78,7 @@ def test_samples_are_those_of_the_plain_call_in_every_bit(scheduler: Any, estima
 def test_exactly_the_planned_denoiser_calls_are_recorded(estimator: Any) -> None:
     pipe = tiny_pipe()
     sampler = sampler_of(pipe)
+    plan = estimator.plan(sampler.steps, RNG)
     recorded: list[bool] = []
     inputs: list[torch.Tensor] = []
 
@@ -86,7 +87,6 @@ def test_exactly_the_planned_denoiser_calls_are_recorded(estimator: Any) -> None
         inputs.append(args[0])
 
     pipe.unet.register_forward_hook(watch)
-    plan = estimator.plan(sampler.steps, RNG)
     sampler(plan=plan, generator=seeded())
     rollout, blanks_and_last = recorded[:STEPS], recorded[STEPS:]
     assert rollout == [step in plan.graded for step in range(STEPS)]
@@ -168,6 +168,7 @@ def test_lv_renoises_a_detached_x0_at_the_level_of_the_last_step(scheduler: Any,
     """Against the closed form x_1 = alpha_1 x0 + sigma_1 eps, with eps drawn as the generator gives it."""
     pipe = tiny_pipe(make_scheduler(scheduler, timestep_spacing="trailing"))
     sampler = sampler_of(pipe, steps=steps)
+    assert sampler.steps == steps
     stepped: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def watch(step: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
@@ -335,10 +336,16 @@ def test_replacing_keeps_the_signature_and_an_earlier_replacement() -> None:
 
 def test_prompts_are_encoded_once_and_named_beside_every_image(tmp_path: Any) -> None:
     pipe = tiny_pipe(tokenizer=byte_tokenizer(tmp_path))
-    calls = []
-    pipe.text_encoder.register_forward_hook(lambda *args: calls.append(torch.is_grad_enabled()))
     sampler = DifferentiableSampler(pipe, num_inference_steps=2, num_images_per_prompt=2, guidance_scale=3.0)
-    rollout = sampler(PROMPTS, plan=DraftLV(resamples=2).plan(2, RNG), generator=seeded())
+    assert sampler.steps == 2
+    calls = []
+
+    def watch(forward: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(torch.is_grad_enabled())
+        return forward(*args, **kwargs)
+
+    with replaced(pipe.text_encoder, "forward", watch):
+        rollout = sampler(PROMPTS, plan=DraftLV(resamples=2).plan(2, RNG), generator=seeded())
     assert rollout.images.shape == (12, 3, 16, 16)
     assert rollout.sample_count == 4
     assert rollout.prompts == ("a cat", "a cat", "a red dog", "a red dog") * 3
@@ -396,13 +403,13 @@ def test_a_decode_without_gradient_is_noticed() -> None:
 
 
 def test_what_is_no_pipeline_is_refused_by_name() -> None:
-    with pytest.raises(SamplerError, match="Linear is not a DiffusionPipeline"):
+    with pytest.raises(SamplerError, match="Linear is no diffusers pipeline"):
         DifferentiableSampler(torch.nn.Linear(1, 1), num_inference_steps=2)
 
 
 def test_a_plan_of_another_length_is_refused_before_the_first_step() -> None:
     pipe = tiny_pipe()
-    with pytest.raises(SamplerError, match="the plan is for 7 steps, the scheduler takes 4"):
+    with pytest.raises(SamplerError, match="the plan is for 7 steps, StableDiffusionPipeline takes 4"):
         sampler_of(pipe)(plan=Draft().plan(7, RNG))
 
 
