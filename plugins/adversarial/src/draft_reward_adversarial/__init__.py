@@ -25,6 +25,7 @@ __all__ = [
 _RANGE = "(-inf, 0] for targeted, [0, inf) for untargeted"
 _WEIGHTS_LICENSE = "that of the classifier"
 _DOWNLOAD_MB = 18.7  # timm's EfficientNet-Lite0, one of the smallest; others differ
+_SMALL = {"library": "timm", "name": "test_efficientnet", "weights": "random", "num_classes": 10}
 
 ClassChoice: TypeAlias = Annotated[StrictInt, Field(ge=0)] | Annotated[str, Field(min_length=1)]
 
@@ -141,6 +142,9 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             code_license="Apache-2.0",
             weights_license=_WEIGHTS_LICENSE,
             download_mb=_DOWNLOAD_MB,
+            small={"source": _SMALL, "target": 3},
+            reference="draft_reward_adversarial.original:original",
+            parity=0.002,
         ),
         RewardSpec(
             kind="adversarial-per-prompt",

@@ -47,5 +47,8 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             code_license="Apache-2.0",
             weights_license="MIT (CLIP), Apache-2.0 (head)",
             download_mb=1714,
+            small={"clip": "random", "head": "random", "architecture": "tiny"},
+            reference="draft_reward_aesthetic.original:original",
+            parity=0.002,
         )
     ]

@@ -27,11 +27,13 @@ class ClipScoreConfig(RewardConfig):
     library: Literal["open_clip", "transformers"] = Field("open_clip", description="Which library's CLIP it is.")
     model: str = Field(
         "ViT-B-32-quickgelu",
-        description='For open_clip the name of an architecture, or "tiny" for random weights; for transformers a '
-        "CLIPModel, hf://owner/name or a local folder.",
+        description="For open_clip the name of an architecture, for transformers a CLIPModel as hf://owner/name or a "
+        'local folder; for either "tiny", with random weights.',
     )
     weights: str = Field(
-        "openai", description='For open_clip only: one of its tags for the architecture, a local path, or "random".'
+        "openai",
+        description='For open_clip: one of its tags for the architecture, a local path, or "random"; for transformers '
+        '"random" with the tiny model, else nothing.',
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Precision of both encoders; their cosine is always float32."
@@ -55,5 +57,9 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             code_license="Apache-2.0",
             weights_license="MIT (the default model); that of the model chosen",
             download_mb=605,
+            # Cosines: those of random weights may be negative, where the other definitions are zero.
+            small={"model": "tiny", "weights": "random", "definition": "cosine"},
+            reference="draft_reward_clipscore.original:original",
+            parity=0.002,
         )
     ]

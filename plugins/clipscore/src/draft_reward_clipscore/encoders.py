@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import open_clip
@@ -26,6 +28,7 @@ from draft_core.images import (
 )
 from draft_core.weights import PUBLISHED, RANDOM, explained, load_pretrained, load_tokenizer, locate_model, seeded
 from draft_reward_clipscore import ClipScoreConfig
+from draft_reward_clipscore.tiny import save_tiny
 
 WHERE = "reward 'clipscore'"
 TRANSFORMERS_DEFAULT = "openai/clip-vit-base-patch32"
@@ -128,8 +131,7 @@ def load_open_clip(config: ClipScoreConfig) -> Encoder:
     """A CLIP of open_clip, with its own tokenizer and preparation."""
     dtype = getattr(torch, config.dtype)
     if config.model == "tiny":
-        if config.weights != RANDOM:
-            raise DraftError("the tiny model has no published weights", where=WHERE, next=f"set weights to {RANDOM}")
+        _check_tiny(config)
         with seeded(config.seed):
             clip = open_clip.CLIP(**TINY)
         return OpenClip(clip, open_clip.tokenize, preparation_of_open_clip({"size": 224}), dtype)
@@ -144,17 +146,30 @@ def load_open_clip(config: ClipScoreConfig) -> Encoder:
 
 def load_transformers(config: ClipScoreConfig) -> Encoder:
     """A CLIPModel of transformers, with its own tokenizer and preparation."""
-    if config.weights != type(config).model_fields["weights"].default:
+    with model_folder(config) as name:
+        clip = load_pretrained(CLIPModel, name, where=WHERE, option="model")
+        tokenizer = load_tokenizer(CLIPTokenizerFast, name, where=WHERE, option="model")
+        with explained(f"the image processor {name}", where=WHERE, option="model"):
+            settings, _ = CLIPImageProcessor.get_image_processor_dict(name)
+    return Transformers(clip, tokenizer, preparation_of_transformers(settings), getattr(torch, config.dtype))
+
+
+@contextmanager
+def model_folder(config: ClipScoreConfig) -> Iterator[str]:
+    """What transformers loads from: a name on the hub, or a folder; that of the tiny model is there for a moment."""
+    fields = type(config).model_fields
+    if config.model == "tiny":
+        _check_tiny(config)
+        with TemporaryDirectory() as folder:
+            save_tiny(Path(folder), config.seed)
+            yield folder
+        return
+    if config.weights != fields["weights"].default:
         raise DraftError(
             "weights are chosen for open_clip only", where=WHERE, next="name the whole model in the field model"
         )
-    source = PUBLISHED if config.model == type(config).model_fields["model"].default else config.model
-    name = locate_model(source, TRANSFORMERS_DEFAULT, where=WHERE, option="model")
-    clip = load_pretrained(CLIPModel, name, where=WHERE, option="model")
-    tokenizer = load_tokenizer(CLIPTokenizerFast, name, where=WHERE, option="model")
-    with explained(f"the image processor {name}", where=WHERE, option="model"):
-        settings, _ = CLIPImageProcessor.get_image_processor_dict(name)
-    return Transformers(clip, tokenizer, preparation_of_transformers(settings), getattr(torch, config.dtype))
+    source = PUBLISHED if config.model == fields["model"].default else config.model
+    yield locate_model(source, TRANSFORMERS_DEFAULT, where=WHERE, option="model")
 
 
 def preparation_of_open_clip(settings: Mapping[str, Any]) -> Preparation:
@@ -193,6 +208,11 @@ def preparation_of_transformers(settings: Mapping[str, Any]) -> Preparation:
         mean=tuple(settings.get("image_mean", CLIP_MEAN)),
         std=tuple(settings.get("image_std", CLIP_STD)),
     )
+
+
+def _check_tiny(config: ClipScoreConfig) -> None:
+    if config.weights != RANDOM:
+        raise DraftError("the tiny model has no published weights", where=WHERE, next=f"set weights to {RANDOM}")
 
 
 def _check_open_clip_name(config: ClipScoreConfig) -> None:

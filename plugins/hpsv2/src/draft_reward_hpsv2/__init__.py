@@ -50,5 +50,8 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             code_license="Apache-2.0",
             weights_license="Apache-2.0",
             download_mb=1970,
+            small={"weights": "random", "architecture": "tiny"},
+            reference="draft_reward_hpsv2.original:original",
+            parity=1e-5,
         )
     ]

@@ -45,5 +45,8 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             code_license="Apache-2.0",
             weights_license="MIT",
             download_mb=3950,
+            small={"weights": "random", "tokenizer": "bytes"},
+            reference="draft_reward_pickscore.original:original",
+            parity=0.002,
         )
     ]

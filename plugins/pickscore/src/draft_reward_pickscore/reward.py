@@ -28,7 +28,7 @@ TOKENS = 77
 # For tests: the shape of the published model, and its activation, at a thousandth of its size. An eos_token_id
 # of 2 is what the published config says too, and means "the token with the highest number".
 _LAYERS = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-TINY = {
+TINY: dict[str, Any] = {
     "projection_dim": 64,
     "logit_scale_init_value": 4.6052,  # log 100, at which CLIP's training stops it
     "vision_config": {**_LAYERS, "image_size": 224, "patch_size": 32, "hidden_act": "gelu"},
