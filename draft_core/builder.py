@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from packaging.version import Version
 from draft_core.catalog import Catalog, load_catalog
 from draft_core.config import RewardConfig
 from draft_core.errors import DraftError, PluginError, RecipeError
-from draft_core.lora import add_lora
+from draft_core.lora import adapters_off, add_lora
 from draft_core.objective import Objective
 from draft_core.recipe import ModelConfig, RecipeBase, locate_pretrained, resolve_prompts, reward_type, validate
 from draft_core.sampler import IMAGE_FILTERS, DifferentiableSampler
@@ -38,19 +39,25 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None) -> Trainer:
     _check_machine(recipe)
     prompts = resolve_prompts(recipe.prompts, catalog)
     objective = build_objective(recipe.rewards, catalog)
+    sampler = build_sampler(recipe.model, seed=recipe.train.seed, catalog=catalog)
+    if recipe.regularizers.kl:
+        sampler.base_model = partial(adapters_off, sampler.pipe)
     return Trainer(
-        build_sampler(recipe.model, seed=recipe.train.seed, catalog=catalog),
+        sampler,
         objective,
         recipe.estimator,
         prompts,
         device=recipe.device,
         **recipe.train.model_dump(),
+        **recipe.regularizers.model_dump(),
     )
 
 
 def build_sampler(model: ModelConfig, *, seed: int, catalog: Catalog) -> DifferentiableSampler:
     """The sampler of a recipe's model, whose denoiser carries a fresh LoRA drawn from `seed`."""
     pipe = load_pipeline(model.pretrained, dtype=model.dtype, catalog=catalog)
+    if model.tiled_decode:
+        _tile_decode(pipe)
     targets = {} if model.lora.targets is None else {"targets": model.lora.targets}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -60,6 +67,7 @@ def build_sampler(model: ModelConfig, *, seed: int, catalog: Catalog) -> Differe
         pipe,
         num_inference_steps=model.num_inference_steps,
         gradient_checkpointing=model.gradient_checkpointing,
+        decode=model.decode,
         **guidance,
         **model.call,
     )
@@ -73,12 +81,15 @@ def build_objective(configs: Sequence[RewardConfig], catalog: Catalog, *, beside
     """
     rewards: dict[str, torch.nn.Module] = dict(beside.rewards.items()) if beside else {}
     weights: dict[str, float] = dict(beside.weights) if beside else {}
+    caps: dict[str, float] = dict(beside.caps) if beside else {}
     for config in configs:
         count = sum(name.split("#")[0] == config.kind for name in rewards)
         name = f"{config.kind}#{count + 1}" if count else config.kind
         rewards[name] = build_reward(config, catalog)
         weights[name] = config.weight
-    return Objective(rewards, weights)
+        if config.cap is not None:
+            caps[name] = config.cap
+    return Objective(rewards, weights, caps)
 
 
 def load_reward(kind: str, *, catalog: Catalog | None = None, **fields: Any) -> torch.nn.Module:
@@ -158,6 +169,17 @@ def load_pipeline(name: str, *, dtype: str = "float32", catalog: Catalog | None 
         if getattr(pipe, attribute, None) is not None:
             setattr(pipe, attribute, None)
     return pipe
+
+
+def _tile_decode(pipe: Any) -> None:
+    enable = getattr(getattr(pipe, "vae", None), "enable_tiling", None)
+    if enable is None:
+        raise RecipeError(
+            f"the decoder of {type(pipe).__name__} cannot work in tiles",
+            where="model.tiled_decode",
+            next="leave it out; `model.decode: sliced` saves memory too",
+        )
+    enable()
 
 
 def _check_machine(recipe: RecipeBase) -> None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 
@@ -59,6 +61,31 @@ def trainable(pipe: Any) -> Iterator[torch.nn.Parameter]:
     """The denoiser's parameters that require a gradient, in a fixed order."""
     _, denoiser = find_denoiser(pipe)
     return (parameter for parameter in denoiser.parameters() if parameter.requires_grad)
+
+
+@contextmanager
+def adapters_off(pipe: Any) -> Iterator[None]:
+    """The base model inside, without a second copy of it; the tuned one afterwards."""
+    _, denoiser = find_denoiser(pipe)
+    denoiser.disable_adapters()
+    try:
+        yield
+    finally:
+        denoiser.enable_adapters()
+
+
+def squared_norm(pipe: Any) -> torch.Tensor:
+    """Sum over layers of |scale B A|^2, the squared Frobenius norm of what the LoRA adds, with gradient, ().
+
+    The product is never built: |B A|^2 = sum((B^T B) * (A A^T)).
+    """
+    _, denoiser = find_denoiser(pipe)
+    norms = []
+    for layer in denoiser.modules():
+        if isinstance(layer, LoraLayer) and ADAPTER in layer.lora_A:
+            down, up = layer.lora_A[ADAPTER].weight.flatten(1), layer.lora_B[ADAPTER].weight.flatten(1)
+            norms.append(((up.T @ up) * (down @ down.T)).sum() * layer.scaling[ADAPTER] ** 2)
+    return torch.stack(norms).sum()
 
 
 def lora_state(pipe: Any) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ class Scores:
     """The scores of a batch of images.
 
     Arguments:
-        total: weighted sum over the rewards, float32 (N,); higher is better.
+        total: weighted sum over the rewards, each cut at its cap, float32 (N,); higher is better.
         each: name -> that reward's own score before its weight, float32 (N,).
     """
 
@@ -34,12 +34,19 @@ class Objective(FrozenModule):
     Arguments:
         rewards: name -> reward; each is frozen and put into eval mode, and stays there.
         weights: name -> factor in the sum; 1 where a name is missing.
+        caps: name -> score above which the reward adds no more, and gives no gradient; none where a name is missing.
     """
 
-    def __init__(self, rewards: Mapping[str, torch.nn.Module], weights: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        rewards: Mapping[str, torch.nn.Module],
+        weights: Mapping[str, float] | None = None,
+        caps: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__()
         self.rewards = torch.nn.ModuleDict({name: reward.requires_grad_(False) for name, reward in rewards.items()})
         self.weights = {name: (weights or {}).get(name, 1.0) for name in rewards}
+        self.caps = dict(caps or {})
         self.eval()  # the rewards too, which need not be frozen modules themselves
 
     def forward(self, images: torch.Tensor, prompts: Sequence[str]) -> Scores:
@@ -51,7 +58,8 @@ class Objective(FrozenModule):
         each = {name: _scores(name, reward, images, prompts) for name, reward in self.rewards.items()}
         total = torch.zeros(len(images), device=images.device)
         for name, scores in each.items():
-            total = total + self.weights[name] * scores
+            capped = scores.clamp(max=self.caps[name]) if name in self.caps else scores
+            total = total + self.weights[name] * capped
         return Scores(total, each)
 
 

@@ -53,7 +53,27 @@ class ModelConfig(Config):
     gradient_checkpointing: bool = Field(
         False, description="Recompute graded denoiser calls in the backward pass: less memory, more time."
     )
+    decode: Literal["whole", "checkpointed", "sliced"] = Field(
+        "whole",
+        description="How the decoder's backward pass gets what it needs: stored for all pictures; recomputed; or "
+        "recomputed for one picture at a time, which takes the least memory and is equal but for the last bits.",
+    )
+    tiled_decode: bool = Field(
+        False, description="Decode in overlapping tiles, for large pictures; the seams are blended, so pixels change."
+    )
     lora: LoraConfig = Field(LoraConfig(), description="The LoRA that is trained.")
+
+
+class RegularizersConfig(Config):
+    """What holds the tuned model near the base model; each is a weight, and 0 leaves the term out."""
+
+    kl: float = Field(
+        0.0,
+        ge=0,
+        description="Mean squared difference between tuned and base denoiser along the graded steps (DRaFT+). Costs "
+        "one more denoiser call for each graded one, and no memory for a second model.",
+    )
+    lora_norm: float = Field(0.0, ge=0, description="Squared Frobenius norm of what the LoRA adds to the weights.")
 
 
 class TrainConfig(Config):
@@ -97,6 +117,9 @@ class RecipeBase(Config):
     estimator: EstimatorConfig = Field(DraftLV(), description="How the gradient is estimated.")
     rewards: Sequence[RewardConfig]
     train: TrainConfig = Field(TrainConfig(), description="The optimisation.")
+    regularizers: RegularizersConfig = Field(
+        RegularizersConfig(), description="What holds the tuned model near the base model."
+    )
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="How often the run saves itself.")
     evaluation: EvaluationConfig | None = Field(None, description="Pictures and scores before and after.")
     measures: Sequence[RewardConfig] = ()

@@ -22,12 +22,11 @@ from accelerate.tracking import TensorBoardTracker
 from draft_core.builder import build, build_objective
 from draft_core.catalog import Catalog
 from draft_core.errors import CheckpointError, Interrupted, RecipeError
-from draft_core.lora import save_lora
+from draft_core.lora import adapters_off, save_lora
 from draft_core.monitor import Evaluation, evaluate
 from draft_core.objective import Objective
 from draft_core.recipe import EvaluationConfig, RecipeBase, dump_recipe, locate_pretrained, resolve_prompts
 from draft_core.report import Licence, RunRecord, write_report
-from draft_core.seams import find_denoiser
 from draft_core.trainer import StepReport, Trainer
 
 # Without an evaluation in the recipe, so many of the training prompts are pictured, and the report says so.
@@ -79,7 +78,7 @@ def run_recipe(
     progress("load", 1, 1, recipe.model.pretrained)
 
     start = time.perf_counter()
-    with _adapters_off(trainer):
+    with adapters_off(trainer.sampler.pipe):
         before = _evaluate(recipe, trainer, judges, catalog, "before", progress)
     reports = list(_train(recipe, trainer, progress))
     if not reports:
@@ -163,17 +162,6 @@ def _evaluate(
         autocast=trainer.accelerator.autocast,
         progress=lambda done, total: progress(stage, done, total, "pictures"),
     )
-
-
-@contextmanager
-def _adapters_off(trainer: Trainer) -> Iterator[None]:
-    """The base model inside, the tuned one afterwards."""
-    _, denoiser = find_denoiser(trainer.sampler.pipe)
-    denoiser.disable_adapters()
-    try:
-        yield
-    finally:
-        denoiser.enable_adapters()
 
 
 # The folder of a run

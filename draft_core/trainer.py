@@ -1,7 +1,7 @@
 """The trainer: one update read as data flowing, and a generator of reports around it.
 
 Everything random in update u is drawn from the seed and u alone, so a resumed run draws what an
-uninterrupted one would. Tensors wing. May import: errors, lora, objective, protocols, sampler.
+uninterrupted one would. Tensors wing. May import: errors, lora, objective, plan, protocols, sampler.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from statistics import fmean
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,9 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from draft_core.errors import CheckpointError, DraftError, RewardError
-from draft_core.lora import lora_state, set_lora_state, trainable
-from draft_core.objective import Objective
-from draft_core.protocols import Estimator
+from draft_core.lora import lora_state, set_lora_state, squared_norm, trainable
+from draft_core.objective import Objective, Scores
+from draft_core.plan import StepPlan
+from draft_core.protocols import Estimator, Rollout
 from draft_core.sampler import DifferentiableSampler
 
 
@@ -35,12 +35,14 @@ class StepReport:
 
     Arguments:
         update: how many updates have been made, this one included.
-        loss: minus the mean total score.
-        reward: mean weighted total score over the update's images; higher is better.
+        loss: minus the mean total score, plus the weighted penalties.
+        reward: mean weighted total score over the update's images, caps applied; higher is better.
         scores: reward name -> mean score before its weight.
-        grad_norm: L2 norm of the LoRA gradient before clipping.
+        grad_norm: L2 norm of the LoRA gradient before clipping, mean over the optimiser steps.
         learning_rate: the rate this update was made with.
         seconds: wall time of the update.
+        penalties: regulariser -> its value before its weight, mean over passes.
+        optimizer_steps: how many optimiser steps the update took; more than one only with prefix reuse.
     """
 
     update: int
@@ -50,6 +52,27 @@ class StepReport:
     grad_norm: float
     learning_rate: float
     seconds: float
+    penalties: Mapping[str, float] = field(default_factory=dict)
+    optimizer_steps: int = 1
+
+
+@dataclass
+class _Gathered:
+    """What the passes of one update scored, with how many images each: what its report is made of."""
+
+    totals: list[float] = field(default_factory=list)
+    scores: list[Mapping[str, float]] = field(default_factory=list)
+    penalties: list[Mapping[str, float]] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+
+    def mean(self, each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Mean over images, name by name."""
+        total = sum(self.counts)
+        return {
+            name: sum(count * one[name] for count, one in zip(self.counts, each, strict=True)) / total
+            for name in each[0]
+        }
 
 
 class Trainer:
@@ -72,6 +95,9 @@ class Trainer:
         max_grad_norm: gradients with a larger L2 norm are scaled down to it.
         mixed_precision: "no", "fp16" or "bf16", accelerate's autocast around sampling and scoring.
         seed: of prompts, noise and plans.
+        kl: weight of the divergence between tuned and base denoiser along the graded steps; needs a sampler with a
+            base model (the KL of two Gaussians of equal variance is their squared distance; DRaFT+, NVIDIA NeMo).
+        lora_norm: weight of the squared Frobenius norm of what the LoRA adds to the weights.
 
     Raises:
         DraftError: under several processes, which are not supported yet.
@@ -94,6 +120,8 @@ class Trainer:
         max_grad_norm: float,
         mixed_precision: str,
         seed: int,
+        kl: float = 0.0,
+        lora_norm: float = 0.0,
         device: str | None = None,
     ) -> None:
         # Passes are accumulated by hand: accelerate keeps their number in one place for the whole process,
@@ -101,6 +129,8 @@ class Trainer:
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
         if self.accelerator.num_processes > 1:
             raise DraftError("several processes are not supported yet", where="trainer", next="start one process")
+        if kl and sampler.base_model is None:
+            raise DraftError("the sampler knows no base model to stay near to", where="kl", next="give it base_model")
         self.sampler = sampler
         self.objective = objective.to(self.accelerator.device)
         sampler.pipe.to(self.accelerator.device)
@@ -111,6 +141,8 @@ class Trainer:
         self.accumulation = gradient_accumulation_steps
         self.max_grad_norm = max_grad_norm
         self.seed = seed
+        self.kl = kl
+        self.lora_norm = lora_norm
         self.done = 0  # updates made so far
         self.parameters = list(trainable(sampler.pipe))
         optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay)
@@ -124,44 +156,95 @@ class Trainer:
             yield self.train_step()
 
     def train_step(self) -> StepReport:
-        """One update of the LoRA.
+        """One update of the LoRA: one optimiser step, or with prefix reuse one for each pass of a rollout.
 
         Raises:
-            RewardError: if reward or gradient is not finite; the weights are then as before the update.
+            RewardError: if reward or gradient is not finite; the weights are then as before that optimiser step.
         """
         start = time.perf_counter()
         learning_rate = self._set_learning_rate()
-        passes = [self._accumulate_gradient(micro) for micro in range(self.accumulation)]
-        scores = {name: fmean(each[name] for each in passes) for name in passes[0]}
+        plan = self.estimator.plan(self.sampler.steps, Random(f"plan {self.seed} {self.done}"))
+        batches = [self._passes(micro, plan) for micro in range(self.accumulation)]
+        gathered = _Gathered()
+        if plan.step_each:
+            for same_pass in zip(*batches, strict=False):  # the batch that drifts first ends the rollout for all
+                for rollout in same_pass:
+                    self._accumulate_gradient(rollout, 1 / self.accumulation, gathered)
+                self._optimize(gathered)
+        else:
+            for batch in batches:
+                for rollout in batch:
+                    self._accumulate_gradient(rollout, _share(rollout, plan) / self.accumulation, gathered)
+            self._optimize(gathered)
+        self.done += 1
+        scores, penalties = gathered.mean(gathered.scores), gathered.mean(gathered.penalties)
+        reward = gathered.mean([{"total": total} for total in gathered.totals])["total"]
+        return StepReport(
+            update=self.done,
+            loss=sum(self._weights()[name] * value for name, value in penalties.items()) - reward,
+            reward=reward,
+            scores=scores,
+            grad_norm=fmean(gathered.grad_norms),
+            learning_rate=learning_rate,
+            seconds=time.perf_counter() - start,
+            penalties=penalties,
+            optimizer_steps=len(gathered.grad_norms),
+        )
+
+    def _passes(self, micro: int, plan: StepPlan) -> Iterator[_Pass]:
+        """The samples of one batch and their re-noisings, one after another, with their scores."""
+        prompts, generator = self._draw(micro)
+        rollouts = self.sampler.passes(prompts, plan=plan, generator=generator)  # prompts -> images, with gradient
+        sample_count = 0
+        while True:
+            with self.accelerator.autocast():
+                rollout = next(rollouts, None)
+                if rollout is None:
+                    return
+                scores = self.objective(rollout.images, rollout.prompts)  # images  -> a score for each, (N,)
+            sample_count = sample_count or rollout.sample_count
+            yield _Pass(rollout, scores, sample_count)
+
+    def _accumulate_gradient(self, one: _Pass, share: float, gathered: _Gathered) -> None:
+        """From the scores of one pass to gradient, its part in the update's loss being `share`."""
+        _require_gradient(one.scores.each)
+        loss = -one.scores.total.mean()  # higher reward is better
+        penalties = self._penalties(one.rollout)
+        for name, value in penalties.items():
+            loss = loss + self._weights()[name] * value
+        self.accelerator.backward(loss * share)  # loss    -> LoRA
+        gathered.totals.append(float(one.scores.total.detach().mean()))
+        gathered.scores.append({name: float(each.detach().mean()) for name, each in one.scores.each.items()})
+        gathered.penalties.append({name: float(value.detach()) for name, value in penalties.items()})
+        gathered.counts.append(len(one.rollout.images))
+
+    def _weights(self) -> dict[str, float]:
+        return {"kl": self.kl, "lora_norm": self.lora_norm}
+
+    def _penalties(self, rollout: Rollout) -> dict[str, torch.Tensor]:
+        """Regulariser -> its value, of those that have a weight."""
+        penalties: dict[str, torch.Tensor] = {}
+        if self.kl and rollout.divergence is not None:
+            penalties["kl"] = rollout.divergence
+        if self.lora_norm:
+            penalties["lora_norm"] = squared_norm(self.sampler.pipe)
+        return penalties
+
+    def _optimize(self, gathered: _Gathered) -> None:
+        """One optimiser step with the gradient gathered so far."""
         grad_norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm))
-        self._check_finite(scores, grad_norm)
+        gathered.grad_norms.append(grad_norm)
+        self._check_finite(gathered.mean(gathered.scores), grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.done += 1
-        reward = sum(self.objective.weights[name] * score for name, score in scores.items())
-        seconds = time.perf_counter() - start
-        return StepReport(self.done, -reward, reward, scores, grad_norm, learning_rate, seconds)
 
-    def _accumulate_gradient(self, micro: int) -> dict[str, float]:
-        """One pass from prompts to gradient: the whole method. Returns each reward's mean score."""
-        prompts, generator, plan = self._draw(micro)
-        with self.accelerator.autocast():
-            rollout = self.sampler(prompts, plan=plan, generator=generator)  # prompts -> images, with gradient
-            scores = self.objective(rollout.images, rollout.prompts)  # images  -> a score for each, (N,)
-            _require_gradient(scores.each)
-            loss = -scores.total.mean()  # higher reward is better
-        self.accelerator.backward(loss / self.accumulation)  # loss    -> LoRA
-        return {name: float(each.detach().mean()) for name, each in scores.each.items()}
-
-    def _draw(self, micro: int) -> tuple[list[str], torch.Generator, Any]:
-        """Prompts, noise source and plan of one pass of the coming update."""
+    def _draw(self, micro: int) -> tuple[list[str], torch.Generator]:
+        """Prompts and noise source of one batch of the coming update."""
         first = (self.done * self.accumulation + micro) * self.batch_size
         prompts = [self._prompt(index) for index in range(first, first + self.batch_size)]
         noise = Random(f"noise {self.seed} {self.done} {micro}").getrandbits(62)
         # Noise is drawn on the CPU, so that a seed means the same pictures on every device.
-        generator = torch.Generator("cpu").manual_seed(noise)
-        plan = self.estimator.plan(self.sampler.steps, Random(f"plan {self.seed} {self.done}"))
-        return prompts, generator, plan
+        return prompts, torch.Generator("cpu").manual_seed(noise)
 
     def _prompt(self, index: int) -> str:
         epoch, place = divmod(index, len(self.prompts))
@@ -226,6 +309,20 @@ class Trainer:
         set_lora_state(self.sampler.pipe, adapter)
         self.optimizer.load_state_dict(optimizer)
         self.done = state["update"]
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass of a rollout, scored, and how many samples the rollout began with."""
+
+    rollout: Rollout
+    scores: Scores
+    sample_count: int
+
+
+def _share(one: _Pass, plan: StepPlan) -> float:
+    """What part of all images of a rollout this pass holds."""
+    return len(one.rollout.images) / (one.sample_count * (1 + plan.resamples))
 
 
 def _require_gradient(each: Mapping[str, torch.Tensor]) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import torch
 from tiny import Nan, Redness, RednessConfig, byte_tokenizer, tiny_pipe
 
-from draft_core import DifferentiableSampler, DraftLV, Objective, Trainer
+from draft_core import DifferentiableSampler, DraftK, DraftLV, Objective, PrefixReuse, Trainer
 from draft_core.errors import CheckpointError, RewardError
-from draft_core.lora import add_lora, lora_state
+from draft_core.lora import adapters_off, add_lora, lora_state, squared_norm, trainable
 from draft_core.recipe import TrainConfig
 
 
@@ -20,17 +22,31 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return byte_tokenizer(tmp_path_factory.mktemp("tokens"))
 
 
-def trainer(tokenizer: Any, *, reward: Any = None, rank: int = 2, **settings: Any) -> Trainer:
+def trainer(
+    tokenizer: Any,
+    *,
+    reward: Any = None,
+    rank: int = 2,
+    estimator: Any = None,
+    cap: float | None = None,
+    kl: float = 0.0,
+    lora_norm: float = 0.0,
+    **settings: Any,
+) -> Trainer:
     pipe = tiny_pipe(tokenizer=tokenizer)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         add_lora(pipe, rank=rank)
     return Trainer(
-        DifferentiableSampler(pipe, num_inference_steps=2, guidance_scale=3.0),
-        Objective({"redness": reward or Redness(RednessConfig())}),
-        DraftLV(resamples=1),
+        DifferentiableSampler(
+            pipe, num_inference_steps=2, guidance_scale=3.0, base_model=partial(adapters_off, pipe) if kl else None
+        ),
+        Objective({"redness": reward or Redness(RednessConfig())}, caps={} if cap is None else {"redness": cap}),
+        estimator or DraftLV(resamples=1),
         ["a", "b", "c"],
         device="cpu",
+        kl=kl,
+        lora_norm=lora_norm,
         **TrainConfig(**{"steps": 4, "batch_size": 2, "learning_rate": 3e-2, **settings}).model_dump(),
     )
 
@@ -41,7 +57,8 @@ def weights(trainer: Trainer) -> torch.Tensor:
 
 def test_the_reward_rises(tokenizer: Any) -> None:
     one = trainer(tokenizer, steps=25)
-    prompts, generator, plan = one._draw(0)
+    prompts, generator = one._draw(0)
+    plan = one.estimator.plan(2, Random(0))
     state = generator.get_state()
 
     def reward() -> float:
@@ -77,8 +94,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_in_every_bit(tokenizer: Any, tmp
 
 def test_accumulated_passes_are_one_large_batch(tokenizer: Any) -> None:
     """Gradients, not updates: Adam would hide a wrong factor."""
-    whole = trainer(tokenizer, batch_size=2, max_grad_norm=1e9)
-    parts = trainer(tokenizer, batch_size=1, gradient_accumulation_steps=2, max_grad_norm=1e9)
+    whole = trainer(tokenizer, estimator=DraftK(), batch_size=2, max_grad_norm=1e9)
+    parts = trainer(tokenizer, estimator=DraftK(), batch_size=1, gradient_accumulation_steps=2, max_grad_norm=1e9)
     drawn = whole._draw(0)
     noise = torch.randn(2, 4, 8, 8, generator=drawn[1])
     for one, batches in ((whole, [([0, 1])]), (parts, [[0], [1]])):
@@ -87,12 +104,123 @@ def test_accumulated_passes_are_one_large_batch(tokenizer: Any) -> None:
         def draw(micro: int, one: Trainer = one, passes: Any = passes) -> Any:
             places = next(passes)
             one.sampler.call_kwargs["latents"] = noise[places]
-            plan = drawn[2].__class__(2, frozenset({1}))
-            return [drawn[0][place] for place in places], torch.Generator().manual_seed(0), plan
+            return [drawn[0][place] for place in places], torch.Generator().manual_seed(0)
 
         one._draw = draw  # type: ignore[method-assign]
     norms = [next(iter(one)).grad_norm for one in (whole, parts)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def spied_gradients(one: Trainer) -> list[torch.Tensor]:
+    """The gradient of every optimiser step that the trainer takes, flat."""
+    taken: list[torch.Tensor] = []
+    step = one.optimizer.step
+
+    def spy() -> None:
+        taken.append(torch.cat([parameter.grad.flatten() for parameter in one.parameters]))
+        step()
+
+    one.optimizer.step = spy
+    return taken
+
+
+def test_passes_one_after_another_have_the_gradient_of_all_images_at_once(tokenizer: Any) -> None:
+    one = trainer(tokenizer, estimator=DraftLV(resamples=2), max_grad_norm=1e9)
+    prompts, generator = one._draw(0)
+    rollout = one.sampler(prompts, plan=one.estimator.plan(2, Random(0)), generator=generator)
+    loss = -one.objective(rollout.images, rollout.prompts).total.mean()
+    expected = torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, one.parameters)])
+    together = trainer(tokenizer, estimator=DraftLV(resamples=2, together=True), max_grad_norm=1e9)
+    for each in (one, together):
+        taken = spied_gradients(each)
+        next(iter(each))
+        torch.testing.assert_close(taken[0], expected, rtol=1e-4, atol=1e-9)
+
+
+def test_prefix_reuse_takes_a_step_after_each_pass_of_one_rollout(tokenizer: Any) -> None:
+    one = trainer(tokenizer, estimator=PrefixReuse(updates=3), steps=2)
+    taken = spied_gradients(one)
+    reports = list(one)
+    assert [report.optimizer_steps for report in reports] == [3, 3]
+    assert len(taken) == 6
+    assert not torch.equal(taken[0], taken[1])
+
+
+def test_the_first_step_of_a_reused_prefix_is_draft_1(tokenizer: Any) -> None:
+    gradients = []
+    for estimator in (PrefixReuse(updates=3), DraftK(k=1)):
+        one = trainer(tokenizer, estimator=estimator)
+        taken = spied_gradients(one)
+        next(iter(one))
+        gradients.append(taken[0])
+    assert torch.equal(*gradients)
+
+
+def test_a_rollout_that_drifts_too_far_is_given_up(tokenizer: Any) -> None:
+    far = trainer(tokenizer, estimator=PrefixReuse(updates=6, max_drift=1e-9))
+    near = trainer(tokenizer, estimator=PrefixReuse(updates=6, max_drift=10.0))
+    assert next(iter(far)).optimizer_steps == 2, "the samples, and the pass whose drift is found too large"
+    assert next(iter(near)).optimizer_steps == 6
+
+
+def test_a_capped_reward_gives_no_gradient_above_its_cap(tokenizer: Any) -> None:
+    one = trainer(tokenizer, cap=-5.0)
+    report = next(iter(one))
+    assert report.grad_norm == 0.0
+    assert report.reward == -5.0
+    assert report.scores["redness"] > -5.0
+
+
+def test_the_kl_term_is_the_squared_distance_from_the_base_model(tokenizer: Any) -> None:
+    """By hand: both predictions on the input of the one graded call, and the gradient through the tuned one alone."""
+    one = trainer(tokenizer, kl=2.0, estimator=DraftK(k=1))
+    pipe = one.sampler.pipe
+    with torch.no_grad():
+        for parameter in trainable(pipe):
+            parameter += 0.05
+    prompts, generator = one._draw(0)
+    assert one.sampler.steps == 2
+    inputs: list[Any] = []
+    hook = pipe.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: inputs.append((args, kwargs)), with_kwargs=True
+    )
+    rollout = one.sampler(prompts, plan=DraftK(k=1).plan(2, Random(0)), generator=generator)
+    hook.remove()
+    args, kwargs = inputs[1]
+    tuned = pipe.unet(*args, **kwargs)[0]
+    with torch.no_grad(), adapters_off(pipe):
+        base = pipe.unet(*args, **kwargs)[0]
+    expected = (tuned - base).square().mean()
+    assert rollout.divergence is not None
+    torch.testing.assert_close(rollout.divergence, expected)
+    found = torch.autograd.grad(rollout.divergence, one.parameters)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, one.parameters))
+
+
+def test_the_norm_of_the_lora_is_that_of_what_it_adds(tokenizer: Any) -> None:
+    pipe = trainer(tokenizer).sampler.pipe
+    with torch.no_grad():
+        for parameter in trainable(pipe):
+            parameter += 0.05
+    added = [
+        module.get_delta_weight("default").square().sum()
+        for module in pipe.unet.modules()
+        if hasattr(module, "get_delta_weight")
+    ]
+    torch.testing.assert_close(squared_norm(pipe), torch.stack(added).sum(), rtol=1e-5, atol=0)
+
+
+def test_regularisers_enter_the_loss_with_their_weight(tokenizer: Any) -> None:
+    one = trainer(tokenizer, kl=0.5, lora_norm=2.0)
+    with torch.no_grad():
+        for parameter in trainable(one.sampler.pipe):
+            parameter += 0.05
+    norm = float(squared_norm(one.sampler.pipe).detach())
+    report = next(iter(one))
+    assert report.penalties["lora_norm"] == pytest.approx(norm)
+    assert report.penalties["kl"] > 0
+    expected = -report.reward + 0.5 * report.penalties["kl"] + 2.0 * norm
+    assert report.loss == pytest.approx(expected)
 
 
 def test_every_prompt_is_used_before_one_comes_again(tokenizer: Any) -> None:

@@ -139,27 +139,27 @@ class Brightness(FrozenModule):
 
 
 class Impatient(Redness):
-    """Redness whose third call is a Ctrl-C, once in a process."""
+    """Redness whose seventh call with a gradient is a Ctrl-C, once in a process."""
 
     calls = 0
 
     def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         if images.requires_grad:
             Impatient.calls += 1
-        if Impatient.calls == 3:
+        if Impatient.calls == 7:
             Impatient.calls += 1
             raise KeyboardInterrupt
         return super().forward(images, prompts)
 
 
 class Nan(Redness):
-    """Redness that becomes NaN from its third call on."""
+    """Redness that becomes NaN from its fifth call on."""
 
     calls = 0
 
     def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         self.calls += 1
-        return super().forward(images, prompts) * (math.nan if self.calls > 2 else 1.0)
+        return super().forward(images, prompts) * (math.nan if self.calls > 4 else 1.0)
 
 
 def spec(kind: str, config: type[RewardConfig], factory: str, **more: Any) -> RewardSpec:
