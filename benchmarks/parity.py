@@ -24,9 +24,7 @@ from typing import Any
 import torch
 
 from draft_core import load_catalog
-from draft_core.builder import build_reward, reward_config
-from draft_core.testing import Subject
-from draft_core.testing.parity import Certificate, certify, library_versions, markdown
+from draft_core.testing.parity import certify_kind, markdown
 
 PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
 FULL_SIZE, FULL_COUNT = (300, 401), 3
@@ -57,9 +55,9 @@ def main() -> None:
         start = time.perf_counter()
         if arguments.full:
             with full_fields(kind, arguments.head) as fields:
-                measured = {"": measure(kind, fields, sizes=[FULL_SIZE], count=FULL_COUNT)}
+                measured = {"": certify_kind(kind, fields, sizes=[FULL_SIZE], count=FULL_COUNT)}
         else:
-            measured = {name: measure(kind, fields) for name, fields in small_fields(kind).items()}
+            measured = {name: certify_kind(kind, fields) for name, fields in small_fields(kind).items()}
         table = f"`{kind}`\n\n{markdown(measured)}"
         print(f"\n{table}\n\n{time.perf_counter() - start:.0f} s", flush=True)
         tables.setdefault(readme_of(catalog.reward(kind).distribution.name), []).append(table)
@@ -76,13 +74,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--write", action="store_true", help="write the tables into the READMEs")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads, default 1")
     return parser.parse_args()
-
-
-def measure(kind: str, fields: Fields, **pictures: Any) -> Certificate:
-    catalog = load_catalog()
-    entry, config = catalog.reward(kind), reward_config(kind, fields, catalog)
-    subject = Subject(entry.spec, config, reward=build_reward(config, catalog))
-    return certify(subject, versions=library_versions(entry.distribution.name), **pictures)
 
 
 def small_fields(kind: str) -> dict[str, Fields]:

@@ -130,23 +130,20 @@ def certify_reward(
     entry = catalog.reward(kind)
     entry.spec.load_reference()  # refuses a kind that names none, before anything is loaded
 
-    from draft_core.builder import build_reward, reward_config
     from draft_core.images import read_image
-    from draft_core.testing.checks import Subject
-    from draft_core.testing.parity import certify, library_versions, markdown, refuse_single_picture
+    from draft_core.testing.parity import certify_kind, markdown, refuse_single_picture
 
     refuse_single_picture(images)
     pictures = [read_image(path) for path in images]
-    config = reward_config(kind, {**(entry.spec.small if small else {}), **given_fields(overrides)}, catalog)
+    fields = {**(entry.spec.small if small else {}), **given_fields(overrides)}
     quiet_libraries()
-    subject = Subject(entry.spec, config, entry.module, build_reward(config, catalog))
-    versions = library_versions(entry.distribution.name)
     if as_json or as_markdown:
-        certificate = certify(subject, pictures=pictures, versions=versions)
+        certificate = certify_kind(kind, fields, catalog=catalog, pictures=pictures)
         typer.echo(json.dumps(certificate.as_dict(), indent=2) if as_json else markdown({"": certificate}))
     else:
         with ProgressLines() as progress:
-            certificate = certify(subject, pictures=pictures, versions=versions, progress=partial(progress, "certify"))
+            shown = partial(progress, "certify")
+            certificate = certify_kind(kind, fields, catalog=catalog, pictures=pictures, progress=shown)
         _print_certificate(certificate, entry.spec.unit)
     if not certificate.holds:
         raise typer.Exit(1)

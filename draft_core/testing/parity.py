@@ -16,6 +16,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 
+from draft_core.builder import build_reward, reward_config
+from draft_core.catalog import Catalog, load_catalog
 from draft_core.errors import DraftError, PluginError, RewardError
 from draft_core.images import to_pil
 from draft_core.testing.checks import PROMPTS, Subject
@@ -87,6 +89,23 @@ class Certificate:
     def as_dict(self) -> dict[str, Any]:
         """Everything in it, for JSON."""
         return {**asdict(self), "worst": self.worst, "holds": self.holds}
+
+
+def certify_kind(
+    kind: str, fields: Mapping[str, Any], *, catalog: Catalog | None = None, **comparison: Any
+) -> Certificate:
+    """The certificate of an installed kind, built from fields of its config, with the versions of its libraries.
+
+    Arguments:
+        comparison: what `certify` takes besides the reward.
+
+    Raises:
+        DraftError: if it cannot be built, or like `certify`.
+    """
+    catalog = catalog if catalog is not None else load_catalog()
+    entry, config = catalog.reward(kind), reward_config(kind, fields, catalog)
+    subject = Subject(entry.spec, config, entry.module, build_reward(config, catalog))
+    return certify(subject, versions=library_versions(entry.distribution.name), **comparison)
 
 
 def certify(
@@ -164,15 +183,12 @@ def seeded_pictures(subject: Subject, count: int, height: int, width: int) -> to
 
 def library_versions(distribution: str) -> dict[str, str]:
     """Name -> version of the libraries that decide on a score: those that a distribution requires, and a few more."""
-    required = [Requirement(line) for line in metadata.requires(distribution) or ()]
+    installed = {canonicalize_name(each.name): each for each in metadata.distributions()}
+    itself = installed.get(canonicalize_name(distribution))
+    required = [Requirement(line) for line in (itself and itself.requires) or ()]
     names = [each.name for each in required if each.marker is None or each.marker.evaluate({"extra": ""})]
-    found: dict[str, str] = {}
-    for name in dict.fromkeys(canonicalize_name(name) for name in (distribution, *ALWAYS_NAMED, *names)):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # torchvision, where nothing needs it
-    return found
+    wanted = [canonicalize_name(name) for name in (distribution, *ALWAYS_NAMED, *names)]
+    return {name: installed[name].version for name in dict.fromkeys(wanted) if name in installed}
 
 
 def markdown(certificates: Mapping[str, Certificate]) -> str:
@@ -203,10 +219,8 @@ def _compared(
 ) -> Row:
     """One row for images (1, 3, H, W) of any sizes and a prompt for each."""
     where = f"reward {subject.spec.kind!r}, {name}"
-    if len({image.shape for image in images}) == 1:
-        ours = subject.score(torch.cat(list(images)), tuple(prompts))
-    else:
-        ours = torch.cat([subject.score(image, (prompt,)) for image, prompt in zip(images, prompts, strict=True)])
+    # One by one like the original: in a batch the last digits of float32 fall otherwise.
+    ours = torch.cat([subject.score(image, (prompt,)) for image, prompt in zip(images, prompts, strict=True)])
     with torch.no_grad():
         theirs = scorer([to_pil(image[0]) for image in images], list(prompts))
     if not isinstance(theirs, torch.Tensor) or theirs.shape != ours.shape:

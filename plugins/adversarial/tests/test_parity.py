@@ -8,18 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 import torchvision
-import transformers
-from draft_reward_adversarial import AdversarialConfig, AdversarialTop1Config
+from draft_reward_adversarial import AdversarialConfig, AdversarialTop1Config, draft_register_rewards
+from draft_reward_adversarial.original import on_pillow, original_log_probabilities
 from draft_reward_adversarial.preprocessing import of_timm, of_torchvision, of_transformers
 from draft_reward_adversarial.reward import AdversarialReward, AdversarialTop1
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import create_transform
+
+from draft_core.images import resize_shortest_like_pil
+from draft_core.testing.parity import certify_kind
 
 Pil = Callable[[torch.Tensor], Image.Image]
 Drawn = Callable[[int, int], torch.Tensor]
+Original = Callable[[Image.Image], torch.Tensor]
+
+SPEC = next(spec for spec in draft_register_rewards() if spec.kind == "adversarial")
 
 SIZES = ((224, 224), (512, 512), (256, 256), (64, 64), (300, 401), (427, 640), (61, 67), (401, 300))
 EXACT = {"rtol": 0.0, "atol": 1e-5}  # of pixels over the standard deviation: a hundredth of one of 256 levels is 2e-4
@@ -27,8 +32,8 @@ CLOSE = {"rtol": 0.0, "atol": 1e-4}  # of log-probabilities: float32 sums in ano
 REAL = 0.005  # of log-probabilities with real weights
 
 
-def build(**source: Any) -> AdversarialReward:
-    return AdversarialReward(AdversarialConfig.model_validate({"source": source, "target": 0}))
+def configured(**source: Any) -> AdversarialConfig:
+    return AdversarialConfig.model_validate({"source": source, "target": 0})
 
 
 # timm
@@ -36,11 +41,7 @@ def build(**source: Any) -> AdversarialReward:
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])
 def test_timm(name: str, drawn: Drawn, pil: Pil) -> None:
-    reward = build(library="timm", name=name, weights="random", num_classes=10)
-    network = timm.create_model(name, num_classes=10).eval()
-    network.load_state_dict(reward.network.state_dict())
-    transform = create_transform(**resolve_model_data_config(network), is_training=False)
-    assert_parity(reward, lambda picture: network(transform(picture)[None]), drawn, pil)
+    assert_parity(configured(library="timm", name=name, weights="random", num_classes=10), drawn, pil)
 
 
 TIMM_CONFIGS = list(itertools.product((224, 384), (0.875, 0.95, 1.0), ("bicubic", "bilinear"), ("center", "squash")))
@@ -70,11 +71,8 @@ def test_timms_configurations(
 
 
 def test_torchvision(drawn: Drawn, pil: Pil) -> None:
-    reward = build(library="torchvision", name="squeezenet1_1", weights="random", num_classes=10)
-    network = torchvision.models.squeezenet1_1(num_classes=10).eval()
-    network.load_state_dict(reward.network.state_dict())
-    transform = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.transforms()
-    assert_parity(reward, lambda picture: network(transform(picture)[None]), drawn, pil)
+    config = configured(library="torchvision", name="squeezenet1_1", weights="random", num_classes=10)
+    assert_parity(config, drawn, pil)
 
 
 @pytest.mark.parametrize("name", ["resnet50", "efficientnet_b1", "convnext_tiny", "vit_b_16", "inception_v3"])
@@ -95,11 +93,6 @@ def test_every_classifier_of_torchvision_has_transforms_that_are_read() -> None:
 # transformers
 
 
-def on_pil(name: str) -> Any:
-    """The processor that hands the picture to Pillow; older transformers have it under the plain name."""
-    return getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
-
-
 PROCESSORS: list[tuple[str, dict[str, Any]]] = [
     ("ViTImageProcessor", {}),
     ("ViTImageProcessor", {"size": {"height": 96, "width": 128}, "resample": 3}),
@@ -115,7 +108,7 @@ PROCESSORS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "settings"), PROCESSORS)
 def test_transformers_processors(name: str, settings: dict[str, Any], drawn: Drawn, pil: Pil) -> None:
-    processor = on_pil(name)(**settings)
+    processor = on_pillow(name)(**settings)
     preprocessing = of_transformers(type(processor).__name__, processor.to_dict())
     for height, width in SIZES:
         if height > width and not isinstance(preprocessing.size, int):
@@ -126,48 +119,62 @@ def test_transformers_processors(name: str, settings: dict[str, Any], drawn: Dra
 
 
 def test_transformers(vit_folder: Path, drawn: Drawn, pil: Pil) -> None:
-    reward = build(library="transformers", name=str(vit_folder), weights="hub")
-    network = transformers.ViTForImageClassification.from_pretrained(vit_folder).eval()
-    processor = on_pil("ViTImageProcessor").from_pretrained(vit_folder)
     assert_parity(
-        reward,
-        lambda picture: network(**processor(picture, return_tensors="pt")).logits,
+        configured(library="transformers", name=str(vit_folder), weights="hub"),
         drawn,
         pil,
         sizes=[size for size in SIZES if size[0] <= size[1]],
     )
 
 
-def assert_parity(
-    reward: AdversarialReward,
-    original: Callable[[Image.Image], torch.Tensor],
-    drawn: Drawn,
-    pil: Pil,
-    sizes: Any = SIZES,
-) -> None:
+def assert_parity(config: AdversarialConfig, drawn: Drawn, pil: Pil, sizes: Any = SIZES) -> None:
     """Within float32 of the original, and that means something: the pictures differ by far more."""
+    reward = AdversarialReward(config)
+    original = original_log_probabilities(reward, config)
     pictures = [drawn(*size) for size in sizes]
     with torch.no_grad():
         ours = torch.cat([reward.log_probabilities(picture) for picture in pictures])
-        theirs = torch.cat([original(pil(picture)).log_softmax(1) for picture in pictures])
+    theirs = torch.cat([original(pil(picture)) for picture in pictures])
     torch.testing.assert_close(ours, theirs, **CLOSE)
     spread = theirs.std(0).max()
     assert (ours - theirs).abs().max() < 0.002 * spread, f"spread {spread}"
+
+
+def test_the_certificate_of_the_small_instance() -> None:
+    certificate = certify_kind("adversarial", SPEC.small)
+    assert certificate.holds, certificate
+
+
+def test_another_filter_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "draft_reward_adversarial.preprocessing.resize_shortest_like_pil",
+        lambda images, size, filter: resize_shortest_like_pil(images, size, filter="bilinear"),
+    )
+    assert not certify_kind("adversarial", SPEC.small, sizes=[(300, 401)]).holds
 
 
 # Real ImageNet weights
 
 
 @pytest.fixture(scope="module")
-def real(lite0: dict[str, str]) -> AdversarialReward:
-    return AdversarialReward(AdversarialConfig.model_validate({"source": lite0, "target": "bee"}))
+def config(lite0: dict[str, str]) -> AdversarialConfig:
+    return AdversarialConfig.model_validate({"source": lite0, "target": "bee"})
 
 
-def original_log_probabilities(reward: AdversarialReward, picture: Image.Image) -> torch.Tensor:
-    transform = create_transform(**resolve_model_data_config(reward.network), is_training=False)
-    with torch.no_grad():
-        logits: torch.Tensor = reward.network(transform(picture)[None])
-    return logits.log_softmax(1)
+@pytest.fixture(scope="module")
+def real(config: AdversarialConfig) -> AdversarialReward:
+    return AdversarialReward(config)
+
+
+@pytest.fixture(scope="module")
+def original(real: AdversarialReward, config: AdversarialConfig) -> Original:
+    return original_log_probabilities(real, config)
+
+
+def test_the_certificate_of_real_weights(config: AdversarialConfig) -> None:
+    fields = config.model_dump(exclude={"kind"})
+    certificate = certify_kind("adversarial", fields, sizes=[(224, 224), (300, 401), (97, 64)], count=3)
+    assert certificate.holds, certificate
 
 
 @pytest.mark.parametrize("size", [None, (64, 64), (256, 256), (512, 512), (500, 333)])
@@ -176,6 +183,7 @@ def test_real_weights(
     name: str,
     size: tuple[int, int] | None,
     real: AdversarialReward,
+    original: Original,
     photograph: Callable[[str], torch.Tensor],
     pil: Pil,
 ) -> None:
@@ -185,7 +193,7 @@ def test_real_weights(
     image = torchvision.transforms.functional.to_tensor(picture)[None]
     with torch.no_grad():
         ours = real.log_probabilities(image)
-    assert (ours - original_log_probabilities(real, picture)).abs().max() <= REAL
+    assert (ours - original(picture)).abs().max() <= REAL
 
 
 @pytest.mark.parametrize(("name", "classes"), [("chelsea.png", range(281, 286)), ("coffee.png", [967])])
@@ -214,7 +222,7 @@ def test_the_measure_knows_espresso_from_a_cat(
 
 
 def test_an_ascent_to_bee_fools_the_original_pipeline(
-    real: AdversarialReward, photograph: Callable[[str], torch.Tensor], pil: Pil
+    real: AdversarialReward, original: Original, photograph: Callable[[str], torch.Tensor], pil: Pil
 ) -> None:
     """Ten signed steps within 2/255 of every pixel, rounded to 8 bits, judged by timm's own pipeline."""
     start = photograph("chelsea.png")
@@ -227,6 +235,6 @@ def test_an_ascent_to_bee_fools_the_original_pipeline(
     picture = pil(image)
     moved = torchvision.transforms.functional.to_tensor(picture)[None] - start
     assert moved.abs().max() <= 2 / 255 + 1e-6
-    before, after = (original_log_probabilities(real, each)[0, 309] for each in (pil(start), picture))
+    before, after = (original(each)[0, 309] for each in (pil(start), picture))
     assert before < -5
     assert after > before + 5

@@ -7,7 +7,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from draft_core import load_catalog, load_pipeline, load_reward
+from draft_core.images import resize_like_pil
 from draft_core.testing import RewardContract
+from draft_core.testing.parity import SIZES, certify_kind
 
 
 class TestEmojiClip(RewardContract):
@@ -43,3 +45,17 @@ def test_other_sizes_are_brought_to_its_own(drawn: tuple[list[str], torch.Tensor
     reward = load_reward("emoji-clip")
     doubled = images.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
     torch.testing.assert_close(reward(doubled, prompts), reward(images, prompts), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(64, 64), *SIZES], ids=str)
+def test_scores_are_those_of_transformers_on_pillow(size: tuple[int, int]) -> None:
+    certificate = certify_kind("emoji-clip", {}, sizes=[size])
+    assert certificate.holds, certificate
+
+
+def test_another_filter_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "draft_emoji.alignment.resize_like_pil",
+        lambda images, height, width: resize_like_pil(images, height, width, filter="bilinear"),
+    )
+    assert not certify_kind("emoji-clip", {}, sizes=[(224, 224)]).holds

@@ -74,7 +74,8 @@ def of_transformers(source: TransformersSource, count: int, weights: dict[str, T
     config = AutoConfig.from_pretrained(source.name, num_labels=count)
     network = AutoModelForImageClassification.from_config(config).eval()
     network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in weights.items()})
-    processor = on_pillow(type(AutoImageProcessor.from_pretrained(source.name))).from_pretrained(source.name)
+    name = type(AutoImageProcessor.from_pretrained(source.name)).__name__
+    processor = on_pillow(name).from_pretrained(source.name)
 
     def logits(picture: Image.Image) -> Tensor:
         found: Tensor = network(**processor(picture, return_tensors="pt")).logits
@@ -83,9 +84,9 @@ def of_transformers(source: TransformersSource, count: int, weights: dict[str, T
     return logits
 
 
-def on_pillow(processor: type) -> Any:
-    """The twin of an image processor that works on Pillow; older transformers have it under the plain name."""
+def on_pillow(name: str) -> Any:
+    """The image processor of this name that works on Pillow; older transformers have it under the plain name."""
     import transformers
 
-    name = processor.__name__.removesuffix("Fast").removesuffix("Pil")
+    name = name.removesuffix("Fast").removesuffix("Pil")
     return getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
