@@ -150,16 +150,18 @@ def certify_reward(
 
 
 def _print_certificate(certificate: Certificate, unit: str) -> None:
+    from draft_core.testing.parity import short
+
     table = Table("images", "largest difference", "mean", f"1 standard deviation ({unit.partition(';')[0]})")
     for row in certificate.rows:
         colour = "green" if row.max_error <= certificate.limit else "red"
-        largest = f"[{colour}]{row.max_error:.1e}[/]"
-        table.add_row(escape(row.images), largest, f"{row.mean_error:.1e}", f"{row.std:.3g}")
+        largest = f"[{colour}]{short(row.max_error)}[/]"
+        table.add_row(escape(row.images), largest, short(row.mean_error), f"{row.std:.3g}")
     out.print(table)
     out.print(", ".join(f"{name} {version}" for name, version in certificate.versions.items()), highlight=False)
     verdict = "[green]as near as vouched for[/]" if certificate.holds else "[red]further off than vouched for[/]"
     out.print(
-        f"{certificate.kind}: {verdict}: {certificate.worst:.1e} standard deviations at most, {certificate.limit:g} "
+        f"{certificate.kind}: {verdict}: {short(certificate.worst)} standard deviations at most, {certificate.limit:g} "
         "vouched for",
         highlight=False,
         soft_wrap=True,

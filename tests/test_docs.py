@@ -55,9 +55,14 @@ def test_commands_of_a_page_exist(page: Path) -> None:
     known: Any = get_command(app)
     for block in code_blocks(page, "(?:sh|bash)"):
         for words in re.findall(r"^draft ([a-z-]+)(.*)$", block, flags=re.MULTILINE):
-            command, rest = words
+            command, rest = words[0], words[1].partition("#")[0]
             assert command in known.commands, f"{page.name} calls draft {command}"
-            options = {option for parameter in known.commands[command].params for option in parameter.opts}
+            called = known.commands[command]
+            if rest.split() and hasattr(called, "commands"):
+                command = f"{command} {rest.split()[0]}"
+                assert rest.split()[0] in called.commands, f"{page.name} calls draft {command}"
+                called = called.commands[rest.split()[0]]
+            options = {option for parameter in called.params for option in parameter.opts}
             for option in re.findall(r"(?<!\S)--?[a-z]+", rest):
                 assert option in options, f"{page.name} calls draft {command} with {option}"
 

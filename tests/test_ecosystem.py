@@ -25,10 +25,19 @@ def test_the_template_plugin_is_what_the_scaffold_writes() -> None:
 
 
 def test_the_page_shows_the_template_line_by_line() -> None:
-    page = (ROOT / "docs" / "write-a-reward.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "write-a-reward.md").read_text(encoding="utf-8").partition("\n## 4.")[0]
     files = "\n".join(reward_project("template").values())
     blocks = re.findall(r"```(?:python|toml)\n(.*?)```", page, flags=re.DOTALL)
     assert len(blocks) == 5
+    for block in blocks:
+        assert block in files
+
+
+def test_the_page_shows_the_original_of_a_port_line_by_line() -> None:
+    page = (ROOT / "docs" / "write-a-reward.md").read_text(encoding="utf-8").partition("\n## 4.")[2]
+    files = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "plugins" / "emoji").rglob("*.py"))
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(blocks) == 3
     for block in blocks:
         assert block in files
 

@@ -200,7 +200,7 @@ def markdown(certificates: Mapping[str, Certificate]) -> str:
         cells = [place]
         for certificate in certificates.values():
             row = next((row for row in certificate.rows if row.images == place), None)
-            cells += ["", ""] if row is None else [f"{row.max_error:.1e}", f"{row.mean_error:.1e}"]
+            cells += ["", ""] if row is None else [short(row.max_error), short(row.mean_error)]
         lines.append(_line(cells))
     versions = {name: version for each in certificates.values() for name, version in each.versions.items()}
     limits = ", ".join(dict.fromkeys(f"{each.limit:g}" for each in certificates.values()))
@@ -208,6 +208,11 @@ def markdown(certificates: Mapping[str, Certificate]) -> str:
     if versions:
         tail += f" Measured with {', '.join(f'{name} {version}' for name, version in versions.items())}."
     return "\n".join([*lines, "", tail])
+
+
+def short(error: float) -> str:
+    """A difference in two digits."""
+    return f"{error:.1e}" if error else "0"
 
 
 def _line(cells: Sequence[str]) -> str:
