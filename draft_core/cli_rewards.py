@@ -23,6 +23,8 @@ from draft_core.terminal import Overrides, ProgressLines, given_fields, out, pri
 if TYPE_CHECKING:
     from draft_core.testing.parity import Certificate
 
+Small = Annotated[bool, typer.Option("--small", help="A small instance without a download; --set changes it as usual.")]
+
 rewards_app = typer.Typer(help="List the installed rewards, or show one.", invoke_without_command=True)
 
 
@@ -78,6 +80,7 @@ def show_reward(kind: Annotated[str, typer.Argument(help="A kind that `draft rew
 def check_reward(
     kind: Annotated[str, typer.Argument(help="A kind that `draft rewards` lists.")],
     overrides: Overrides = [],
+    small: Small = False,
 ) -> None:
     """Check that a reward keeps the contract: gradients, independence, precision, and what its spec declares.
 
@@ -88,7 +91,8 @@ def check_reward(
 
     catalog = load_catalog()
     entry = catalog.reward(kind)
-    config = reward_config(kind, given_fields(overrides), catalog)
+    fields = {**(entry.spec.small if small else {}), **given_fields(overrides)}
+    config = reward_config(kind, fields, catalog)
     subject = Subject(entry.spec, config, entry.module)
     broken = 0
     for name, check in CHECKS.items():
@@ -113,7 +117,7 @@ def certify_reward(
     images: Annotated[
         list[Path], typer.Option("--image", help="A picture file to compare on as well; two or more.")
     ] = [],
-    small: Annotated[bool, typer.Option("--small", help="A small instance, without a download.")] = False,
+    small: Small = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead of a table.")] = False,
 ) -> None:

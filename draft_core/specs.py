@@ -40,7 +40,7 @@ class RewardSpec:
         weights_license: licence of the weights it loads, None if it loads none.
         download_mb: size of what the first use downloads, in megabytes.
         small: fields of its config that make a small instance without a download, with seeded weights if it has any:
-            for tests, and for `draft rewards certify --small`.
+            for its tests, and for `--small` of `draft rewards check` and `certify`.
         reference: "module:callable"; called with the built reward and its config, it returns the original scorer on
             that reward's own weights: (list of B PIL images, list of B prompts) -> scores (B,). Code that is slow, has
             no gradient and is nobody's dependency, so that anybody can compare.

@@ -21,12 +21,12 @@ class RewardContract:
 
     Attributes:
         kind: the reward; its distribution must be installed, because it is found like a user finds it.
-        config: fields of its config, for example what makes it small and seeded.
+        config: fields of its config; if left out, those of the spec's `small`.
         skip: name of a check -> why it does not apply; the reason is printed.
     """
 
     kind: ClassVar[str]
-    config: ClassVar[Mapping[str, Any]] = {}
+    config: ClassVar[Mapping[str, Any] | None] = None
     skip: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -43,7 +43,8 @@ class RewardContract:
         """A fresh instance of the reward, so that one check cannot spoil the next."""
         catalog = load_catalog()
         entry = catalog.reward(cls.kind)
-        return Subject(entry.spec, reward_config(cls.kind, cls.config, catalog), entry.module)
+        fields = entry.spec.small if cls.config is None else cls.config
+        return Subject(entry.spec, reward_config(cls.kind, fields, catalog), entry.module)
 
 
 def _test(name: str, check: Callable[[Subject], None]) -> Callable[[RewardContract], None]:

@@ -16,7 +16,6 @@ TINY = {"library": "timm", "name": "test_efficientnet", "weights": "random", "nu
 
 class TestTargeted(RewardContract):
     kind = "adversarial"
-    config: ClassVar[Mapping[str, Any]] = {"source": TINY, "target": 3}
 
 
 class TestUntargeted(RewardContract):

@@ -5,7 +5,6 @@ from draft_core.testing import RewardContract
 
 class TestHpsv2(RewardContract):
     kind = "hpsv2"
-    config = {"weights": "random", "architecture": "tiny"}  # noqa: RUF012 declared ClassVar above
 
 
 class TestHpsv2Legacy(RewardContract):

@@ -5,4 +5,3 @@ from draft_core.testing import RewardContract
 
 class TestPickScore(RewardContract):
     kind = "pickscore"
-    config = {"weights": "random", "tokenizer": "bytes"}  # noqa: RUF012 declared ClassVar above
