@@ -64,16 +64,28 @@ def main(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, YAML; `draft schema` describes its fields.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(help="A recipe, YAML; `draft schema` describes its fields. Or the folder of a run, to go on."),
+    ],
     overrides: Overrides = [],
     resume: Resume = False,
     overwrite: Overwrite = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Continue although the recipe or the versions have changed.")
+    ] = False,
 ) -> None:
     """Train a LoRA as a recipe says, and write pictures, curves and a report.
 
+    A run that was interrupted goes on where it stopped when the same command is given again. Ctrl-C and SIGTERM finish
+    the update under way, save, and end with exit code 130 or 143.
+
     Example: draft train recipes/jpeg.yaml --set train.steps=50 --set output=runs/short
     """
-    _train(recipe, overrides, resume=resume, overwrite=overwrite)
+    if recipe.is_dir():
+        overrides = [*overrides, f"output={json.dumps(str(recipe))}"]
+        recipe = recipe / "recipe.yaml"
+    _train(recipe, overrides, resume=resume, overwrite=overwrite, force=force)
 
 
 @app.command()
@@ -255,7 +267,7 @@ def schema() -> None:
     typer.echo(json.dumps(recipe_type(load_catalog()).model_json_schema(), indent=2))
 
 
-def _train(path: Path, overrides: list[str], *, resume: bool, overwrite: bool) -> None:
+def _train(path: Path, overrides: list[str], *, resume: bool, overwrite: bool, force: bool = False) -> None:
     from draft_core.recipe import load_recipe
 
     if resume and overwrite:
@@ -267,8 +279,15 @@ def _train(path: Path, overrides: list[str], *, resume: bool, overwrite: bool) -
 
     quiet_libraries()
     with ProgressLines() as progress:
-        result = run_recipe(recipe, catalog, resume=resume, overwrite=overwrite, progress=progress)
+        result = run_recipe(recipe, catalog, resume=resume, overwrite=overwrite, force=force, progress=progress)
     after = result.after.means()
     for name, before in result.before.means().items():
         out.print(f"{name}: {before:.4g} before, {after[name]:.4g} after", highlight=False)
+    if result.verdict.collapsed:
+        out.print(
+            f"[bold yellow]collapse:[/] at update {result.after.update} {'; '.join(result.verdict.lost)}, while the "
+            f"trained reward rose; best: update {result.best.update}",
+            highlight=False,
+            soft_wrap=True,
+        )
     out.print(f"report: {result.report}", highlight=False, soft_wrap=True)

@@ -49,9 +49,15 @@ class SamplerError(DraftError):
 
 
 class Interrupted(DraftError):
-    """The user stopped a run; what was reached is saved."""
+    """A signal stopped a run; what was reached is saved.
 
-    exit_code = 130  # 128 + SIGINT, as shells report it
+    Arguments:
+        exit_code: 128 plus the signal's number, as shells report it; 130 is Ctrl-C.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, next: str | None = None, exit_code: int = 130) -> None:
+        super().__init__(what, where=where, next=next)
+        self.exit_code = exit_code
 
 
 class CheckpointError(DraftError):

@@ -5,6 +5,7 @@ Tensors wing. May import: errors, protocols.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,11 +57,57 @@ class Objective(FrozenModule):
             RewardError: if a reward raises, or returns anything but one float32 score for each image.
         """
         each = {name: _scores(name, reward, images, prompts) for name, reward in self.rewards.items()}
-        total = torch.zeros(len(images), device=images.device)
+        if not each:
+            return Scores(torch.zeros(len(images), device=images.device), each)
+        return Scores(self.total(each, {}), each)
+
+    def total(self, each: Mapping[str, torch.Tensor], divisors: Mapping[str, float]) -> torch.Tensor:
+        """The weighted sum of some rewards' scores, capped, and divided by `divisors` where a name has one, (N,)."""
+        parts = []
         for name, scores in each.items():
             capped = scores.clamp(max=self.caps[name]) if name in self.caps else scores
-            total = total + self.weights[name] * capped
-        return Scores(total, each)
+            parts.append(self.weights[name] / divisors.get(name, 1.0) * capped)
+        return torch.stack(parts).sum(0)
+
+
+class RunningScale:
+    """What rewards of different units are divided by, so that their weights mean the same: a running mean.
+
+    Arguments:
+        by: "scale" divides by the standard deviation of a reward's scores over a batch, "gradient" by the L2 norm of
+            its gradient with respect to an image.
+    """
+
+    memory = 0.9  # of the running mean
+
+    def __init__(self, by: str) -> None:
+        self.by = by
+        self.divisors: dict[str, float] = {}
+
+    def measure(self, each: Mapping[str, torch.Tensor], images: torch.Tensor) -> dict[str, float]:
+        """Name -> the present size of each reward's scores (N,), or of their gradient in `images`."""
+        if self.by == "scale":
+            return {name: float(scores.detach().std(correction=0)) for name, scores in each.items()}
+        sizes = {}
+        for name, scores in each.items():
+            (gradient,) = torch.autograd.grad(scores.sum(), images, retain_graph=True)
+            sizes[name] = float(gradient.float().flatten(1).norm(dim=1).mean())
+        return sizes
+
+    def update(self, sizes: Mapping[str, float]) -> None:
+        """Takes new sizes into the running mean; what is zero or not finite is left out."""
+        for name, size in sizes.items():
+            if size > 0 and math.isfinite(size):
+                before = self.divisors.get(name, size)
+                self.divisors[name] = self.memory * before + (1 - self.memory) * size
+
+    def state(self) -> dict[str, float]:
+        """What `restore` takes."""
+        return dict(self.divisors)
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Continues from a `state`."""
+        self.divisors = dict(state)
 
 
 def _scores(name: str, reward: torch.nn.Module, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:

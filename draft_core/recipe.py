@@ -89,6 +89,16 @@ class TrainConfig(Config):
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients with a larger L2 norm are scaled down to it.")
     mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="Autocast around sampling and scoring.")
     seed: int = Field(0, ge=0, description="Of prompts, noise and plans.")
+    normalize: Literal["none", "scale", "gradient"] = Field(
+        "none",
+        description="What each reward is divided by before its weight: nothing, the running spread of its scores, or "
+        "the running norm of its gradient in the picture, so that rewards of different units can be weighed.",
+    )
+    max_skipped: int = Field(
+        10,
+        ge=0,
+        description="So many optimiser steps may be skipped for numbers that are not finite; one more ends the run.",
+    )
 
 
 class CheckpointConfig(Config):
@@ -99,12 +109,24 @@ class CheckpointConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """What is looked at before and after: same seeds, prompts that are not trained on."""
+    """What is looked at before, during and after: same seeds, prompts that are not trained on."""
 
     prompts: str | tuple[str, ...] = Field(description="Like the recipe's prompts; none of them is trained on.")
     count: int = Field(16, ge=1, description="How many of the prompts, from the first.")
-    images_per_prompt: int = Field(2, ge=1, description="Pictures of each prompt.")
+    images_per_prompt: int = Field(2, ge=1, description="Pictures of each prompt; diversity needs two or more.")
     seed: int = Field(0, ge=0, description="Picture i of each prompt starts from the noise of seed + i.")
+    every: int = Field(
+        25, ge=1, description="Updates between looks; the first and the last update are always looked at."
+    )
+    tolerance: float = Field(
+        2.0,
+        gt=0,
+        description="How far a score that is not trained may fall, in standard deviations between the base model's "
+        "pictures, before the run counts as collapsing.",
+    )
+    on_collapse: Literal["stop", "warn"] = Field(
+        "stop", description="What to do when the trained reward rises while other scores or diversity are lost."
+    )
 
 
 class RecipeBase(Config):
@@ -121,7 +143,9 @@ class RecipeBase(Config):
         RegularizersConfig(), description="What holds the tuned model near the base model."
     )
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="How often the run saves itself.")
-    evaluation: EvaluationConfig | None = Field(None, description="Pictures and scores before and after.")
+    evaluation: EvaluationConfig | None = Field(
+        None, description="Pictures and scores on the way; left out, some of the training prompts are looked at."
+    )
     measures: Sequence[RewardConfig] = ()
     device: Literal["cpu", "cuda", "mps"] | None = Field(
         None, description="Where to run; left out, a GPU where there is one. What is named must exist."

@@ -1,13 +1,13 @@
 """Pictures, curves and pages: what a person looks at when a run is over.
 
-Tensors wing. May import: images, monitor, trainer.
+Tensors wing. May import: images, monitor, record, trainer.
 """
 
 from __future__ import annotations
 
 import base64
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from draft_core.images import to_pil
-from draft_core.monitor import Evaluation
+from draft_core.monitor import Change, Evaluation, change
+from draft_core.record import RunRecord
 from draft_core.trainer import StepReport
 
 CELL = 128  # side of a picture on a sheet in pixels; small pictures are enlarged to it, large ones reduced
@@ -30,65 +31,29 @@ ROWS = 16  # prompts on a before-and-after sheet
 
 
 @dataclass(frozen=True)
-class Licence:
-    """The licences of one thing a run used; `weights` is None where it has none."""
-
-    thing: str
-    code: str
-    weights: str | None
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """All that a report tells of one run.
+class Row:
+    """One score of the report's table: its means before, at the best look and in the end.
 
     Arguments:
-        location: what `DiffusionPipeline.from_pretrained` takes for the model.
-        call: the pipeline's arguments that the pictures were made with.
-        rewards: name -> weight of what was trained on.
-        prompts_are_unseen: whether the pictured prompts were kept out of training.
-        seconds: wall time of pictures and updates.
-        peak_memory_bytes: of the GPU where there was one, of the process otherwise.
+        change: from before to the end, with the standard error over prompts.
     """
-
-    folder: Path
-    model: str
-    location: str
-    estimator: str
-    rewards: Mapping[str, float]
-    prompts_are_unseen: bool
-    call: Mapping[str, object]
-    recipe_yaml: str
-    versions: Mapping[str, str]
-    licences: Sequence[Licence]
-    reports: Sequence[StepReport]
-    before: Evaluation
-    after: Evaluation
-    seconds: float
-    device: str
-    peak_memory_bytes: int
-    images_per_update: int
-
-
-@dataclass(frozen=True)
-class Change:
-    """One reward's mean over the pictures, before and after, with the standard error over prompts."""
 
     name: str
     before: float
+    best: float
     after: float
-    error: float
+    change: Change
 
     @property
     def percent(self) -> float | None:
-        """Change in percent of the magnitude before, None where that is zero."""
-        return 100 * (self.after - self.before) / abs(self.before) if self.before else None
+        """The change in percent of the magnitude before, None where that is zero."""
+        return 100 * self.change.mean / abs(self.before) if self.before else None
 
 
 def write_report(record: RunRecord) -> Path:
     """Fills the run's folder with before_after.png, curve.png, lora/README.md and report.html; returns the page."""
     folder = record.folder
-    before_after(record.before, record.after).save(folder / "before_after.png")
+    before_after(record.evaluation(record.before), record.evaluation(record.last)).save(folder / "before_after.png")
     save_curve(record.reports, folder / "curve.png")
     card_picture = folder / "lora" / "before_after.png"
     shutil.copyfile(folder / "before_after.png", card_picture)
@@ -106,15 +71,19 @@ def write_report(record: RunRecord) -> Path:
     return page
 
 
-def changes(before: Evaluation, after: Evaluation) -> list[Change]:
-    """Every reward's change; the error is that of the mean difference, over prompts."""
-    found = []
-    for name, old in before.scores.items():
-        new = after.scores[name]
-        per_prompt = (new - old).view(len(before.prompts), -1).mean(dim=1)
-        error = per_prompt.std() / len(per_prompt) ** 0.5 if len(per_prompt) > 1 else torch.tensor(float("nan"))
-        found.append(Change(name, float(old.mean()), float(new.mean()), float(error)))
-    return found
+def rows(record: RunRecord) -> list[Row]:
+    """Every score of the looks."""
+    before, best, after = record.before.means(), record.best.means(), record.last.means()
+    return [
+        Row(
+            name,
+            before[name],
+            best[name],
+            after[name],
+            change(record.before.scores[name], record.last.scores[name], record.last.prompts),
+        )
+        for name in before
+    ]
 
 
 # Sheets of pictures
@@ -213,7 +182,8 @@ def _render(template: str, record: RunRecord, **more: str) -> str:
     )
     return environment.get_template(template).render(
         run=record,
-        changes=changes(record.before, record.after),
+        facts=record.facts,
+        changes=rows(record),
         seconds_per_update=float(np.mean([report.seconds for report in record.reports])),
         **more,
     )

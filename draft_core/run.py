@@ -1,49 +1,79 @@
-"""One run from recipe to report: pictures before, the updates, pictures after, and everything written down.
+"""One run from recipe to report: pictures before, updates, looks on the way, pictures after, and all of it kept.
 
+A run can be killed at any moment: what is on disk is whole, and the same command goes on where it stopped.
 The hall: one of the few rooms that know both wings.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import resource
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
+import yaml
 from accelerate.tracking import TensorBoardTracker
 
 from draft_core.builder import build, build_objective
 from draft_core.catalog import Catalog
+from draft_core.checkpoints import checkpoints, prune, read_checkpoint
 from draft_core.errors import CheckpointError, Interrupted, RecipeError
-from draft_core.lora import adapters_off, save_lora
-from draft_core.monitor import Evaluation, evaluate
+from draft_core.lora import adapters_off, lora_state, save_lora, set_lora_state
+from draft_core.monitor import Evaluation, Look, Verdict, best_look, evaluate, judge, look_at
 from draft_core.objective import Objective
 from draft_core.recipe import EvaluationConfig, RecipeBase, dump_recipe, locate_pretrained, resolve_prompts
-from draft_core.report import Licence, RunRecord, write_report
+from draft_core.record import (
+    FACTS,
+    LOOKS,
+    METRICS,
+    RECIPE,
+    Facts,
+    Licence,
+    append_row,
+    load_pictures,
+    read_rows,
+    read_run,
+    rewrite_rows,
+    save_pictures,
+    write_facts,
+    write_whole,
+)
+from draft_core.report import write_report
 from draft_core.trainer import StepReport, Trainer
 
-# Without an evaluation in the recipe, so many of the training prompts are pictured, and the report says so.
+# Without an evaluation in the recipe, so many of the training prompts are looked at, and the report says so.
 PICTURED_PROMPTS = 8
 
+# What may change between the parts of a run without changing what it computes.
+HARMLESS = ("train.steps", "train.max_skipped", "checkpoint", "tensorboard", "output", "evaluation.on_collapse")
+
 Progress = Callable[[str, int, int, str], None]
-"""Called with a stage, how much of it is done, of how much, and a note."""
+"""Called with a stage, how much of it is done, of how much, and a note; stage "note" is a message alone."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where a finished run left its things, and its scores before and after."""
+    """Where a finished run left its things, and what it saw before, at its best and in the end.
+
+    Arguments:
+        verdict: of the last look: what was lost, and whether the run collapsed.
+    """
 
     folder: Path
     report: Path
-    before: Evaluation
-    after: Evaluation
+    before: Look
+    best: Look
+    after: Look
+    verdict: Verdict
 
 
 def run_recipe(
@@ -52,159 +82,334 @@ def run_recipe(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    force: bool = False,
     progress: Progress = lambda stage, done, total, note: None,
 ) -> RunResult:
-    """Trains as the recipe says and fills `recipe.output`; see `docs/index.md` for what lies there afterwards.
+    """Trains as the recipe says and fills `recipe.output`; see `docs/recipes.md` for what lies there afterwards.
+
+    An unfinished run of the same recipe in the output folder is continued.
 
     Arguments:
-        resume: continue from the newest checkpoint in the output folder.
+        resume: continue also a finished run, for more updates.
         overwrite: delete an earlier run in the output folder first.
+        force: continue although recipe or versions have changed.
 
     Raises:
-        DraftError: if the folder holds a run already and neither is given, or the recipe cannot be built.
+        DraftError: if the folder holds another run, the recipe cannot be built, or nothing can be written.
+        Interrupted: after Ctrl-C or SIGTERM, with everything saved.
     """
-    folder = recipe.output
-    checkpoint = _claim_folder(folder, resume=resume, overwrite=overwrite)
-    progress("load", 0, 1, recipe.model.pretrained)
-    trainer = build(recipe, catalog=catalog)
-    judges = build_objective(recipe.measures, catalog, beside=trainer.objective).to(trainer.accelerator.device)
-    if overwrite and not resume:  # only now, when the new run is sure to start
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe = recipe.model_copy(update={"versions": _versions(catalog)})
-    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-    if checkpoint:
-        trainer.load_checkpoint(checkpoint)
-    progress("load", 1, 1, recipe.model.pretrained)
-
-    start = time.perf_counter()
-    with adapters_off(trainer.sampler.pipe):
-        before = _evaluate(recipe, trainer, judges, catalog, "before", progress)
-    reports = list(_train(recipe, trainer, progress))
-    if not reports:
+    try:
+        with _stop_signals() as stop:
+            return _Run(recipe, catalog, progress, stop).run(resume=resume, overwrite=overwrite, force=force)
+    except OSError as error:
         raise CheckpointError(
-            "the run is finished, and its metrics.jsonl is gone",
-            where=str(folder),
-            next="start it anew with --overwrite",
-        )
-    after = _evaluate(recipe, trainer, judges, catalog, "after", progress)
-    save_lora(trainer.sampler.pipe, folder / "lora")
-
-    record = RunRecord(
-        folder=folder,
-        model=recipe.model.pretrained,
-        location=locate_pretrained(recipe.model.pretrained, catalog),
-        estimator=recipe.estimator.kind,
-        rewards=trainer.objective.weights,
-        prompts_are_unseen=recipe.evaluation is not None,
-        call={"num_inference_steps": trainer.sampler.num_inference_steps, **trainer.sampler.call_kwargs},
-        recipe_yaml=dump_recipe(recipe),
-        versions=recipe.versions or {},
-        licences=_licences(recipe, catalog),
-        reports=reports,
-        before=before,
-        after=after,
-        seconds=time.perf_counter() - start,
-        device=str(trainer.accelerator.device),
-        peak_memory_bytes=_peak_memory(trainer.accelerator.device),
-        images_per_update=recipe.train.batch_size * recipe.train.gradient_accumulation_steps,
-    )
-    return RunResult(folder, write_report(record), before, after)
+            f"it cannot be written ({error.strerror or error})",
+            where=str(error.filename or recipe.output),
+            next="make room or mend the folder, then give the same command again; what was saved is whole",
+        ) from error
 
 
-def _train(recipe: RecipeBase, trainer: Trainer, progress: Progress) -> Iterator[StepReport]:
-    """All reports of the run, those of before a resume included; writes metrics and checkpoints on the way."""
-    metrics = recipe.output / "metrics.jsonl"
-    earlier = [report for report in read_metrics(metrics) if report.update <= trainer.done]
-    yield from earlier
-    aside = metrics.with_suffix(".partial")
-    aside.write_text("".join(map(_json_line, earlier)), encoding="utf-8")
-    aside.replace(metrics)
-    with _tracker(recipe) as track, metrics.open("a", encoding="utf-8") as file:
-        try:
-            for report in trainer:
-                file.write(_json_line(report))
-                file.flush()
-                track(report)
-                progress("train", report.update, trainer.steps, f"reward {report.reward:.4g}")
-                if report.update % recipe.checkpoint.every == 0 or report.update == trainer.steps:
-                    _save_checkpoint(recipe, trainer)
-                yield report
-        except KeyboardInterrupt:
-            saved = _save_checkpoint(recipe, trainer)
-            raise Interrupted(
-                f"interrupted after update {trainer.done}", where=str(saved), next="continue with --resume"
-            ) from None
+class _Run:
+    """One process' part of a run."""
 
+    trainer: Trainer
+    judges: Objective
 
-def read_metrics(path: Path) -> list[StepReport]:
-    """The reports in a metrics.jsonl, a torn last line left out; none if there is no such file."""
-    reports = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            reports.append(StepReport(**json.loads(line)))
-        except (ValueError, TypeError):
+    def __init__(self, recipe: RecipeBase, catalog: Catalog, progress: Progress, stop: _Stop) -> None:
+        self.recipe = recipe.model_copy(update={"versions": _versions(catalog)})
+        self.catalog = catalog
+        self.progress = progress
+        self.stop = stop
+        self.folder = recipe.output
+        config = recipe.evaluation
+        self.evaluation = config or EvaluationConfig(prompts=recipe.prompts, count=PICTURED_PROMPTS)
+        prompts = resolve_prompts(self.evaluation.prompts, catalog, where="evaluation.prompts")
+        self.prompts = prompts[: self.evaluation.count]
+        self.seeds = range(self.evaluation.seed, self.evaluation.seed + self.evaluation.images_per_prompt)
+        self.looks: list[Look] = []
+        self.started = time.perf_counter()
+        self.earlier_seconds = 0.0  # of the parts before an interruption
+
+    @property
+    def seconds(self) -> float:
+        return self.earlier_seconds + time.perf_counter() - self.started
+
+    def run(self, *, resume: bool, overwrite: bool, force: bool) -> RunResult:
+        continued = _is_continued(self.recipe, self.folder, resume=resume, overwrite=overwrite, force=force)
+        self.progress("load", 0, 1, self.recipe.model.pretrained)
+        self.trainer = build(self.recipe, catalog=self.catalog)
+        device = self.trainer.accelerator.device
+        self.judges = build_objective(self.recipe.measures, self.catalog, beside=self.trainer.objective).to(device)
+        if not continued:  # only now, when the new run is sure to start
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / RECIPE, dump_recipe(self.recipe))
+        self.progress("load", 1, 1, self.recipe.model.pretrained)
+        self.restore()
+        verdict = self.train()
+        best = self.save_loras()
+        write_facts(self.folder, self.facts(verdict))
+        report = write_report(read_run(self.folder))
+        return RunResult(self.folder, report, self.looks[0], best, self.looks[-1], verdict)
+
+    # Where it stands
+
+    def restore(self) -> None:
+        """Puts the run where its newest usable checkpoint left it, or at its beginning."""
+        for folder in reversed(checkpoints(self.folder / "checkpoints")):
+            try:
+                state = self.trainer.load_checkpoint(folder)
+            except CheckpointError as error:
+                self.progress("note", 0, 0, f"{error} It is left aside, and the one before it taken.")
+                folder.rename(folder.with_name(folder.name + ".unusable"))
+                continue
+            self.earlier_seconds = float(state.get("seconds", 0.0))
+            self.progress("note", 0, 0, f"going on after update {self.trainer.done}")
             break
-    return reports
+        else:
+            if any((self.folder / "checkpoints").glob("*.unusable")):
+                raise CheckpointError(
+                    "none of its checkpoints can be used",
+                    where=str(self.folder),
+                    next="start anew with --overwrite",
+                )
+        done = self.trainer.done
+        (self.folder / FACTS).unlink(missing_ok=True)
+        rewrite_rows(self.folder / METRICS, self.rows_until(METRICS, StepReport, done))
+        self.looks = self.rows_until(LOOKS, Look, done)
+        rewrite_rows(self.folder / LOOKS, self.looks)
+
+    def rows_until(self, name: str, kind: Any, update: int) -> list[Any]:
+        return [row for row in read_rows(self.folder / name, kind) if row.update <= update]
+
+    # Training
+
+    def train(self) -> Verdict:
+        """All updates that are left, or as many as the rule against collapse allows."""
+        if not self.looks:
+            with adapters_off(self.trainer.sampler.pipe):
+                self.look("before", compare=False)
+        verdict = self.verdict()
+        if self.ends_with(verdict):
+            return verdict
+        with _tracker(self.recipe) as track:
+            for report in self.trainer:
+                append_row(self.folder / METRICS, report)
+                track(report)
+                self.note_of(report)
+                if self.is_due(report.update):
+                    verdict = self.look(f"look {report.update}")
+                self.save_if_due(report.update)
+                if self.ends_with(verdict):
+                    self.save()
+                    break
+                if self.stop.signal:
+                    raise Interrupted(
+                        f"interrupted after update {report.update}",
+                        where=str(self.save()),
+                        next="continue with the same command, or with --resume",
+                        exit_code=128 + self.stop.signal,
+                    )
+        if self.looks[-1].update != self.trainer.done:  # no update was left to make, and the look at the last is gone
+            verdict = self.look("after")
+        return verdict
+
+    def note_of(self, report: StepReport) -> None:
+        self.progress("train", report.update, self.trainer.steps, f"reward {report.reward:.4g}")
+        for problem in report.skipped:
+            self.progress("note", 0, 0, f"update {report.update}: skipped, {problem}")
+
+    def is_due(self, update: int) -> bool:
+        return update % self.evaluation.every == 0 or update == self.trainer.steps
+
+    def look(self, stage: str, *, compare: bool = True) -> Verdict:
+        """Draws and scores the held-out pictures, writes down what is seen, and judges it."""
+        seen = self.evaluate(stage)
+        update = self.trainer.done
+        save_pictures(self.folder, update, seen.images)
+        images = load_pictures(self.folder, 0)  # in the levels of the files, also in an uninterrupted run
+        gradients, cosines = self.trainer.reward_gradients() if compare and len(self.weights) > 1 else ({}, {})
+        look = look_at(seen, replace(seen, images=images), update, gradients=gradients, cosines=cosines)
+        self.looks.append(look)
+        append_row(self.folder / LOOKS, look)
+        verdict = self.verdict()
+        if verdict.lost:
+            what = "collapsing" if verdict.collapsed else "losing"
+            self.progress("note", 0, 0, f"update {update}: {what}, {'; '.join(verdict.lost)}")
+        return verdict
+
+    def evaluate(self, stage: str) -> Evaluation:
+        return evaluate(
+            self.trainer.sampler,
+            self.judges,
+            self.prompts,
+            self.seeds,
+            batch_size=self.trainer.batch_size,
+            autocast=self.trainer.accelerator.autocast,
+            progress=lambda done, total: self.progress(stage, done, total, "pictures"),
+        )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Name -> weight of what is trained on."""
+        return self.trainer.objective.weights
+
+    def verdict(self) -> Verdict:
+        return judge(self.looks[0], self.looks[-1], self.weights, tolerance=self.evaluation.tolerance)
+
+    def ends_with(self, verdict: Verdict) -> bool:
+        return verdict.collapsed and self.evaluation.on_collapse == "stop"
+
+    def best(self) -> Look:
+        return best_look(self.looks, self.weights, tolerance=self.evaluation.tolerance)
+
+    # Saving
+
+    def save_if_due(self, update: int) -> None:
+        is_best = self.looks[-1].update == update and self.best().update == update
+        if is_best or update % self.recipe.checkpoint.every == 0 or update == self.trainer.steps:
+            self.save()
+
+    def save(self) -> Path:
+        folder = self.folder / "checkpoints"
+        saved = self.trainer.save_checkpoint(
+            folder / f"{self.trainer.done:06d}",
+            recipe=dump_recipe(self.recipe),
+            versions=self.recipe.versions,
+            seconds=self.seconds,
+        )
+        prune(folder, keep=self.recipe.checkpoint.keep, spare=[self.best().update])
+        return saved
+
+    def save_loras(self) -> Look:
+        """Writes the last LoRA, and the best one where that is another; returns the best look."""
+        pipe, best = self.trainer.sampler.pipe, self.best()
+        save_lora(pipe, self.folder / "lora")
+        shutil.rmtree(self.folder / "lora-best", ignore_errors=True)
+        if best.update in (0, self.trainer.done):
+            return best
+        last = lora_state(pipe)
+        try:
+            best_state = read_checkpoint(self.folder / "checkpoints" / f"{best.update:06d}")
+            set_lora_state(pipe, dict(best_state.adapter))
+            save_lora(pipe, self.folder / "lora-best")
+        finally:
+            set_lora_state(pipe, last)
+        return best
+
+    def facts(self, verdict: Verdict) -> Facts:
+        sampler = self.trainer.sampler
+        return Facts(
+            model=self.recipe.model.pretrained,
+            location=locate_pretrained(self.recipe.model.pretrained, self.catalog),
+            estimator=self.recipe.estimator.kind,
+            rewards=self.weights,
+            prompts=self.prompts,
+            seeds=list(self.seeds),
+            prompts_are_unseen=self.recipe.evaluation is not None,
+            tolerance=self.evaluation.tolerance,
+            call={"num_inference_steps": sampler.num_inference_steps, **sampler.call_kwargs},
+            images_per_update=self.recipe.train.batch_size * self.recipe.train.gradient_accumulation_steps,
+            versions=self.recipe.versions or {},
+            licences=_licences(self.recipe, self.catalog),
+            device=str(self.trainer.accelerator.device),
+            peak_memory_bytes=_peak_memory(self.trainer.accelerator.device),
+            seconds=self.seconds,
+            collapse=verdict.lost if verdict.collapsed else (),
+        )
 
 
-def _evaluate(
-    recipe: RecipeBase, trainer: Trainer, judges: Objective, catalog: Catalog, stage: str, progress: Progress
-) -> Evaluation:
-    config = recipe.evaluation or EvaluationConfig(prompts=tuple(trainer.prompts), count=PICTURED_PROMPTS)
-    prompts = resolve_prompts(config.prompts, catalog)[: config.count]
-    return evaluate(
-        trainer.sampler,
-        judges,
-        prompts,
-        range(config.seed, config.seed + config.images_per_prompt),
-        batch_size=trainer.batch_size,
-        autocast=trainer.accelerator.autocast,
-        progress=lambda done, total: progress(stage, done, total, "pictures"),
-    )
+# Signals
+
+
+@dataclass
+class _Stop:
+    """Which signal asked for an end, if one did."""
+
+    signal: int = 0
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Ctrl-C and SIGTERM are noted inside, so that the update under way is finished; a second one ends at once."""
+    stop = _Stop()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if stop.signal:
+            raise KeyboardInterrupt
+        stop.signal = number
+
+    previous = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            previous[number] = signal.signal(number, note)
+        except ValueError:  # not in the main thread: whoever runs us there handles signals
+            break
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 # The folder of a run
 
 
-def _claim_folder(folder: Path, *, resume: bool, overwrite: bool) -> Path | None:
-    """The checkpoint to continue from, None for a new run."""
+def _is_continued(recipe: RecipeBase, folder: Path, *, resume: bool, overwrite: bool, force: bool) -> bool:
+    """Whether there is a run in the output folder that this one goes on with.
+
+    Raises:
+        DraftError: if the folder is not for this run.
+    """
+    where = f"output {folder}"
     if folder.is_file():
-        raise RecipeError("it is a file", where=f"output {folder}", next="name a folder")
-    if resume:
-        checkpoints = _checkpoints(folder)
-        if not checkpoints:
-            raise CheckpointError("there is no checkpoint to resume from", where=str(folder), next="leave out --resume")
-        return checkpoints[-1]
-    if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / "recipe.yaml").is_file():
-            raise RecipeError(
-                "the folder is not empty and holds no run", where=f"output {folder}", next="choose another folder"
-            )
-        if not overwrite:
-            raise RecipeError(
-                "the folder holds a run already",
-                where=f"output {folder}",
-                next="continue it with --resume, replace it with --overwrite, or choose another with --set output=...",
-            )
-    return None
+        raise RecipeError("it is a file", where=where, next="name a folder")
+    if not (folder.is_dir() and any(folder.iterdir())):
+        if resume:
+            raise CheckpointError("there is no run to resume", where=where, next="leave out --resume")
+        return False
+    if not (folder / RECIPE).is_file():
+        raise RecipeError("the folder is not empty and holds no run", where=where, next="choose another folder")
+    if overwrite:
+        return False
+    ways = "replace it with --overwrite, or choose another folder with --set output=..."
+    different = _differences(folder, recipe)
+    if different and not force:
+        raise RecipeError(
+            f"the folder holds a run already, with another recipe or other versions: {'; '.join(different)}",
+            where=where,
+            next=f"continue it all the same with --resume --force, {ways}",
+        )
+    if (folder / FACTS).is_file() and not resume:
+        raise RecipeError(
+            "the folder holds a finished run already", where=where, next=f"continue it with --resume, {ways}"
+        )
+    return True
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted(path for path in (folder / "checkpoints").glob("*") if path.name.isdecimal())
+def _differences(folder: Path, recipe: RecipeBase) -> list[str]:
+    """What the run in the folder was started with and would now be otherwise: "field: then -> now"."""
+    try:
+        then = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise CheckpointError(
+            f"it cannot be read ({' '.join(str(error).split())})", where=str(folder / RECIPE), next="use --overwrite"
+        ) from error
+    now = yaml.safe_load(dump_recipe(recipe))
+    before, after = _flat(then), _flat(now)
+    return [
+        f"{name}: {before.get(name, 'nothing')} -> {after.get(name, 'nothing')}"
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+        and not any(name == harmless or name.startswith(f"{harmless}.") for harmless in HARMLESS)
+    ]
 
 
-def _save_checkpoint(recipe: RecipeBase, trainer: Trainer) -> Path:
-    folder = recipe.output / "checkpoints"
-    saved = trainer.save_checkpoint(folder / f"{trainer.done:06d}")
-    for old in _checkpoints(recipe.output)[: -recipe.checkpoint.keep]:
-        shutil.rmtree(old)
-    return saved
-
-
-def _json_line(report: StepReport) -> str:
-    return json.dumps(asdict(report)) + "\n"
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        return {path: value}
+    return {name: leaf for key, item in items for name, leaf in _flat(item, f"{path}.{key}".lstrip(".")).items()}
 
 
 @contextmanager

@@ -56,7 +56,10 @@ class ProgressLines:
         self.bars.stop()
 
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
-        """Shows that `done` of `total` are done; `note` says of what, or how it goes."""
+        """Shows that `done` of `total` are done; `note` says of what, or how it goes. Stage "note" is a note alone."""
+        if stage == "note":
+            out.print(escape(note), highlight=False, soft_wrap=True)
+            return
         if stage not in self.tasks:
             self.tasks[stage] = self.bars.add_task(stage, total=total, note=note)
         self.bars.update(self.tasks[stage], completed=done, note=note)

@@ -1,29 +1,28 @@
 """The trainer: one update read as data flowing, and a generator of reports around it.
 
 Everything random in update u is drawn from the seed and u alone, so a resumed run draws what an
-uninterrupted one would. Tensors wing. May import: errors, lora, objective, plan, protocols, sampler.
+uninterrupted one would. Tensors wing. May import: checkpoints, errors, lora, objective, plan, protocols, sampler.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from statistics import fmean
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from accelerate.utils import gather_object
 
+from draft_core.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from draft_core.errors import CheckpointError, DraftError, RewardError
 from draft_core.lora import lora_state, set_lora_state, squared_norm, trainable
-from draft_core.objective import Objective, Scores
+from draft_core.objective import Objective, RunningScale, Scores
 from draft_core.plan import StepPlan
 from draft_core.protocols import Estimator, Rollout
 from draft_core.sampler import DifferentiableSampler
@@ -42,7 +41,9 @@ class StepReport:
         learning_rate: the rate this update was made with.
         seconds: wall time of the update.
         penalties: regulariser -> its value before its weight, mean over passes.
-        optimizer_steps: how many optimiser steps the update took; more than one only with prefix reuse.
+        optimizer_steps: how many optimiser steps the update took: more than one only with prefix reuse, fewer where
+            some were skipped.
+        skipped: why optimiser steps were skipped, one sentence each; empty when all is well.
     """
 
     update: int
@@ -54,25 +55,7 @@ class StepReport:
     seconds: float
     penalties: Mapping[str, float] = field(default_factory=dict)
     optimizer_steps: int = 1
-
-
-@dataclass
-class _Gathered:
-    """What the passes of one update scored, with how many images each: what its report is made of."""
-
-    totals: list[float] = field(default_factory=list)
-    scores: list[Mapping[str, float]] = field(default_factory=list)
-    penalties: list[Mapping[str, float]] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    grad_norms: list[float] = field(default_factory=list)
-
-    def mean(self, each: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """Mean over images, name by name."""
-        total = sum(self.counts)
-        return {
-            name: sum(count * one[name] for count, one in zip(self.counts, each, strict=True)) / total
-            for name in each[0]
-        }
+    skipped: tuple[str, ...] = ()
 
 
 class Trainer:
@@ -98,9 +81,11 @@ class Trainer:
         kl: weight of the divergence between tuned and base denoiser along the graded steps; needs a sampler with a
             base model (the KL of two Gaussians of equal variance is their squared distance; DRaFT+, NVIDIA NeMo).
         lora_norm: weight of the squared Frobenius norm of what the LoRA adds to the weights.
+        normalize: "none", "scale" or "gradient": what each reward is divided by before its weight, `RunningScale`.
+        max_skipped: so many optimiser steps may be skipped for numbers that are not finite; one more ends the run.
 
-    Raises:
-        DraftError: under several processes, which are not supported yet.
+    Under several processes (`accelerate launch`) each draws its own part of the batch, and gradients are averaged: two
+    processes with a batch of B are one with 2 B.
     """
 
     def __init__(
@@ -122,13 +107,13 @@ class Trainer:
         seed: int,
         kl: float = 0.0,
         lora_norm: float = 0.0,
+        normalize: str = "none",
+        max_skipped: int = 10,
         device: str | None = None,
     ) -> None:
         # Passes are accumulated by hand: accelerate keeps their number in one place for the whole process,
         # where a second trainer would change it for the first.
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
-        if self.accelerator.num_processes > 1:
-            raise DraftError("several processes are not supported yet", where="trainer", next="start one process")
         if kl and sampler.base_model is None:
             raise DraftError("the sampler knows no base model to stay near to", where="kl", next="give it base_model")
         self.sampler = sampler
@@ -143,6 +128,9 @@ class Trainer:
         self.seed = seed
         self.kl = kl
         self.lora_norm = lora_norm
+        self.scale = None if normalize == "none" else RunningScale(normalize)
+        self.max_skipped = max_skipped
+        self.skipped = 0  # optimiser steps so far
         self.done = 0  # updates made so far
         self.parameters = list(trainable(sampler.pipe))
         optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay)
@@ -158,67 +146,84 @@ class Trainer:
     def train_step(self) -> StepReport:
         """One update of the LoRA: one optimiser step, or with prefix reuse one for each pass of a rollout.
 
+        Numbers that are not finite skip the optimiser step, and the weights stay.
+
         Raises:
-            RewardError: if reward or gradient is not finite; the weights are then as before that optimiser step.
+            RewardError: if a reward carries no gradient, or too many steps have been skipped.
         """
         start = time.perf_counter()
-        learning_rate = self._set_learning_rate()
+        tally = _Tally(learning_rate=self._set_learning_rate())
         plan = self.estimator.plan(self.sampler.steps, Random(f"plan {self.seed} {self.done}"))
         batches = [self._passes(micro, plan) for micro in range(self.accumulation)]
-        gathered = _Gathered()
         if plan.step_each:
             for same_pass in zip(*batches, strict=False):  # the batch that drifts first ends the rollout for all
-                for rollout in same_pass:
-                    self._accumulate_gradient(rollout, 1 / self.accumulation, gathered)
-                self._optimize(gathered)
+                for one in same_pass:
+                    self._accumulate_gradient(one, 1 / self.accumulation, tally)
+                self._optimize(tally)
         else:
             for batch in batches:
-                for rollout in batch:
-                    self._accumulate_gradient(rollout, _share(rollout, plan) / self.accumulation, gathered)
-            self._optimize(gathered)
+                for one in batch:
+                    self._accumulate_gradient(one, _share(one, plan) / self.accumulation, tally)
+            self._optimize(tally)
         self.done += 1
-        scores, penalties = gathered.mean(gathered.scores), gathered.mean(gathered.penalties)
-        reward = gathered.mean([{"total": total} for total in gathered.totals])["total"]
-        return StepReport(
-            update=self.done,
-            loss=sum(self._weights()[name] * value for name, value in penalties.items()) - reward,
-            reward=reward,
-            scores=scores,
-            grad_norm=fmean(gathered.grad_norms),
-            learning_rate=learning_rate,
-            seconds=time.perf_counter() - start,
-            penalties=penalties,
-            optimizer_steps=len(gathered.grad_norms),
-        )
+        if self.skipped > self.max_skipped:
+            raise RewardError(
+                f"{self.skipped} optimiser steps were skipped, the last one because {tally.skipped[-1]}",
+                where=f"update {self.done}",
+                next="lower train.learning_rate, or look at the reward; the last checkpoint is kept",
+            )
+        return tally.report(self.done, self._regularizers(), seconds=time.perf_counter() - start)
 
     def _passes(self, micro: int, plan: StepPlan) -> Iterator[_Pass]:
         """The samples of one batch and their re-noisings, one after another, with their scores."""
-        prompts, generator = self._draw(micro)
-        rollouts = self.sampler.passes(prompts, plan=plan, generator=generator)  # prompts -> images, with gradient
+        prompts, generators = self._draw(micro)
+        rollouts = self.sampler.passes(prompts, plan=plan, generator=generators)  # prompts -> images, with gradient
         sample_count = 0
         while True:
             with self.accelerator.autocast():
                 rollout = next(rollouts, None)
                 if rollout is None:
                     return
-                scores = self.objective(rollout.images, rollout.prompts)  # images  -> a score for each, (N,)
+                scores = self._scores(rollout)  # images  -> a score for each, (N,)
             sample_count = sample_count or rollout.sample_count
             yield _Pass(rollout, scores, sample_count)
 
-    def _accumulate_gradient(self, one: _Pass, share: float, gathered: _Gathered) -> None:
+    def _scores(self, rollout: Rollout) -> Scores:
+        scores: Scores = self.objective(rollout.images, rollout.prompts)
+        if self.scale is None:
+            return scores
+        seen = self.scale.measure(scores.each, rollout.images)
+        self.scale.update({name: fmean(each) for name, each in self._of_all_processes(seen).items()})
+        return Scores(self.objective.total(scores.each, self.scale.divisors), scores.each)
+
+    def _accumulate_gradient(self, one: _Pass, share: float, tally: _Tally) -> None:
         """From the scores of one pass to gradient, its part in the update's loss being `share`."""
         _require_gradient(one.scores.each)
-        loss = -one.scores.total.mean()  # higher reward is better
         penalties = self._penalties(one.rollout)
+        tally.add(one, penalties)
+        if tally.problems:  # the gradient of a number that is not finite would spoil the others
+            return
+        loss = -one.scores.total.mean()  # higher reward is better
         for name, value in penalties.items():
-            loss = loss + self._weights()[name] * value
+            loss = loss + self._regularizers()[name] * value
         self.accelerator.backward(loss * share)  # loss    -> LoRA
-        gathered.totals.append(float(one.scores.total.detach().mean()))
-        gathered.scores.append({name: float(each.detach().mean()) for name, each in one.scores.each.items()})
-        gathered.penalties.append({name: float(value.detach()) for name, value in penalties.items()})
-        gathered.counts.append(len(one.rollout.images))
 
-    def _weights(self) -> dict[str, float]:
+    def _optimize(self, tally: _Tally) -> None:
+        """One optimiser step with the gradient gathered so far, unless a number is not finite."""
+        self._average_gradients()
+        grad_norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm))
+        problems = sorted({problem for each in self._of_all_processes({"": tally.problems})[""] for problem in each})
+        # With fp16 autocast the gradient scaler skips overflowing updates by itself.
+        if not problems and not math.isfinite(grad_norm) and self.accelerator.mixed_precision != "fp16":
+            problems = [f"the gradient became {grad_norm}"]
+        tally.close(problems, grad_norm)
+        if problems:
+            self.skipped += 1
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _regularizers(self) -> dict[str, float]:
         return {"kl": self.kl, "lora_norm": self.lora_norm}
 
     def _penalties(self, rollout: Rollout) -> dict[str, torch.Tensor]:
@@ -230,21 +235,46 @@ class Trainer:
             penalties["lora_norm"] = squared_norm(self.sampler.pipe)
         return penalties
 
-    def _optimize(self, gathered: _Gathered) -> None:
-        """One optimiser step with the gradient gathered so far."""
-        grad_norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm))
-        gathered.grad_norms.append(grad_norm)
-        self._check_finite(gathered.mean(gathered.scores), grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+    def reward_gradients(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Each reward's own LoRA gradient on the batch of the coming update: its norm, and cosines between pairs.
 
-    def _draw(self, micro: int) -> tuple[list[str], torch.Generator]:
-        """Prompts and noise source of one batch of the coming update."""
-        first = (self.done * self.accumulation + micro) * self.batch_size
-        prompts = [self._prompt(index) for index in range(first, first + self.batch_size)]
-        noise = Random(f"noise {self.seed} {self.done} {micro}").getrandbits(62)
+        Weighted like in the sum; it takes a rollout and one backward pass for each reward, and changes nothing.
+        """
+        plan = self.estimator.plan(self.sampler.steps, Random(f"plan {self.seed} {self.done}"))
+        one = next(self._passes(0, plan))
+        flat = {}
+        for name in one.scores.each:
+            alone = self.objective.total({name: one.scores.each[name]}, self.scale.divisors if self.scale else {})
+            grads = torch.autograd.grad(alone.mean(), self.parameters, retain_graph=True, allow_unused=True)
+            flat[name] = torch.cat([grad.flatten() for grad in grads if grad is not None])
+        names = list(flat)
+        cosines = {
+            f"{first} ~ {second}": float(torch.nn.functional.cosine_similarity(flat[first], flat[second], dim=0))
+            for place, first in enumerate(names)
+            for second in names[place + 1 :]
+        }
+        return {name: float(grad.norm()) for name, grad in flat.items()}, cosines
+
+    # What is drawn for an update
+
+    def _draw(self, micro: int) -> tuple[list[str], list[torch.Generator]]:
+        """Prompts and noise sources, one for each image, of this process' part of one batch of the coming update."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        first = ((self.done * self.accumulation + micro) * world + rank) * self.batch_size
+        places = range(first, first + self.batch_size)
         # Noise is drawn on the CPU, so that a seed means the same pictures on every device.
-        return prompts, torch.Generator("cpu").manual_seed(noise)
+        generators = [
+            torch.Generator("cpu").manual_seed(Random(f"noise {self.seed} {place} {copy}").getrandbits(62))
+            for place in places
+            for copy in range(self.images_per_prompt)
+        ]
+        return [self._prompt(place) for place in places], generators
+
+    @property
+    def images_per_prompt(self) -> int:
+        """How many images the pipeline's call makes of each prompt."""
+        call = self.sampler.call_kwargs
+        return int(call.get("num_images_per_prompt") or call.get("num_videos_per_prompt") or 1)
 
     def _prompt(self, index: int) -> str:
         epoch, place = divmod(index, len(self.prompts))
@@ -259,56 +289,66 @@ class Trainer:
             group["lr"] = rate
         return rate
 
-    def _check_finite(self, scores: Mapping[str, float], grad_norm: float) -> None:
-        bad = [f"reward {name!r}" for name, score in scores.items() if not math.isfinite(score)]
-        # With fp16 autocast the gradient scaler skips overflowing updates by itself.
-        if not math.isfinite(grad_norm) and self.accelerator.mixed_precision != "fp16":
-            bad.append("the gradient")
-        if bad:
-            self.optimizer.zero_grad()
-            raise RewardError(
-                f"{' and '.join(bad)} became non-finite",
-                where=f"update {self.done + 1}",
-                next="lower train.learning_rate, or look at the reward; the last checkpoint is kept",
-            )
+    # Several processes
 
-    # Checkpoints: adapter.safetensors, optimizer.pt (tensors and numbers only), state.json
+    def _average_gradients(self) -> None:
+        """The mean over processes, in one message: a LoRA's gradient is small."""
+        if self.accelerator.num_processes == 1:
+            return
+        grads = [
+            torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in self.parameters
+        ]
+        mean = self.accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), reduction="mean")
+        pieces = mean.split([grad.numel() for grad in grads])
+        for parameter, piece in zip(self.parameters, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
 
-    def save_checkpoint(self, folder: Path) -> Path:
-        """Writes `folder` with everything that `load_checkpoint` needs, aside first and then renamed; returns it."""
-        aside = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        save_file(lora_state(self.sampler.pipe), aside / "adapter.safetensors")
-        torch.save(self.optimizer.state_dict(), aside / "optimizer.pt")
-        (aside / "state.json").write_text(json.dumps({"update": self.done, "seed": self.seed}))
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-        return folder
+    def _of_all_processes(self, values: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """name -> the values of all processes."""
+        everywhere = gather_object([dict(values)]) if self.accelerator.num_processes > 1 else [dict(values)]
+        return {name: [one[name] for one in everywhere] for name in values}
 
-    def load_checkpoint(self, folder: Path) -> None:
-        """Continues from a folder that `save_checkpoint` wrote.
+    # Checkpoints
+
+    def save_checkpoint(self, folder: Path, **remembered: Any) -> Path:
+        """Writes `folder` with everything that `load_checkpoint` needs, whole or not at all; returns it.
+
+        Arguments:
+            remembered: further numbers and texts, for whoever reads the checkpoint.
+        """
+        state = {
+            "update": self.done,
+            "seed": self.seed,
+            "skipped": self.skipped,
+            "scale": self.scale.state() if self.scale else None,
+            **remembered,
+        }
+        return write_checkpoint(folder, Checkpoint(lora_state(self.sampler.pipe), self.optimizer.state_dict(), state))
+
+    def load_checkpoint(self, folder: Path) -> Mapping[str, Any]:
+        """Continues from a folder that `save_checkpoint` wrote; returns its numbers and texts.
 
         Raises:
             CheckpointError: if it is missing, torn, or belongs to a run with another seed or LoRA.
         """
-        try:
-            state = json.loads((folder / "state.json").read_text())
-            adapter = load_file(folder / "adapter.safetensors")
-            optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        except (OSError, ValueError, SafetensorError, RuntimeError, EOFError) as error:
+        checkpoint = read_checkpoint(folder)
+        state = checkpoint.state
+        if state.get("seed") != self.seed:
             raise CheckpointError(
-                f"cannot be read ({error})", where=str(folder), next="resume from an earlier checkpoint"
-            ) from error
-        if state["seed"] != self.seed:
-            raise CheckpointError(
-                f"it was made with seed {state['seed']}, this run has seed {self.seed}",
+                f"it was made with seed {state.get('seed')}, this run has seed {self.seed}",
                 where=str(folder),
                 next="resume with the recipe that the run was started with",
             )
-        set_lora_state(self.sampler.pipe, adapter)
-        self.optimizer.load_state_dict(optimizer)
+        try:
+            set_lora_state(self.sampler.pipe, dict(checkpoint.adapter))
+            self.optimizer.load_state_dict(checkpoint.optimizer)
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"its optimiser does not fit ({error})", where=str(folder)) from error
+        if self.scale is not None:
+            self.scale.restore(state["scale"] or {})
+        self.skipped = state["skipped"]
         self.done = state["update"]
+        return state
 
 
 @dataclass(frozen=True)
@@ -318,6 +358,68 @@ class _Pass:
     rollout: Rollout
     scores: Scores
     sample_count: int
+
+
+@dataclass
+class _Tally:
+    """What the passes of one update gave: what its report is made of."""
+
+    learning_rate: float
+    totals: list[float] = field(default_factory=list)
+    scores: list[Mapping[str, float]] = field(default_factory=list)
+    penalties: list[Mapping[str, float]] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # since the last optimiser step
+    skipped: list[str] = field(default_factory=list)
+
+    def add(self, one: _Pass, penalties: Mapping[str, torch.Tensor]) -> None:
+        """One pass' numbers, and what is not finite among them."""
+        self.totals.append(float(one.scores.total.detach().mean()))
+        self.scores.append({name: float(each.detach().mean()) for name, each in one.scores.each.items()})
+        self.penalties.append({name: float(value.detach()) for name, value in penalties.items()})
+        self.counts.append(len(one.rollout.images))
+        for name, each in one.scores.each.items():
+            for place in (~each.detach().isfinite()).nonzero().flatten().tolist():
+                value = float(each[place].detach())
+                self.problems.append(f"reward {name!r} of the prompt {one.rollout.prompts[place]!r} became {value}")
+        self.problems += [
+            f"the penalty {name!r} became {x}" for name, x in self.penalties[-1].items() if not math.isfinite(x)
+        ]
+
+    def close(self, problems: Sequence[str], grad_norm: float) -> None:
+        """One optimiser step, skipped if there are problems."""
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            self.skipped.append(f"{problems[0]}{more}")
+        else:
+            self.grad_norms.append(grad_norm)
+        self.problems = []
+
+    def mean(self, each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Mean over images, name by name."""
+        total = sum(self.counts)
+        return {
+            name: sum(count * one[name] for count, one in zip(self.counts, each, strict=True)) / total
+            for name in each[0]
+        }
+
+    def report(self, update: int, regularizers: Mapping[str, float], *, seconds: float) -> StepReport:
+        """The report of the update."""
+        reward = self.mean([{"total": total} for total in self.totals])["total"]
+        penalties = self.mean(self.penalties)
+        return StepReport(
+            update=update,
+            loss=sum(regularizers[name] * value for name, value in penalties.items()) - reward,
+            reward=reward,
+            scores=self.mean(self.scores),
+            grad_norm=fmean(self.grad_norms) if self.grad_norms else math.nan,
+            learning_rate=self.learning_rate,
+            seconds=seconds,
+            penalties=penalties,
+            optimizer_steps=len(self.grad_norms),
+            skipped=tuple(self.skipped),
+        )
 
 
 def _share(one: _Pass, plan: StepPlan) -> float:

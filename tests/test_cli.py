@@ -111,7 +111,7 @@ def test_pictures_are_scored(draft: Any, tmp_path: Path) -> None:
         ("train none.yaml", "none.yaml: no such file"),
         ("train RECIPE --set train.stpes=1", "unknown field 'stpes'; did you mean 'steps'?"),
         ("train RECIPE --resume --overwrite", "contradict each other"),
-        ("train RECIPE --resume", "there is no checkpoint to resume from"),
+        ("train RECIPE --resume", "there is no run to resume"),
         ("train RECIPE --set rewards.0.kind=brightness", "has no gradient, it only measures"),
         ("rewards show rednes", "unknown reward 'rednes'; did you mean 'redness'?"),
         ("score none.png --reward redness", "none.png: no such file"),
@@ -179,9 +179,10 @@ def test_ctrl_c_saves_and_the_resumed_run_is_the_uninterrupted_one(
     monkeypatch.setattr(tiny, "Redness", tiny.Impatient)
     code, text = draft("train", recipe, "--set", "checkpoint.every=50")
     assert code == 130, text
-    assert "checkpoints/000002: interrupted after update 2; continue with --resume." in text
-    code, text = draft("train", recipe, "--resume")
+    assert "checkpoints/000003: interrupted after update 3; continue with the same command" in text
+    code, text = draft("train", recipe, "--set", "checkpoint.every=50")
     assert code == 0, text
+    assert "going on after update 3" in text
     one, other = (load_file(tmp_path / run / "lora/pytorch_lora_weights.safetensors") for run in ("run", "whole"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -14,6 +14,7 @@ from tiny import Nan, Redness, RednessConfig, byte_tokenizer, tiny_pipe
 from draft_core import DifferentiableSampler, DraftK, DraftLV, Objective, PrefixReuse, Trainer
 from draft_core.errors import CheckpointError, RewardError
 from draft_core.lora import adapters_off, add_lora, lora_state, squared_norm, trainable
+from draft_core.objective import RunningScale
 from draft_core.recipe import TrainConfig
 
 
@@ -57,16 +58,13 @@ def weights(trainer: Trainer) -> torch.Tensor:
 
 def test_the_reward_rises(tokenizer: Any) -> None:
     one = trainer(tokenizer, steps=25)
-    prompts, generator = one._draw(0)
     plan = one.estimator.plan(2, Random(0))
-    state = generator.get_state()
 
     def reward() -> float:
-        generator.set_state(state)
+        generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
         with torch.no_grad():
-            return float(
-                one.objective(one.sampler(prompts, plan=plan, generator=generator).images, prompts * 2).total.mean()
-            )
+            rollout = one.sampler(["a", "b"], plan=plan, generator=generators)
+            return float(one.objective(rollout.images, rollout.prompts).total.mean())
 
     before = reward()
     reports = list(one)
@@ -92,25 +90,6 @@ def test_a_resumed_run_is_the_uninterrupted_one_in_every_bit(tokenizer: Any, tmp
     assert torch.equal(weights(second), weights(whole))
 
 
-def test_accumulated_passes_are_one_large_batch(tokenizer: Any) -> None:
-    """Gradients, not updates: Adam would hide a wrong factor."""
-    whole = trainer(tokenizer, estimator=DraftK(), batch_size=2, max_grad_norm=1e9)
-    parts = trainer(tokenizer, estimator=DraftK(), batch_size=1, gradient_accumulation_steps=2, max_grad_norm=1e9)
-    drawn = whole._draw(0)
-    noise = torch.randn(2, 4, 8, 8, generator=drawn[1])
-    for one, batches in ((whole, [([0, 1])]), (parts, [[0], [1]])):
-        passes = iter(batches)
-
-        def draw(micro: int, one: Trainer = one, passes: Any = passes) -> Any:
-            places = next(passes)
-            one.sampler.call_kwargs["latents"] = noise[places]
-            return [drawn[0][place] for place in places], torch.Generator().manual_seed(0)
-
-        one._draw = draw  # type: ignore[method-assign]
-    norms = [next(iter(one)).grad_norm for one in (whole, parts)]
-    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
-
-
 def spied_gradients(one: Trainer) -> list[torch.Tensor]:
     """The gradient of every optimiser step that the trainer takes, flat."""
     taken: list[torch.Tensor] = []
@@ -122,6 +101,19 @@ def spied_gradients(one: Trainer) -> list[torch.Tensor]:
 
     one.optimizer.step = spy
     return taken
+
+
+def test_accumulated_passes_are_one_large_batch(tokenizer: Any) -> None:
+    """Gradients, not updates: Adam would hide a wrong factor."""
+    settings = {"estimator": DraftLV(resamples=1), "max_grad_norm": 1e9}
+    whole = trainer(tokenizer, batch_size=2, **settings)
+    parts = trainer(tokenizer, batch_size=1, gradient_accumulation_steps=2, **settings)
+    gradients = []
+    for one in (whole, parts):
+        taken = spied_gradients(one)
+        next(iter(one))
+        gradients.append(taken[0])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
 
 
 def test_passes_one_after_another_have_the_gradient_of_all_images_at_once(tokenizer: Any) -> None:
@@ -235,15 +227,68 @@ def test_the_learning_rate_warms_up_from_above_zero(tokenizer: Any) -> None:
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.3])
 
 
-def test_a_reward_that_turns_nan_stops_the_run_and_leaves_the_weights(tokenizer: Any) -> None:
-    one = trainer(tokenizer, reward=Nan(RednessConfig()))
+def test_an_update_with_a_nan_is_skipped_by_name_and_the_weights_stay(tokenizer: Any) -> None:
+    one = trainer(tokenizer, reward=Nan(RednessConfig(), calls=[4]))  # two calls an update: the second one's second
+    steps = iter(one)
+    next(steps)
+    before = weights(one)
+    report = next(steps)
+    (reason,) = report.skipped
+    assert reason.startswith(f"reward 'redness' of the prompt '{min(one._prompt(2), one._prompt(3))}' became nan")
+    assert report.optimizer_steps == 0
+    assert torch.equal(weights(one), before)
+    assert next(steps).skipped == ()
+    assert not torch.equal(weights(one), before)
+    assert one.skipped == 1
+
+
+def test_too_many_skipped_updates_end_the_run(tokenizer: Any) -> None:
+    one = trainer(tokenizer, reward=Nan(RednessConfig(), calls=range(3, 99)), max_skipped=1)
     steps = iter(one)
     next(steps), next(steps)
-    before = weights(one)
-    with pytest.raises(RewardError, match="update 3: reward 'redness' and the gradient became non-finite"):
+    with pytest.raises(
+        RewardError, match="update 3: 2 optimiser steps were skipped, the last one because reward 'redness'"
+    ):
         next(steps)
+
+
+def test_each_reward_is_divided_by_its_running_scale(tokenizer: Any) -> None:
+    one = trainer(tokenizer, normalize="scale", steps=2, max_grad_norm=1e9)
+    taken = spied_gradients(one)
+    list(one)
+    plain = trainer(tokenizer, steps=2, max_grad_norm=1e9)
+    untouched = spied_gradients(plain)
+    list(plain)
+    assert one.scale is not None
+    size = one.scale.divisors["redness"]
+    assert 0 < size < 1
+    assert taken[0].norm() > untouched[0].norm(), "divided by a spread below 1"
+
+
+def test_the_gradient_of_the_normalised_reward_has_length_one_in_the_picture() -> None:
+    images = torch.rand(2, 3, 8, 8, requires_grad=True)
+    pictures = images * 1.0
+    each = {"redness": Redness(RednessConfig(contrast=7.0))(pictures, ["a", "b"])}
+    scale = RunningScale("gradient")
+    scale.update(scale.measure(each, pictures))
+    total = Objective({"redness": Redness(RednessConfig())}).total(each, scale.divisors)
+    (gradient,) = torch.autograd.grad(total.sum(), images)
+    torch.testing.assert_close(gradient.flatten(1).norm(dim=1), torch.ones(2))
+
+
+def test_the_gradients_of_two_rewards_are_told_apart(tokenizer: Any) -> None:
+    one = trainer(tokenizer)
+    with torch.no_grad():
+        for parameter in trainable(one.sampler.pipe):
+            parameter += 0.05
+    same, opposite = Redness(RednessConfig()), Redness(RednessConfig(contrast=2.0))
+    one.objective = Objective({"same": same, "other": opposite}, {"other": -1.0})
+    before = weights(one)
+    norms, cosines = one.reward_gradients()
+    assert norms["other"] == pytest.approx(2 * norms["same"], rel=1e-4)
+    assert cosines == {"same ~ other": pytest.approx(-1.0, abs=1e-4)}
     assert torch.equal(weights(one), before)
-    assert one.done == 2
+    assert all(parameter.grad is None for parameter in one.parameters)
 
 
 @pytest.mark.parametrize("file", ["adapter.safetensors", "optimizer.pt", "state.json"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import signal
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,18 +150,20 @@ class Impatient(Redness):
             Impatient.calls += 1
         if Impatient.calls == 7:
             Impatient.calls += 1
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return super().forward(images, prompts)
 
 
 class Nan(Redness):
-    """Redness that becomes NaN from its fifth call on."""
+    """Redness that is NaN in some of its calls, counted from 1."""
 
-    calls = 0
+    def __init__(self, config: RednessConfig, calls: Collection[int]) -> None:
+        super().__init__(config)
+        self.count, self.calls = 0, calls
 
     def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        self.calls += 1
-        return super().forward(images, prompts) * (math.nan if self.calls > 4 else 1.0)
+        self.count += 1
+        return super().forward(images, prompts) * (math.nan if self.count in self.calls else 1.0)
 
 
 def spec(kind: str, config: type[RewardConfig], factory: str, **more: Any) -> RewardSpec:
