@@ -39,8 +39,9 @@ emoji: install  ## train the embedded model anew, from its pictures to its packa
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e './plugins/emoji[training]'
 	$(BIN)/python plugins/emoji/training/train.py all --work runs/emoji
 
-bench: install  ## measure the JPEG surrogate against the real encoder
+bench: install  ## measure the JPEG surrogate against the real encoder, and every port against its original
 	$(BIN)/python benchmarks/jpeg_surrogate.py
+	$(BIN)/python benchmarks/parity.py
 
 clean:  ## remove what the commands above made, runs excepted
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

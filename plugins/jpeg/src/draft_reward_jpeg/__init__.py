@@ -63,7 +63,7 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             config=JpegDistortionConfig,
             factory="draft_reward_jpeg.reward:JpegDistortionReward",
             reference="draft_reward_jpeg.original:distortion",
-            parity=0.05,
+            parity=0.2,
             unit="squared L2 distance",
             score_range="(-inf, 0] for compress, [0, inf) for incompress",
             code_license="Apache-2.0",
