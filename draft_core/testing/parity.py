@@ -52,7 +52,8 @@ class Row:
         count: number of scores.
         max_error: largest difference from the original, in standard deviations between images.
         mean_error: mean difference, likewise.
-        std: that standard deviation, of the original's scores, in the reward's unit.
+        std: that standard deviation: of the original's scores in this row, in the reward's unit. Where one picture
+            meets several prompts it is the deviation between those.
     """
 
     images: str
@@ -139,25 +140,20 @@ def certify(
     native = (spec.native_size or SIZES[0][0],) * 2
     sizes = tuple(dict.fromkeys((native, *SIZES))) if sizes is None else tuple(sizes)
     refuse_single_picture(pictures)
-    total = len(sizes) + spec.needs_prompt + bool(pictures)
-    rows: list[Row] = []
-    for height, width in sizes:
-        name = f"{height} x {width}"
-        progress(len(rows), total, name)
-        batch = seeded_pictures(subject, count, height, width)
-        rows.append(
-            _compared(subject, scorer, name, [batch[place : place + 1] for place in range(count)], PROMPTS[:1] * count)
-        )
+    cases: list[tuple[str, Sequence[torch.Tensor], Sequence[str]]] = [
+        (f"{height} x {width}", list(seeded_pictures(subject, count, height, width)[:, None]), PROMPTS[:1] * count)
+        for height, width in sizes
+    ]
     if spec.needs_prompt:
-        name = "hard prompts"
-        progress(len(rows), total, name)
         picture = seeded_pictures(subject, 1, *native)
-        rows.append(_compared(subject, scorer, name, [picture] * len(HARD_PROMPTS), HARD_PROMPTS))
+        cases.append(("hard prompts", [picture] * len(HARD_PROMPTS), HARD_PROMPTS))
     if pictures:
-        name = f"{len(pictures)} files"
-        progress(len(rows), total, name)
-        rows.append(_compared(subject, scorer, name, pictures, PROMPTS[:1] * len(pictures)))
-    progress(total, total, "done")
+        cases.append((f"{len(pictures)} files", pictures, PROMPTS[:1] * len(pictures)))
+    rows = []
+    for name, images, prompts in cases:
+        progress(len(rows), len(cases), name)
+        rows.append(_compared(subject, scorer, name, images, prompts))
+    progress(len(cases), len(cases), "done")
     return Certificate(spec.kind, spec.parity or 0.0, tuple(rows), versions or {})
 
 
