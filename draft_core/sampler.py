@@ -30,6 +30,7 @@ Decode = Literal["whole", "checkpointed", "sliced"]
 IMAGE_FILTERS = ("safety_checker", "watermark")
 
 PROBE_PROMPT = "a photograph"
+NEGATIVE = "negative_prompt"  # with a number behind it for a second encoder
 
 
 class DifferentiableSampler:
@@ -79,10 +80,15 @@ class DifferentiableSampler:
 
         More than `num_inference_steps` for second-order schedulers, and fewer where the call starts from an image.
         """
-        count = _Count(self)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            count.sample()
-        return count.step
+        errors: list[Exception] = []
+        traces = seams.state_restored(self.pipe.scheduler, *seams.guiders(self.pipe).values())
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), traces:
+            for batch in [1, *_lengths(self.call_kwargs)]:  # an `image` of two items, say, may need two prompts
+                try:
+                    return _Count(self, batch).sampled_steps()
+                except Exception as error:
+                    errors.append(error)
+        raise errors[0]
 
     def __call__(self, prompts: Sequence[str] | None = None, *, plan: StepPlan, generator: Generator = None) -> Rollout:
         """The images of one run of `plan`, graded as it says, the re-noised ones behind the samples.
@@ -149,7 +155,7 @@ class _Run:
 
     def sample(self) -> torch.Tensor:
         """The images of the call, (N, 3, H, W), in [0, 1]."""
-        denoisers = seams.modules_named(self.pipe, *seams.DENOISERS)
+        denoisers = seams.find_denoisers(self.pipe)
         with ExitStack() as stack:
             stack.enter_context(seams.grad_mode_restored())
             stack.enter_context(seams.quiet(self.pipe))
@@ -166,7 +172,14 @@ class _Run:
                     stack.enter_context(seams.replaced(owner, name, wrapper))
             call = stack.enter_context(seams.differentiable(self.pipe))
             self.set_recording()
-            images = call(**self.arguments())
+            try:
+                images = call(**self.arguments())
+            except (TypeError, ValueError) as error:  # how pipelines refuse their arguments
+                raise SamplerError(
+                    f"its call raised {type(error).__name__} ({' '.join(str(error).split())})",
+                    where=type(self.pipe).__name__,
+                    next="see what its call takes",
+                ) from error
         self.check_images(images)
         return images
 
@@ -176,13 +189,22 @@ class _Run:
 
     def arguments(self) -> dict[str, Any]:
         """What the pipeline's call is called with."""
-        prompt = {} if self.prompts is None else {"prompt": list(self.prompts)}
+        prompt = {} if self.prompts is None else self.texts(self.prompts)
         fixed = {
             "generator": self.generator,
             "output_type": "pt",
             "num_inference_steps": self.sampler.num_inference_steps,
         }
         return {**self.sampler.call_kwargs, **prompt, **fixed}
+
+    def texts(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Prompts and negative prompts as pipelines want them: of one type, and one prompt as a bare string."""
+        negative = {name: value for name, value in self.sampler.call_kwargs.items() if name.startswith(NEGATIVE)}
+        if len(prompts) == 1:  # some take no list at all
+            ones = {name: value[0] for name, value in negative.items() if _is_one_text(value)}
+            return {"prompt": prompts[0], **ones}
+        many = {name: [value] * len(prompts) for name, value in negative.items() if isinstance(value, str)}
+        return {"prompt": list(prompts), **many}
 
     def check_images(self, images: Any) -> None:
         if not isinstance(images, torch.Tensor):
@@ -240,12 +262,14 @@ class _Run:
 class _Count(_Run):
     """A run that only counts its steps: each denoiser is called once for the shape of its output."""
 
-    def __init__(self, sampler: DifferentiableSampler) -> None:
-        negative = sampler.call_kwargs.get("negative_prompt")
-        batch = len(negative) if isinstance(negative, (list, tuple)) else 1
+    def __init__(self, sampler: DifferentiableSampler, batch: int) -> None:
         embedded = sampler.call_kwargs.get("prompt_embeds") is not None
         super().__init__(sampler, None if embedded else [PROBE_PROMPT] * batch, torch.Generator().manual_seed(0))
         self.blanks: dict[Any, Any] = {}
+
+    def sampled_steps(self) -> int:
+        self.sample()
+        return self.step
 
     def on_step(self, step: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
         self.step += 1
@@ -339,7 +363,7 @@ class _Rollout(_Run):
 
     def check_images(self, images: Any) -> None:
         super().check_images(images)
-        denoisers = seams.modules_named(self.pipe, *seams.DENOISERS).values()
+        denoisers = seams.find_denoisers(self.pipe).values()
         trains = any(parameter.requires_grad for denoiser in denoisers for parameter in denoiser.parameters())
         if self.caller_records and self.plan.graded and trains and not images.requires_grad:
             raise SamplerError(
@@ -438,6 +462,16 @@ def _renoised(rollout: _Rollout) -> torch.Tensor:
     if rollout.state_before_last is not None:  # sigma schedulers look their level up by the current index
         seams.restore_scheduler(rollout.pipe.scheduler, rollout.state_before_last)
     return renoised(rollout.pipe.scheduler, x0, rollout.last_timestep, noise)
+
+
+def _lengths(arguments: dict[str, Any]) -> list[int]:
+    """How many items the call's lists and batches hold, each number once; 1 is left out."""
+    batches = [value for value in arguments.values() if isinstance(value, (list, tuple, torch.Tensor)) and len(value)]
+    return sorted({len(batch) for batch in batches} - {1})
+
+
+def _is_one_text(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 1 and isinstance(value[0], str)
 
 
 def _repeated(name: str, value: Any, copies: int) -> Any:

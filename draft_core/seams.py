@@ -40,6 +40,16 @@ def find_denoiser(pipe: Any) -> tuple[str, Any]:
     )
 
 
+def find_denoisers(pipe: Any) -> dict[str, Any]:
+    """All denoisers of the pipeline under their component names, the first first.
+
+    Raises:
+        SamplerError: if the pipeline has none.
+    """
+    first, denoiser = find_denoiser(pipe)
+    return {first: denoiser, **modules_named(pipe, *DENOISERS)}
+
+
 def modules_named(pipe: Any, *parts: str) -> dict[str, torch.nn.Module]:
     """The pipeline's networks whose component name contains one of `parts`: "unet", "encoder", ..."""
     return {
@@ -56,6 +66,11 @@ def modules_named(pipe: Any, *parts: str) -> dict[str, torch.nn.Module]:
 def is_modular(pipe: Any) -> bool:
     """Whether the pipeline is a tree of blocks (`diffusers.ModularPipeline`)."""
     return hasattr(pipe, "blocks") and hasattr(pipe, "_blocks")
+
+
+def guiders(pipe: Any) -> dict[str, Any]:
+    """The components that guide a modular pipeline, under their names; a classic one has none."""
+    return {name: part for name, part in pipe.components.items() if name.split("_")[0] == "guider" and part is not None}
 
 
 def call_inputs(pipe: Any) -> list[str]:
@@ -153,6 +168,18 @@ def grad_mode_restored() -> Iterator[None]:
         yield
     finally:
         torch.set_grad_enabled(before)
+
+
+@contextmanager
+def state_restored(*owners: Any) -> Iterator[None]:
+    """What these objects (a scheduler, a guider) remember is the same afterwards."""
+    before = [{name: copy.copy(value) for name, value in vars(owner).items()} for owner in owners]
+    try:
+        yield
+    finally:
+        for owner, state in zip(owners, before, strict=True):
+            vars(owner).clear()
+            vars(owner).update(state)
 
 
 @contextmanager
