@@ -149,7 +149,7 @@ def certify(
         cases.append(("hard prompts", [picture] * len(HARD_PROMPTS), HARD_PROMPTS))
     if pictures:
         cases.append((f"{len(pictures)} files", pictures, PROMPTS[:1] * len(pictures)))
-    rows = []
+    rows: list[Row] = []
     for name, images, prompts in cases:
         progress(len(rows), len(cases), name)
         rows.append(_compared(subject, scorer, name, images, prompts))
