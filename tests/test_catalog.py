@@ -6,15 +6,20 @@ import importlib.metadata
 import sys
 import types
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
 
 import pytest
-from tiny import BRIGHTNESS, REDNESS
+from tiny import BRIGHTNESS, GOOD, REDNESS, tiny_catalog
 
 from draft_core import __version__
 from draft_core.catalog import read_catalog
-from draft_core.errors import PluginError
+from draft_core.errors import PluginError, RecipeError
 from draft_core.hookspecs import ENTRY_POINT_GROUP, hookimpl
+from draft_core.plugin import EstimatorConfig, EstimatorSpec, Field, StepPlan
+from draft_core.recipe import dump_recipe, load_recipe
 from draft_core.specs import RewardSpec, load_named
 
 
@@ -128,3 +133,65 @@ def test_a_spec_that_contradicts_itself_is_refused(change: dict[str, Any], messa
 def test_a_factory_that_is_not_there_is_named(reference: str, message: str) -> None:
     with pytest.raises(PluginError, match=message):
         load_named(reference, where="reward 'x'")
+
+
+# Estimators
+
+
+class EveryOtherConfig(EstimatorConfig):
+    """A method of somebody else's: every other step."""
+
+    kind: Literal["every-other"] = "every-other"
+    offset: int = Field(0, ge=0, le=1)
+
+    def plan(self, steps: int, rng: Random) -> StepPlan:
+        return StepPlan(steps, frozenset(range(self.offset, steps, 2)))
+
+
+def estimators(*specs: Any) -> dict[str, Any]:
+    @hookimpl
+    def draft_register_estimators() -> Any:
+        return specs
+
+    return {"draft_register_estimators": draft_register_estimators}
+
+
+EVERY_OTHER = EstimatorSpec(kind="every-other", summary="every other step", config=EveryOtherConfig)
+
+
+def test_a_strangers_estimator_is_named_in_a_recipe_like_our_own(point: Any, tmp_path: Path) -> None:
+    catalog = read_catalog([point("other", estimators(EVERY_OTHER)), point("good", offering(REDNESS))])
+    assert catalog.plugins[0].estimators == ("every-other",)
+    catalog = replace(catalog, pretrained=tiny_catalog(tmp_path).pretrained)
+    recipe = load_recipe({**GOOD, "estimator": {"kind": "every-other", "offset": 1}}, catalog=catalog)
+    assert recipe.estimator.plan(4, Random(0)).graded == {1, 3}
+    assert "offset: 1" in dump_recipe(recipe)
+    with pytest.raises(RecipeError, match=r"estimator.ofset: unknown field 'ofset'; did you mean 'offset'\?"):
+        load_recipe({**GOOD, "estimator": {"kind": "every-other", "ofset": 1}}, catalog=catalog)
+    with pytest.raises(PluginError, match=r"unknown estimator 'every-othr'; did you mean 'every-other'\?"):
+        load_recipe({**GOOD, "estimator": {"kind": "every-othr"}}, catalog=catalog)
+
+
+def test_an_estimator_that_claims_one_of_our_names_is_a_conflict(point: Any) -> None:
+    class Mine(EstimatorConfig):
+        kind: Literal["draft-k"] = "draft-k"
+
+    catalog = read_catalog([point("mine", estimators(EstimatorSpec(kind="draft-k", summary="mine", config=Mine)))])
+    assert "draft-k" not in catalog.estimators
+    assert [str(claimant) for claimant in catalog.conflicts["draft-k"]] == [
+        f"draft-core {__version__}",
+        "draft-mine 1.0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EstimatorSpec(kind="Every", summary="s", config=EveryOtherConfig), "lower-case words"),
+        (lambda: EstimatorSpec(kind="every", summary="s", config=EveryOtherConfig), "does not declare this kind"),
+        (lambda: EstimatorSpec(kind="every", summary="s", config=int), "not a subclass of EstimatorConfig"),
+    ],
+)
+def test_an_impossible_estimator_spec_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        make()
