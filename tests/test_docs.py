@@ -72,6 +72,6 @@ def test_commands_of_a_page_exist(page: Path) -> None:
 )
 def test_recipes_are_valid_with_the_plugins_of_this_repository(path: Path) -> None:
     catalog = load_catalog()
-    if missing := {"draft-emoji", "draft-reward-jpeg"} - catalog.versions().keys():
+    if missing := {"draft-emoji", "draft-reward-adversarial", "draft-reward-jpeg"} - catalog.versions().keys():
         pytest.skip(f"{' and '.join(sorted(missing))} not installed")
     assert load_recipe(path, catalog=catalog).evaluation is not None
