@@ -8,6 +8,7 @@ protocols, schedules, seams.
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property, partial
@@ -160,7 +161,7 @@ class _Run:
             stack.enter_context(seams.grad_mode_restored())
             stack.enter_context(seams.quiet(self.pipe))
             stack.enter_context(seams.graph_released(self.pipe.scheduler))
-            stack.enter_context(seams.replaced(self.pipe.scheduler, "step", self.on_step))
+            stack.enter_context(seams.replaced(self.pipe.scheduler, "step", self.on_scheduler))
             for denoiser in denoisers.values():
                 stack.enter_context(seams.replaced(denoiser, "forward", partial(self.on_denoise, denoiser)))
             for helper in seams.modules_named(self.pipe, "controlnet").values():
@@ -221,7 +222,10 @@ class _Run:
     def set_recording(self) -> None:
         torch.set_grad_enabled(self.caller_records and self.records())
 
-    def on_step(self, step: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+    def on_scheduler(self, step: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.on_step(seams.step_call(step, args, kwargs))
+
+    def on_step(self, call: seams.StepCall) -> Any:
         raise NotImplementedError
 
     def on_denoise(self, denoiser: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
@@ -271,9 +275,9 @@ class _Count(_Run):
         self.sample()
         return self.step
 
-    def on_step(self, step: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+    def on_step(self, call: seams.StepCall) -> Any:
         self.step += 1
-        return step(model_output, timestep, sample, *args, **kwargs)
+        return call.run()
 
     def on_denoise(self, denoiser: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
         key = (denoiser, seams.shapes_of(seams.denoiser_input(args, kwargs)))
@@ -289,6 +293,7 @@ class _Rollout(_Run):
     """The whole chain, or as much of it as the plan runs, and what re-noisings need to know of it."""
 
     last_output: Any  # of scheduler.step
+    output_before_last: Any  # of the step before the last; some pipelines hand its further fields to the next
     last_timestep: Any
     x0: torch.Tensor  # latents after the last step, detached
 
@@ -318,20 +323,21 @@ class _Rollout(_Run):
         """Whether the chain was left at an earlier step."""
         return self.step > self.plan.last
 
-    def on_step(self, step: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+    def on_step(self, call: seams.StepCall) -> Any:
         if self.left():
-            output = seams.with_first(self.last_output, "prev_sample", sample)
+            output = seams.with_first(self.last_output, "prev_sample", call.sample)
         elif self.step == self.plan.stop_at:
-            mean = posterior_mean(self.pipe.scheduler, model_output, timestep, sample)
-            self.last_output = step(model_output, timestep, sample, *args, **kwargs)
+            mean = posterior_mean(self.pipe.scheduler, call.model_output, call.timestep, call.sample)
+            self.last_output = call.run()
             output = seams.with_first(self.last_output, "prev_sample", mean)
         else:
-            output = self.last_output = step(model_output, timestep, sample, *args, **kwargs)
+            output = self.last_output = call.run()
         self.step += 1
         if self.step == self.plan.steps - 1:
+            self.output_before_last = seams.mapped(torch.Tensor.detach, output)
             self.state_before_last = seams.scheduler_state(self.pipe.scheduler)
         if self.step == self.plan.steps:
-            self.last_timestep = timestep
+            self.last_timestep = call.timestep
             self.x0 = seams.first_of(output, "prev_sample").detach()
         self.set_recording()
         return output
@@ -392,6 +398,8 @@ class _Renoising(_Run):
         self.rollout = rollout
         self.encoded = iter(rollout.encoded)
         self.last = rollout.plan.steps - 1
+        if self.last:
+            self.stub = seams.repeated({"": rollout.output_before_last}, rollout.x0.shape, self.copies)[""]
 
     def further_seams(self) -> list[tuple[Any, str, Any]]:
         return [*super().further_seams(), (self.pipe, "prepare_latents", self.on_prepare)]
@@ -407,17 +415,18 @@ class _Renoising(_Run):
     def records(self) -> bool:
         return self.step == self.last
 
-    def on_step(self, step: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+    def on_step(self, call: seams.StepCall) -> Any:
         if self.step == self.last:
-            return step(model_output, timestep, sample, *args, **kwargs)
+            return call.run()
         self.step += 1
+        sample = call.sample
         if self.step == self.last:
             assert self.rollout.state_before_last is not None
             state = seams.repeated(self.rollout.state_before_last, self.rollout.x0.shape, self.copies)
             seams.restore_scheduler(self.pipe.scheduler, state)
             sample = self.noisy
         self.set_recording()
-        return seams.with_first(self.rollout.last_output, "prev_sample", sample)
+        return seams.with_first(self.stub, "prev_sample", sample)
 
     def on_denoise(self, denoiser: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
         if self.step == self.last:
@@ -435,7 +444,11 @@ class _Renoising(_Run):
         shapes = seams.shapes_of(seams.denoiser_input(args, kwargs))
         blanks = self.rollout.blanks
         if (network, shapes) not in blanks:  # a larger batch than the rollout's
-            one = blanks[network, tuple(torch.Size((shape[0] // self.copies, *shape[1:])) for shape in shapes)]
+            one = next(
+                blank
+                for (known, recorded), blank in blanks.items()
+                if known is network and _are_copies(shapes, recorded, self.copies)
+            )
             blanks[network, shapes] = seams.mapped(
                 lambda zero: zero[:1].expand(len(zero) * self.copies, *zero.shape[1:]), one
             )
@@ -472,6 +485,14 @@ def _lengths(arguments: dict[str, Any]) -> list[int]:
 
 def _is_one_text(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 1 and isinstance(value[0], str)
+
+
+def _are_copies(shapes: tuple[torch.Size, ...], recorded: tuple[torch.Size, ...], copies: int) -> bool:
+    """Whether each shape is the recorded one, or that of so many batches of it."""
+    return len(shapes) == len(recorded) and all(
+        shape == one or (len(one) and shape == (copies * one[0], *one[1:]))
+        for shape, one in zip(shapes, recorded, strict=True)
+    )
 
 
 def _repeated(name: str, value: Any, copies: int) -> Any:
@@ -512,8 +533,15 @@ def _check_drivable(pipe: Any) -> None:
     name = type(pipe).__name__
     if not (callable(pipe) and hasattr(pipe, "components")):
         raise SamplerError(f"{name} is no diffusers pipeline", where="pipeline", next="give a pipeline, loaded")
-    if not hasattr(getattr(pipe, "scheduler", None), "step"):
+    scheduler = getattr(pipe, "scheduler", None)
+    if not hasattr(scheduler, "step"):
         raise SamplerError(f"{name} has no scheduler", where="pipeline", next="use a pipeline that samples in steps")
+    if missing := [key for key in seams.STEP_ARGUMENTS if key not in inspect.signature(scheduler.step).parameters]:
+        raise SamplerError(
+            f"the step of its {type(scheduler).__name__} takes no {' and no '.join(missing)}",
+            where=name,
+            next="use another scheduler",
+        )
     seams.find_denoiser(pipe)
     for attribute in IMAGE_FILTERS:
         if getattr(pipe, attribute, None) is not None:

@@ -37,6 +37,10 @@ def noise_level(scheduler: Any, timestep: Any, like: torch.Tensor) -> tuple[torc
     """(alpha, sigma) of x_t = alpha x0 + sigma eps, in the scale of the latents that `step` sees; each (1, 1, ...)."""
     one = torch.ones((1,) * like.ndim, dtype=like.dtype, device=like.device)
     zero = torch.zeros_like(one)
+    if not getattr(scheduler, "state_in_first_order", True) and hasattr(scheduler, "scale_model_input"):
+        # half-way to the next level, which `add_noise` does not know: its scale is (1 + sigma^2)^(-1/2)
+        scale = scheduler.scale_model_input(one, timestep)
+        return one, (scale**-2 - 1).clamp(min=0).sqrt()
     return renoised(scheduler, one, timestep, zero), renoised(scheduler, zero, timestep, one)
 
 
@@ -44,7 +48,8 @@ def posterior_mean(scheduler: Any, prediction: torch.Tensor, timestep: Any, late
     """E[x0 | x_t], shaped like `latents`, as the denoiser's `prediction` at `timestep` says.
 
     With x_t = alpha x0 + sigma eps: (x_t - sigma eps) / alpha for a prediction of eps; for one of v, after scaling
-    to alpha^2 + sigma^2 = 1, alpha x_t - sigma v (Salimans and Ho 2022, appendix D); x_t - sigma v for a flow.
+    to alpha^2 + sigma^2 = 1, alpha x_t - sigma v (Salimans and Ho 2022, appendix D); x_t - sigma v for a flow; a
+    scheduler that knows its model's preconditioning is asked. Bounds on x0 are those of the scheduler.
 
     Raises:
         SamplerError: if the scheduler's prediction type is none of these.
@@ -52,7 +57,16 @@ def posterior_mean(scheduler: Any, prediction: torch.Tensor, timestep: Any, late
     if prediction.ndim > 1 and prediction.shape[1] == 2 * latents.shape[1]:  # it also predicts a variance
         prediction = prediction.chunk(2, dim=1)[0]
     alpha, sigma = noise_level(scheduler, timestep, latents)
-    kind = getattr(scheduler.config, "prediction_type", None) or "flow"
+    if hasattr(scheduler, "precondition_outputs"):  # of EDM: Karras et al. 2022, equation 7
+        mean: torch.Tensor = scheduler.precondition_outputs(latents, prediction, sigma)
+        return mean
+    return _limited(scheduler, _unlimited_mean(scheduler, prediction, alpha, sigma, latents))
+
+
+def _unlimited_mean(
+    scheduler: Any, prediction: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor, latents: torch.Tensor
+) -> torch.Tensor:
+    kind = getattr(scheduler.config, "prediction_type", None)
     if hasattr(scheduler, "scale_noise") or kind in FLOW:
         return latents - sigma * prediction
     if kind == "epsilon":
@@ -67,3 +81,13 @@ def posterior_mean(scheduler: Any, prediction: torch.Tensor, timestep: Any, late
         where="scheduler",
         next="use an estimator that runs the whole chain",
     )
+
+
+def _limited(scheduler: Any, mean: torch.Tensor) -> torch.Tensor:
+    """Pixel models bound their x0; latent ones switch both off."""
+    if getattr(scheduler.config, "thresholding", False):
+        bounded: torch.Tensor = scheduler._threshold_sample(mean)
+        return bounded
+    if getattr(scheduler.config, "clip_sample", False):
+        return mean.clamp(-scheduler.config.clip_sample_range, scheduler.config.clip_sample_range)
+    return mean

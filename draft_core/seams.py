@@ -11,6 +11,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -211,6 +212,32 @@ def quiet(pipe: Any) -> Iterator[None]:
 # What goes into and comes out of steps and denoisers
 
 
+@dataclass(frozen=True)
+class StepCall:
+    """One call of `scheduler.step`: what went in, and `run`, which makes it.
+
+    Arguments:
+        model_output: the denoiser's prediction, after guidance.
+        timestep: as the pipeline gave it.
+        sample: the latents before the step.
+        run: the scheduler's own step with the same arguments.
+    """
+
+    model_output: torch.Tensor
+    timestep: Any
+    sample: torch.Tensor
+    run: Callable[[], Any]
+
+
+STEP_ARGUMENTS = ("model_output", "timestep", "sample")
+
+
+def step_call(step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
+    """The call `step(*args, **kwargs)`, its arguments found by name: schedulers differ in their order."""
+    given = inspect.signature(step).bind(*args, **kwargs).arguments
+    return StepCall(*(given[name] for name in STEP_ARGUMENTS), run=lambda: step(*args, **kwargs))
+
+
 def first_of(output: Any, field: str) -> Any:
     """What a step or a denoiser returned, first of a tuple or `field` of an output object."""
     return output[0] if isinstance(output, tuple) else getattr(output, field)
@@ -248,19 +275,24 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 
 
 def denoiser_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The latents among the arguments of a denoiser call: a tensor, or a list of one for each image."""
-    candidates = [*args[:1], *(kwargs[name] for name in ("sample", "hidden_states", "x") if name in kwargs), *args[1:]]
+    """The latents among the arguments of a denoiser call: a tensor, or a list of one for each image.
+
+    They come first, or under a name of the field's; of a denoiser with names of its own, all that is given.
+    """
+    named = [kwargs[name] for name in ("sample", "hidden_states", "x") if name in kwargs]
+    candidates = [*args[:1], *named, *args[1:], list(kwargs.values())]
     return next(value for value in candidates if tensors_in(value))
 
 
 def with_detached_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a denoiser call with the latents cut from the graph."""
-    latents = denoiser_input(args, kwargs)
+    latents = {id(tensor) for tensor in tensors_in(denoiser_input(args, kwargs))}
 
-    def replace(value: Any) -> Any:
-        return mapped(torch.Tensor.detach, latents) if value is latents else value
+    def detach(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach() if id(tensor) in latents else tensor
 
-    return tuple(replace(value) for value in args), {name: replace(value) for name, value in kwargs.items()}
+    detached: tuple[tuple[Any, ...], dict[str, Any]] = mapped(detach, (args, kwargs))
+    return detached
 
 
 def shapes_of(value: Any) -> tuple[torch.Size, ...]:

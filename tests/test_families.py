@@ -16,7 +16,14 @@ from draft_core import Draft, DraftK, DraftLV, DRTune, FlowBPSparse, Refl
 from draft_core.lora import adapters_off, add_lora, default_targets, load_lora, save_lora, trainable
 
 RNG = Random(0)
-SAME_UNET = ("SD image to image", "SD with ControlNet", "Stable Diffusion 2.x", "SDXL turbo", "Latent consistency")
+SAME_DENOISER = (
+    "SD image to image",
+    "SD with ControlNet",
+    "Stable Diffusion 2.x",
+    "SDXL turbo",
+    "Latent consistency",
+    "CogVideoX, video, DPM",
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning"),  # float64 RMSNorm
@@ -60,7 +67,7 @@ def test_full_draft_is_naive_autograd(family: Family) -> None:
     assert gradient_error(family, family.pipe(family.precise)) < 1e-12
 
 
-@families(*(family.name for family in FAMILIES if family.name not in SAME_UNET))
+@families(*(family.name for family in FAMILIES if family.name not in SAME_DENOISER))
 def test_a_lora_with_the_default_targets_gets_a_gradient_and_comes_back_from_its_file(
     family: Family, tmp_path: Path
 ) -> None:

@@ -11,8 +11,11 @@ from unittest import mock
 
 import torch
 from families import Family
+from newcomer import NewcomerPipeline, newcomer
+from schedules import Schedule, prediction
 
 from draft_core import DifferentiableSampler, Draft, StepPlan
+from draft_core.schedules import posterior_mean
 from draft_core.seams import is_modular
 
 DENOISERS = ("unet", "unet_2", "transformer", "transformer_2")
@@ -80,6 +83,69 @@ def samples_difference(family: Family, pipe: Any, plan: StepPlan, expected: torc
     rollout = sampler_of(family, pipe)(family.prompts, plan=plan, generator=seeded())
     assert gradient(rollout.images, parameters(pipe)).norm() > 0
     return float((rollout.samples.detach() - expected).abs().max())
+
+
+PROMPTS = ["a cat", "a red dog"]
+STEPS = 5
+
+
+def newcomer_call(pipe: NewcomerPipeline) -> torch.Tensor:
+    """Naive autograd through the call of a pipeline that tries a scheduler out."""
+    call = inspect.unwrap(type(pipe).__call__)
+    return call(pipe, PROMPTS, num_inference_steps=STEPS, generator=seeded(), return_dict=False)[0]
+
+
+def newcomer_sampler(pipe: NewcomerPipeline) -> DifferentiableSampler:
+    return DifferentiableSampler(pipe, num_inference_steps=STEPS)
+
+
+def schedule_differences(schedule: Schedule, estimators: Sequence[Any]) -> float:
+    """Largest difference of samples from those of the plain call, over the estimators."""
+    pipe = newcomer(schedule.make())
+    expected = newcomer_call(pipe).detach()
+    sampler = newcomer_sampler(pipe)
+    worst = 0.0
+    for estimator in estimators:
+        rollout = sampler(PROMPTS, plan=estimator.plan(sampler.steps, Random(0)), generator=seeded())
+        worst = max(worst, float((rollout.samples.detach() - expected).abs().max()))
+    return worst
+
+
+def schedule_gradient_error(schedule: Schedule) -> float:
+    """Like `gradient_error`, in float64."""
+    pipe = newcomer(schedule.make(), torch.float64)
+    expected = gradient(newcomer_call(pipe), parameters(pipe))
+    sampler = newcomer_sampler(pipe)
+    rollout = sampler(PROMPTS, plan=Draft().plan(sampler.steps, Random(0)), generator=seeded())
+    assert expected.norm() > 0
+    return float((gradient(rollout.images, parameters(pipe)) - expected).norm() / expected.norm())
+
+
+def posterior_mean_error(schedule: Schedule) -> float:
+    """Largest error of the posterior mean, over all steps, where all data are one point and the denoiser knows it.
+
+    At every step the noise left in the latents is also checked to have the spread that the level says: then the
+    level is that of the scheduler's own chain, not only of its arrays.
+    """
+    assert schedule.level is not None
+    scheduler = schedule.make()
+    scheduler.set_timesteps(STEPS)
+    x0, noise = torch.randn(2, 4, 4, 40, 40, generator=seeded(), dtype=torch.float64)
+    alpha, sigma = schedule.level(scheduler, 0)
+    latents = alpha * x0 + sigma * noise
+    worst = 0.0
+    for step, timestep in enumerate(scheduler.timesteps):
+        alpha, sigma = level = schedule.level(scheduler, step)
+        spread = float(((latents - alpha * x0) / sigma).std())
+        assert abs(spread - 1) < 0.05, f"at step {step} the noise is {spread} times what its level says"
+        predicted = prediction(schedule, level, x0, latents)
+        if hasattr(scheduler, "scale_model_input"):
+            scheduler.scale_model_input(latents, timestep)
+        mean = posterior_mean(scheduler, predicted, timestep, latents)
+        worst = max(worst, float((mean - x0).abs().max()))
+        extra = {"generator": seeded(step)} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        latents = scheduler.step(predicted, timestep, latents, **extra, return_dict=False)[0]
+    return worst
 
 
 def gradient_error(family: Family, pipe: Any) -> float:

@@ -852,6 +852,14 @@ FAMILIES = (
         with_arguments(guidance_scale=4.0, max_sequence_length=16, **SIZE, **VIDEO),
     ),
     Family(
+        "CogVideoX, video, DPM",
+        lambda: cogvideox("CogVideoXDPMScheduler"),
+        "classifier-free, 4",
+        with_arguments(guidance_scale=4.0, max_sequence_length=16, **SIZE, **VIDEO),
+        steps=3,
+        note="its step takes the x0 of the step before",
+    ),
+    Family(
         "FLUX.1, modular",
         modular_flux,
         "embedded, 3.5",
