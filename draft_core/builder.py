@@ -6,6 +6,7 @@ The hall: one of the few rooms that know both wings.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
 from packaging.version import Version
 
+from draft_core import seams
 from draft_core.catalog import Catalog, load_catalog
 from draft_core.config import RewardConfig
 from draft_core.errors import DraftError, PluginError, RecipeError
@@ -62,7 +64,7 @@ def build_sampler(model: ModelConfig, *, seed: int, catalog: Catalog) -> Differe
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         add_lora(pipe, rank=model.lora.rank, alpha=model.lora.alpha, **targets)
-    guidance: dict[str, Any] = {} if model.guidance_scale is None else {"guidance_scale": model.guidance_scale}
+    guidance = _guided(pipe, model.guidance_scale)
     return DifferentiableSampler(
         pipe,
         num_inference_steps=model.num_inference_steps,
@@ -154,7 +156,7 @@ def load_pipeline(name: str, *, dtype: str = "float32", catalog: Catalog | None 
     location = locate_pretrained(name, catalog)
     torch_dtype = getattr(torch, dtype)
     try:
-        pipe = DiffusionPipeline.from_pretrained(location, **{DTYPE_KEYWORD: torch_dtype})
+        pipe = _from_pretrained(location, torch_dtype)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         known = "check the files in it" if Path(location).is_dir() else "check the name and the network"
@@ -169,6 +171,51 @@ def load_pipeline(name: str, *, dtype: str = "float32", catalog: Catalog | None 
         if getattr(pipe, attribute, None) is not None:
             setattr(pipe, attribute, None)
     return pipe
+
+
+def _from_pretrained(location: str, dtype: torch.dtype) -> Any:
+    """A classic pipeline, or a modular one where there is no classic."""
+    folder = Path(location)
+    if folder.is_dir():
+        classic = (folder / "model_index.json").is_file()
+        return _classic_pipeline(location, dtype) if classic else _modular_pipeline(location, dtype)
+    try:
+        return _classic_pipeline(location, dtype)
+    except (OSError, ValueError) as error:
+        try:
+            return _modular_pipeline(location, dtype)
+        except (OSError, ValueError):
+            raise error from None
+
+
+def _classic_pipeline(location: str, dtype: torch.dtype) -> Any:
+    return DiffusionPipeline.from_pretrained(location, **{DTYPE_KEYWORD: dtype})
+
+
+def _modular_pipeline(location: str, dtype: torch.dtype) -> Any:
+    """Its index names the place of each component, for those of a local folder the one it was saved at: ours wins."""
+    pipe = ModularPipeline.from_pretrained(location)
+    here = {name: location for name in pipe.component_names if (Path(location) / name).is_dir()}
+    pipe.load_components(pretrained_model_name_or_path=here, **{DTYPE_KEYWORD: dtype})
+    if missing := sorted(name for name in here if getattr(pipe, name, None) is None):
+        raise ValueError(f"its {', '.join(missing)} cannot be read")  # diffusers only warns
+    return pipe
+
+
+def _guided(pipe: Any, scale: float | None) -> dict[str, Any]:
+    """What the call takes for this guidance; where guidance is a component instead, a new one of its class."""
+    guiders = seams.guiders(pipe)
+    if scale is None or "guidance_scale" in seams.call_inputs(pipe) or not guiders:
+        return {} if scale is None else {"guidance_scale": scale}
+    for name, guider in guiders.items():
+        if "guidance_scale" not in inspect.signature(type(guider)).parameters:
+            raise RecipeError(
+                f"the {type(guider).__name__} of {type(pipe).__name__} has no guidance_scale",
+                where="model.guidance_scale",
+                next="leave the field out",
+            )
+        pipe.update_components(**{name: type(guider).from_config(guider.config, guidance_scale=scale)})
+    return {}
 
 
 def _tile_decode(pipe: Any) -> None:

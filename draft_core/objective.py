@@ -53,10 +53,13 @@ class Objective(FrozenModule):
     def forward(self, images: torch.Tensor, prompts: Sequence[str]) -> Scores:
         """The scores of `images`, (N, 3, H, W) in [0, 1], for their N prompts.
 
+        Of a video, (N, F, 3, H, W), every frame is scored by itself with its prompt, and the score is the mean.
+
         Raises:
             RewardError: if a reward raises, or returns anything but one float32 score for each image.
         """
-        each = {name: _scores(name, reward, images, prompts) for name, reward in self.rewards.items()}
+        score = _scores if images.ndim == 4 else _mean_over_frames
+        each = {name: score(name, reward, images, prompts) for name, reward in self.rewards.items()}
         if not each:
             return Scores(torch.zeros(len(images), device=images.device), each)
         return Scores(self.total(each, {}), each)
@@ -108,6 +111,12 @@ class RunningScale:
     def restore(self, state: Mapping[str, float]) -> None:
         """Continues from a `state`."""
         self.divisors = dict(state)
+
+
+def _mean_over_frames(name: str, reward: torch.nn.Module, videos: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    frames = videos.shape[1]
+    texts = [prompt for prompt in prompts for _ in range(frames)]
+    return _scores(name, reward, videos.flatten(0, 1), texts).unflatten(0, (-1, frames)).mean(1)
 
 
 def _scores(name: str, reward: torch.nn.Module, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:

@@ -533,7 +533,7 @@ def _check_drivable(pipe: Any) -> None:
     name = type(pipe).__name__
     if not (callable(pipe) and hasattr(pipe, "components")):
         raise SamplerError(f"{name} is no diffusers pipeline", where="pipeline", next="give a pipeline, loaded")
-    scheduler = getattr(pipe, "scheduler", None)
+    scheduler: Any = getattr(pipe, "scheduler", None)
     if not hasattr(scheduler, "step"):
         raise SamplerError(f"{name} has no scheduler", where="pipeline", next="use a pipeline that samples in steps")
     if missing := [key for key in seams.STEP_ARGUMENTS if key not in inspect.signature(scheduler.step).parameters]:

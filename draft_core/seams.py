@@ -235,7 +235,7 @@ STEP_ARGUMENTS = ("model_output", "timestep", "sample")
 def step_call(step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
     """The call `step(*args, **kwargs)`, its arguments found by name: schedulers differ in their order."""
     given = inspect.signature(step).bind(*args, **kwargs).arguments
-    return StepCall(*(given[name] for name in STEP_ARGUMENTS), run=lambda: step(*args, **kwargs))
+    return StepCall(**{name: given[name] for name in STEP_ARGUMENTS}, run=lambda: step(*args, **kwargs))
 
 
 def first_of(output: Any, field: str) -> Any:
