@@ -241,7 +241,7 @@ def judge(base: Look, look: Look, trained: Mapping[str, float], *, tolerance: fl
         if name in trained:
             continue
         fall = change(before, look.scores[name], look.prompts)
-        spread = float(torch.tensor(before, dtype=torch.float64).std())
+        spread = float(torch.tensor(before, dtype=torch.float64).std(correction=0))
         if fall.mean < -tolerance * spread and fall.believed:
             was = over_prompts(before, look.prompts).mean
             lost.append(f"{name} fell from {was:.4g} to {was + fall.mean:.4g}")

@@ -137,3 +137,10 @@ def test_the_best_look_has_the_highest_reward_among_those_that_lost_nothing() ->
     assert best_look(looks, TRAINED, tolerance=2.0).update == 10
     assert best_look(looks, TRAINED, tolerance=1.0).update == 5
     assert best_look([BASE, look(5, trained=0.2, held=-4.0)], TRAINED, tolerance=2.0).update == 0
+
+
+def test_a_single_picture_is_no_evidence() -> None:
+    base, seen = (
+        Look(update, 1, {"held": [score]}, [], [0.0], [0.0], [0.0]) for update, score in ((0, 5.0), (1, -5.0))
+    )
+    assert judge(base, seen, {}, tolerance=2.0).lost == ()
