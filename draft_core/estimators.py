@@ -156,7 +156,7 @@ class FlowBPSparse(EstimatorConfig):
 
     On a flow-matching Euler chain x0 = x_T + sum_t dt_t v_t. Re-forwarding the velocities of an active set on the
     cached trajectory and adding them up gives the values of the rollout again, so the gradient is that of one run
-    whose active calls see detached latents: no second pass is needed. See docs/decisions/0.2-surrogate-trajectories.md.
+    whose active calls see detached latents: no second pass is needed. See docs/decisions/0.1-surrogate-trajectories.md.
     """
 
     kind: Literal["flowbp-sparse"] = "flowbp-sparse"
