@@ -82,7 +82,7 @@ class DifferentiableSampler:
         More than `num_inference_steps` for second-order schedulers, and fewer where the call starts from an image.
         """
         errors: list[Exception] = []
-        traces = seams.state_restored(self.pipe.scheduler, *seams.guiders(self.pipe).values())
+        traces = seams.state_restored(self.pipe, self.pipe.scheduler, *seams.guiders(self.pipe).values())
         with torch.no_grad(), torch.random.fork_rng(devices=[]), traces:
             for batch in [1, *_lengths(self.call_kwargs)]:  # an `image` of two items, say, may need two prompts
                 try:

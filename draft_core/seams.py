@@ -173,8 +173,8 @@ def grad_mode_restored() -> Iterator[None]:
 
 @contextmanager
 def state_restored(*owners: Any) -> Iterator[None]:
-    """What these objects (a scheduler, a guider) remember is the same afterwards."""
-    before = [{name: copy.copy(value) for name, value in vars(owner).items()} for owner in owners]
+    """What these objects (a pipeline, a scheduler, a guider) remember is the same afterwards."""
+    before = [{name: _snapshot(value) for name, value in vars(owner).items()} for owner in owners]
     try:
         yield
     finally:

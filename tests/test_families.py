@@ -10,10 +10,13 @@ import diffusers
 import pytest
 import torch
 from drive import call_of, gradient, gradient_error, parameters, plain, sampler_of, samples_difference, seeded
-from families import FAMILIES, Family, flux2_transformer
+from families import FAMILIES, Family, flux2_transformer, sd
+from tiny import make_scheduler
 
-from draft_core import Draft, DraftK, DraftLV, DRTune, FlowBPSparse, Refl
+from draft_core import DifferentiableSampler, Draft, DraftK, DraftLV, DRTune, FlowBPSparse, Refl
+from draft_core.errors import SamplerError
 from draft_core.lora import adapters_off, add_lora, default_targets, load_lora, save_lora, trainable
+from draft_core.seams import replaced
 
 RNG = Random(0)
 SAME_DENOISER = (
@@ -42,8 +45,16 @@ def families(*names: str) -> Any:
 @families()
 def test_samples_are_those_of_the_plain_call_in_every_bit(family: Family) -> None:
     pipe = family.pipe()
-    expected = plain(pipe, call_of(family))
     steps = sampler_of(family, pipe).steps
+    counted: list[int] = []
+
+    def count(step: Any, *args: Any, **kwargs: Any) -> Any:
+        counted.append(len(counted))
+        return step(*args, **kwargs)
+
+    with replaced(pipe.scheduler, "step", count):
+        expected = plain(pipe, call_of(family))
+    assert steps == len(counted)
     for estimator in (DraftK(k=1), Draft(), DraftLV(resamples=1), FlowBPSparse(k=1)):
         plan = estimator.plan(steps, Random(0))
         assert samples_difference(family, pipe, plan, expected) == 0, estimator.kind
@@ -91,6 +102,86 @@ def test_a_lora_with_the_default_targets_gets_a_gradient_and_comes_back_from_its
     torch.testing.assert_close(plain(again, call_of(family)), tuned)
     load_lora(fresh := family.pipe(), tmp_path, scale=0.0)
     torch.testing.assert_close(plain(fresh, call_of(family)), base)
+
+
+# The run that counts the steps
+
+
+@families("Stable Diffusion 1.x", "Wan 2.1, video", "SDXL, modular", "FLUX.3", "SD image to image")
+def test_counting_the_steps_leaves_no_trace(family: Family) -> None:
+    pipe = family.pipe()
+    plain(pipe, call_of(family))
+    guiders = [part for name, part in pipe.components.items() if name == "guider"]
+    owners = [pipe, pipe.scheduler, *guiders]
+
+    def state() -> list[Any]:
+        definitions = ("_blocks", "_component_specs")  # of a modular pipeline, told in another order each time
+        return [
+            {name: repr(value) for name, value in vars(owner).items() if name not in definitions} for owner in owners
+        ]
+
+    before, random = state(), torch.get_rng_state()
+    assert sampler_of(family, pipe).steps > 0
+    assert state() == before
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.is_grad_enabled()
+
+
+def test_steps_are_those_that_the_call_takes() -> None:
+    by_name = {family.name: family for family in FAMILIES}
+    img2img = by_name["SD image to image"]
+    assert (img2img.steps, sampler_of(img2img, img2img.pipe()).steps) == (6, 3), "strength 0.5"
+    for cls, steps in (("HeunDiscreteScheduler", 5), ("PNDMScheduler", 4)):
+        scheduler = make_scheduler(getattr(diffusers, cls), skip_prk_steps=True)
+        assert sampler_of(by_name["Stable Diffusion 1.x"], sd(scheduler=scheduler)).steps == steps
+
+
+# What pipelines want of their arguments
+
+
+@pytest.mark.parametrize("prompts", [["a cat", "a red dog"], ["a cat"]], ids=len)
+@pytest.mark.parametrize("negative", ["blurry", ["blurry"]], ids=["string", "list"])
+def test_prompts_and_negative_prompts_are_of_one_type(prompts: list[str], negative: Any) -> None:
+    """Pipelines refuse a list beside a string."""
+    if len(prompts) > 1 and isinstance(negative, list):
+        negative = ["blurry", "blurry"]
+    pipe = FAMILIES[0].pipe()
+    sampler = DifferentiableSampler(pipe, num_inference_steps=2, guidance_scale=4.0, negative_prompt=negative)
+    rollout = sampler(prompts, plan=DraftLV(resamples=1).plan(2, RNG), generator=seeded())
+    expected = pipe(
+        prompts,
+        negative_prompt=["blurry"] * len(prompts),
+        num_inference_steps=2,
+        guidance_scale=4.0,
+        generator=seeded(),
+        output_type="pt",
+    ).images
+    assert torch.equal(rollout.samples, expected)
+
+
+@families("SD image to image")
+def test_what_the_call_refuses_is_said_in_one_sentence(family: Family) -> None:
+    call = {**family.call(torch.float32), "strength": 2.0}
+    sampler = DifferentiableSampler(family.pipe(), num_inference_steps=2, **call)
+    with pytest.raises(
+        SamplerError, match=r"Img2ImgPipeline: its call raised ValueError \(The value of strength should"
+    ):
+        sampler(["a cat"], plan=DraftK(k=1).plan(2, RNG))
+
+
+@families("Wan 2.1, video", "FLUX.1")
+def test_several_for_each_prompt_stand_beside_it(family: Family) -> None:
+    several = "num_videos_per_prompt" if "video" in family.name else "num_images_per_prompt"
+    pipe = family.pipe()
+    sampler = DifferentiableSampler(
+        pipe, num_inference_steps=family.steps, **family.call(torch.float32), **{several: 2}
+    )
+    assert family.prompts is not None
+    for together in (False, True):
+        plan = DraftLV(resamples=2, together=together).plan(sampler.steps, RNG)
+        rollout = sampler(family.prompts, plan=plan, generator=seeded())
+        assert torch.equal(rollout.samples, plain(pipe, {**call_of(family), several: 2}))
+        assert rollout.prompts == ("a cat", "a cat", "a red dog", "a red dog") * 3
 
 
 @families("Wan 2.2, video")
