@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from draft_core.errors import RewardError
 from draft_core.protocols import FrozenModule
+from draft_core.scoring import checked_images
 from draft_reward_jpeg import JpegConfig, JpegDistortionConfig, JpegSizeConfig
 from draft_reward_jpeg.entropy import count_bits, crossings, scan_order, stored_numbers
 from draft_reward_jpeg.tables import HEADER_BYTES
@@ -38,16 +38,11 @@ class _JpegScore(FrozenModule, ABC):
         """Scores (B,) float32 of images (B, 3, H, W) in [0, 1], NaN if one is not finite; prompts are not read.
 
         Raises:
-            RewardError: if images are not a floating-point batch of RGB images.
+            RewardError: if images are not a floating-point batch of RGB images with a prompt each.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise RewardError(
-                f"images are {images.dtype} of shape {tuple(images.shape)}",
-                where=f"reward {self.config.kind!r}",
-                next="pass RGB images (B, 3, H, W) as floats in [0, 1]",
-            )
+        images = checked_images(images, prompts, where=f"reward {self.config.kind!r}")
         with torch.autocast(images.device.type, enabled=False):
-            amount = self.amount(images.float().nan_to_num())
+            amount = self.amount(images.nan_to_num())
         # Rounded to integers, a broken image would pass for a file, perhaps a small one.
         amount = amount.where(images.isfinite().flatten(1).all(1), math.nan)
         return -amount if self.config.direction == "compress" else amount
