@@ -116,7 +116,7 @@ class RunningScale:
 def _mean_over_frames(name: str, reward: torch.nn.Module, videos: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     frames = videos.shape[1]
     texts = [prompt for prompt in prompts for _ in range(frames)]
-    return _scores(name, reward, videos.flatten(0, 1), texts).unflatten(0, (-1, frames)).mean(1)
+    return _scores(name, reward, videos.flatten(0, 1), texts).view(-1, frames).mean(1)
 
 
 def _scores(name: str, reward: torch.nn.Module, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:

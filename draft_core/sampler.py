@@ -130,6 +130,12 @@ class DifferentiableSampler:
             )
         rollout = _Rollout(self, prompts, plan, generator or self.call_kwargs.get("generator"))
         samples = rollout.sample()
+        if plan.resamples and rollout.two_streams:
+            raise SamplerError(
+                "it copies its scheduler for a second chain, which cannot be replayed from its last step",
+                where=type(self.pipe).__name__,
+                next="use an estimator without re-noising",
+            )
         names = _prompt_of_each(prompts, len(samples))
         yield Rollout(samples, names, sample_count=len(samples), divergence=rollout.mean_divergence())
         samples = samples.detach()
@@ -152,6 +158,7 @@ class _Run:
         self.generator = generator
         self.step = 0
         self.caller_records = torch.is_grad_enabled()
+        self.two_streams = False  # whether the call copied its scheduler, for a chain of its own
         self.divergences: list[torch.Tensor] = []  # one for each graded denoiser call
 
     def sample(self) -> torch.Tensor:
@@ -161,7 +168,7 @@ class _Run:
             stack.enter_context(seams.grad_mode_restored())
             stack.enter_context(seams.quiet(self.pipe))
             stack.enter_context(seams.graph_released(self.pipe.scheduler))
-            stack.enter_context(seams.replaced(self.pipe.scheduler, "step", self.on_scheduler))
+            stepping = stack.enter_context(seams.replaced(self.pipe.scheduler, "step", self.on_scheduler))
             for denoiser in denoisers.values():
                 stack.enter_context(seams.replaced(denoiser, "forward", partial(self.on_denoise, denoiser)))
             for helper in seams.modules_named(self.pipe, "controlnet").values():
@@ -182,6 +189,7 @@ class _Run:
                     next="see what its call takes",
                 ) from error
         self.check_images(images)
+        self.two_streams = stepping.copied
         return images
 
     def further_seams(self) -> list[tuple[Any, str, Any]]:

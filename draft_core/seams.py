@@ -137,26 +137,43 @@ def _output_name(pipe: Any) -> str:
     )
 
 
+class Replacement:
+    """`owner.name` as a wrapper around the original, with the original's signature.
+
+    A deep copy of the owner, which pipelines with two streams make of their scheduler, has its own method
+    instead: one that stood in for the owner's would step the wrong one.
+    """
+
+    def __init__(self, owner: Any, name: str, wrapper: Wrapper) -> None:
+        original = getattr(owner, name)
+        functools.update_wrapper(self, original)
+        self.owner, self.name, self.wrapper, self.original = owner, name, wrapper, original
+        self.copied = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the wrapper makes of the call."""
+        return self.wrapper(self.original, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        self.copied = True
+        return getattr(type(self.owner), self.name).__get__(memo[id(self.owner)])
+
+
 @contextmanager
-def replaced(owner: Any, name: str, wrapper: Wrapper) -> Iterator[None]:
+def replaced(owner: Any, name: str, wrapper: Wrapper) -> Iterator[Replacement]:
     """Calls of `owner.name(*args)` become `wrapper(original, *args)` inside the context.
 
     The replacement keeps the original's signature. Afterwards the instance attribute is as before, also
     where another library (accelerate's hooks, say) had put one there.
     """
-    original = getattr(owner, name)
+    replacement = Replacement(owner, name, wrapper)
     had_own = name in vars(owner)
-
-    @functools.wraps(original)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return wrapper(original, *args, **kwargs)
-
-    setattr(owner, name, call)
+    setattr(owner, name, replacement)
     try:
-        yield
+        yield replacement
     finally:
         if had_own:
-            setattr(owner, name, original)
+            setattr(owner, name, replacement.original)
         else:
             delattr(owner, name)
 

@@ -15,7 +15,7 @@ from tiny import make_scheduler
 
 from draft_core import DifferentiableSampler, Draft, DraftK, DraftLV, DRTune, FlowBPSparse, Refl
 from draft_core.errors import SamplerError
-from draft_core.lora import adapters_off, add_lora, default_targets, load_lora, save_lora, trainable
+from draft_core.lora import ATTENTION, adapters_off, add_lora, default_targets, load_lora, save_lora, trainable
 from draft_core.seams import replaced
 
 RNG = Random(0)
@@ -205,3 +205,21 @@ def test_attention_that_is_fused_with_other_layers_is_a_default_target() -> None
     targets = default_targets(flux2_transformer(guidance_embeds=False))
     assert "single_transformer_blocks.0.attn.to_qkv_mlp_proj" in targets
     assert "single_transformer_blocks.0.attn.to_out" in targets
+
+
+def test_default_targets_are_those_of_the_class() -> None:
+    if not hasattr(diffusers, "Kandinsky5Transformer3DModel"):
+        pytest.skip("no Kandinsky 5")
+    transformer = diffusers.Kandinsky5Transformer3DModel(
+        in_text_dim=16,
+        in_text_dim2=16,
+        time_dim=16,
+        model_dim=16,
+        ff_dim=16,
+        num_text_blocks=1,
+        num_visual_blocks=1,
+        axes_dims=(4, 2, 2),
+    )
+    layers = [name for name in default_targets(transformer) if name not in ATTENTION]
+    assert len(layers) == 4 * 3, "self-attention of the text block, self- and cross-attention of the visual one"
+    assert all("attention" in name for name in layers)

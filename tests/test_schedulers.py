@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from random import Random
@@ -21,7 +22,7 @@ from drive import (
     schedule_gradient_error,
     seeded,
 )
-from newcomer import newcomer
+from newcomer import NewcomerOutput, NewcomerPipeline, newcomer
 from schedules import CLEAR, SCHEDULES, Schedule
 
 from draft_core import DifferentiableSampler, Draft, DraftK, DraftLV, FlowBPSparse, Refl
@@ -134,6 +135,20 @@ def test_a_step_without_the_usual_arguments_is_refused_by_name() -> None:
         newcomer_sampler(newcomer(scheduler))
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("KarrasVeScheduler", "the step of its KarrasVeScheduler takes no timestep and no sample"),
+        ("ScoreSdeVeScheduler", "NewcomerPipeline has no scheduler"),
+    ],
+)
+def test_schedulers_that_the_page_of_models_names_are_refused(name: str, message: str) -> None:
+    if not hasattr(diffusers, name):
+        pytest.skip(f"no {name}")
+    with pytest.raises(SamplerError, match=message):
+        newcomer_sampler(newcomer(getattr(diffusers, name)()))
+
+
 # A pipeline class that diffusers adds tomorrow
 
 
@@ -166,3 +181,44 @@ def test_detached_input_cuts_the_latents_of_a_pipeline_never_seen_before() -> No
         seen.clear()
         sampler(PROMPTS, plan=FlowBPSparse(k=5).plan(5, Random(0)), generator=seeded())
         assert seen == [False] * 10
+
+
+class TwoStreams(NewcomerPipeline):
+    """Steps a second chain by a copy of its scheduler, as video with sound does."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: list[str] | str,
+        num_inference_steps: int = 5,
+        generator: torch.Generator | None = None,
+        output_type: str = "pt",
+        return_dict: bool = True,
+    ) -> Any:
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        self.scheduler.set_timesteps(num_inference_steps)
+        other = copy.deepcopy(self.scheduler)
+        tokens, sound = torch.randn(2, len(prompts), 4, 3, generator=generator, dtype=self.transformer.dtype)
+        for when in self.scheduler.timesteps:
+            answer = self.transformer(tokens=tokens + sound, when=when, words=torch.ones(len(prompts)))["answer"]
+            tokens = self.scheduler.step(answer, when, tokens, return_dict=False)[0]
+            sound = other.step(-answer, when, sound, return_dict=False)[0]
+        images = self.painter(tokens)
+        return NewcomerOutput(images=images) if return_dict else (images,)
+
+
+def test_a_pipeline_that_copies_its_scheduler_steps_the_copy_by_itself() -> None:
+    """A multi-step solver remembers its outputs: those of one chain must not reach the other."""
+    scheduler = diffusers.DPMSolverMultistepScheduler(beta_schedule="scaled_linear")
+    one = newcomer(scheduler, torch.float64)
+    pipe = TwoStreams(one.transformer, one.painter, scheduler)
+    expected = inspect.unwrap(type(pipe).__call__)(pipe, PROMPTS, generator=seeded()).images
+    sampler = DifferentiableSampler(pipe, num_inference_steps=5)
+    assert sampler.steps == 5
+    rollout = sampler(PROMPTS, plan=Draft().plan(5, Random(0)), generator=seeded())
+    assert torch.equal(rollout.images, expected)
+    torch.testing.assert_close(
+        gradient(rollout.images, parameters(pipe)), gradient(expected, parameters(pipe)), rtol=1e-12, atol=1e-15
+    )
+    with pytest.raises(SamplerError, match="it copies its scheduler for a second chain, which cannot be replayed"):
+        sampler(PROMPTS, plan=DraftLV(resamples=1).plan(5, Random(0)), generator=seeded())
