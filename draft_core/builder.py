@@ -20,6 +20,7 @@ from packaging.version import Version
 from draft_core import seams
 from draft_core.catalog import Catalog, load_catalog
 from draft_core.config import RewardConfig
+from draft_core.encoding import remember_prompts
 from draft_core.errors import DraftError, PluginError, RecipeError
 from draft_core.lora import adapters_off, add_lora
 from draft_core.objective import Objective
@@ -60,6 +61,8 @@ def build_sampler(model: ModelConfig, *, seed: int, catalog: Catalog) -> Differe
     pipe = load_pipeline(model.pretrained, dtype=model.dtype, catalog=catalog)
     if model.tiled_decode:
         _tile_decode(pipe)
+    if model.remember_prompts:
+        remember_prompts(pipe)
     targets = {} if model.lora.targets is None else {"targets": model.lora.targets}
     with torch.random.fork_rng():
         torch.manual_seed(seed)

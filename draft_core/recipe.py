@@ -61,6 +61,11 @@ class ModelConfig(Config):
     tiled_decode: bool = Field(
         False, description="Decode in overlapping tiles, for large pictures; the seams are blended, so pixels change."
     )
+    remember_prompts: bool = Field(
+        False,
+        description="Encode each prompt once, by itself, and remember it; on a GPU the text encoders then stay in main "
+        "memory. In batches of several prompts the samples may differ in the last bits from the pipeline's own call.",
+    )
     lora: LoraConfig = Field(LoraConfig(), description="The LoRA that is trained.")
 
 
