@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 
-.PHONY: help install demo test lint emoji bench clean
+.PHONY: help install demo test lint emoji bench compare clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ emoji: install  ## train the embedded model anew, from its pictures to its packa
 bench: install  ## measure the JPEG surrogate against the real encoder, and every port against its original
 	$(BIN)/python benchmarks/jpeg_surrogate.py
 	$(BIN)/python benchmarks/parity.py
+
+compare: install  ## train with every estimator and compare them, into docs/images/compare.png: hours
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compare.py
 
 clean:  ## remove what the commands above made, runs excepted
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -509,7 +509,7 @@ def save_picture(race: Task, runs: Path, picture: Path) -> None:
         style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--", "label": method.name}
         each = seconds.get(method.name, math.nan)
         draw(by_calls, made, lambda _, point: point.calls, change, style)
-        draw(by_seconds, made, lambda _, point, each=each: point.updates * each, change, style)
+        draw(by_seconds, made, seconds_when(seconds.get(method.name, math.nan)), change, style)
         draw(quality, made, change, kept, style)
     for axes, label in ((by_calls, "denoiser calls"), (by_seconds, "seconds of processor time")):
         axes.axhline(100 * (MARK - 1), color="black", linewidth=0.8, linestyle=":")
@@ -534,6 +534,11 @@ def change(run: Run, point: Point) -> float:
 def kept(run: Run, point: Point) -> float:
     """Of the alignment, in percent."""
     return 100 * point.alignment / run.points[0].alignment
+
+
+def seconds_when(each: float) -> Value:
+    """Of an update, times the updates."""
+    return lambda _, point: each * point.updates
 
 
 def draw(axes: Axes, runs: Sequence[Run], x: Value, y: Value, style: dict[str, str]) -> None:
