@@ -507,7 +507,6 @@ def save_picture(race: Task, runs: Path, picture: Path) -> None:
         if not made:
             continue
         style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--", "label": method.name}
-        each = seconds.get(method.name, math.nan)
         draw(by_calls, made, lambda _, point: point.calls, change, style)
         draw(by_seconds, made, seconds_when(seconds.get(method.name, math.nan)), change, style)
         draw(quality, made, change, kept, style)
