@@ -13,7 +13,7 @@ import torch
 from diffusers import ClassifierFreeGuidance
 from diffusers.configuration_utils import register_to_config
 from drive import call_of, plain, sampler_of, seeded
-from families import FAMILIES, Family
+from families import FAMILIES, MODULAR, Family
 
 from draft_core import DraftK, builder
 from draft_core.builder import build_sampler, load_pipeline
@@ -21,7 +21,7 @@ from draft_core.catalog import Catalog
 from draft_core.errors import DraftError, RecipeError, SamplerError
 from draft_core.recipe import ModelConfig
 
-pytestmark = pytest.mark.skipif(not hasattr(diffusers, "FluxAutoBlocks"), reason="no modular pipelines")
+pytestmark = pytest.mark.skipif(not all(hasattr(diffusers, name) for name in MODULAR), reason="no modular pipelines")
 
 
 def family(name: str) -> Family:

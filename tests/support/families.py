@@ -722,6 +722,7 @@ def picture(batch: int = 1, size: int = 16) -> torch.Tensor:
     return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(4))
 
 
+MODULAR = ("Flux2AutoBlocks",)  # older releases have modular pipelines that are not finished
 SIZE = {"height": 16, "width": 16}
 VIDEO = {"num_frames": 5}
 
@@ -813,7 +814,13 @@ FAMILIES = (
         "Qwen-Image",
         qwen_image,
         "classifier-free, 4",
-        with_arguments(embedded("prompt_embeds", "negative_prompt_embeds"), true_cfg_scale=4.0, **SIZE),
+        with_arguments(
+            embedded("prompt_embeds", "negative_prompt_embeds"),
+            prompt_embeds_mask=torch.ones(2, 5, dtype=torch.long),
+            negative_prompt_embeds_mask=torch.ones(2, 5, dtype=torch.long),
+            true_cfg_scale=4.0,
+            **SIZE,
+        ),
         prompts=None,
         note="prompt embeddings here",
     ),
@@ -864,14 +871,14 @@ FAMILIES = (
         modular_flux,
         "embedded, 3.5",
         with_arguments(guidance_scale=3.5, max_sequence_length=16, **SIZE),
-        needs=("FluxAutoBlocks",),
+        needs=("FluxAutoBlocks", *MODULAR),
     ),
     Family(
         "SDXL, modular",
         modular_sdxl,
         "classifier-free, 7.5",
         with_arguments(**SIZE),
-        needs=("StableDiffusionXLAutoBlocks",),
+        needs=("StableDiffusionXLAutoBlocks", *MODULAR),
         note="a guider",
     ),
     Family(
@@ -879,7 +886,7 @@ FAMILIES = (
         modular_wan,
         "classifier-free, 5",
         with_arguments(max_sequence_length=16, **SIZE, **VIDEO),
-        needs=("WanBlocks",),
+        needs=("WanBlocks", *MODULAR),
         note="a guider",
     ),
     Family(
