@@ -241,8 +241,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--plot", action="store_true", help="train nothing: tables and picture of what is there")
     parser.add_argument("--quick", action="store_true", help="two updates of two methods, to see that it works")
-    parser.add_argument("--methods", nargs="+", help="only these, as in 'draft-k 1'; left out, all")
-    parser.add_argument("--only", help="only the comparison of this name, such as race; left out, all")
+    methods = [method.name for method in RACE.methods]
+    names = [task.name for task in (*TASKS, *QUICK)]
+    parser.add_argument("--methods", nargs="+", choices=methods, help="only these, as in 'draft-k 1'; left out, all")
+    parser.add_argument("--only", choices=names, help="only this comparison; left out, all")
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="default runs/compare")
     parser.add_argument("--picture", type=Path, default=PICTURE, help=f"default {PICTURE}")
     return parser.parse_args(arguments)
