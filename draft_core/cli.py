@@ -213,7 +213,7 @@ def sample(
     from draft_core.lora import load_lora
     from draft_core.monitor import evaluate
     from draft_core.objective import Objective
-    from draft_core.report import sheet
+    from draft_core.sheets import sheet
     from draft_core.sampler import DifferentiableSampler
 
     quiet_libraries()

@@ -94,6 +94,22 @@ def adapters_off(pipe: Any) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
+@contextmanager
+def adapters_scaled(pipe: Any, scale: float) -> Iterator[None]:
+    """The adapter's contribution times `scale` inside: 0 is the base model, 1 what was trained; 1 afterwards."""
+    set_scale(pipe, scale)
+    try:
+        yield
+    finally:
+        set_scale(pipe, 1.0)
+
+
+def set_scale(pipe: Any, scale: float) -> None:
+    """Multiplies the adapter's contribution, as it was trained, by `scale`."""
+    for _, layer in _adapted_layers(pipe):
+        layer.set_scale(ADAPTER, scale)
+
+
 def squared_norm(pipe: Any) -> torch.Tensor:
     """Sum over layers of |scale B A|^2, the squared Frobenius norm of what the LoRA adds, with gradient, ().
 
@@ -190,7 +206,7 @@ def _file_of(name: str) -> str:
 
 
 def load_lora(pipe: Any, folder: Path, *, scale: float = 1.0) -> None:
-    """Loads a LoRA from a folder that `save_lora`, or any diffusers trainer, wrote.
+    """Loads a LoRA from a folder that `save_lora`, or any diffusers trainer, wrote, or from a run's folder.
 
     Arguments:
         scale: factor of the adapter's contribution; 0 is the base model, 1 what was trained.
@@ -198,15 +214,51 @@ def load_lora(pipe: Any, folder: Path, *, scale: float = 1.0) -> None:
     Raises:
         CheckpointError: if there is no LoRA in `folder`, or its file is damaged.
     """
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise CheckpointError(f"there is no {WEIGHTS_FILE}", where=str(folder), next="give the lora folder of a run")
+    folder = lora_folder(folder)
     (first, _), *others = find_denoisers(pipe).items()
     _load(pipe, first, first, folder, WEIGHTS_FILE)
     for name, _ in others:
         if (folder / _file_of(name)).is_file():
             _load(pipe, first, name, folder, _file_of(name))
-    for _, layer in _adapted_layers(pipe):
-        layer.set_scale(ADAPTER, scale)
+    set_scale(pipe, scale)
+
+
+def lora_folder(path: Path) -> Path:
+    """The folder of a LoRA that a path means: itself, or `lora` in the folder of a run.
+
+    Raises:
+        CheckpointError: if there is no LoRA.
+    """
+    for folder in (path, path / "lora"):
+        if (folder / WEIGHTS_FILE).is_file():
+            return folder
+    raise CheckpointError(
+        f"there is no {WEIGHTS_FILE}", where=str(path), next="give the folder of a run, or the lora folder in it"
+    )
+
+
+def loading_lines(folder: Path, shown: Path) -> list[str]:
+    """Python lines that load the LoRA in `folder` into `pipe`.
+
+    Arguments:
+        shown: the folder as the lines name it.
+    """
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as opened:
+        if CONFIG_KEY in (opened.metadata() or {}):  # the pipeline has no loader of its own
+            return [
+                "from pathlib import Path",
+                "from draft_core.lora import load_lora",
+                f"load_lora(pipe, Path({str(shown)!r}))",
+            ]
+    prefix = _file_of("").removesuffix(".safetensors")
+    others = {file.name: file.stem.removeprefix(prefix) for file in sorted(folder.glob(f"{prefix}*.safetensors"))}
+    return [
+        f"pipe.load_lora_weights({str(shown)!r})",
+        *(
+            f"pipe.load_lora_weights({str(shown)!r}, weight_name={file!r}, load_into_{name}=True)"
+            for file, name in others.items()
+        ),
+    ]
 
 
 def _load(pipe: Any, prefix: str, name: str, folder: Path, file: str) -> None:

@@ -34,7 +34,7 @@ class LoraConfig(Config):
     targets: tuple[str, ...] | None = Field(
         None,
         min_length=1,
-        description="Name endings of the denoiser's linear layers to adapt; left out, those of all attention.",
+        description="Name endings of the denoiser's layers to adapt, linear or convolutional; left out, all attention.",
     )
 
 
@@ -131,6 +131,11 @@ class EvaluationConfig(Config):
     )
     on_collapse: Literal["stop", "warn"] = Field(
         "stop", description="What to do when the trained reward rises while other scores or diversity are lost."
+    )
+    scales: tuple[float, ...] = Field(
+        (0.25, 0.5, 0.75),
+        description="Factors of the finished LoRA at which the first four prompts are drawn once more, one picture "
+        "each, for the report's slider; an empty list draws none.",
     )
 
 

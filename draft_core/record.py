@@ -25,7 +25,7 @@ METRICS = "metrics.jsonl"  # one StepReport a line
 LOOKS = "looks.jsonl"  # one Look a line
 FACTS = "run.json"  # written when the run is over
 RECIPE = "recipe.yaml"
-PICTURES = "pictures"  # a folder for each look: UPDATE/PICTURE.png
+PICTURES = "pictures"  # a folder for each look, UPDATE/PICTURE.png, and for each scale, scale-SCALE/PICTURE.png
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,9 @@ class Facts:
         peak_memory_bytes: of the GPU where there was one, of the process otherwise.
         seconds: wall time of updates and looks, over all resumptions.
         collapse: why the run counted as collapsing at its last look; empty if it did not.
+        scales: of the LoRA, beside 0 and 1, at which some of the pictures were drawn in the end.
+        dtype: of the frozen weights, by torch's name.
+        output: what the pipeline's call returns: "images" or "frames".
     """
 
     model: str
@@ -76,6 +79,9 @@ class Facts:
     peak_memory_bytes: int
     seconds: float
     collapse: Sequence[str] = field(default_factory=tuple)
+    scales: Sequence[float] = field(default_factory=tuple)
+    dtype: str = "float32"
+    output: str = "images"
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,17 @@ class RunRecord:
     def best(self) -> Look:
         """The highest trained reward without a loss elsewhere; the base model's look where there is none such."""
         return best_look(self.looks, self.facts.rewards, tolerance=self.facts.tolerance)
+
+    def at_scales(self) -> dict[float, torch.Tensor]:
+        """Scale of the LoRA -> pictures (N, 3, H, W) of the first N prompts from the first seed; empty if none were."""
+        between = {scale: load_pictures(self.folder, scale_name(scale)) for scale in self.facts.scales}
+        if not between:
+            return {}
+        count = len(next(iter(between.values())))
+        first = slice(0, count * len(self.facts.seeds), len(self.facts.seeds))
+        ends = {0.0: self.before, 1.0: self.last}
+        whole = {scale: load_pictures(self.folder, look.update)[first] for scale, look in ends.items()}
+        return dict(sorted({**between, **whole}.items()))
 
     def evaluation(self, look: Look) -> Evaluation:
         """The pictures and scores of a look."""
@@ -203,22 +220,35 @@ def write_whole(path: Path, text: str) -> None:
 # Pictures
 
 
-def save_pictures(folder: Path, update: int, images: torch.Tensor) -> None:
-    """The pictures (N, 3, H, W) in [0, 1] of a look, as 8-bit PNG."""
-    place = folder / PICTURES / f"{update:06d}"
+def save_pictures(folder: Path, of: int | str, images: torch.Tensor) -> None:
+    """Pictures (N, 3, H, W) in [0, 1] as 8-bit PNG.
+
+    Arguments:
+        of: the update they were looked at after, or `scale_name`.
+    """
+    place = _place(folder, of)
     place.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(images):
         to_pil(image).save(place / f"{number:03d}.png")
 
 
-def load_pictures(folder: Path, update: int) -> torch.Tensor:
+def load_pictures(folder: Path, of: int | str) -> torch.Tensor:
     """What `save_pictures` saved, in 8-bit levels.
 
     Raises:
         DraftError: if a picture is missing or no picture.
     """
-    place = folder / PICTURES / f"{update:06d}"
+    place = _place(folder, of)
     files = sorted(place.glob("*.png"))
     if not files:
-        raise CheckpointError(f"it lacks the pictures of update {update}", where=str(place), next="train it again")
+        raise CheckpointError("there are no pictures in it", where=str(place), next="train the run again")
     return torch.cat([read_image(file) for file in files])
+
+
+def scale_name(scale: float) -> str:
+    """Under which name the pictures at a scale of the LoRA are kept."""
+    return f"scale-{scale:g}"
+
+
+def _place(folder: Path, of: int | str) -> Path:
+    return folder / PICTURES / (of if isinstance(of, str) else f"{of:06d}")

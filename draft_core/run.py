@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from draft_core.builder import build, build_objective
 from draft_core.catalog import Catalog
 from draft_core.checkpoints import checkpoints, prune, read_checkpoint
 from draft_core.errors import CheckpointError, Interrupted, RecipeError
-from draft_core.lora import adapters_off, lora_state, save_lora, set_lora_state
+from draft_core.lora import adapters_off, adapters_scaled, lora_state, save_lora, set_lora_state
 from draft_core.monitor import Evaluation, Look, Verdict, best_look, evaluate, judge, look_at
 from draft_core.objective import Objective
 from draft_core.recipe import EvaluationConfig, RecipeBase, dump_recipe, locate_pretrained, resolve_prompts
@@ -44,6 +44,7 @@ from draft_core.record import (
     read_run,
     rewrite_rows,
     save_pictures,
+    scale_name,
     write_facts,
     write_whole,
 )
@@ -52,9 +53,18 @@ from draft_core.trainer import StepReport, Trainer
 
 # Without an evaluation in the recipe, so many of the training prompts are looked at, and the report says so.
 PICTURED_PROMPTS = 8
+SCALED_PROMPTS = 4  # are drawn at each of `evaluation.scales`, from the first seed
 
 # What may change between the parts of a run without changing what it computes.
-HARMLESS = ("train.steps", "train.max_skipped", "checkpoint", "tensorboard", "output", "evaluation.on_collapse")
+HARMLESS = (
+    "train.steps",
+    "train.max_skipped",
+    "checkpoint",
+    "tensorboard",
+    "output",
+    "evaluation.on_collapse",
+    "evaluation.scales",
+)
 
 Progress = Callable[[str, int, int, str], None]
 """Called with a stage, how much of it is done, of how much, and a note; stage "note" is a message alone."""
@@ -148,6 +158,7 @@ class _Run:
         self.restore()
         verdict = self.train()
         best = self.save_loras()
+        self.draw_scales()
         write_facts(self.folder, self.facts(verdict))
         report = write_report(read_run(self.folder))
         return RunResult(self.folder, report, self.looks[0], best, self.looks[-1], verdict)
@@ -239,11 +250,14 @@ class _Run:
         return verdict
 
     def evaluate(self, stage: str) -> Evaluation:
+        return self.draw(stage, self.judges, self.prompts, self.seeds)
+
+    def draw(self, stage: str, rewards: Objective, prompts: Sequence[str], seeds: Sequence[int]) -> Evaluation:
         return evaluate(
             self.trainer.sampler,
-            self.judges,
-            self.prompts,
-            self.seeds,
+            rewards,
+            prompts,
+            seeds,
             batch_size=self.trainer.batch_size,
             autocast=self.trainer.accelerator.autocast,
             progress=lambda done, total: self.progress(stage, done, total, "pictures"),
@@ -297,6 +311,18 @@ class _Run:
             set_lora_state(pipe, last)
         return best
 
+    @property
+    def scales(self) -> list[float]:
+        """At which the report shows the LoRA, beside 0 and 1, which are looked at anyway."""
+        return sorted({*self.evaluation.scales} - {0.0, 1.0})
+
+    def draw_scales(self) -> None:
+        """A few pictures at each scale of the last LoRA."""
+        for scale in self.scales:
+            with adapters_scaled(self.trainer.sampler.pipe, scale):
+                drawn = self.draw(f"scale {scale:g}", Objective({}), self.prompts[:SCALED_PROMPTS], self.seeds[:1])
+            save_pictures(self.folder, scale_name(scale), drawn.images)
+
     def facts(self, verdict: Verdict) -> Facts:
         sampler = self.trainer.sampler
         return Facts(
@@ -316,6 +342,9 @@ class _Run:
             peak_memory_bytes=_peak_memory(self.trainer.accelerator.device),
             seconds=self.seconds,
             collapse=verdict.lost if verdict.collapsed else (),
+            scales=self.scales,
+            dtype=self.recipe.model.dtype,
+            output="frames" if hasattr(sampler.pipe, "video_processor") else "images",
         )
 
 

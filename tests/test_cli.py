@@ -148,7 +148,7 @@ def test_a_run_fills_its_folder_and_can_be_resumed_but_not_overwritten_by_accide
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["update"] for line in lines] == [1, 2, 3, 4]
     page = (run / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 2 * 2 + 5, "two prompts before and after, five scales of the LoRA"
     assert "http" not in page.replace("http-equiv", ""), "self-contained"
     assert "redness" in (run / "lora" / "README.md").read_text()
 

@@ -38,7 +38,7 @@ def test_the_surrogate_rises_and_the_counted_size_is_the_real_one(demo: Path) ->
     lines = [json.loads(line) for line in (demo / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 6
     rows = [row.split("|") for row in (demo / "lora" / "README.md").read_text().splitlines() if "jpeg" in row]
-    scores = {row[1].strip(): (float(row[3]), float(row[4])) for row in rows if len(row) == 6}
+    scores = {row[1].strip(): tuple(float(row[place].split()[0]) for place in (3, 4)) for row in rows if len(row) == 7}
     assert scores["jpeg"][1] > scores["jpeg"][0]
     for counted, real in zip(scores["jpeg"], scores["jpeg-size"], strict=True):
         assert counted == pytest.approx(real, rel=0.01)
@@ -55,7 +55,7 @@ def test_plain_diffusers_draws_our_after_picture(demo: Path) -> None:
     plain = pipe(prompt, generator=torch.Generator("cpu").manual_seed(0), **call).images[0]
     expected = to_pil(plain).resize((128, 128), Image.Resampling.NEAREST)
     with Image.open(demo / "before_after.png") as sheet:
-        left = sheet.width - 2 * 136  # the first of the two pictures after
+        left = sheet.width - 2 * 136  # the first of the two last pictures
         ours = sheet.convert("RGB").crop((left, 31, left + 128, 159))
     difference = torch.tensor(list(ours.tobytes())).float() - torch.tensor(list(expected.tobytes())).float()
     assert difference.abs().max() <= 1, "rounding of a picture that was drawn in another batch"

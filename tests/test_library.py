@@ -15,9 +15,9 @@ import draft_core
 from draft_core import build, load_pipeline, load_recipe
 from draft_core.builder import build_objective
 from draft_core.errors import DraftError, RecipeError
-from draft_core.monitor import Evaluation, evaluate
+from draft_core.monitor import evaluate
 from draft_core.objective import Objective
-from draft_core.report import changes, sheet
+from draft_core.sheets import sheet
 
 
 def test_importing_the_package_pulls_in_no_torch() -> None:
@@ -97,15 +97,6 @@ def test_an_evaluated_picture_depends_on_prompt_and_seed_alone(catalog: Any) -> 
     alone = evaluate(trainer.sampler, Objective({}), ["a fish"], [4], batch_size=1)
     torch.testing.assert_close(alone.images[0], whole.images[3])
     assert whole.means() == {"redness": pytest.approx(float(whole.scores["redness"].mean()))}
-
-
-def test_changes_carry_the_standard_error_over_prompts() -> None:
-    prompts, seeds = ("a", "b"), (0, 1)
-    before = Evaluation(prompts, seeds, torch.zeros(4, 3, 2, 2), {"r": torch.tensor([1.0, 1.0, 2.0, 2.0])})
-    after = Evaluation(prompts, seeds, torch.zeros(4, 3, 2, 2), {"r": torch.tensor([2.0, 2.0, 5.0, 5.0])})
-    (change,) = changes(before, after)
-    assert (change.before, change.after, change.percent) == (1.5, 3.5, pytest.approx(100 * 2 / 1.5))
-    assert change.error == pytest.approx(1.0)  # differences 1 and 3: standard deviation sqrt(2), over sqrt(2)
 
 
 def test_a_sheet_enlarges_small_pictures_and_reduces_large_ones(tmp_path: Path) -> None:
