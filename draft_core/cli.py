@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from draft_core.catalog import load_catalog
 from draft_core.cli_rewards import rewards_app
+from draft_core.cli_runs import runs_app
 from draft_core.errors import DraftError
 from draft_core.terminal import Overrides, ProgressLines, err, given_fields, out, print_problems, quiet_libraries
 
@@ -42,6 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(rewards_app, name="rewards")
+app.add_typer(runs_app)
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in the output folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the output folder.")]
@@ -174,70 +176,6 @@ def score(
     for path, value in zip(images, scores, strict=True):
         table.add_row(escape(str(path)), f"{value:.6g}")
     out.print(table)
-
-
-@app.command()
-def sample(
-    model: Annotated[str, typer.Argument(help="An alias from a plugin, a folder in diffusers' format, or a hub name.")],
-    prompts: Annotated[
-        list[str], typer.Option("--prompts", "-p", help="A prompt, a plugin's list, or a text file; repeatable.")
-    ],
-    lora: Annotated[Path | None, typer.Option("--lora", help="The lora folder of a run.")] = None,
-    scale: Annotated[float, typer.Option("--scale", help="Factor of the LoRA; 0 is the base model.")] = 1.0,
-    images: Annotated[int, typer.Option("--images", min=1, help="Pictures of each prompt.")] = 4,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Sampler steps.")] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale.")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Picture i starts from the noise of seed + i.")] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG file to write.")] = Path("samples.png"),
-) -> None:
-    """Sample a grid of pictures, one row a prompt, with or without a LoRA.
-
-    Example: draft sample emoji --lora runs/demo/lora --prompts "a red apple" --scale 0.5
-    """
-    from draft_core.recipe import locate_pretrained, resolve_prompts
-
-    catalog = load_catalog()
-    locate_pretrained(model, catalog)
-    known = catalog.prompt_lists()
-    texts = [
-        text
-        for given in prompts
-        for text in (
-            resolve_prompts(given, catalog, where="--prompts")
-            if given in known or Path(given).is_file()
-            else resolve_prompts([given], catalog, where="--prompts")
-        )
-    ]
-
-    from draft_core.builder import load_pipeline
-    from draft_core.lora import load_lora
-    from draft_core.monitor import evaluate
-    from draft_core.objective import Objective
-    from draft_core.sheets import sheet
-    from draft_core.sampler import DifferentiableSampler
-
-    quiet_libraries()
-    pipe = load_pipeline(model, catalog=catalog)
-    if lora:
-        load_lora(pipe, lora, scale=scale)
-    call: dict[str, Any] = dict(catalog.pretrained[model].spec.call) if model in catalog.pretrained else {}
-    call |= {} if guidance is None else {"guidance_scale": guidance}
-    inference_steps = steps or call.pop("num_inference_steps", 50)
-    call.pop("num_inference_steps", None)
-    sampler = DifferentiableSampler(pipe, num_inference_steps=inference_steps, **call)
-    with ProgressLines() as progress:
-        made = evaluate(
-            sampler,
-            Objective({}),
-            texts,
-            range(seed, seed + images),
-            batch_size=images,
-            progress=lambda done, total: progress("sample", done, total, "pictures"),
-        )
-    rows = [(text, list(made.images[row * images : (row + 1) * images])) for row, text in enumerate(texts)]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    sheet(rows).save(output)
-    out.print(f"wrote {output}", highlight=False)
 
 
 @app.command("new-reward")

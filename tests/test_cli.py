@@ -18,14 +18,14 @@ from safetensors.torch import load_file
 from tiny import GOOD
 from typer.testing import CliRunner
 
-from draft_core import cli, cli_rewards
+from draft_core import cli, cli_rewards, cli_runs
 from draft_core.images import to_pil
 
 
 @pytest.fixture
 def draft(catalog: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Runs `draft` with the tiny catalog in an empty folder; gives the exit code and what was printed."""
-    for module in (cli, cli_rewards):
+    for module in (cli, cli_rewards, cli_runs):
         monkeypatch.setattr(module, "load_catalog", lambda: catalog)
     monkeypatch.setattr(cli.out, "width", 200)
     monkeypatch.chdir(tmp_path)
@@ -63,6 +63,10 @@ def test_every_command_has_help_and_the_bare_command_shows_them(draft: Any) -> N
         ["plugins"],
         ["score"],
         ["sample"],
+        ["report"],
+        ["mix"],
+        ["export"],
+        ["push"],
         ["schema"],
     ):
         code, text = draft(*words, "--help")
