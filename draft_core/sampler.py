@@ -415,7 +415,10 @@ class _Renoising(_Run):
     def arguments(self) -> dict[str, Any]:
         arguments = super().arguments()
         if self.copies > 1:
-            arguments = {name: _repeated(name, value, self.copies) for name, value in arguments.items()}
+            embedded = self.sampler.call_kwargs.get("prompt_embeds")
+            prompts = embedded if self.rollout.prompts is None else self.rollout.prompts
+            lengths = {len(self.rollout.x0)} | (set() if prompts is None else {len(prompts)})
+            arguments = {name: _repeated(name, value, self.copies, lengths) for name, value in arguments.items()}
         if self.last == 0 and seams.is_modular(self.pipe):  # no method there to replace
             arguments["latents"] = self.noisy / getattr(self.pipe.scheduler, "init_noise_sigma", 1.0)
         return arguments
@@ -425,6 +428,8 @@ class _Renoising(_Run):
 
     def on_step(self, call: seams.StepCall) -> Any:
         if self.step == self.last:
+            if self.last == 0:
+                self.check_start(call.sample)
             return call.run()
         self.step += 1
         sample = call.sample
@@ -448,18 +453,26 @@ class _Renoising(_Run):
             return forward(*args, **kwargs)
         return self.blank_of(helper, args, kwargs)
 
+    def check_start(self, latents: torch.Tensor) -> None:
+        """A single step has none before it to hand the latents in by, and a call may not take them as they are."""
+        same_shape = latents.shape == self.noisy.shape
+        if not same_shape or not torch.allclose(latents.to(self.noisy.dtype), self.noisy, rtol=1e-2, atol=1e-3):
+            raise SamplerError(
+                "its only step cannot be started from re-noised latents",
+                where=type(self.pipe).__name__,
+                next="use two steps or more, or an estimator without re-noising",
+            )
+
     def blank_of(self, network: Any, args: Any, kwargs: Any) -> Any:
         shapes = seams.shapes_of(seams.denoiser_input(args, kwargs))
         blanks = self.rollout.blanks
         if (network, shapes) not in blanks:  # a larger batch than the rollout's
-            one = next(
-                blank
+            enlarged = (
+                _enlarged(blank, recorded, shapes, self.copies)
                 for (known, recorded), blank in blanks.items()
-                if known is network and _are_copies(shapes, recorded, self.copies)
+                if known is network
             )
-            blanks[network, shapes] = seams.mapped(
-                lambda zero: zero[:1].expand(len(zero) * self.copies, *zero.shape[1:]), one
-            )
+            blanks[network, shapes] = next(blank for blank in enlarged if blank is not None)
         return blanks[network, shapes]
 
     def on_encode(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
@@ -486,30 +499,40 @@ def _renoised(rollout: _Rollout) -> torch.Tensor:
 
 
 def _lengths(arguments: dict[str, Any]) -> list[int]:
-    """How many items the call's lists and batches hold, each number once; 1 is left out."""
-    batches = [value for value in arguments.values() if isinstance(value, (list, tuple, torch.Tensor)) and len(value)]
-    return sorted({len(batch) for batch in batches} - {1})
+    """How many items the call's lists and batches hold, each number once; 0 and 1 are left out."""
+    return sorted({_length(value) for value in arguments.values()} - {0, 1})
+
+
+def _length(value: Any) -> int:
+    """The items of a list or a batch; 0 for anything else."""
+    batched = isinstance(value, list) or (isinstance(value, torch.Tensor) and value.ndim > 0)
+    return len(value) if batched else 0
 
 
 def _is_one_text(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 1 and isinstance(value[0], str)
 
 
-def _are_copies(shapes: tuple[torch.Size, ...], recorded: tuple[torch.Size, ...], copies: int) -> bool:
-    """Whether each shape is the recorded one, or that of so many batches of it."""
-    return len(shapes) == len(recorded) and all(
-        shape == one or (len(one) and shape == (copies * one[0], *one[1:]))
-        for shape, one in zip(shapes, recorded, strict=True)
-    )
+def _enlarged(blank: Any, recorded: tuple[torch.Size, ...], shapes: tuple[torch.Size, ...], copies: int) -> Any:
+    """The blank output that belongs to an input of these shapes, from one that belongs to the recorded, or None.
+
+    Each shape must be the recorded one, or that of so many batches; or there are so many lists of it.
+    """
+    if shapes == recorded * copies:
+        return seams.listed(blank, copies)
+    pairs = zip(shapes, recorded, strict=False)
+    fits = all(shape == one or (len(one) and shape == (copies * one[0], *one[1:])) for shape, one in pairs)
+    if not fits or len(shapes) != len(recorded):
+        return None
+    return seams.mapped(lambda zero: zero[:1].expand(len(zero) * copies, *zero.shape[1:]), blank)
 
 
-def _repeated(name: str, value: Any, copies: int) -> Any:
-    """An argument of the call that holds one item for each prompt, so often; prompts are repeated already."""
-    if name == "prompt":
+def _repeated(name: str, value: Any, copies: int, lengths: set[int]) -> Any:
+    """An argument of the call that holds one item for each prompt or image, so often; prompts are so already."""
+    batch = _length(value) in lengths
+    if name == "prompt" or not batch or isinstance(value[0], (int, float)):
         return value
-    if isinstance(value, torch.Tensor) and value.ndim > 1:
-        return value.repeat(copies, *[1] * (value.ndim - 1))
-    return value * copies if isinstance(value, list) else value
+    return value * copies if isinstance(value, list) else value.repeat(copies, *[1] * (value.ndim - 1))
 
 
 def _recomputed(function: Any, *args: Any, **kwargs: Any) -> Any:

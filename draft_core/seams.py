@@ -322,6 +322,20 @@ def blank(output: Any) -> Any:
     return mapped(lambda tensor: tensor.detach().new_zeros(()).expand(tensor.shape), output)
 
 
+def listed(value: Any, copies: int) -> Any:
+    """`value` with each list of tensors in it so often behind itself."""
+    if isinstance(value, list):
+        return value * copies
+    if isinstance(value, tuple):
+        return tuple(listed(item, copies) for item in value)
+    if isinstance(value, dict):
+        replacement = copy.copy(value)
+        for key, item in value.items():
+            replacement[key] = listed(item, copies)
+        return replacement
+    return value
+
+
 # What a scheduler remembers between steps
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from drive import call_of, gradient, gradient_error, parameters, plain, sampler_of, samples_difference, seeded
-from families import FAMILIES, Family, flux2_transformer, sd
+from drive import call_of, gradient, gradient_error, parameters, plain, replayed, sampler_of, samples_difference, seeded
+from families import FAMILIES, PROMPTS, Family, flux2_transformer, sd
 from tiny import make_scheduler
 
 from draft_core import DifferentiableSampler, Draft, DraftK, DraftLV, DRTune, FlowBPSparse, Refl
@@ -59,6 +59,22 @@ def test_samples_are_those_of_the_plain_call_in_every_bit(family: Family) -> Non
         plan = estimator.plan(steps, Random(0))
         assert samples_difference(family, pipe, plan, expected) == 0, estimator.kind
     assert torch.equal(plain(pipe, call_of(family)), expected), "and the plain call is as before"
+
+
+@families()
+@pytest.mark.parametrize("together", [False, True], ids=["apart", "together"])
+def test_a_replay_from_the_latents_of_the_last_step_gives_the_sample_again(family: Family, together: bool) -> None:
+    """DRaFT-LV's second pass skips all steps but the last, and must leave nothing of them out."""
+    sampler = sampler_of(family, family.pipe())
+    if together and len(family.prompts or PROMPTS) == 1:
+        with pytest.raises(SamplerError, match="batched prompts are not supported"):
+            replayed(sampler, family.prompts, together=together)
+        return
+    samples, again = replayed(sampler, family.prompts, together=together)
+    if together:
+        torch.testing.assert_close(again, torch.cat([samples, samples]), rtol=0, atol=1e-5)
+    else:
+        assert torch.equal(again, torch.cat([samples, samples]))
 
 
 @families()

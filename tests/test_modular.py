@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -12,10 +13,10 @@ import pytest
 import torch
 from diffusers import ClassifierFreeGuidance
 from diffusers.configuration_utils import register_to_config
-from drive import call_of, plain, sampler_of, seeded
+from drive import call_of, plain, replayed, sampler_of, seeded
 from families import FAMILIES, MODULAR, Family
 
-from draft_core import DraftK, builder
+from draft_core import DifferentiableSampler, DraftK, DraftLV, builder
 from draft_core.builder import build_sampler, load_pipeline
 from draft_core.catalog import Catalog
 from draft_core.errors import DraftError, RecipeError, SamplerError
@@ -95,3 +96,19 @@ def test_a_pipeline_that_takes_one_prompt_a_call_says_so() -> None:
     with pytest.raises(SamplerError, match=re.escape("batched prompts are not supported, got list")):
         sampler(["a cat", "a dog"], plan=plan, generator=seeded())
     assert len(sampler(["a cat"], plan=plan, generator=seeded()).images) == 1
+
+
+def test_a_single_step_that_cannot_be_started_from_given_latents_is_refused() -> None:
+    """FLUX.3 takes latents before they are packed: given packed ones it would start from other noise."""
+    flux3 = family("FLUX.3")
+    sampler = DifferentiableSampler(flux3.pipe(), num_inference_steps=1, **flux3.call(torch.float32))
+    with pytest.raises(SamplerError, match="Flux3ModularPipeline: its only step cannot be started from re-noised"):
+        sampler(["a cat"], plan=DraftLV(resamples=1).plan(1, Random(0)), generator=seeded())
+    assert len(sampler(["a cat"], plan=DraftK(k=1).plan(1, Random(0)), generator=seeded()).images) == 1
+
+
+@pytest.mark.parametrize("name", ["FLUX.1, modular", "SDXL, modular"])
+def test_a_single_step_is_replayed_from_the_same_latents(name: str) -> None:
+    one_step = replace(family(name), steps=1)
+    samples, again = replayed(sampler_of(one_step, one_step.pipe()), one_step.prompts, together=False)
+    torch.testing.assert_close(again, torch.cat([samples, samples]), rtol=0, atol=1e-6)

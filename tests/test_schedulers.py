@@ -18,6 +18,7 @@ from drive import (
     newcomer_sampler,
     parameters,
     posterior_mean_error,
+    replayed,
     schedule_differences,
     schedule_gradient_error,
     seeded,
@@ -97,6 +98,15 @@ def test_re_noised_latents_have_the_level_from_which_the_last_step_starts(schedu
         expected = torch.stack([torch.randn(real.shape, generator=draws) for _ in range(2)]).reshape(noise.shape)
         torch.testing.assert_close(noise.float(), expected, rtol=1e-3, atol=2e-3)
     assert gradient(rollout.images[len(real) :], parameters(pipe)).norm() > 0
+
+
+@schedules(levelled=True)
+def test_a_replay_from_the_latents_of_the_last_step_gives_the_sample_again(schedule: Schedule) -> None:
+    """With the scheduler's index and its memory of earlier outputs as they were."""
+    if schedule.noisy_end:
+        pytest.skip("its last step draws noise anew")
+    samples, again = replayed(newcomer_sampler(newcomer(schedule.make())), PROMPTS, together=False)
+    assert torch.equal(again, torch.cat([samples, samples]))
 
 
 @pytest.mark.parametrize("schedule", [s for s in SCHEDULES if s.level is None], ids=lambda s: s.name)

@@ -14,9 +14,9 @@ from families import Family
 from newcomer import NewcomerPipeline, newcomer
 from schedules import Schedule, prediction
 
-from draft_core import DifferentiableSampler, Draft, StepPlan
+from draft_core import DifferentiableSampler, Draft, DraftLV, StepPlan
 from draft_core.schedules import posterior_mean
-from draft_core.seams import is_modular
+from draft_core.seams import is_modular, replaced, step_call
 
 DENOISERS = ("unet", "unet_2", "transformer", "transformer_2")
 
@@ -83,6 +83,24 @@ def samples_difference(family: Family, pipe: Any, plan: StepPlan, expected: torc
     rollout = sampler_of(family, pipe)(family.prompts, plan=plan, generator=seeded())
     assert gradient(rollout.images, parameters(pipe)).norm() > 0
     return float((rollout.samples.detach() - expected).abs().max())
+
+
+def replayed(sampler: DifferentiableSampler, prompts: Any, *, together: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples, and what the replay of their last step makes of the very latents that they took that step from."""
+    plan = DraftLV(resamples=2, together=together).plan(sampler.steps, Random(0))
+    starts: list[torch.Tensor] = []
+
+    def watch(step: Any, *args: Any, **kwargs: Any) -> Any:
+        starts.append(step_call(step, args, kwargs).sample.detach())
+        return step(*args, **kwargs)
+
+    with (
+        replaced(sampler.pipe.scheduler, "step", watch),
+        mock.patch("draft_core.sampler._renoised", side_effect=lambda rollout: starts[sampler.steps - 1]),
+        same_global_noise(),
+    ):
+        rollout = sampler(prompts, plan=plan, generator=seeded())
+    return rollout.samples.detach(), rollout.images[rollout.sample_count :].detach()
 
 
 PROMPTS = ["a cat", "a red dog"]

@@ -68,6 +68,7 @@ class Schedule:
         config: of the scheduler.
         predicts: what the denoiser predicts: epsilon, v, x0, flow, edm.
         order: of the solver.
+        noisy_end: whether its last step adds noise of its own.
         refuses: what it refuses, for the table.
         needs: a package.
     """
@@ -77,6 +78,7 @@ class Schedule:
     config: dict[str, Any] = field(default_factory=dict)
     predicts: str = "epsilon"
     order: str = "1"
+    noisy_end: bool = False
     refuses: str = ""
     needs: str | None = None
 
@@ -135,7 +137,7 @@ SCHEDULES = (
     Schedule("DEISMultistepScheduler", preserving, SCALED, order="2"),
     Schedule("UniPCMultistepScheduler", preserving, SCALED, order="2"),
     Schedule("UniPCMultistepScheduler, flow", flow, FLOW_DPM, "flow", "2"),
-    Schedule("SASolverScheduler", preserving, SCALED, order="2"),
+    Schedule("SASolverScheduler", preserving, SCALED, order="2", noisy_end=True),
     Schedule("LCMScheduler", discrete, CLEAR),
     Schedule("TCDScheduler", discrete, CLEAR),
     Schedule("EDMEulerScheduler", exploding, {}, "edm"),
