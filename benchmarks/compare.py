@@ -70,12 +70,14 @@ class Method:
     Arguments:
         checkpointing: recompute graded denoiser calls, which then count twice; what makes many steps fit into memory.
         timed_as: what to time in its place, where the cost of an update is drawn at random.
+        timed: whether to time it; not where the drift ends an update, so that no two cost the same.
     """
 
     name: str
     estimator: EstimatorConfig
     checkpointing: bool = False
     timed_as: EstimatorConfig | None = None
+    timed: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Task:
         rates: learning rates to try, from the largest down.
         budget: denoiser calls of one run; one call is for the whole batch, with and without prompt.
         optimizer_steps: where all runs end; None makes it a race to the mark.
-        judged_every: so many optimiser steps, as far as the method can be stopped there.
+        judged_every: so many optimiser steps, or as soon after as the method can be stopped.
         pictures: held-out prompts that are judged, one picture each.
         rounds: updates of each method that are timed, the methods taking turns.
     """
@@ -109,13 +111,14 @@ class Task:
 
 DRAFT_1 = Method("draft-k 1", DraftK(k=1))
 REUSE = tuple(Method(f"prefix-reuse {updates}", PrefixReuse(updates=updates)) for updates in (2, 4, 8, 16))
+BOUNDED = Method("prefix-reuse 16 to 0.04", PrefixReuse(updates=16, max_drift=0.04), timed=False)
 
 # Rate times steps is the same in all: about what DRaFT-1 needs for the mark.
 EQUAL_STEPS = tuple(
     Task(
         name=name,
         steps=steps,
-        methods=(DRAFT_1, *REUSE),
+        methods=(DRAFT_1, *REUSE, BOUNDED),
         rates=(rate,),
         budget=optimizer_steps * steps,
         optimizer_steps=optimizer_steps,
@@ -241,7 +244,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--plot", action="store_true", help="train nothing: tables and picture of what is there")
     parser.add_argument("--quick", action="store_true", help="two updates of two methods, to see that it works")
-    methods = [method.name for method in RACE.methods]
+    methods = [method.name for method in (*RACE.methods, BOUNDED)]
     names = [task.name for task in (*TASKS, *QUICK)]
     parser.add_argument("--methods", nargs="+", choices=methods, help="only these, as in 'draft-k 1'; left out, all")
     parser.add_argument("--only", choices=names, help="only this comparison; left out, all")
@@ -304,9 +307,10 @@ def train(task: Task, method: Method, rate: float, seed: int, budget: float) -> 
     used = optimizer_steps = 0
     for report in trainer:
         used += calls()
+        judged_steps = optimizer_steps // task.judged_every
         optimizer_steps += report.optimizer_steps
         run = replace(run, drifts=(*run.drifts, gauge.taken()))
-        if optimizer_steps % task.judged_every:
+        if optimizer_steps // task.judged_every == judged_steps:
             continue
         run = replace(run, points=(*run.points, Point(report.update, optimizer_steps, used, *judge())))
         calls()  # those of the judge are not the method's
@@ -404,7 +408,7 @@ def time_updates(tasks: Sequence[Task], runs: Path) -> None:
         return
     trainers = {}
     for task in tasks:
-        for method in task.methods:
+        for method in [method for method in task.methods if method.timed]:
             trainers[method.name], _ = make_trainer(task, method, rate=1e-9, seed=0)
             trainers[method.name].estimator = method.timed_as or method.estimator
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in trainers}
@@ -449,15 +453,26 @@ def print_ends(task: Task, runs: Path) -> None:
     """Where equal steps have led, and what they have cost."""
     seconds = read_seconds(task, runs)
     print(f"\n{task.name}: after {task.optimizer_steps} optimiser steps\n")
-    print_header("method", "rate", "seeds", "denoiser calls", "seconds", "of the first", "bytes, %", "alignment, %")
+    print_header(
+        "method",
+        "rate",
+        "seeds",
+        "optimiser steps",
+        "denoiser calls",
+        "seconds",
+        "of the first",
+        "bytes, %",
+        "alignment, %",
+    )
     first = math.nan
     for method in task.methods:
         made = runs_of(task, method, runs)
         ends = [run.points[-1] for run in made]
-        taken = [point.updates * seconds.get(method.name, math.nan) for point in ends]
+        taken = [point.updates * seconds[method.name] for point in ends if method.name in seconds]
         first = fmean(taken) if method is task.methods[0] and taken else first
         print_row(
             *(method.name, made[0].learning_rate if made else "-", len(made)),
+            spread([point.optimizer_steps for point in ends], ".1f"),
             spread([point.calls for point in ends], ".0f"),
             *(spread(taken, ".1f"), f"{fmean(taken) / first:.2f}" if taken else "-"),
             spread([change(run, point) for run, point in zip(made, ends, strict=True)], ".1f"),
@@ -475,7 +490,7 @@ def print_marks(task: Task, runs: Path) -> None:
     for method in task.methods:
         made = runs_of(task, method, runs)
         marks = [point for run in made if (point := run.at_mark())]
-        taken = [point.updates * seconds.get(method.name, math.nan) for point in marks]
+        taken = [point.updates * seconds[method.name] for point in marks if method.name in seconds]
         first = fmean(taken) if method is task.methods[0] and taken else first
         print_row(
             *(method.name, made[0].learning_rate if made else "-", f"{len(marks)} of {len(made)}"),
