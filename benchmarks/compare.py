@@ -227,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for task in tasks:
             for method in task.methods:
                 if options.methods is None or method.name in options.methods:
-                    train_method(task, method, options.runs / task.name)
+                    train_method(task, method, options.seeds, options.runs / task.name)
         for steps in {task.steps for task in tasks}:
             time_updates([task for task in (QUICK if options.quick else TASKS) if task.steps == steps], options.runs)
     for task in tasks:
@@ -247,6 +247,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     methods = [method.name for method in (*RACE.methods, BOUNDED)]
     names = [task.name for task in (*TASKS, *QUICK)]
     parser.add_argument("--methods", nargs="+", choices=methods, help="only these, as in 'draft-k 1'; left out, all")
+    parser.add_argument("--seeds", type=int, default=3, help="only so many of the seeds, at least 1; default 3, all")
     parser.add_argument("--only", choices=names, help="only this comparison; left out, all")
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="default runs/compare")
     parser.add_argument("--picture", type=Path, default=PICTURE, help=f"default {PICTURE}")
@@ -256,10 +257,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 # Training
 
 
-def train_method(task: Task, method: Method, folder: Path) -> None:
-    """Searches its rate on the first seed, then trains the other seeds with that."""
+def train_method(task: Task, method: Method, seeds: int, folder: Path) -> None:
+    """Searches its rate on the first seed, then trains so many in all with that."""
     rate = best_rate(task, method, folder)
-    for seed in task.seeds[1:]:
+    for seed in task.seeds[1:seeds]:
         run_once(task, method, rate, seed, folder)
 
 
