@@ -179,6 +179,8 @@ def _publish(folder: Path, repo_id: str, *, private: bool) -> str:
     from huggingface_hub import create_repo, get_token, upload_folder
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    # the bases are what its HTTP client raises without a network: of httpx since its version 1, of requests before
+    unreachable: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
     if get_token() is None:
         raise DraftError(
             "there is no token for the Hugging Face Hub",
@@ -190,7 +192,7 @@ def _publish(folder: Path, repo_id: str, *, private: bool) -> str:
         upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message="LoRA, model card and pictures")
     except HFValidationError as error:
         raise DraftError(f"it is no name of a repository ({_first_line(error)})", where=f"push {repo_id}") from error
-    except (OSError, *HfHubHTTPError.__bases__) as error:  # the bases: what its HTTP client raises without a network
+    except unreachable as error:
         raise DraftError(
             f"the Hub refused it or cannot be reached ({_first_line(error)})",
             where=f"push {repo_id}",

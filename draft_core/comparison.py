@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from draft_core.curves import LOOKED_AT, Line, Panel, look_line, training_line
+from draft_core.curves import LOOKED_AT, Line, Panel, look_line, score, training_line
 from draft_core.errors import DraftError
 from draft_core.record import RunRecord
 from draft_core.report import (
@@ -108,11 +108,7 @@ def _look_panels(runs: Sequence[Compared]) -> list[Panel]:
 
 
 def _score_lines(runs: Sequence[Compared], name: str) -> list[Line]:
-    return [
-        look_line(run.record.looks, lambda look: look.scores[name], run.name)
-        for run in runs
-        if name in run.record.before.scores
-    ]
+    return [look_line(run.record.looks, score(name), run.name) for run in runs if name in run.record.before.scores]
 
 
 # Pictures
@@ -164,9 +160,7 @@ def _in_common(runs: Sequence[Compared]) -> tuple[list[str], list[int], list[str
             remarks.append(f"No {what} are the same in all runs, so there are no pictures to compare.")
         elif any(count != shared for count in each):
             counts = ", ".join(f"{count} in {run.name}" for count, run in zip(each, runs, strict=True))
-            remarks.append(
-                f"Only {shared} {what} are the same in all runs ({counts}); scores are over all of each run's."
-            )
+            remarks.append(f"All runs share {shared} of their {what} ({counts}); scores are over all of each run's.")
     return prompts[:ROWS], seeds[:COLUMNS], remarks
 
 

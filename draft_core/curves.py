@@ -107,11 +107,16 @@ def look_panels(record: RunRecord, marks: Sequence[Mark] = ()) -> list[Panel]:
     panels = []
     for name in record.before.scores:
         role = "trained" if name in record.facts.rewards else "held out"
-        panels.append(Panel(f"{name} ({role})", [look_line(record.looks, lambda look, n=name: look.scores[n])], marks))
+        panels.append(Panel(f"{name} ({role})", [look_line(record.looks, score(name))], marks))
     for title, values in LOOKED_AT.items():
         if values(record.before):
             panels.append(Panel(title, [look_line(record.looks, values)], marks))
     return panels
+
+
+def score(name: str) -> Callable[[Look], Sequence[float]]:
+    """What takes the scores of one reward from a look."""
+    return lambda look: look.scores[name]
 
 
 def look_line(looks: Sequence[Look], values: Callable[[Look], Sequence[float]], label: str = "") -> Line:

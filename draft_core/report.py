@@ -144,10 +144,10 @@ def verdict_of(record: RunRecord) -> RunVerdict:
         return RunVerdict(
             "idle", f"The trained reward {beyond}", f"{_sentence(moved)} ({plus_minus(gain)}).", _best(record)
         )
-    held_out = (
-        "no held-out score" if set(record.before.scores) - set(weights) else "there was no held-out score, but nothing"
-    )
-    return RunVerdict("fine", "Fine", f"{_sentence(moved)}, and {held_out} or diversity was lost.", _best(record))
+    kept = "neither a held-out score nor diversity was lost"
+    if not set(record.before.scores) - set(weights):
+        kept = "diversity was not lost; no held-out score was there to tell more"
+    return RunVerdict("fine", "Fine", f"{_sentence(moved)}, and {kept}.", _best(record))
 
 
 def collapsed_at(record: RunRecord) -> int | None:
@@ -219,11 +219,13 @@ def rows(record: RunRecord) -> list[Row]:
             before = [0.0] * len(before)
         if before:
             series.append((name, "pictures", [before, best, last]))
-    prompts = record.last.prompts
-    return [
-        Row(name, role, *(over_prompts(values, prompts) for values in each), change(each[0], each[2], prompts))
-        for name, role, each in series
-    ]
+    return [_row(name, role, each, record.last.prompts) for name, role, each in series]
+
+
+def _row(name: str, role: str, each: Sequence[Sequence[float]], prompts: int) -> Row:
+    before, best, last = each
+    means = [over_prompts(values, prompts) for values in (before, best, last)]
+    return Row(name, role, means[0], means[1], means[2], change(before, last, prompts))
 
 
 def _three(record: RunRecord) -> tuple[Look, Look, Look]:

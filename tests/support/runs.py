@@ -1,0 +1,100 @@
+"""Run folders made of given numbers, without training: for what reads runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny import tiny_pipe
+
+from draft_core.lora import add_lora, save_lora, trainable
+from draft_core.monitor import Evaluation, Look, look_at
+from draft_core.record import (
+    LOOKS,
+    METRICS,
+    RECIPE,
+    Facts,
+    Licence,
+    RunRecord,
+    append_row,
+    load_pictures,
+    read_run,
+    save_pictures,
+    scale_name,
+    write_facts,
+)
+from draft_core.trainer import StepReport
+
+EVERY = 10  # updates between looks
+PROMPTS = ("a bird", "a <b>fish</b>", "a dog", "a fox", "a cat")
+SEEDS = (0, 1)
+
+
+def saved_lora(folder: Path, *, seed: int = 0, rank: int = 2, alpha: float | None = None, targets: Any = None) -> Path:
+    """A LoRA of the tiny pipeline with random factors; returns its folder."""
+    pipe = tiny_pipe()
+    add_lora(pipe, rank=rank, alpha=alpha, targets=targets)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in trainable(pipe):
+            weight.copy_(torch.randn(weight.shape, generator=generator))
+    save_lora(pipe, folder)
+    return folder
+
+
+def made_run(
+    folder: Path,
+    scores: Mapping[str, Sequence[float]],
+    *,
+    trained: Mapping[str, float],
+    prompts: Sequence[str] = PROMPTS,
+    seeds: Sequence[int] = SEEDS,
+    size: int = 16,
+    model: str = "tiny",
+    facts: Mapping[str, Any] | None = None,
+    look: Mapping[str, Any] | None = None,
+    report: Mapping[str, Any] | None = None,
+) -> RunRecord:
+    """A finished run whose looks have these mean scores, one value a look; scores differ a little between prompts."""
+    folder.mkdir(parents=True)
+    count = len(prompts) * len(seeds)
+    generator = torch.Generator().manual_seed(7)
+    images = torch.rand(count, 3, size, size, generator=generator)
+    spread = 0.01 * torch.rand(count, generator=generator)
+    length = len(next(iter(scores.values())))
+    for number in range(length):
+        values = {name: means[number] + spread * (1 + number) for name, means in scores.items()}
+        save_pictures(folder, number * EVERY, images * (1 - 0.1 * number))
+        base = Evaluation(tuple(prompts), tuple(seeds), load_pictures(folder, 0), {})
+        seen = Evaluation(tuple(prompts), tuple(seeds), load_pictures(folder, number * EVERY), values)
+        made = look_at(seen, base, number * EVERY)
+        append_row(folder / LOOKS, Look(**{**vars(made), **(look or {} if number else {})}))
+    for update in range(1, (length - 1) * EVERY + 1):
+        row = {"update": update, "loss": 0.0, "reward": 0.0, "grad_norm": 1.0, "learning_rate": 0.1, "seconds": 0.5}
+        row["scores"] = dict.fromkeys(trained, update / 10)
+        append_row(folder / METRICS, StepReport(**{**row, **(report or {})}))
+    save_pictures(folder, scale_name(0.5), images[:: len(seeds)][:4])
+    (folder / RECIPE).write_text(f"model:\n  pretrained: {model}\nprompts: x\noutput: {folder.name}\n")
+    saved_lora(folder / "lora")
+    known: dict[str, Any] = {
+        "model": model,
+        "location": "/models/tiny",
+        "estimator": "draft-lv",
+        "rewards": trained,
+        "prompts": list(prompts),
+        "seeds": list(seeds),
+        "prompts_are_unseen": True,
+        "tolerance": 2.0,
+        "call": {"num_inference_steps": 3, "guidance_scale": 3.0},
+        "images_per_update": 4,
+        "versions": {"draft-core": "0.1.0", "diffusers": "0.42.0"},
+        "licences": [Licence("model tiny", "Apache-2.0", None)],
+        "device": "cpu",
+        "peak_memory_bytes": 10**9,
+        "seconds": 3725.0,
+        "scales": [0.5],
+    }
+    write_facts(folder, Facts(**{**known, **(facts or {})}))
+    return read_run(folder)
