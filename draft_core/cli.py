@@ -17,6 +17,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from draft_core.catalog import load_catalog
+from draft_core.cli_plan import plan
 from draft_core.cli_rewards import rewards_app
 from draft_core.cli_runs import runs_app
 from draft_core.errors import DraftError
@@ -43,6 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(rewards_app, name="rewards")
+app.command()(plan)
 app.add_typer(runs_app)
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in the output folder.")]

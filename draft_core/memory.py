@@ -32,12 +32,12 @@ def peak_memory(work: Callable[[], Any], device: torch.device | str = "cpu") -> 
         before = torch.cuda.memory_allocated(device)
         work()
         torch.cuda.synchronize(device)
-        return int(torch.cuda.max_memory_allocated(device)) - before
+        return int(torch.cuda.max_memory_allocated(device) - before)
     if device.type != "cpu":
         raise DraftError(f"memory cannot be measured on {device.type}", where="device", next="use cpu or cuda")
     with MemoryMeter() as meter:
         work()
-    return meter.peak
+    return int(meter.peak)
 
 
 class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
