@@ -7,7 +7,7 @@
 All train on the `jpeg` reward alone. The judges are the bytes of real files and the alignment `emoji-clip`, which
 nobody trains on, of things that nobody trained on, from fixed seeds. Two comparisons:
 
-1. Races. The mark: real files 8 % smaller, and at least 90 % of the base model's alignment kept (the floor). A run ends
+1. Races. The mark: real files 8 % smaller, and at least 93 % of the base model's alignment kept (the floor). A run ends
    at the mark, below the floor, or when its denoiser calls are used up. Each method has its own best learning rate:
    rates are tried on one seed, from the largest down, until a smaller one is not cheaper.
 2. Equal steps. One learning rate, one number of optimiser steps, and 1 to 16 of them from each rollout.
@@ -57,7 +57,7 @@ from draft_core.protocols import FrozenModule
 from draft_core.recipe import TrainConfig, resolve_prompts
 
 MARK = 0.92  # of the base model's bytes: far enough to tell methods apart, and pictures still show their things
-FLOOR = 0.90  # of the base model's alignment
+FLOOR = 0.93  # of the base model's alignment
 RATES = (4e-3, 2e-3, 1e-3, 5e-4)  # from ten times the default; see docs/estimators.md on larger ones
 QUALITY = 80
 PICTURE = Path("docs/images/compare.png")
@@ -127,7 +127,7 @@ EQUAL_STEPS = tuple(
     for name, steps, rate, optimizer_steps, judged_every in (
         ("equal-steps-20", 20, 2.5e-3, 16, 16),
         ("equal-steps-20-slow", 20, 1.25e-3, 32, 8),
-        ("equal-steps-50", 50, 2.5e-3, 16, 16),
+        ("equal-steps-50-slow", 50, 1.25e-3, 32, 8),
     )
 )
 RACE = Task(
