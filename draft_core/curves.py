@@ -22,6 +22,7 @@ from draft_core.record import RunRecord
 from draft_core.trainer import StepReport
 
 WIDTH, HEIGHT = 4.4, 2.9  # of a panel, inches
+POINTS = 500  # of a training curve: more would not be seen, and make the page large
 COLOURS = ("#14507d", "#b3460b", "#2e6b2f", "#7a3b8f", "#8a6d00", "#a3224a")  # on white all above 4.5 : 1
 BEST, COLLAPSE = "#2e6b2f", "#b00020"
 
@@ -91,7 +92,10 @@ def training_panels(record: RunRecord, marks: Sequence[Mark] = ()) -> list[Panel
 def training_line(reports: Sequence[StepReport], values: Sequence[float], label: str = "") -> Line:
     """A running mean with the standard deviation in its window, and what it runs over."""
     means, spreads = _running(values)
-    return Line([report.update for report in reports], means, spreads, label, values)
+    shown = range(0, len(values), 1 + len(values) // POINTS)
+    updates = [reports[place].update for place in shown]
+    kept = [[series[place] for place in shown] for series in (means, spreads, values)]
+    return Line(updates, kept[0], kept[1], label, kept[2])
 
 
 LOOKED_AT: dict[str, Callable[[Look], Sequence[float]]] = {

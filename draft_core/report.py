@@ -30,7 +30,7 @@ from draft_core.curves import (
     svg,
     training_panels,
 )
-from draft_core.lora import loading_lines
+from draft_core.lora import loading_lines, lora_folder
 from draft_core.monitor import Change, Evaluation, Look, change, judge, over_prompts
 from draft_core.record import RunRecord
 from draft_core.sheets import LOSSLESS, data_uri, sheet, strips
@@ -46,7 +46,11 @@ def write_report(record: RunRecord) -> Path:
     """Fills the run's folder with its pages, and returns the one to open.
 
     It writes before_after.png, curve.png, report.html, and a model card with a picture into each folder of a LoRA.
+
+    Raises:
+        CheckpointError: if pictures or LoRA of the run are gone.
     """
+    lora_folder(record.folder)  # refuses a run whose LoRA is gone
     folder, found = record.folder, marks(record)
     before_after(shown_looks(record), record).save(folder / "before_after.png")
     panels = [*training_panels(record, found), *look_panels(record, found), *gradient_panels(record, found)]

@@ -187,6 +187,20 @@ def test_large_pictures_are_reduced_until_they_fit() -> None:
     assert len(tight) <= 60_000 < len(free)
 
 
+def test_a_long_run_has_no_longer_curves() -> None:
+    reports: Any = [type("Report", (), {"update": update})() for update in range(1, 10_001)]
+    line = training_line(reports, [float(number) for number in range(10_000)])
+    assert len(line.updates) == len(line.values) == len(line.errors) == len(line.every) <= 500
+    assert line.values[100] == pytest.approx(line.updates[100] - 1)
+
+
+def test_a_run_whose_lora_is_gone_is_refused(tmp_path: Path) -> None:
+    record = made_run(tmp_path / "run", FINE, trained=TRAINED)
+    shutil.rmtree(tmp_path / "run" / "lora")
+    with pytest.raises(DraftError, match="there is no pytorch_lora_weights"):
+        write_report(record)
+
+
 def test_a_curve_is_the_same_in_every_byte_and_says_in_words_what_it_shows() -> None:
     reports: Any = [type("Report", (), {"update": update})() for update in (1, 2, 3)]
     panel = Panel("jpeg", [training_line(reports, [1.0, float("nan"), 3.0])])
