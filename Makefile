@@ -39,9 +39,10 @@ emoji: install  ## train the embedded model anew, from its pictures to its packa
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e './plugins/emoji[training]'
 	$(BIN)/python plugins/emoji/training/train.py all --work runs/emoji
 
-bench: install  ## measure the JPEG surrogate against the real encoder, and every port against its original
+bench: install  ## measure the JPEG surrogate, every port against its original, and the cost of an update
 	$(BIN)/python benchmarks/jpeg_surrogate.py
 	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python benchmarks/cost.py
 
 compare: install  ## train with every estimator and compare them, into docs/images/compare.png: hours
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compare.py
