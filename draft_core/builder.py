@@ -23,7 +23,7 @@ from draft_core.config import RewardConfig
 from draft_core.encoding import remember_prompts
 from draft_core.errors import DraftError, PluginError, RecipeError
 from draft_core.lora import adapters_off, add_lora
-from draft_core.objective import Objective
+from draft_core.objective import Elsewhere, Objective
 from draft_core.recipe import ModelConfig, RecipeBase, locate_pretrained, resolve_prompts, reward_type, validate
 from draft_core.sampler import IMAGE_FILTERS, DifferentiableSampler
 from draft_core.trainer import Trainer
@@ -131,7 +131,10 @@ def build_reward(config: RewardConfig, catalog: Catalog) -> torch.nn.Module:
         raise PluginError(f"it cannot be built ({reason})", where=where, next="tell its author") from error
     if not isinstance(reward, torch.nn.Module):
         raise PluginError(f"its factory made {type(reward).__name__}, not a torch.nn.Module", where=where)
-    return reward
+    if config.device is None:
+        return reward
+    _check_device(config.device, where=f"reward {config.kind!r}: device")
+    return Elsewhere(reward, config.device)
 
 
 def reward_config(kind: str, fields: Mapping[str, Any], catalog: Catalog) -> RewardConfig:
@@ -232,13 +235,24 @@ def _tile_decode(pipe: Any) -> None:
     enable()
 
 
-def _check_machine(recipe: RecipeBase) -> None:
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if recipe.device and not available[recipe.device]:
-        names = ", ".join(name for name, here in available.items() if here)
+def _check_device(device: str, *, where: str) -> None:
+    """That a device is here; a number behind cuda counts from 0."""
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    available = ["cpu", *(["cuda", *(f"cuda:{card}" for card in range(cards))] if cards else [])]
+    available += ["mps"] if torch.backends.mps.is_available() else []
+    if device not in available:
         raise RecipeError(
-            f"{recipe.device!r} is not available here", where="device", next=f"use {names}, or leave the field out"
+            f"{device!r} is not available here", where=where, next=f"use {', '.join(available)}, or leave the field out"
         )
+
+
+def _check_machine(recipe: RecipeBase) -> None:
+    if recipe.device:
+        _check_device(recipe.device, where="device")
+    for place, reward in enumerate([*recipe.rewards, *recipe.measures]):
+        if reward.device:
+            name = f"rewards.{place}" if place < len(recipe.rewards) else f"measures.{place - len(recipe.rewards)}"
+            _check_device(reward.device, where=f"{name}.device")
     if recipe.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise RecipeError(
             "TensorBoard is not installed", where="tensorboard", next="pip install 'draft-core[tensorboard]'"

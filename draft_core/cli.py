@@ -7,6 +7,7 @@ needs it, so that listing and checking stay instant.
 from __future__ import annotations
 
 import json
+import os
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ from draft_core.catalog import load_catalog
 from draft_core.cli_plan import plan
 from draft_core.cli_rewards import rewards_app
 from draft_core.cli_runs import runs_app
-from draft_core.errors import DraftError
+from draft_core.errors import DraftError, Interrupted
 from draft_core.terminal import Overrides, ProgressLines, err, given_fields, out, print_problems, quiet_libraries
 
 
@@ -31,6 +32,11 @@ class _OneSentenceErrors(TyperGroup):
         try:
             return super().invoke(ctx)
         except DraftError as error:
+            place = os.environ.get("RANK", "0")
+            if place != "0":
+                if error.told or isinstance(error, Interrupted):
+                    raise typer.Exit from None
+                err.print(f"[bold]process {place}:[/]", end=" ")
             err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
             raise typer.Exit(error.exit_code) from None
 
@@ -78,6 +84,9 @@ def train(
     force: Annotated[
         bool, typer.Option("--force", help="Continue although the recipe or the versions have changed.")
     ] = False,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Processes on this machine, one for each GPU.")
+    ] = None,
 ) -> None:
     """Train a LoRA as a recipe says, and write pictures, curves and a report.
 
@@ -89,6 +98,8 @@ def train(
     if recipe.is_dir():
         overrides = [*overrides, f"output={json.dumps(str(recipe))}"]
         recipe = recipe / "recipe.yaml"
+    if processes is not None:
+        overrides = [*overrides, f"processes={processes}"]
     _train(recipe, overrides, resume=resume, overwrite=overwrite, force=force)
 
 
@@ -214,12 +225,17 @@ def _train(path: Path, overrides: list[str], *, resume: bool, overwrite: bool, f
         raise DraftError("--resume and --overwrite contradict each other", next="give one of them")
     catalog = load_catalog()
     recipe = load_recipe(path, overrides, catalog=catalog)
+    if recipe.processes > 1 and "WORLD_SIZE" not in os.environ:
+        _launch(recipe.processes, path, overrides, resume=resume, overwrite=overwrite, force=force)
+        return
 
     from draft_core.run import run_recipe
 
     quiet_libraries()
     with ProgressLines() as progress:
         result = run_recipe(recipe, catalog, resume=resume, overwrite=overwrite, force=force, progress=progress)
+    if os.environ.get("RANK", "0") != "0":
+        return
     after = result.after.means()
     for name, before in result.before.means().items():
         out.print(f"{name}: {before:.4g} before, {after[name]:.4g} after", highlight=False)
@@ -231,3 +247,14 @@ def _train(path: Path, overrides: list[str], *, resume: bool, overwrite: bool, f
             soft_wrap=True,
         )
     out.print(f"report: {result.report}", highlight=False, soft_wrap=True)
+
+
+def _launch(processes: int, path: Path, overrides: list[str], **flags: bool) -> None:
+    """The same command in several processes."""
+    from draft_core.launch import launch
+
+    settings = [word for override in overrides for word in ("--set", override)]
+    given = [f"--{name}" for name, is_given in flags.items() if is_given]
+    code = launch(processes, ["-m", "draft_core", "train", str(path), *settings, *given])
+    if code:
+        raise typer.Exit(code)

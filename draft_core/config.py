@@ -31,6 +31,11 @@ class RewardConfig(Config):
 
     kind: str = Field(description="Which reward; `draft rewards` lists the installed ones.")
     weight: float = Field(1.0, description="Factor of this reward in the sum that training maximises.")
+    device: str | None = Field(
+        None,
+        pattern=r"^(cpu|mps|cuda(:\d+)?)$",
+        description="Where this reward computes, cuda:1 for example; left out, where the pipeline does.",
+    )
     cap: float | None = Field(
         None, description="Scores above it earn no more: their gradient is zero, so that nothing is over-optimised."
     )

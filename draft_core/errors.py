@@ -13,19 +13,28 @@ class DraftError(Exception):
         what: what was wrong, without a full stop.
         where: the file, field or plugin (with its version) it was found in.
         next: what to do about it, as an imperative.
+
+    Attributes:
+        told: whether the main process of several tells it already.
     """
 
     exit_code = 2
+    told = False
 
     def __init__(self, what: str, *, where: str | None = None, next: str | None = None) -> None:
         self.what, self.where, self.next = what, where, next
         place = f"{where}: " if where else ""
         remedy = f"; {next}" if next else ""
-        sentence = f"{place}{what}{remedy}"
+        sentence = _printable(f"{place}{what}{remedy}")
         super().__init__(sentence if sentence.endswith("?") else f"{sentence}.")
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.what, self.where, self.next)
+
+
+def _printable(text: str) -> str:
+    """One line that any terminal shows as it is: a value that a user gave may hold line ends and control characters."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _rebuild(cls: type[DraftError], what: str, where: str | None, next: str | None) -> DraftError:

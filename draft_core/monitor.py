@@ -56,6 +56,8 @@ def evaluate(
     batch_size: int,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    share: tuple[int, int] = (0, 1),
+    gather: Callable[[Any], list[Any]] = lambda part: [part],
 ) -> Evaluation:
     """The evaluation of the pipeline as it is now; builds no graph.
 
@@ -66,8 +68,14 @@ def evaluate(
         batch_size: pictures made in one pass.
         autocast: makes the precision context that each pass runs in.
         progress: called with how many pictures are done, and of how many.
+        share: (place, count): this process makes every `count`-th picture, from number `place` on; all make equally
+            many, some of them twice where they do not come out even.
+        gather: gives what each process made, by place.
     """
-    pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    everything = [(prompt, seed) for prompt in prompts for seed in seeds]
+    place, count = share
+    rounds = math.ceil(len(everything) / count)
+    pairs = [everything[(turn * count + place) % len(everything)] for turn in range(rounds)]
     plan = StepPlan(sampler.steps, frozenset())
     images, scores = [], []
     for first in range(0, len(pairs), batch_size):
@@ -78,9 +86,20 @@ def evaluate(
             samples = sampler(names, plan=plan, generator=generators).images
             scores.append(rewards(samples, names).each)
         images.append(_still(samples).float().cpu())
-        progress(first + len(batch), len(pairs))
+        progress(min((first + len(batch)) * count, len(everything)), len(everything))
     joined = {name: torch.cat([one[name] for one in scores]).cpu() for name in scores[0]}
-    return Evaluation(tuple(prompts), tuple(seeds), torch.cat(images), joined)
+    parts = gather((torch.cat(images), joined))
+    return Evaluation(
+        tuple(prompts),
+        tuple(seeds),
+        _dealt([pictures for pictures, _ in parts], len(everything)),
+        {name: _dealt([each[name] for _, each in parts], len(everything)) for name in joined},
+    )
+
+
+def _dealt(parts: Sequence[Tensor], total: int) -> Tensor:
+    """The first `total` of what was dealt out by turns, in its order again."""
+    return torch.stack(list(parts), dim=1).flatten(0, 1)[:total]
 
 
 def _still(images: Tensor) -> Tensor:

@@ -73,6 +73,28 @@ class Objective(FrozenModule):
         return torch.stack(parts).sum(0)
 
 
+class Elsewhere(FrozenModule):
+    """A reward that stays on a device of its own: images go there with their gradient, scores come back.
+
+    Arguments:
+        reward: it is moved at once, and not by moving what it is part of.
+        device: "cpu", "cuda:1", ...
+    """
+
+    def __init__(self, reward: torch.nn.Module, device: torch.device | str) -> None:
+        super().__init__()
+        self.reward = reward.to(device)
+        self.device = torch.device(device)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Elsewhere:
+        return self  # torch's way to move or convert all that a module holds
+
+    def forward(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """The reward's scores, on the device of the images."""
+        scores: torch.Tensor = self.reward(images.to(self.device), prompts)
+        return scores.to(images.device) if isinstance(scores, torch.Tensor) else scores
+
+
 class RunningScale:
     """What rewards of different units are divided by, so that their weights mean the same: a running mean.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -24,6 +24,16 @@ from draft_core.catalog import Catalog, load_catalog
 from draft_core.config import Config, EstimatorConfig, Field, RewardConfig
 from draft_core.errors import DraftError, PluginError, RecipeError
 from draft_core.estimators import DraftLV
+
+MOST_STEPS = 10_000  # of a sampler; pipelines are trained on 1000
+LARGEST_SEED = 2**62  # what is added to it still fits torch's generators
+DEEPEST = 64  # nested levels of a recipe's YAML
+LARGEST = 100_000  # values in a recipe's YAML, each alias counted as what it stands for
+SHOWN = 200  # characters of a value in an error
+UNDER_WAY = (0, 0)
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LoraConfig(Config):
@@ -44,7 +54,7 @@ class ModelConfig(Config):
     pretrained: str = Field(
         description="An alias from a plugin (emoji), a folder in diffusers' format, or a hub name (org/model)."
     )
-    num_inference_steps: int = Field(20, ge=1, description="Sampler steps, as in the pipeline's call.")
+    num_inference_steps: int = Field(20, ge=1, le=MOST_STEPS, description="Sampler steps, as in the pipeline's call.")
     guidance_scale: float | None = Field(None, ge=0, description="As in the call; left out, the pipeline's default.")
     call: dict[str, Any] = Field({}, description="Further arguments of the call, such as height or negative_prompt.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
@@ -89,11 +99,16 @@ class TrainConfig(Config):
     gradient_accumulation_steps: int = Field(1, ge=1, description="Passes in one update.")
     learning_rate: float = Field(4e-4, gt=0, description="Rate after the warm-up.")
     warmup_steps: int = Field(0, ge=0, description="Updates over which the rate rises linearly.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's averaging factors.")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's averaging factors.")
     weight_decay: float = Field(0.1, ge=0, description="AdamW's decoupled decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients with a larger L2 norm are scaled down to it.")
     mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="Autocast around sampling and scoring.")
-    seed: int = Field(0, ge=0, description="Of prompts, noise and plans.")
+    sharding: Literal["none", "full"] = Field(
+        "none",
+        description="With `full` each of several processes holds a part of the frozen denoiser (FSDP2), gathered block "
+        "by block while it computes: less memory, more traffic. The LoRA stays whole.",
+    )
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Of prompts, noise and plans.")
     normalize: Literal["none", "scale", "gradient"] = Field(
         "none",
         description="What each reward is divided by before its weight: nothing, the running spread of its scores, or "
@@ -119,7 +134,9 @@ class EvaluationConfig(Config):
     prompts: str | tuple[str, ...] = Field(description="Like the recipe's prompts; none of them is trained on.")
     count: int = Field(16, ge=1, description="How many of the prompts, from the first.")
     images_per_prompt: int = Field(2, ge=1, description="Pictures of each prompt; diversity needs two or more.")
-    seed: int = Field(0, ge=0, description="Picture i of each prompt starts from the noise of seed + i.")
+    seed: int = Field(
+        0, ge=0, le=LARGEST_SEED, description="Picture i of each prompt starts from the noise of seed + i."
+    )
     every: int = Field(
         25, ge=1, description="Updates between looks; the first and the last update are always looked at."
     )
@@ -157,6 +174,12 @@ class RecipeBase(Config):
         None, description="Pictures and scores on the way; left out, some of the training prompts are looked at."
     )
     measures: Sequence[RewardConfig] = ()
+    processes: int = Field(
+        1,
+        ge=1,
+        description="How many processes train together on this machine, each with its own GPU where there are GPUs; an "
+        "update has so many times `train.batch_size` images. Under `accelerate launch` that says how many.",
+    )
     device: Literal["cpu", "cuda", "mps"] | None = Field(
         None, description="Where to run; left out, a GPU where there is one. What is named must exist."
     )
@@ -256,14 +279,16 @@ def set_field(data: dict[str, Any], override: str) -> None:
         RecipeError: if it is not of that form, or the path runs through something that is no mapping or list.
     """
     path, equals, text = override.partition("=")
-    where = f"--set {override}"
+    where = f"--set {_short(override)}"
     if not equals or not path:
         raise RecipeError("it is not of the form field=value", where=where, next="write for example train.steps=50")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = _parse(text)
+    except ValueError as error:
         raise RecipeError(f"its value is not YAML ({_one_line(error)})", where=where, next="quote it") from error
     *parents, last = path.split(".")
+    if len(parents) > DEEPEST:
+        raise RecipeError(f"its path has {len(parents) + 1} parts", where=where, next="check the path")
     place: Any = data
     for key in parents:
         place = place.setdefault(key, {}) if isinstance(place, dict) else _list_item(place, key, where)
@@ -282,9 +307,10 @@ def resolve_prompts(prompts: str | Sequence[str], catalog: Catalog, *, where: st
     """
     if isinstance(prompts, str):
         path = catalog.prompt_lists().get(prompts, Path(prompts))
-        if not path.is_file():
+        if not _exists(Path.is_file, path):
             raise RecipeError(
-                str(catalog.unknown("prompt list or file", prompts, catalog.prompt_lists())).rstrip("."), where=where
+                str(catalog.unknown("prompt list or file", _short(prompts), catalog.prompt_lists())).rstrip("."),
+                where=where,
             )
         try:
             prompts = path.read_text(encoding="utf-8").splitlines()
@@ -335,6 +361,14 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
     except RecipeError as error:
         raise RecipeError(error.what, where=f"{where}: {error.where}", next=error.next) from None
     locate_pretrained(recipe.model.pretrained, catalog, where=f"{where}: model.pretrained")
+    try:
+        dump_recipe(recipe).encode()
+    except Exception as error:  # `model.call` may hold whatever YAML can say; pydantic and PyYAML raise many kinds
+        raise RecipeError(
+            f"it cannot be written down again ({_short(_one_line(error))})",
+            where=f"{where}: model.call",
+            next="give numbers, texts, lists and mappings",
+        ) from error
 
 
 def locate_pretrained(name: str, catalog: Catalog, *, where: str = "model") -> str:
@@ -346,7 +380,7 @@ def locate_pretrained(name: str, catalog: Catalog, *, where: str = "model") -> s
     if name in catalog.pretrained:
         return str(catalog.pretrained[name].spec.folder)
     folder = Path(name)
-    if folder.is_dir():
+    if _exists(Path.is_dir, folder):
         if not any((folder / index).is_file() for index in ("model_index.json", "modular_model_index.json")):
             raise RecipeError(
                 f"folder {name} holds no model_index.json", where=where, next="give a folder in diffusers' format"
@@ -354,7 +388,7 @@ def locate_pretrained(name: str, catalog: Catalog, *, where: str = "model") -> s
         return str(folder)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
         return name
-    error = catalog.unknown("model", name, catalog.pretrained, where=where)
+    error = catalog.unknown("model", _short(name), catalog.pretrained, where=where)
     raise RecipeError(
         error.what, where=where, next=f"{error.next}; a folder must exist, a hub name has the form org/model"
     )
@@ -362,7 +396,8 @@ def locate_pretrained(name: str, catalog: Catalog, *, where: str = "model") -> s
 
 def _with_absolute_prompts(recipe: RecipeBase, base: Path, catalog: Catalog) -> RecipeBase:
     def absolute(prompts: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if isinstance(prompts, str) and prompts not in catalog.prompt_lists() and (base / prompts).is_file():
+        known = catalog.prompt_lists()
+        if isinstance(prompts, str) and prompts not in known and _exists(Path.is_file, base / prompts):
             return str((base / prompts).resolve())
         return prompts
 
@@ -377,12 +412,12 @@ def _with_absolute_prompts(recipe: RecipeBase, base: Path, catalog: Catalog) -> 
 
 def _read(path: Path) -> tuple[str, Path, Mapping[str, Any]]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError("no such file", where=str(path), next="check the path of the recipe") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot be read ({_one_line(error)})", where=str(path)) from error
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise RecipeError(
             f"it is not plain YAML ({_one_line(error)})", where=str(path), next="mend it at that line"
         ) from error
@@ -391,6 +426,54 @@ def _read(path: Path) -> tuple[str, Path, Mapping[str, Any]]:
             f"it holds {type(data).__name__}, not fields", where=str(path), next="see `draft schema` for the fields"
         )
     return str(path), path.parent, data
+
+
+def _parse(text: str) -> Any:
+    """What plain YAML says.
+
+    Raises:
+        ValueError: if it is none, names a field twice, or would unfold to more than a recipe can hold.
+    """
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None:
+            _measure(node, {})
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except Exception as error:  # beside YAMLError, PyYAML lets through what its constructors stumble over
+        raise ValueError(_short(_one_line(error)) or type(error).__name__) from error
+
+
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How many values a node holds, every alias unfolded, and in how many levels."""
+    if known.get(id(node)) == UNDER_WAY:
+        raise ValueError(f"an alias holds itself{node.start_mark}")
+    if id(node) not in known:
+        known[id(node)] = UNDER_WAY
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        if isinstance(node, yaml.MappingNode):
+            _require_single_fields(node)
+            parts = [part for pair in node.value for part in pair]
+        sizes = [_measure(part, known) for part in parts]
+        known[id(node)] = 1 + sum(size for size, _ in sizes), 1 + max((levels for _, levels in sizes), default=0)
+    size, levels = known[id(node)]
+    if levels > DEEPEST:
+        raise ValueError(f"it is nested deeper than {DEEPEST} levels{node.start_mark}")
+    if size > LARGEST:
+        raise ValueError(f"it unfolds to more than {LARGEST} values{node.start_mark}")
+    return size, levels
+
+
+def _require_single_fields(node: yaml.MappingNode) -> None:
+    seen = set()
+    for key, _ in node.value:
+        name = key.value if isinstance(key, yaml.ScalarNode) else None
+        if name is not None and name in seen:
+            raise ValueError(f"the field {_short(name)!r} stands there twice{key.start_mark}")
+        seen.add(name)
 
 
 def _plain(value: Any) -> Any:
@@ -402,10 +485,12 @@ def _plain(value: Any) -> Any:
 
 def _list_item(place: Any, key: str, where: str) -> Any:
     if not isinstance(place, list):
-        raise RecipeError(f"there is no field {key!r} in {place!r}", where=where, next="check the path")
-    if not key.isdecimal() or int(key) >= len(place):
         raise RecipeError(
-            f"{key!r} is no place in a list of {len(place)}", where=where, next=f"use 0 to {len(place) - 1}"
+            f"there is no field {_short(key)!r} in {_short(repr(place))}", where=where, next="check the path"
+        )
+    if not re.fullmatch("[0-9]{1,9}", key) or int(key) >= len(place):
+        raise RecipeError(
+            f"{_short(key)!r} is no place in a list of {len(place)}", where=where, next=f"use 0 to {len(place) - 1}"
         )
     return place[int(key)]
 
@@ -423,7 +508,7 @@ def _without_echoes(problems: list[ErrorDetails]) -> list[ErrorDetails]:
 
 def _readable(problem: ErrorDetails, further: int, data: Any, catalog: Catalog, where: str) -> DraftError:
     path = _path_in(data, problem["loc"])
-    field = ".".join(path)
+    field = _short(".".join(path))
     place = f"{where}: {field}" if field else where
     more = f" (and {further} more problem{'s' if further > 1 else ''})" if further else ""
     kind, context = problem["type"], problem.get("ctx", {})
@@ -431,11 +516,13 @@ def _readable(problem: ErrorDetails, further: int, data: Any, catalog: Catalog, 
     tag_field = context.get("discriminator", "'kind'").strip("'")
     if kind == "union_tag_invalid" and tag_field != "kind":
         known_tags = context["expected_tags"].replace("'", "")
-        return RecipeError(f"unknown {tag_field} {context['tag']!r}{more}", where=place, next=f"known: {known_tags}")
+        return RecipeError(
+            f"unknown {tag_field} {_short(repr(context['tag']))}{more}", where=place, next=f"known: {known_tags}"
+        )
     if kind == "union_tag_not_found" and tag_field != "kind":
         return RecipeError(f"it does not say its {tag_field}{more}", where=place, next=f"add `{tag_field}`")
     if kind == "union_tag_invalid" or (kind == "literal_error" and path[-1:] == ["kind"]):
-        tag = str(context.get("tag", problem["input"]))
+        tag = _short(str(context.get("tag", problem["input"])))
         known = catalog.rewards if is_reward else catalog.estimators
         return catalog.unknown("reward" if is_reward else "estimator", tag, known, where=f"{place}{more}")
     if kind == "union_tag_not_found":
@@ -443,13 +530,13 @@ def _readable(problem: ErrorDetails, further: int, data: Any, catalog: Catalog, 
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(path[-1], _fields_beside(problem["loc"], data, catalog), n=1, cutoff=0.5)
         advice = f"did you mean {near[0]!r}?" if near else "remove it"
-        return RecipeError(f"unknown field {path[-1]!r}{more}", where=place, next=advice)
+        return RecipeError(f"unknown field {_short(path[-1])!r}{more}", where=place, next=advice)
     if kind == "missing":
         return RecipeError(f"the field is missing{more}", where=place, next="add it; `draft schema` describes it")
     if kind == "too_short":
         return RecipeError(f"the list is empty{more}", where=place, next="give at least one entry")
     message = problem["msg"][0].lower() + problem["msg"][1:].replace("valid tuple", "list")
-    return RecipeError(f"{message}, not {problem['input']!r}{more}", where=place, next="correct the value")
+    return RecipeError(f"{message}, not {_short(repr(problem['input']))}{more}", where=place, next="correct the value")
 
 
 def _path_in(data: Any, location: tuple[int | str, ...]) -> list[str]:
@@ -496,3 +583,15 @@ def _model_of_field(model: Any, name: str) -> Any:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
+
+
+def _exists(is_there: Callable[[Path], bool], path: Path) -> bool:
+    """Whether a path is there; what cannot be a path, such as a text of a thousand letters, is not."""
+    try:
+        return is_there(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

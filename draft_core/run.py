@@ -12,9 +12,10 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,6 +31,7 @@ from draft_core.errors import CheckpointError, Interrupted, RecipeError
 from draft_core.lora import adapters_off, adapters_scaled, lora_state, save_lora, set_lora_state
 from draft_core.monitor import Evaluation, Look, Verdict, best_look, evaluate, judge, look_at
 from draft_core.objective import Objective
+from draft_core.processes import Processes
 from draft_core.recipe import EvaluationConfig, RecipeBase, dump_recipe, locate_pretrained, resolve_prompts
 from draft_core.record import (
     FACTS,
@@ -58,6 +60,7 @@ SCALED_PROMPTS = 4  # are drawn at each of `evaluation.scales`, from the first s
 # What may change between the parts of a run without changing what it computes.
 HARMLESS = (
     "train.steps",
+    "train.sharding",
     "train.max_skipped",
     "checkpoint",
     "tensorboard",
@@ -68,6 +71,10 @@ HARMLESS = (
 
 Progress = Callable[[str, int, int, str], None]
 """Called with a stage, how much of it is done, of how much, and a note; stage "note" is a message alone."""
+
+
+def _silent(stage: str, done: int, total: int, note: str) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -126,9 +133,11 @@ class _Run:
     judges: Objective
 
     def __init__(self, recipe: RecipeBase, catalog: Catalog, progress: Progress, stop: _Stop) -> None:
-        self.recipe = recipe.model_copy(update={"versions": _versions(catalog)})
+        self.processes = Processes(cpu=recipe.device == "cpu")
+        started = {"versions": _versions(catalog), "processes": self.processes.count}
+        self.recipe = recipe.model_copy(update=started)
         self.catalog = catalog
-        self.progress = progress
+        self.progress = progress if self.processes.place == 0 else _silent
         self.stop = stop
         self.folder = recipe.output
         config = recipe.evaluation
@@ -145,28 +154,45 @@ class _Run:
         return self.earlier_seconds + time.perf_counter() - self.started
 
     def run(self, *, resume: bool, overwrite: bool, force: bool) -> RunResult:
-        continued = _is_continued(self.recipe, self.folder, resume=resume, overwrite=overwrite, force=force)
+        continued = self.processes.on_main(
+            lambda: _is_continued(self.recipe, self.folder, resume=resume, overwrite=overwrite, force=force)
+        )
         self.progress("load", 0, 1, self.recipe.model.pretrained)
         self.trainer = build(self.recipe, catalog=self.catalog)
         device = self.trainer.accelerator.device
         self.judges = build_objective(self.recipe.measures, self.catalog, beside=self.trainer.objective).to(device)
-        if not continued:  # only now, when the new run is sure to start
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / RECIPE, dump_recipe(self.recipe))
+        self.processes.gather(None)  # only now, when the new run is sure to start in every process
+        self.processes.on_main(lambda: self.make_folder(anew=not continued))
         self.progress("load", 1, 1, self.recipe.model.pretrained)
         self.restore()
         verdict = self.train()
-        best = self.save_loras()
+        best = self.processes.on_main(self.save_loras)
         self.draw_scales()
-        write_facts(self.folder, self.facts(verdict))
-        report = write_report(read_run(self.folder))
+        report = self.processes.on_main(lambda: self.finish(verdict))
+        self.trainer.accelerator.end_training()
         return RunResult(self.folder, report, self.looks[0], best, self.looks[-1], verdict)
+
+    def make_folder(self, *, anew: bool) -> None:
+        if anew:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / RECIPE, dump_recipe(self.recipe))
+
+    def finish(self, verdict: Verdict) -> Path:
+        write_facts(self.folder, self.facts(verdict))
+        return write_report(read_run(self.folder))
 
     # Where it stands
 
     def restore(self) -> None:
         """Puts the run where its newest usable checkpoint left it, or at its beginning."""
+        used, self.earlier_seconds, self.looks = self.processes.on_main(self.restore_main)
+        if used is not None and self.processes.place > 0:
+            self.trainer.load_checkpoint(used)
+
+    def restore_main(self) -> tuple[Path | None, float, list[Look]]:
+        """The checkpoint that was found and loaded, the seconds that the run took until then, and its looks."""
+        used, seconds = None, 0.0
         for folder in reversed(checkpoints(self.folder / "checkpoints")):
             try:
                 state = self.trainer.load_checkpoint(folder)
@@ -174,8 +200,10 @@ class _Run:
                 self.progress("note", 0, 0, f"{error} It is left aside, and the one before it taken.")
                 folder.rename(folder.with_name(folder.name + ".unusable"))
                 continue
-            self.earlier_seconds = float(state.get("seconds", 0.0))
-            self.progress("note", 0, 0, f"going on after update {self.trainer.done}")
+            used, seconds = folder, float(state.get("seconds", 0.0))
+            before, now = state.get("processes", 1), self.processes.count
+            change = "" if before == now else f", with {now} process(es) instead of {before}: equal but for rounding"
+            self.progress("note", 0, 0, f"going on after update {self.trainer.done}{change}")
             break
         else:
             if any((self.folder / "checkpoints").glob("*.unusable")):
@@ -187,8 +215,9 @@ class _Run:
         done = self.trainer.done
         (self.folder / FACTS).unlink(missing_ok=True)
         rewrite_rows(self.folder / METRICS, self.rows_until(METRICS, StepReport, done))
-        self.looks = self.rows_until(LOOKS, Look, done)
-        rewrite_rows(self.folder / LOOKS, self.looks)
+        looks = self.rows_until(LOOKS, Look, done)
+        rewrite_rows(self.folder / LOOKS, looks)
+        return used, seconds, looks
 
     def rows_until(self, name: str, kind: Any, update: int) -> list[Any]:
         return [row for row in read_rows(self.folder / name, kind) if row.update <= update]
@@ -203,9 +232,9 @@ class _Run:
         verdict = self.verdict()
         if self.ends_with(verdict):
             return verdict
-        with _tracker(self.recipe) as track:
+        with _tracker(self.recipe, is_main=self.processes.place == 0) as track:
             for report in self.trainer:
-                append_row(self.folder / METRICS, report)
+                self.processes.on_main(partial(append_row, self.folder / METRICS, report))
                 track(report)
                 self.note_of(report)
                 if self.is_due(report.update):
@@ -214,12 +243,12 @@ class _Run:
                 if self.ends_with(verdict):
                     self.save()
                     break
-                if self.stop.signal:
+                if number := max(self.processes.gather(self.stop.signal)):
                     raise Interrupted(
                         f"interrupted after update {report.update}",
                         where=str(self.save()),
                         next="continue with the same command, or with --resume",
-                        exit_code=128 + self.stop.signal,
+                        exit_code=128 + number,
                     )
         if self.looks[-1].update != self.trainer.done:  # no update was left to make, and the look at the last is gone
             verdict = self.look("after")
@@ -236,18 +265,22 @@ class _Run:
     def look(self, stage: str, *, compare: bool = True) -> Verdict:
         """Draws and scores the held-out pictures, writes down what is seen, and judges it."""
         seen = self.evaluate(stage)
-        update = self.trainer.done
-        save_pictures(self.folder, update, seen.images)
-        images = load_pictures(self.folder, 0)  # in the levels of the files, also in an uninterrupted run
         gradients, cosines = self.trainer.reward_gradients() if compare and len(self.weights) > 1 else ({}, {})
-        look = look_at(seen, replace(seen, images=images), update, gradients=gradients, cosines=cosines)
-        self.looks.append(look)
-        append_row(self.folder / LOOKS, look)
+        self.looks.append(self.processes.on_main(lambda: self.write_look(seen, gradients, cosines)))
+        update = self.trainer.done
         verdict = self.verdict()
         if verdict.lost:
             what = "collapsing" if verdict.collapsed else "losing"
             self.progress("note", 0, 0, f"update {update}: {what}, {'; '.join(verdict.lost)}")
         return verdict
+
+    def write_look(self, seen: Evaluation, gradients: Mapping[str, float], cosines: Mapping[str, float]) -> Look:
+        update = self.trainer.done
+        save_pictures(self.folder, update, seen.images)
+        images = load_pictures(self.folder, 0)  # in the levels of the files, also in an uninterrupted run
+        look = look_at(seen, replace(seen, images=images), update, gradients=gradients, cosines=cosines)
+        append_row(self.folder / LOOKS, look)
+        return look
 
     def evaluate(self, stage: str) -> Evaluation:
         return self.draw(stage, self.judges, self.prompts, self.seeds)
@@ -261,6 +294,8 @@ class _Run:
             batch_size=self.trainer.batch_size,
             autocast=self.trainer.accelerator.autocast,
             progress=lambda done, total: self.progress(stage, done, total, "pictures"),
+            share=(self.processes.place, self.processes.count),
+            gather=self.processes.gather,
         )
 
     @property
@@ -285,12 +320,16 @@ class _Run:
             self.save()
 
     def save(self) -> Path:
+        return self.processes.on_main(self.write_checkpoint)
+
+    def write_checkpoint(self) -> Path:
         folder = self.folder / "checkpoints"
         saved = self.trainer.save_checkpoint(
             folder / f"{self.trainer.done:06d}",
             recipe=dump_recipe(self.recipe),
             versions=self.recipe.versions,
             seconds=self.seconds,
+            processes=self.processes.count,
         )
         prune(folder, keep=self.recipe.checkpoint.keep, spare=[self.best().update])
         return saved
@@ -321,7 +360,7 @@ class _Run:
         for scale in self.scales:
             with adapters_scaled(self.trainer.sampler.pipe, scale):
                 drawn = self.draw(f"scale {scale:g}", Objective({}), self.prompts[:SCALED_PROMPTS], self.seeds[:1])
-            save_pictures(self.folder, scale_name(scale), drawn.images)
+            self.processes.on_main(partial(save_pictures, self.folder, scale_name(scale), drawn.images))
 
     def facts(self, verdict: Verdict) -> Facts:
         sampler = self.trainer.sampler
@@ -335,7 +374,7 @@ class _Run:
             prompts_are_unseen=self.recipe.evaluation is not None,
             tolerance=self.evaluation.tolerance,
             call={"num_inference_steps": sampler.num_inference_steps, **sampler.call_kwargs},
-            images_per_update=self.recipe.train.batch_size * self.recipe.train.gradient_accumulation_steps,
+            images_per_update=_images_per_update(self.recipe.model_dump()),
             versions=self.recipe.versions or {},
             licences=_licences(self.recipe, self.catalog),
             device=str(self.trainer.accelerator.device),
@@ -419,12 +458,12 @@ def _is_continued(recipe: RecipeBase, folder: Path, *, resume: bool, overwrite: 
 def _differences(folder: Path, recipe: RecipeBase) -> list[str]:
     """What the run in the folder was started with and would now be otherwise: "field: then -> now"."""
     try:
-        then = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        then = _by_images(yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"it cannot be read ({' '.join(str(error).split())})", where=str(folder / RECIPE), next="use --overwrite"
         ) from error
-    now = yaml.safe_load(dump_recipe(recipe))
+    now = _by_images(yaml.safe_load(dump_recipe(recipe)))
     before, after = _flat(then), _flat(now)
     return [
         f"{name}: {before.get(name, 'nothing')} -> {after.get(name, 'nothing')}"
@@ -432,6 +471,23 @@ def _differences(folder: Path, recipe: RecipeBase) -> list[str]:
         if before.get(name) != after.get(name)
         and not any(name == harmless or name.startswith(f"{harmless}.") for harmless in HARMLESS)
     ]
+
+
+def _by_images(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with what an update is made of instead of how that is shared out over processes and passes."""
+    train = dict(recipe["train"])
+    images = {"images per update": _images_per_update(recipe)}
+    if train.get("normalize") == "scale" or recipe["estimator"].get("max_drift") is not None:  # of one pass
+        images["images per pass"] = images["images per update"] // train["gradient_accumulation_steps"]
+    for field in ("batch_size", "gradient_accumulation_steps"):
+        train.pop(field)
+    rest = {name: value for name, value in recipe.items() if name != "processes"}
+    return {**rest, "train": train, **images}
+
+
+def _images_per_update(recipe: Mapping[str, Any]) -> int:
+    train = recipe["train"]
+    return int(recipe.get("processes", 1) * train["batch_size"] * train["gradient_accumulation_steps"])
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -442,8 +498,8 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 @contextmanager
-def _tracker(recipe: RecipeBase) -> Iterator[Callable[[StepReport], None]]:
-    if not recipe.tensorboard:
+def _tracker(recipe: RecipeBase, *, is_main: bool) -> Iterator[Callable[[StepReport], None]]:
+    if not (recipe.tensorboard and is_main):
         yield lambda report: None
         return
     tracker = TensorBoardTracker("tensorboard", logging_dir=recipe.output)

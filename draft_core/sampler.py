@@ -113,12 +113,20 @@ class DifferentiableSampler:
         )
 
     def passes(
-        self, prompts: Sequence[str] | None = None, *, plan: StepPlan, generator: Generator = None
+        self,
+        prompts: Sequence[str] | None = None,
+        *,
+        plan: StepPlan,
+        generator: Generator = None,
+        over_all: Callable[[torch.Tensor], torch.Tensor] = lambda drift: drift,
     ) -> Iterator[Rollout]:
         """The samples, then their re-noised copies, each when it is asked for, so that one can be
         backpropagated before the next is made; arguments and errors as in `__call__`.
 
         With `plan.max_drift` the passes end after the first that drifted further from the samples.
+
+        Arguments:
+            over_all: from the mean squared drift of this batch, (), to that of everything that ends together with it.
         """
         if isinstance(prompts, str) or prompts == []:
             raise SamplerError(f"prompts is {prompts!r}", where="prompts", next="give a list of one or more strings")
@@ -144,8 +152,10 @@ class DifferentiableSampler:
             renoising = _Renoising(rollout, batch)
             images = renoising.sample()
             yield Rollout(images, names * renoising.copies, sample_count=0, divergence=renoising.mean_divergence())
-            if plan.max_drift is not None and _root_mean_square(images.detach() - samples) > plan.max_drift:
-                return
+            if plan.max_drift is not None:
+                drift = over_all((images.detach() - samples).float().square().mean()).sqrt()
+                if float(drift) > plan.max_drift:
+                    return
 
 
 class _Run:
@@ -554,10 +564,6 @@ def _prompt_of_each(prompts: Sequence[str] | None, images: int) -> tuple[str, ..
     """The prompt of every image; pipelines keep the images of one prompt together."""
     prompts = prompts or [""]
     return tuple(prompt for prompt in prompts for _ in range(images // len(prompts)))
-
-
-def _root_mean_square(difference: torch.Tensor) -> float:
-    return float(difference.float().square().mean().sqrt())
 
 
 def _check_drivable(pipe: Any) -> None:

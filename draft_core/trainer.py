@@ -1,7 +1,8 @@
 """The trainer: one update read as data flowing, and a generator of reports around it.
 
 Everything random in update u is drawn from the seed and u alone, so a resumed run draws what an
-uninterrupted one would. Tensors wing. May import: checkpoints, errors, lora, objective, plan, protocols, sampler.
+uninterrupted one would. Tensors wing. May import: checkpoints, errors, lora, objective, plan, processes, protocols,
+sampler, sharding.
 """
 
 from __future__ import annotations
@@ -17,20 +18,21 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from draft_core.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from draft_core.errors import CheckpointError, DraftError, RewardError
 from draft_core.lora import lora_state, set_lora_state, squared_norm, trainable
 from draft_core.objective import Objective, RunningScale, Scores
 from draft_core.plan import StepPlan
+from draft_core.processes import Processes
 from draft_core.protocols import Estimator, Rollout
 from draft_core.sampler import DifferentiableSampler
+from draft_core.sharding import shard_denoisers
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one update did.
+    """What one update did, in all processes together.
 
     Arguments:
         update: how many updates have been made, this one included.
@@ -83,9 +85,10 @@ class Trainer:
         lora_norm: weight of the squared Frobenius norm of what the LoRA adds to the weights.
         normalize: "none", "scale" or "gradient": what each reward is divided by before its weight, `RunningScale`.
         max_skipped: so many optimiser steps may be skipped for numbers that are not finite; one more ends the run.
+        sharding: "none", or "full" to spread the frozen denoiser over the processes, `sharding.shard_denoisers`.
 
-    Under several processes (`accelerate launch`) each draws its own part of the batch, and gradients are averaged: two
-    processes with a batch of B are one with 2 B.
+    Under several processes (`draft train --processes 2`, `accelerate launch`) each draws its own part of the batch, and
+    gradients are averaged: two processes with a batch of B are one with 2 B.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class Trainer:
         lora_norm: float = 0.0,
         normalize: str = "none",
         max_skipped: int = 10,
+        sharding: str = "none",
         device: str | None = None,
     ) -> None:
         # Passes are accumulated by hand: accelerate keeps their number in one place for the whole process,
@@ -116,8 +120,13 @@ class Trainer:
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
         if kl and sampler.base_model is None:
             raise DraftError("the sampler knows no base model to stay near to", where="kl", next="give it base_model")
+        self.processes = Processes(cpu=device == "cpu")
         self.sampler = sampler
         self.objective = objective.to(self.accelerator.device)
+        self.parameters = list(trainable(sampler.pipe))
+        self.sharded = sharding == "full"
+        if self.sharded:
+            shard_denoisers(sampler.pipe, self.accelerator.device, self.processes.count)
         sampler.pipe.to(self.accelerator.device)
         self.estimator = estimator
         self.prompts = list(prompts)
@@ -132,7 +141,6 @@ class Trainer:
         self.max_skipped = max_skipped
         self.skipped = 0  # optimiser steps so far
         self.done = 0  # updates made so far
-        self.parameters = list(trainable(sampler.pipe))
         optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.learning_rate = learning_rate
@@ -172,12 +180,14 @@ class Trainer:
                 where=f"update {self.done}",
                 next="lower train.learning_rate, or look at the reward; the last checkpoint is kept",
             )
+        tally.take_in(self.processes.gather(tally))
         return tally.report(self.done, self._regularizers(), seconds=time.perf_counter() - start)
 
     def _passes(self, micro: int, plan: StepPlan) -> Iterator[_Pass]:
         """The samples of one batch and their re-noisings, one after another, with their scores."""
         prompts, generators = self._draw(micro)
-        rollouts = self.sampler.passes(prompts, plan=plan, generator=generators)  # prompts -> images, with gradient
+        # prompts -> images, with gradient
+        rollouts = self.sampler.passes(prompts, plan=plan, generator=generators, over_all=self.processes.mean)
         sample_count = 0
         while True:
             with self.accelerator.autocast():
@@ -192,16 +202,25 @@ class Trainer:
         scores: Scores = self.objective(rollout.images, rollout.prompts)
         if self.scale is None:
             return scores
-        seen = self.scale.measure(scores.each, rollout.images)
-        self.scale.update({name: fmean(each) for name, each in self._of_all_processes(seen).items()})
+        each = self._pooled(scores.each) if self.scale.by == "scale" else scores.each
+        seen = self.processes.gather(self.scale.measure(each, rollout.images))
+        self.scale.update({name: fmean(size[name] for size in seen) for name in scores.each})
         return Scores(self.objective.total(scores.each, self.scale.divisors), scores.each)
+
+    def _pooled(self, each: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Reward name -> its scores in all processes."""
+        parts = self.processes.gather({name: scores.tolist() for name, scores in each.items()})
+        return {name: torch.tensor([score for part in parts for score in part[name]]) for name in each}
 
     def _accumulate_gradient(self, one: _Pass, share: float, tally: _Tally) -> None:
         """From the scores of one pass to gradient, its part in the update's loss being `share`."""
         _require_gradient(one.scores.each)
         penalties = self._penalties(one.rollout)
         tally.add(one, penalties)
-        if tally.problems:  # the gradient of a number that is not finite would spoil the others
+        # The gradient of a number that is not finite would spoil the others. With a sharded denoiser the backward
+        # pass is work in common, which all do or none.
+        spoilt = any(self.processes.gather(bool(tally.problems))) if self.sharded else tally.problems
+        if spoilt:
             return
         loss = -one.scores.total.mean()  # higher reward is better
         for name, value in penalties.items():
@@ -212,7 +231,7 @@ class Trainer:
         """One optimiser step with the gradient gathered so far, unless a number is not finite."""
         self._average_gradients()
         grad_norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm))
-        problems = sorted({problem for each in self._of_all_processes({"": tally.problems})[""] for problem in each})
+        problems = sorted({problem for each in self.processes.gather(tally.problems) for problem in each})
         # With fp16 autocast the gradient scaler skips overflowing updates by itself.
         if not problems and not math.isfinite(grad_norm) and self.accelerator.mixed_precision != "fp16":
             problems = [f"the gradient became {grad_norm}"]
@@ -246,7 +265,7 @@ class Trainer:
         for name in one.scores.each:
             alone = self.objective.total({name: one.scores.each[name]}, self.scale.divisors if self.scale else {})
             grads = torch.autograd.grad(alone.mean(), self.parameters, retain_graph=True, allow_unused=True)
-            flat[name] = torch.cat([grad.flatten() for grad in grads if grad is not None])
+            flat[name] = self.processes.mean(torch.cat([grad.flatten() for grad in grads if grad is not None]))
         names = list(flat)
         cosines = {
             f"{first} ~ {second}": float(torch.nn.functional.cosine_similarity(flat[first], flat[second], dim=0))
@@ -259,8 +278,8 @@ class Trainer:
 
     def _draw(self, micro: int) -> tuple[list[str], list[torch.Generator]]:
         """Prompts and noise sources, one for each image, of this process' part of one batch of the coming update."""
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        first = ((self.done * self.accumulation + micro) * world + rank) * self.batch_size
+        batch = (self.done * self.accumulation + micro) * self.processes.count + self.processes.place
+        first = batch * self.batch_size
         places = range(first, first + self.batch_size)
         # Noise is drawn on the CPU, so that a seed means the same pictures on every device.
         generators = [
@@ -293,20 +312,15 @@ class Trainer:
 
     def _average_gradients(self) -> None:
         """The mean over processes, in one message: a LoRA's gradient is small."""
-        if self.accelerator.num_processes == 1:
+        if self.processes.count == 1:
             return
         grads = [
             torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in self.parameters
         ]
-        mean = self.accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), reduction="mean")
-        pieces = mean.split([grad.numel() for grad in grads])
+        mean = self.processes.mean(torch.cat([grad.flatten() for grad in grads]))
+        pieces = torch.split(mean, [grad.numel() for grad in grads])
         for parameter, piece in zip(self.parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
-
-    def _of_all_processes(self, values: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """name -> the values of all processes."""
-        everywhere = gather_object([dict(values)]) if self.accelerator.num_processes > 1 else [dict(values)]
-        return {name: [one[name] for one in everywhere] for name in values}
 
     # Checkpoints
 
@@ -386,6 +400,13 @@ class _Tally:
         self.problems += [
             f"the penalty {name!r} became {x}" for name, x in self.penalties[-1].items() if not math.isfinite(x)
         ]
+
+    def take_in(self, tallies: Sequence[_Tally]) -> None:
+        """Makes this the tally of these passes together; what concerns optimiser steps is the same in all."""
+        self.totals = [total for each in tallies for total in each.totals]
+        self.scores = [scores for each in tallies for scores in each.scores]
+        self.penalties = [penalties for each in tallies for penalties in each.penalties]
+        self.counts = [count for each in tallies for count in each.counts]
 
     def close(self, problems: Sequence[str], grad_norm: float) -> None:
         """One optimiser step, skipped if there are problems."""
