@@ -26,6 +26,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median, stdev
+from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
@@ -60,6 +61,7 @@ MARK = 0.92  # of the base model's bytes: far enough to tell methods apart, and 
 FLOOR = 0.93  # of the base model's alignment
 RATES = (4e-3, 2e-3, 1e-3, 5e-4)  # from ten times the default; see docs/estimators.md on larger ones
 QUALITY = 80
+COLOURS = (*(f"C{place}" for place in range(10)), "black", "navy")
 PICTURE = Path("docs/images/compare.png")
 
 
@@ -130,6 +132,7 @@ EQUAL_STEPS = tuple(
         ("equal-steps-50-slow", 50, 1.25e-3, 32, 8),
     )
 )
+SLOW = EQUAL_STEPS[1]
 RACE = Task(
     name="race",
     steps=20,
@@ -237,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print_marks(task, options.runs)
     print_drifts(tasks, options.runs)
     if RACE in tasks:
-        save_picture(RACE, options.runs, options.picture)
+        save_picture(RACE, SLOW, options.runs, options.picture)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -514,30 +517,47 @@ def print_drifts(tasks: Sequence[Task], runs: Path) -> None:
                 print_row(task.name, method.name, *(f"{median(cell):.3f}" if cell else "" for cell in cells))
 
 
-def save_picture(race: Task, runs: Path, picture: Path) -> None:
-    """The race: bytes over calls, bytes over seconds, alignment over bytes; bars are standard deviations over seeds."""
-    seconds = read_seconds(race, runs)
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
+def save_picture(race: Task, slow: Task, runs: Path, picture: Path) -> None:
+    """The race over calls, over seconds and as alignment over bytes; the slow comparison over seconds.
+
+    Means over seeds, as far as all of them go; bars are standard deviations.
+    """
+    figure = Figure(figsize=(11, 8), layout="constrained")
     FigureCanvasAgg(figure)
-    by_calls, by_seconds, quality = figure.subplots(1, 3)
-    for index, method in enumerate(race.methods):
-        made = runs_of(race, method, runs)
-        if not made:
-            continue
-        style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--", "label": method.name}
-        draw(by_calls, made, lambda _, point: point.calls, change, style)
-        draw(by_seconds, made, seconds_when(seconds.get(method.name, math.nan)), change, style)
-        draw(quality, made, change, kept, style)
-    for axes, label in ((by_calls, "denoiser calls"), (by_seconds, "seconds of processor time")):
+    (by_calls, by_seconds), (quality, slowly) = figure.subplots(2, 2)
+    draw_all(by_calls, race, runs, lambda _: lambda _, point: point.calls, change)
+    draw_all(by_seconds, race, runs, seconds_when, change)
+    draw_all(quality, race, runs, lambda _: change, kept)
+    draw_all(slowly, slow, runs, seconds_when, change)
+    bytes_label, seconds_label = "real JPEG bytes, held-out prompts, change in %", "seconds of processor time"
+    by_calls.set(title="each at its own best learning rate", xlabel="denoiser calls", ylabel=bytes_label)
+    by_seconds.set(title="the same over time", xlabel=seconds_label, ylabel=bytes_label)
+    quality.set(title="the same: what the bytes cost", xlabel=bytes_label, ylabel="held-out alignment, % of the base's")
+    slowly.set(title=f"all at {slow.rates[0]:g}, DRaFT-1 and prefix reuse", xlabel=seconds_label, ylabel=bytes_label)
+    for axes in (by_calls, by_seconds, slowly):
         axes.axhline(100 * (MARK - 1), color="black", linewidth=0.8, linestyle=":")
-        axes.set(xlabel=label, ylabel="real JPEG bytes on held-out prompts, %")
     quality.axhline(100 * FLOOR, color="black", linewidth=0.8, linestyle=":")
     quality.axvline(100 * (MARK - 1), color="black", linewidth=0.8, linestyle=":")
     quality.invert_xaxis()
-    quality.set(xlabel="real JPEG bytes on held-out prompts, %", ylabel="held-out alignment, % of the base model's")
-    by_calls.legend(fontsize="small")
+    figure.legend(handles=labelled(by_calls, slowly), loc="outside lower center", ncols=6, fontsize="small")
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=110)
+
+
+def labelled(*panels: Axes) -> list[Any]:
+    """What the panels show, each label once."""
+    found = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    return list(found.values())
+
+
+def draw_all(axes: Axes, task: Task, runs: Path, make_x: Callable[[float], Value], y: Value) -> None:
+    """A line for each method that has been run; `make_x` is told the seconds of its updates."""
+    seconds = read_seconds(task, runs)
+    names = [method.name for method in RACE.methods]  # a method has one colour in all panels
+    for method in task.methods:
+        if (made := runs_of(task, method, runs)) and method.name in names:
+            x = make_x(seconds.get(method.name, math.nan))
+            draw(axes, made, x, y, COLOURS[names.index(method.name)])
 
 
 Value = Callable[[Run, Point], float]
@@ -558,7 +578,7 @@ def seconds_when(each: float) -> Value:
     return lambda _, point: each * point.updates
 
 
-def draw(axes: Axes, runs: Sequence[Run], x: Value, y: Value, style: dict[str, str]) -> None:
+def draw(axes: Axes, runs: Sequence[Run], x: Value, y: Value, colour: str) -> None:
     """Means over seeds at the evaluations that all of them have, with standard deviations."""
     columns = list(zip(*([(x(run, point), y(run, point)) for point in run.points] for run in runs), strict=False))
     xs = [[one for one, _ in column] for column in columns]
@@ -572,9 +592,8 @@ def draw(axes: Axes, runs: Sequence[Run], x: Value, y: Value, style: dict[str, s
         markersize=3,
         capsize=2,
         linewidth=1.2,
-        color=style["color"],
-        linestyle=style["linestyle"],
-        label=style["label"],
+        color=colour,
+        label=runs[0].method,
     )
 
 

@@ -46,14 +46,16 @@ def test_quick_trains_and_goes_on_from_its_files(
     compare.main(words)
     tables = capsys.readouterr().out
     assert tables == printed[printed.index("\nquick-steps: after") :]
-    compare.save_picture(steps, tmp_path / "runs", tmp_path / "picture.png")
+    compare.save_picture(steps, steps, tmp_path / "runs", tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 20_000
 
 
 def test_a_run_is_at_the_mark_where_its_line_crosses_it_above_the_floor(compare: Any) -> None:
     base = compare.Point(updates=0, optimizer_steps=0, calls=0, kilobytes=2.0, alignment=0.8)
     above = replace(base, updates=2, optimizer_steps=16, calls=40, kilobytes=2.0 * (compare.MARK + 0.02))
-    below = replace(base, updates=4, optimizer_steps=32, calls=80, kilobytes=2.0 * (compare.MARK - 0.02), alignment=0.72)
+    below = replace(
+        base, updates=4, optimizer_steps=32, calls=80, kilobytes=2.0 * (compare.MARK - 0.02), alignment=0.72
+    )
     run = compare.Run("draft-k 1", 1e-3, 0, (base, above, below), ())
     crossing = run.at_mark()
     assert asdict(crossing) == pytest.approx(
