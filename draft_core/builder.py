@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -200,7 +201,10 @@ def _classic_pipeline(location: str, dtype: torch.dtype) -> Any:
 
 def _modular_pipeline(location: str, dtype: torch.dtype) -> Any:
     """Its index names the place of each component, for those of a local folder the one it was saved at: ours wins."""
-    pipe = ModularPipeline.from_pretrained(location)
+    with warnings.catch_warnings():
+        # an argument that diffusers hands on to huggingface_hub, which no longer knows it
+        warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")
+        pipe = ModularPipeline.from_pretrained(location)
     here = {name: location for name in pipe.component_names if (Path(location) / name).is_dir()}
     pipe.load_components(pretrained_model_name_or_path=here, **{DTYPE_KEYWORD: dtype})
     if missing := sorted(name for name in here if getattr(pipe, name, None) is None):
