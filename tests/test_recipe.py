@@ -19,7 +19,8 @@ def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
     with pytest.raises(DraftError) as caught:
         load_recipe(data, overrides, catalog=catalog)
     assert caught.value.exit_code == 2
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 3000
     return str(caught.value)
 
 
@@ -52,10 +53,29 @@ def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
         ("rewards.7.kind=x", "--set rewards.7.kind=x: '7' is no place in a list of 1; use 0 to 0."),
         ("prompts.first=x", "--set prompts.first=x: there is no field 'first' in 'tiny-train'"),
         ("output=[", "--set output=[: its value is not YAML"),
+        ("output=!!bool maybe", "its value is not YAML"),
+        ("train={steps: 1, steps: 2}", "the field 'steps' stands there twice"),
+        ("prompts=&a [*a]", "an alias holds itself"),
+        ("prompts=" + "[" * 90 + "]" * 90, "it is nested deeper than 64 levels"),
+        ("model.call.x=" + "[" * 3000, "its value is not YAML (it is nested too deeply)"),
+        ("prompts=" + "a" * 5000, "unknown prompt list or file 'aaa"),
+        ("model.pretrained=" + "a" * 5000, "unknown model 'aaa"),
+        ("model.call.x=!!binary /w==", "model.call: it cannot be written down again"),
+        ("train.seed=1000000000000000000000", "train.seed: input should be less than or equal to"),
+        ("train.betas=[0.9, 1.5]", "train.betas.1: input should be less than 1, not 1.5"),
+        ("model.num_inference_steps=1000000000000", "model.num_inference_steps: input should be less than or equal to"),
     ],
 )
 def test_what_cannot_be_run_is_refused_in_one_sentence(override: str, sentence: str, catalog: Catalog) -> None:
     assert sentence in refusal([override], catalog)
+
+
+def test_aliases_that_unfold_without_end_are_refused(catalog: Catalog, tmp_path: Path) -> None:
+    lines = ["a: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"b{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    path = tmp_path / "recipe.yaml"
+    path.write_text("\n".join(lines))
+    assert "it unfolds to more than 100000 values" in refusal([], catalog, path)
 
 
 def test_a_missing_field_is_named_and_further_problems_are_counted(catalog: Catalog) -> None:
