@@ -7,6 +7,7 @@ state.json, which also holds the other files' digests. Tensors wing. May import:
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from draft_core.errors import CheckpointError
 
@@ -46,8 +47,11 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_file(dict(checkpoint.adapter), aside / ADAPTER)
-    torch.save(checkpoint.optimizer, aside / OPTIMIZER)
+    # Made in memory first: what a full disk does to a file of ours is then an OSError.
+    (aside / ADAPTER).write_bytes(save(dict(checkpoint.adapter)))
+    optimizer = io.BytesIO()
+    torch.save(checkpoint.optimizer, optimizer)
+    (aside / OPTIMIZER).write_bytes(optimizer.getvalue())
     digests = {name: _digest(aside / name) for name in (ADAPTER, OPTIMIZER)}
     (aside / STATE).write_text(json.dumps({**checkpoint.state, "format": FORMAT, "files": digests}), encoding="utf-8")
     for name in (ADAPTER, OPTIMIZER, STATE):

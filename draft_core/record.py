@@ -176,7 +176,8 @@ def append_row(path: Path, row: StepReport | Look) -> None:
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:
     """The rows in a file, up to a torn line; none if there is no such file."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    # a torn line may end in the midst of a letter
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
             rows.append(kind(**_with_nan(json.loads(line))))
         except (ValueError, TypeError):

@@ -6,14 +6,16 @@ The hall: one of the few rooms that know both wings.
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
+import os
 import resource
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate.tracking import TensorBoardTracker
+from safetensors import SafetensorError
 
 from draft_core.builder import build, build_objective
 from draft_core.catalog import Catalog
@@ -40,10 +43,10 @@ from draft_core.record import (
     RECIPE,
     Facts,
     Licence,
+    RunRecord,
     append_row,
     load_pictures,
     read_rows,
-    read_run,
     rewrite_rows,
     save_pictures,
     scale_name,
@@ -118,10 +121,10 @@ def run_recipe(
     try:
         with _stop_signals() as stop:
             return _Run(recipe, catalog, progress, stop).run(resume=resume, overwrite=overwrite, force=force)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"it cannot be written ({error.strerror or error})",
-            where=str(error.filename or recipe.output),
+            f"it cannot be written ({getattr(error, 'strerror', None) or error})",
+            where=str(getattr(error, "filename", None) or recipe.output),
             next="make room or mend the folder, then give the same command again; what was saved is whole",
         ) from error
 
@@ -148,6 +151,7 @@ class _Run:
         self.looks: list[Look] = []
         self.started = time.perf_counter()
         self.earlier_seconds = 0.0  # of the parts before an interruption
+        self.saved = -1  # the update whose checkpoint was written last
 
     @property
     def seconds(self) -> float:
@@ -162,25 +166,35 @@ class _Run:
         device = self.trainer.accelerator.device
         self.judges = build_objective(self.recipe.measures, self.catalog, beside=self.trainer.objective).to(device)
         self.processes.gather(None)  # only now, when the new run is sure to start in every process
-        self.processes.on_main(lambda: self.make_folder(anew=not continued))
-        self.progress("load", 1, 1, self.recipe.model.pretrained)
-        self.restore()
-        verdict = self.train()
-        best = self.processes.on_main(self.save_loras)
-        self.draw_scales()
-        report = self.processes.on_main(lambda: self.finish(verdict))
-        self.trainer.accelerator.end_training()
+        with ExitStack() as stack:
+            self.processes.on_main(lambda: stack.enter_context(_locked(self.folder)))
+            self.processes.on_main(lambda: self.make_folder(anew=not continued))
+            self.progress("load", 1, 1, self.recipe.model.pretrained)
+            self.restore()
+            verdict = self.train()
+            best = self.processes.on_main(self.save_loras)
+            self.draw_scales()
+            report = self.processes.on_main(lambda: self.finish(verdict))
+            self.trainer.accelerator.end_training()
         return RunResult(self.folder, report, self.looks[0], best, self.looks[-1], verdict)
 
     def make_folder(self, *, anew: bool) -> None:
-        if anew:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """The folder with its recipe; a killed deletion leaves the old recipe, by which the folder is still known."""
+        for item in self.folder.iterdir() if anew else []:
+            if item.is_dir() and not item.is_symlink():
+                shutil.rmtree(item)
+            elif item.name != RECIPE:
+                item.unlink()
         write_whole(self.folder / RECIPE, dump_recipe(self.recipe))
 
     def finish(self, verdict: Verdict) -> Path:
-        write_facts(self.folder, self.facts(verdict))
-        return write_report(read_run(self.folder))
+        """Writes the report, and last of all the facts, which mark the run as finished."""
+        facts = self.facts(verdict)
+        recipe = (self.folder / RECIPE).read_text(encoding="utf-8")
+        reports = read_rows(self.folder / METRICS, StepReport)
+        report = write_report(RunRecord(self.folder, facts, recipe, reports, self.looks))
+        write_facts(self.folder, facts)
+        return report
 
     # Where it stands
 
@@ -195,11 +209,14 @@ class _Run:
         used, seconds = None, 0.0
         for folder in reversed(checkpoints(self.folder / "checkpoints")):
             try:
-                state = self.trainer.load_checkpoint(folder)
+                read_checkpoint(folder)
             except CheckpointError as error:
                 self.progress("note", 0, 0, f"{error} It is left aside, and the one before it taken.")
-                folder.rename(folder.with_name(folder.name + ".unusable"))
+                aside = folder.with_name(folder.name + ".unusable")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
                 continue
+            state = self.trainer.load_checkpoint(folder)  # one of another run is an error, and stays where it is
             used, seconds = folder, float(state.get("seconds", 0.0))
             before, now = state.get("processes", 1), self.processes.count
             change = "" if before == now else f", with {now} process(es) instead of {before}: equal but for rounding"
@@ -324,6 +341,8 @@ class _Run:
 
     def write_checkpoint(self) -> Path:
         folder = self.folder / "checkpoints"
+        if self.saved == self.trainer.done:  # writing it again would first delete what is there
+            return folder / f"{self.trainer.done:06d}"
         saved = self.trainer.save_checkpoint(
             folder / f"{self.trainer.done:06d}",
             recipe=dump_recipe(self.recipe),
@@ -332,6 +351,7 @@ class _Run:
             processes=self.processes.count,
         )
         prune(folder, keep=self.recipe.checkpoint.keep, spare=[self.best().update])
+        self.saved = self.trainer.done
         return saved
 
     def save_loras(self) -> Look:
@@ -404,7 +424,11 @@ def _stop_signals() -> Iterator[_Stop]:
 
     def note(number: int, frame: FrameType | None) -> None:
         if stop.signal:
-            raise KeyboardInterrupt
+            raise Interrupted(
+                "ended at once, in the midst of an update",
+                next="continue with the same command from the last checkpoint",
+                exit_code=128 + number,
+            )
         stop.signal = number
 
     previous = {}
@@ -423,6 +447,29 @@ def _stop_signals() -> Iterator[_Stop]:
 # The folder of a run
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder is this process' alone inside; the system lifts the lock when the process ends, however it does.
+
+    Raises:
+        RecipeError: if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RecipeError(
+                "another process is writing a run there",
+                where=f"output {folder}",
+                next="wait for it, or choose another",
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _is_continued(recipe: RecipeBase, folder: Path, *, resume: bool, overwrite: bool, force: bool) -> bool:
     """Whether there is a run in the output folder that this one goes on with.
 
@@ -432,7 +479,8 @@ def _is_continued(recipe: RecipeBase, folder: Path, *, resume: bool, overwrite: 
     where = f"output {folder}"
     if folder.is_file():
         raise RecipeError("it is a file", where=where, next="name a folder")
-    if not (folder.is_dir() and any(folder.iterdir())):
+    # a run that was killed while it wrote its first file has left no more than that file's beginning
+    if not (folder.is_dir() and any(not item.name.endswith(".partial") for item in folder.iterdir())):
         if resume:
             raise CheckpointError("there is no run to resume", where=where, next="leave out --resume")
         return False

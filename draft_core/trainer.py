@@ -260,12 +260,15 @@ class Trainer:
         Weighted like in the sum; it takes a rollout and one backward pass for each reward, and changes nothing.
         """
         plan = self.estimator.plan(self.sampler.steps, Random(f"plan {self.seed} {self.done}"))
+        running = self.scale.state() if self.scale else {}
         one = next(self._passes(0, plan))
         flat = {}
         for name in one.scores.each:
             alone = self.objective.total({name: one.scores.each[name]}, self.scale.divisors if self.scale else {})
             grads = torch.autograd.grad(alone.mean(), self.parameters, retain_graph=True, allow_unused=True)
             flat[name] = self.processes.mean(torch.cat([grad.flatten() for grad in grads if grad is not None]))
+        if self.scale:
+            self.scale.restore(running)
         names = list(flat)
         cosines = {
             f"{first} ~ {second}": float(torch.nn.functional.cosine_similarity(flat[first], flat[second], dim=0))
@@ -356,12 +359,16 @@ class Trainer:
         try:
             set_lora_state(self.sampler.pipe, dict(checkpoint.adapter))
             self.optimizer.load_state_dict(checkpoint.optimizer)
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(f"its optimiser does not fit ({error})", where=str(folder)) from error
+            scale, skipped, done = state["scale"] or {}, int(state["skipped"]), int(state["update"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"it does not fit ({type(error).__name__}: {error})",
+                where=str(folder),
+                next="start anew with --overwrite",
+            ) from error
         if self.scale is not None:
-            self.scale.restore(state["scale"] or {})
-        self.skipped = state["skipped"]
-        self.done = state["update"]
+            self.scale.restore(scale)
+        self.skipped, self.done = skipped, done
         return state
 
 

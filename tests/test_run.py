@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -142,3 +145,59 @@ def test_several_rewards_have_their_gradients_compared(train: Any, tmp_path: Pat
     record = read_run(tmp_path / "run")
     assert record.looks[1].cosines == {"redness ~ redness#2": pytest.approx(-1.0, abs=1e-3)}
     assert record.before.gradients == {}
+
+
+def test_a_checkpoint_of_another_run_is_an_error_and_stays(train: Any, tmp_path: Path) -> None:
+    train("checkpoint.keep=5")
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(CheckpointError, match="made with seed 0, this run has seed 7"):
+        train("checkpoint.keep=5", "train.seed=7", resume=True, force=True)
+    assert checkpoints(tmp_path / "run" / "checkpoints")
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.unusable"))
+
+
+def test_two_runs_never_write_one_folder(train: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(RecipeError, match="another process is writing a run there"):
+            train()
+    finally:
+        os.close(descriptor)
+    train()
+
+
+def test_a_run_killed_in_its_first_or_last_breath_can_be_begun_again(train: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "recipe.yaml.partial").write_text("model")
+    train()
+    (folder / "run.json").unlink()
+    (folder / "report.html").unlink()
+    (folder / "looks.jsonl").write_bytes((folder / "looks.jsonl").read_bytes() + b'{"update": 7, "\xc3')
+    train()
+    assert (folder / "report.html").is_file()
+    assert [look.update for look in read_run(folder).looks] == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "looks.jsonl", "metrics.jsonl", "report.html", "recipe.yaml"])
+def test_a_full_disk_ends_in_one_sentence_and_the_run_can_go_on(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    whole = train(f"output={tmp_path / 'whole'}")
+    real = Path.open
+
+    def full(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if "r" not in mode and path.name.removesuffix(".partial") == name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return real(path, mode, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(CheckpointError, match=r"No space left on device\); make room"):
+            train()
+    result = train()
+    one, other = (load_file(run.folder / "lora" / "pytorch_lora_weights.safetensors") for run in (result, whole))
+    assert all(torch.equal(one[key], other[key]) for key in one)
