@@ -602,11 +602,11 @@ def deviation(values: Sequence[float]) -> float:
     return stdev(values) if len(values) > 1 else 0.0
 
 
-def spread(values: Sequence[float], form: str, unit: str = "") -> str:
-    """Mean and standard deviation."""
+def spread(values: Sequence[float], form: str) -> str:
+    """Mean and standard deviation, the mean alone of one."""
     if not values:
         return "-"
-    return f"{fmean(values):{form}} ± {deviation(values):{form}}{unit}"
+    return f"{fmean(values):{form}} ± {stdev(values):{form}}" if len(values) > 1 else f"{values[0]:{form}}"
 
 
 def print_header(*columns: object) -> None:
