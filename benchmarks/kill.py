@@ -59,22 +59,30 @@ def state(output: Path) -> dict[str, Any]:
 
 
 def killed_often(recipe: Path, output: Path, kills: int, seconds: float, rng: random.Random) -> None:
-    """Starts the run again and again, and kills it somewhere between its start and its end."""
-    print("| kill | after s | updates written | then |")
+    """Starts the run again and again, and kills it: one time in five while it starts, else amid its updates."""
+    print("| kill | updates written before | when it was killed | after s |")
     print("| --- | --- | --- | --- |")
     for number in range(1, kills + 1):
+        before, begun = updates(output), time.perf_counter()
         process = start(recipe, output)
-        moment = rng.uniform(0.3, 1.0) * seconds / 2
-        try:
-            text, _ = process.communicate(timeout=moment)
-            ended = "finished" if process.returncode == 0 else text.strip().splitlines()[-1]
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            ended = "killed"
-        print(f"| {number} | {moment:.1f} | {updates(output)} | {ended} |", flush=True)
-        if ended == "finished":  # kill it once more on its way to the end
+        if rng.random() < 0.2:
+            time.sleep(rng.uniform(0.1, 0.5) * seconds)
+        else:
+            further = rng.randint(1, 2)
+            while process.poll() is None and updates(output) < before + further:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.05) * seconds)  # into the next update, look or checkpoint
+        ended = process.poll() is not None
+        process.kill()
+        text, _ = process.communicate()
+        if ended and process.returncode:
+            raise SystemExit(text)
+        when = "it was over" if ended else f"{updates(output)} written"
+        print(f"| {number} | {before} | {when} | {time.perf_counter() - begun:.1f} |", flush=True)
+        if ended:  # some of its last update is done again, and killed on its way
             (output / "run.json").unlink()
+            for checkpoint in sorted((output / "checkpoints").glob("0*"))[-1:]:
+                (checkpoint / "state.json").write_text("torn")
 
 
 def main() -> int:
