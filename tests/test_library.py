@@ -16,7 +16,7 @@ from draft_core import build, load_pipeline, load_recipe
 from draft_core.builder import build_objective
 from draft_core.errors import DraftError, RecipeError
 from draft_core.monitor import evaluate
-from draft_core.objective import Objective
+from draft_core.objective import Elsewhere, Objective
 from draft_core.sheets import sheet
 
 
@@ -51,6 +51,34 @@ def test_a_device_that_is_not_there_is_refused_not_replaced(catalog: Any) -> Non
     recipe = load_recipe(GOOD, ["device=cuda"], catalog=catalog)
     with pytest.raises(RecipeError, match="device: 'cuda' is not available here; use cpu"):
         build(recipe, catalog=catalog)
+
+
+def test_a_reward_on_a_device_of_its_own_gives_the_same_gradient(catalog: Any) -> None:
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for overrides in ([], ["rewards.0.device=cpu"]):
+        recipe = load_recipe(GOOD, ["device=cpu", *overrides], catalog=catalog)
+        objective = build(recipe, catalog=catalog).objective
+        leaf = images.clone().requires_grad_()
+        objective(leaf, ["a", "b"]).total.sum().backward()
+        gradients.append(leaf.grad)
+        weighed = objective.to(torch.float64).rewards["redness"]
+    assert torch.equal(*gradients)
+    assert isinstance(weighed, Elsewhere), "it is what the second recipe made"
+
+
+@pytest.mark.parametrize("field", ["rewards.0", "measures.0"])
+def test_a_reward_on_a_card_that_is_not_there_is_refused_before_anything_loads(
+    field: str, catalog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[object] = []
+    monkeypatch.setattr("draft_core.builder.load_pipeline", lambda *given, **named: loaded.append(given))
+    data = {**GOOD, "measures": [{"kind": "brightness"}]}
+    recipe = load_recipe(data, ["device=cpu", f"{field}.device=cuda:7"], catalog=catalog)
+    with pytest.raises(RecipeError) as caught:
+        build(recipe, catalog=catalog)
+    assert str(caught.value).startswith(f"{field}.device: 'cuda:7' is not available here; use cpu")
+    assert not loaded
 
 
 def test_a_hub_model_without_network_is_one_sentence(catalog: Any) -> None:
