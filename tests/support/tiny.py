@@ -179,8 +179,8 @@ def tiny_catalog(folder: Path) -> Catalog:
     """Both rewards, and under `tiny` a saved pipeline with two prompt lists; what is there already is taken."""
     if not (folder / "model").is_dir():
         tiny_pipe(tokenizer=byte_tokenizer(folder / "bytes")).save_pretrained(folder / "model")
-    (folder / "train.txt").write_text("a cat\na dog\na red hat\n\n")
-    (folder / "heldout.txt").write_text("a bird\na fish\n")
+        (folder / "train.txt").write_text("a cat\na dog\na red hat\n\n")
+        (folder / "heldout.txt").write_text("a bird\na fish\n")
     pretrained = PretrainedSpec(
         alias="tiny",
         summary="random",

@@ -1,0 +1,233 @@
+"""Several processes are one run: the same gradients and looks, everything written once, and an end with a sentence.
+
+On the CPU, by gloo; what part.py does in each of two processes is done here by one, with twice the batch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import part
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from tiny import tiny_catalog
+from torch.distributed import fsdp
+
+from draft_core.checkpoints import checkpoints
+from draft_core.errors import RecipeError
+from draft_core.record import read_run
+from draft_core.run import run_recipe
+from draft_core.sharding import shard_denoisers
+
+SUPPORT = Path(part.__file__).parent
+LAUNCH = "import sys; from draft_core.launch import launch; sys.exit(launch(2, sys.argv[1:]))"
+PATIENCE = 150  # seconds, on a machine that is loaded; usual are 20
+
+# A plugin that offers what the tiny catalog holds, and tells which process is which.
+PLUGIN = """
+import os
+from pathlib import Path
+from typing import Literal
+
+from draft_core.plugin import PretrainedSpec, RewardConfig, RewardSpec, hookimpl
+
+FOLDER = Path(__file__).parent
+(FOLDER / ("pid-" + os.environ.get("RANK", "launcher"))).write_text(str(os.getpid()))
+
+
+class RednessConfig(RewardConfig):
+    kind: Literal["redness"] = "redness"
+    contrast: float = 1.0
+
+
+@hookimpl
+def draft_register_rewards():
+    words = {"summary": "how red", "unit": "level", "code_license": "Apache-2.0", "factory": "tiny:Redness"}
+    return [RewardSpec(kind="redness", config=RednessConfig, **words)]
+
+
+@hookimpl
+def draft_register_pretrained():
+    prompts = {"tiny-train": FOLDER / "catalog/train.txt", "tiny-heldout": FOLDER / "catalog/heldout.txt"}
+    call = {"num_inference_steps": 3, "guidance_scale": 3.0}
+    words = {"alias": "tiny", "summary": "random", "license": "Apache-2.0", "prompts": prompts, "call": call}
+    return [PretrainedSpec(folder=FOLDER / "catalog/model", **words)]
+"""
+
+
+@contextmanager
+def started(words: list[str], **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A launcher of processes, which does not outlive the test, nor do they."""
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
+    launcher = subprocess.Popen(
+        [sys.executable, *words], env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        yield launcher
+    finally:
+        for _ in range(2):  # the second ends the processes at once
+            if launcher.poll() is None:
+                launcher.send_signal(signal.SIGTERM)
+                time.sleep(0.5)
+        try:
+            launcher.communicate(timeout=20)
+        finally:
+            launcher.kill()
+
+
+def wait_until(is_so: Callable[[], bool], launcher: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not is_so():
+        assert launcher.poll() is None, launcher.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def updates(run: Path) -> int:
+    metrics = run / "metrics.jsonl"
+    return len(metrics.read_text().splitlines()) if metrics.is_file() else 0
+
+
+# What two processes compute
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes have left the gradients of every case, and then a run."""
+    folder = tmp_path_factory.mktemp("processes")
+    tiny_catalog(folder / "catalog")
+    with started(["-c", LAUNCH, str(SUPPORT / "part.py"), str(folder)], PYTHONPATH=str(SUPPORT)) as launcher:
+        said, _ = launcher.communicate(timeout=PATIENCE)
+    assert launcher.returncode == 0, said
+    return folder
+
+
+@pytest.mark.parametrize("case", part.CASES)
+def test_two_processes_are_one_with_twice_the_batch(case: str, folder: Path, tmp_path: Path) -> None:
+    first, second = (torch.load(folder / f"gradients-{place}.pt", weights_only=True)[case] for place in (0, 1))
+    settings = {name: value for name, value in part.CASES[case].items() if name != "sharding"}
+    alone = part.gradients(part.make_trainer(tmp_path, 1, **settings))
+    assert len(first["gradients"]) == len(alone["gradients"])
+    for mine, other, whole in zip(first["gradients"], second["gradients"], alone["gradients"], strict=True):
+        assert torch.equal(mine, other)
+        assert (mine - whole).norm() < 1e-5 * whole.norm()
+    assert first["reports"] == second["reports"]
+    torch.testing.assert_close(torch.tensor(first["reports"]), torch.tensor(alone["reports"]), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("case", part.CASES)
+def test_a_sharded_denoiser_is_held_by_halves(case: str, folder: Path) -> None:
+    for place in (0, 1):
+        found = torch.load(folder / f"gradients-{place}.pt", weights_only=True)[case]
+        # What belongs to no block is left whole by a last recomputation.
+        assert 0.49 < found["held"] < 0.56 if "sharding" in part.CASES[case] else found["held"] == 1
+
+
+def test_what_cannot_be_sharded_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match=r"train.sharding: there is one process, so nothing to share out"):
+        shard_denoisers(None, torch.device("cpu"), 1)
+    with pytest.raises(RecipeError, match=r"train.sharding: FSDP2 is not made for mps; use cpu or cuda"):
+        shard_denoisers(None, torch.device("mps"), 2)
+    monkeypatch.setattr(fsdp, "fully_shard", lambda module, *, mesh: None)
+    with pytest.raises(RecipeError, match=r"cannot leave out the LoRA; install torch 2.8 or newer"):
+        shard_denoisers(None, torch.device("cpu"), 2)
+
+
+# A whole run
+
+
+def test_a_run_of_two_processes_is_written_once_and_sees_what_one_sees(folder: Path, tmp_path: Path) -> None:
+    AcceleratorState._reset_state()
+    catalog = tiny_catalog(folder / "catalog")
+    one = part.recipe_of(tmp_path, catalog, "train.batch_size=4")
+    run_recipe(one, catalog)
+    alone, together = read_run(tmp_path / "run"), read_run(folder / "run")
+    assert [report.update for report in together.reports] == [1, 2, 3, 4]
+    assert [look.update for look in together.looks] == [0, 2, 4]
+    assert [path.name for path in checkpoints(folder / "run" / "checkpoints")] == ["000002", "000004"]
+    names = [
+        sorted(str(path.relative_to(run)) for path in run.rglob("*")) for run in (tmp_path / "run", folder / "run")
+    ]
+    assert names[0] == names[1]
+    assert (folder / "lines-0").read_text().splitlines()[-1] == "scale 0.75 2 pictures"
+    assert (folder / "lines-1").read_text() == "", "the other process says nothing"
+    assert together.facts.images_per_update == alone.facts.images_per_update == 4
+    for here, there in zip(together.looks, alone.looks, strict=True):
+        for name in ("diversity", "drift", "colour", "detail"):
+            torch.testing.assert_close(getattr(here, name), getattr(there, name), rtol=0, atol=1e-3)
+        for name in ("redness", "brightness"):
+            torch.testing.assert_close(here.scores[name], there.scores[name], rtol=0, atol=1e-5)
+        assert here.gradients == there.gradients == {}
+        pictures = [record.evaluation(look).images for record, look in ((together, here), (alone, there))]
+        torch.testing.assert_close(*pictures, rtol=0, atol=1.5 / 255)
+    for here, there in zip(together.reports, alone.reports, strict=True):
+        torch.testing.assert_close([here.loss, here.grad_norm], [there.loss, there.grad_norm], rtol=1e-4, atol=1e-6)
+
+
+# How it ends
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> tuple[list[str], dict[str, str]]:
+    """`draft train --processes 2` of a run that would take hours, and the surroundings with the tiny plugin."""
+    site = tmp_path / "site"
+    tiny_catalog(site / "catalog")
+    (site / "tiny_plugin.py").write_text(PLUGIN)
+    info = site / "tiny_plugin-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-plugin\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text("[draft_core.plugins]\ntiny-plugin = tiny_plugin\n")
+    recipe = part.recipe_of(tmp_path, tiny_catalog(site / "catalog"))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**recipe.model_dump(mode="json", exclude_unset=True), "measures": []}))
+    words = ["-m", "draft_core", "train", str(path), "--processes", "2"]
+    words += ["--set", "train.steps=99999", "--set", "evaluation.every=99999"]
+    return words, {"PYTHONPATH": f"{SUPPORT}{os.pathsep}{site}", "DRAFT_PLUGINS": "tiny-plugin"}
+
+
+def test_sigterm_saves_a_killed_process_ends_all_and_one_process_goes_on(
+    command: tuple[list[str], dict[str, str]], tmp_path: Path
+) -> None:
+    words, surroundings = command
+    run, site = tmp_path / "run", tmp_path / "site"
+    with started(words, **surroundings) as launcher:
+        wait_until(lambda: updates(run) > 1, launcher)
+        launcher.send_signal(signal.SIGTERM)
+        said, _ = launcher.communicate(timeout=30)
+    saved = updates(run)
+    assert launcher.returncode == 143, said
+    assert said.count("error:") == said.count(f"interrupted after update {saved}") == 1, said
+    assert "Traceback" not in said
+    assert checkpoints(run / "checkpoints")[-1].name == f"{saved:06d}"
+
+    with started(words, **surroundings) as launcher:
+        wait_until(lambda: updates(run) > saved + 2, launcher)
+        os.kill(int((site / "pid-1").read_text()), signal.SIGKILL)
+        killed = time.monotonic()
+        said, _ = launcher.communicate(timeout=30)
+    assert time.monotonic() - killed < 15
+    assert launcher.returncode == 2, said
+    assert f"going on after update {saved}" in said
+    assert "process 1: it was killed (SIGKILL, by the system for want of memory perhaps), and the others were" in said
+    assert "Traceback" not in said
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((site / "pid-0").read_text()), 0)
+
+    AcceleratorState._reset_state()
+    catalog = tiny_catalog(site / "catalog")
+    last = int(checkpoints(run / "checkpoints")[-1].name)
+    notes = []
+    changed = ["train.batch_size=4", f"train.steps={last + 2}", "evaluation.every=99999", "measures=[]"]
+    alone = part.recipe_of(tmp_path, catalog, *changed)
+    run_recipe(alone, catalog, progress=lambda stage, done, total, note: notes.append(note))
+    assert any(f"going on after update {last}, with 1 process(es) instead of 2" in note for note in notes)
+    assert [report.update for report in read_run(run).reports] == list(range(1, last + 3))
