@@ -80,6 +80,7 @@ CASES = (
     Case("DRaFT-1, recomputed", DRAFT_1, RECOMPUTE),
     Case("DRaFT-K, K = 5", DRAFT_5),
     Case("DRaFT-K, K = 5, recomputed", DRAFT_5, RECOMPUTE),
+    Case("DRaFT-K, K = 5, recomputed, 50 steps", DRAFT_5, RECOMPUTE, steps=50, batch=1),
     Case("DRaFT-LV, n = 2", DRAFT_LV),
     Case(
         "DRaFT, all steps, recomputed and decoded in slices", {"kind": "draft"}, LEAN, kinds=("ours", "ideal", "naive")

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -79,10 +80,9 @@ def killed_often(recipe: Path, output: Path, kills: int, seconds: float, rng: ra
             raise SystemExit(text)
         when = "it was over" if ended else f"{updates(output)} written"
         print(f"| {number} | {before} | {when} | {time.perf_counter() - begun:.1f} |", flush=True)
-        if ended:  # some of its last update is done again, and killed on its way
+        if ended:  # it has to do all of it again, and is killed on its way
             (output / "run.json").unlink()
-            for checkpoint in sorted((output / "checkpoints").glob("0*"))[-1:]:
-                (checkpoint / "state.json").write_text("torn")
+            shutil.rmtree(output / "checkpoints")
 
 
 def main() -> int:
