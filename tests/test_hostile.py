@@ -135,13 +135,16 @@ IN_USE: dict[str, tuple[Any, str]] = {
     "raises_when_built": (Fails, "reward 'redness' of hostile 6.6.6: it cannot be built (KeyError: 'weights')"),
     "makes_a_function": (lambda config: len, "its factory made builtin_function_or_method, not a torch.nn.Module"),
     "raises_when_called": (made(crash), "reward 'redness': it raised IndexError: list index out of range"),
-    "column_of_scores": (made(lambda s: s[:, None]), "it returned torch.float32 of shape (4, 1) for 4 images"),
-    "one_score_for_all": (made(lambda s: s.mean()), "it returned torch.float32 of shape () for 4 images"),
-    "double_precision": (made(lambda s: s.double()), "it returned torch.float64 of shape (4,)"),
-    "a_list_of_floats": (made(lambda s: s.tolist()), "it returned list for 4 images"),
+    "column_of_scores": (made(lambda s: s[:, None]), "it returned torch.float32 of shape (2, 1) for 2 images"),
+    "one_score_for_all": (made(lambda s: s.mean()), "it returned torch.float32 of shape () for 2 images"),
+    "double_precision": (made(lambda s: s.double()), "it returned torch.float64 of shape (2,)"),
+    "a_list_of_floats": (made(lambda s: s.tolist()), "it returned list for 2 images"),
     "detached": (made(lambda s: s.detach()), "its scores carry no gradient, so nothing would be trained"),
-    "not_a_number": (made(lambda s: s * float("nan")), "update 1: reward 'redness' and the gradient became non-finite"),
-    "infinite": (made(lambda s: s / 0), "reward 'redness' and the gradient became non-finite"),
+    "not_a_number": (made(lambda s: s * float("nan")), "because reward 'redness' of the prompt 'a cat' became nan"),
+    "infinite": (
+        made(lambda s: s / 0),
+        "optimiser steps were skipped, the last one because reward 'redness' of the prompt 'a cat' became inf",
+    ),
 }
 
 

@@ -107,7 +107,9 @@ def test_plain_diffusers_loads_what_was_saved(alpha: float | None, tmp_path: Pat
 
 
 def test_a_missing_or_damaged_lora_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"there is no pytorch_lora_weights.safetensors; give the lora folder"):
+    with pytest.raises(
+        CheckpointError, match=r"there is no pytorch_lora_weights.safetensors; give the folder of a run"
+    ):
         load_lora(tiny_pipe(), tmp_path)
     (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"\x00" * 20)
     with pytest.raises(CheckpointError, match="it is not a safetensors file"):
