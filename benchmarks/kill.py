@@ -81,7 +81,8 @@ def killed_often(recipe: Path, output: Path, kills: int, seconds: float, rng: ra
         when = "it was over" if ended else f"{updates(output)} written"
         print(f"| {number} | {before} | {when} | {time.perf_counter() - begun:.1f} |", flush=True)
         if ended:  # it has to do all of it again, and is killed on its way
-            (output / "run.json").unlink()
+            for name in ("run.json", "metrics.jsonl"):
+                (output / name).unlink()
             shutil.rmtree(output / "checkpoints")
 
 
