@@ -13,6 +13,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Writes `folder`, aside first and then renamed, so that it is there whole or not at all; returns it."""
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    aside.parent.mkdir(exist_ok=True)  # but not the folder of the run, if that is gone
+    aside.mkdir()
     # Made in memory first: what a full disk does to a file of ours is then an OSError.
     (aside / ADAPTER).write_bytes(save(dict(checkpoint.adapter)))
     optimizer = io.BytesIO()
@@ -58,6 +60,8 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         _flush_to_disk(aside / name)
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
+    with suppress(OSError):  # not every file system can do that with a folder
+        _flush_to_disk(folder.parent)
     return folder
 
 
@@ -74,8 +78,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         for name, digest in dict(state["files"]).items():
             if _digest(folder / Path(name).name) != digest:
                 raise ValueError(f"{name} is not the file that was written")
+        adapter = load_file(folder / ADAPTER)
+        for name, tensor in adapter.items():
+            if tensor.dtype != torch.float32:
+                raise ValueError(f"{name} is of {tensor.dtype}, a LoRA is trained in float32")
         return Checkpoint(
-            adapter=load_file(folder / ADAPTER),
+            adapter=adapter,
             optimizer=torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True),
             state=state,
         )
@@ -102,7 +110,9 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def prune(folder: Path, *, keep: int, spare: Iterable[int] = ()) -> None:
-    """Deletes all but the last `keep` checkpoints and those of the updates in `spare`."""
+    """Deletes all but the last `keep` checkpoints and those of the updates in `spare`, and what was not finished."""
+    for torn in folder.glob("*.partial"):
+        shutil.rmtree(torn)
     spared = set(spare)
     for old in checkpoints(folder)[:-keep]:
         if int(old.name) not in spared:
@@ -114,5 +124,8 @@ def _digest(path: Path) -> str:
 
 
 def _flush_to_disk(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -82,13 +82,31 @@ def sample(
     from draft_core.objective import Objective
     from draft_core.report import pictures_of
     from draft_core.sampler import DifferentiableSampler
+    from draft_core.seams import find_denoisers
     from draft_core.sheets import sheet
 
     quiet_libraries()
     folder = lora_folder(lora) if lora else None
     pipe = load_pipeline(model, catalog=catalog)
     if folder:
-        load_lora(pipe, folder)
+        try:
+            load_lora(pipe, folder)
+        except (
+            RuntimeError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ) as error:  # diffusers', peft's or torch's
+            raise DraftError(
+                f"it cannot be loaded into {model} ({_first_line(error)})",
+                where=str(folder),
+                next="give a LoRA of this model, and copy it again if it is one",
+            ) from error
+        if not any(hasattr(denoiser, "peft_config") for denoiser in find_denoisers(pipe).values()):
+            raise DraftError(
+                f"it adapts no layer of {model}", where=str(folder), next="give a LoRA of this model's denoiser"
+            )
     call: dict[str, Any] = dict(catalog.pretrained[model].spec.call) if model in catalog.pretrained else {}
     call |= {} if guidance is None else {"guidance_scale": guidance}
     inference_steps = steps or call.pop("num_inference_steps", 50)

@@ -70,11 +70,25 @@ def read_lora(path: Path) -> LoraFile:
             where=str(path),
             next="give one that `draft train` or a diffusers trainer wrote",
         )
-    settings = json.loads(metadata.get(DIFFUSERS_KEY) or metadata.get(CONFIG_KEY) or "{}")
     factors = {}
     for name in names:
         down, up = tensors[name + DOWN], tensors[name + UP]
-        factors[name] = (down, up * _scale(name, len(down), settings, behind_component=DIFFUSERS_KEY in metadata))
+        if not (down.ndim > 1 and up.ndim > 1 and len(down) == up.shape[1] and down.is_floating_point()):
+            raise CheckpointError(
+                f"its factors of {name} have no rank in common, {down.dtype} {tuple(down.shape)} and {tuple(up.shape)}",
+                where=str(path),
+                next="copy it again",
+            )
+        factors[name] = (down, up)
+    try:
+        settings = json.loads(metadata.get(DIFFUSERS_KEY) or metadata.get(CONFIG_KEY) or "{}")
+        for name, (down, up) in factors.items():
+            scale = _scale(name, len(down), settings, behind_component=DIFFUSERS_KEY in metadata)
+            factors[name] = (down, up * scale)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"its settings cannot be read ({' '.join(str(error).split())})", where=str(path), next="copy it again"
+        ) from error
     return LoraFile(path, factors, settings if CONFIG_KEY in metadata else {})
 
 

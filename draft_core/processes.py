@@ -5,12 +5,15 @@ Every process calls the same exchanges in the same order. Tensors wing. May impo
 
 from __future__ import annotations
 
+import atexit
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
 
 from draft_core.errors import DraftError
@@ -27,12 +30,21 @@ class Processes:
     Attributes:
         count: how many there are.
         place: which one this is, from 0; 0 is the main process, which writes and speaks.
+
+    Raises:
+        DraftError: if it is alone although it was to be one of several.
     """
 
     def __init__(self, *, cpu: bool) -> None:
         state = PartialState(cpu=cpu)  # it knows whether this process was started as one of several
         self.count: int = state.num_processes
         self.place: int = state.process_index
+        _require_company(self.count)
+
+    def leave_at_exit(self) -> None:
+        """Takes leave of the others when the program ends, and not before: it may have another run to make."""
+        if self.count > 1:
+            atexit.register(PartialState().destroy_process_group)
 
     def gather(self, value: T) -> list[T]:
         """The values of all processes, by place."""
@@ -79,3 +91,22 @@ class Processes:
                 where=f"process {self.place}",
                 next="see what ended it; what was saved is whole, and the same command goes on from there",
             ) from error
+
+
+def forget_settings() -> None:
+    """Lets the next run of this program have another device and precision: accelerate would keep the first one's.
+
+    Several processes stay connected, and on the devices that they have.
+    """
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+
+
+def _require_company(count: int) -> None:
+    """`accelerate launch --cpu` starts a single process, however many it is asked for, and says nothing."""
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") and "MASTER_ADDR" in os.environ
+    if asked and count == 1:
+        raise DraftError(
+            "several processes were asked for and one was started: on the CPU accelerate leaves that to MPI",
+            where="accelerate launch --cpu",
+            next="use `draft train --processes`, torchrun, or --multi_gpu with `device: cpu` in the recipe",
+        )

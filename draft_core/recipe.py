@@ -8,8 +8,9 @@ May import: errors, config, catalog, estimators.
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -26,6 +27,9 @@ from draft_core.errors import DraftError, PluginError, RecipeError
 from draft_core.estimators import DraftLV
 
 MOST_STEPS = 10_000  # of a sampler; pipelines are trained on 1000
+MOST = 100_000  # images of one pass, passes of one update, or ranks of a LoRA
+LARGEST_INTEGER = 2**63 - 1  # of a tensor
+LARGEST_FLOAT = 2.0**128 * (1 - 2.0**-24)  # single precision, which a run computes in
 LARGEST_SEED = 2**62  # what is added to it still fits torch's generators
 DEEPEST = 64  # nested levels of a recipe's YAML
 LARGEST = 100_000  # values in a recipe's YAML, each alias counted as what it stands for
@@ -36,10 +40,15 @@ UNDER_WAY = (0, 0)
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
+def _no(value: Any) -> Any:
+    """The word "no" where a YAML parser took it for false."""
+    return "no" if value is False else value
+
+
 class LoraConfig(Config):
     """The LoRA that is trained (Hu et al. 2022, arXiv 2106.09685)."""
 
-    rank: int = Field(8, ge=1, description="Rank r of the two factors.")
+    rank: int = Field(8, ge=1, le=MOST, description="Rank r of the two factors.")
     alpha: float | None = Field(None, gt=0, description="Scale is alpha / rank; left out, the scale is 1.")
     targets: tuple[str, ...] | None = Field(
         None,
@@ -95,14 +104,16 @@ class TrainConfig(Config):
     """The optimisation: AdamW on the LoRA."""
 
     steps: int = Field(100, ge=1, description="Number of updates.")
-    batch_size: int = Field(8, ge=1, description="Prompts in one pass, one image each.")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="Passes in one update.")
+    batch_size: int = Field(8, ge=1, le=MOST, description="Prompts in one pass, one image each.")
+    gradient_accumulation_steps: int = Field(1, ge=1, le=MOST, description="Passes in one update.")
     learning_rate: float = Field(4e-4, gt=0, description="Rate after the warm-up.")
     warmup_steps: int = Field(0, ge=0, description="Updates over which the rate rises linearly.")
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's averaging factors.")
     weight_decay: float = Field(0.1, ge=0, description="AdamW's decoupled decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients with a larger L2 norm are scaled down to it.")
-    mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="Autocast around sampling and scoring.")
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_no)] = Field(
+        "no", description="Autocast around sampling and scoring."
+    )
     sharding: Literal["none", "full"] = Field(
         "none",
         description="With `full` each of several processes holds a part of the frozen denoiser (FSDP2), gathered block "
@@ -133,7 +144,9 @@ class EvaluationConfig(Config):
 
     prompts: str | tuple[str, ...] = Field(description="Like the recipe's prompts; none of them is trained on.")
     count: int = Field(16, ge=1, description="How many of the prompts, from the first.")
-    images_per_prompt: int = Field(2, ge=1, description="Pictures of each prompt; diversity needs two or more.")
+    images_per_prompt: int = Field(
+        2, ge=1, le=MOST, description="Pictures of each prompt; diversity needs two or more."
+    )
     seed: int = Field(
         0, ge=0, le=LARGEST_SEED, description="Picture i of each prompt starts from the noise of seed + i."
     )
@@ -261,9 +274,18 @@ def load_recipe(
     data = _plain(data)
     for override in overrides:
         set_field(data, override)
-    recipe = validate(recipe_type(catalog), data, catalog, where=name)
-    recipe = _with_absolute_prompts(recipe, base, catalog)
-    _check(recipe, catalog, name)
+    try:
+        recipe = validate(recipe_type(catalog), data, catalog, where=name)
+        recipe = _with_absolute_prompts(recipe, base, catalog)
+        _check(recipe, catalog, name)
+    except DraftError as error:
+        if missing := _missing(data.get("versions"), catalog):
+            raise type(error)(
+                error.what,
+                where=error.where,
+                next=f"install what the run was made with: pip install {' '.join(missing)}",
+            ) from None
+        raise
     return recipe
 
 
@@ -339,6 +361,15 @@ def validate(type_: Any, data: Any, catalog: Catalog, *, where: str) -> Any:
 
 
 def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
+    if "\0" in str(recipe.output):
+        raise RecipeError("a folder's name cannot hold a zero byte", where=f"{where}: output", next="name another")
+    for path, number in _numbers(recipe.model_dump()):
+        if abs(number) > (LARGEST_FLOAT if isinstance(number, float) else LARGEST_INTEGER):
+            raise RecipeError(
+                f"{_short(repr(number))} is larger than a run can compute with",
+                where=f"{where}: {path}",
+                next="give a smaller number",
+            )
     trained = resolve_prompts(recipe.prompts, catalog, where=f"{where}: prompts")
     if recipe.evaluation:
         held_out = resolve_prompts(recipe.evaluation.prompts, catalog, where=f"{where}: evaluation.prompts")
@@ -369,6 +400,23 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             where=f"{where}: model.call",
             next="give numbers, texts, lists and mappings",
         ) from error
+
+
+def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, int | float]]:
+    """The numbers inside a value, each with the fields that lead to it."""
+    if isinstance(value, (int, float)):
+        yield path, value
+    elif isinstance(value, (dict, list, tuple)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(item, f"{path}.{key}".lstrip("."))
+
+
+def _missing(versions: Any, catalog: Catalog) -> list[str]:
+    """What a run names among its versions and is no longer installed, as pip takes it."""
+    if not isinstance(versions, dict):
+        return []
+    here = {"python", *catalog.versions(), *(str(each.name) for each in importlib.metadata.distributions())}
+    return [f"{name}=={version}" for name, version in versions.items() if name not in here]
 
 
 def locate_pretrained(name: str, catalog: Catalog, *, where: str = "model") -> str:

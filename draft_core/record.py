@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -214,7 +215,10 @@ def _with_nan(value: Any) -> Any:
 def write_whole(path: Path, text: str) -> None:
     """A file that is never seen half written."""
     aside = path.with_name(path.name + ".partial")
-    aside.write_text(text, encoding="utf-8")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # else a power failure could leave the new name with nothing in it
     aside.replace(path)
 
 
@@ -228,7 +232,8 @@ def save_pictures(folder: Path, of: int | str, images: torch.Tensor) -> None:
         of: the update they were looked at after, or `scale_name`.
     """
     place = _place(folder, of)
-    place.mkdir(parents=True, exist_ok=True)
+    for made in (place.parent, place):  # but not the folder of the run, if that is gone
+        made.mkdir(exist_ok=True)
     for number, image in enumerate(images):
         to_pil(image).save(place / f"{number:03d}.png")
 

@@ -19,8 +19,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from random import Random
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -30,11 +31,11 @@ from safetensors import SafetensorError
 from draft_core.builder import build, build_objective
 from draft_core.catalog import Catalog
 from draft_core.checkpoints import checkpoints, prune, read_checkpoint
-from draft_core.errors import CheckpointError, Interrupted, RecipeError
+from draft_core.errors import CheckpointError, DraftError, Interrupted, RecipeError
 from draft_core.lora import adapters_off, adapters_scaled, lora_state, save_lora, set_lora_state
 from draft_core.monitor import Evaluation, Look, Verdict, best_look, evaluate, judge, look_at
 from draft_core.objective import Objective
-from draft_core.processes import Processes
+from draft_core.processes import Processes, forget_settings
 from draft_core.recipe import EvaluationConfig, RecipeBase, dump_recipe, locate_pretrained, resolve_prompts
 from draft_core.record import (
     FACTS,
@@ -72,6 +73,8 @@ HARMLESS = (
     "evaluation.scales",
 )
 
+T = TypeVar("T")
+Identity = tuple[int, int]  # device and inode of a folder
 Progress = Callable[[str, int, int, str], None]
 """Called with a stage, how much of it is done, of how much, and a note; stage "note" is a message alone."""
 
@@ -127,6 +130,15 @@ def run_recipe(
             where=str(getattr(error, "filename", None) or recipe.output),
             next="make room or mend the folder, then give the same command again; what was saved is whole",
         ) from error
+    except (MemoryError, RuntimeError) as error:
+        if not _is_want_of_memory(error):
+            raise
+        raise DraftError(
+            f"it does not fit into memory ({_first_line(error)})",
+            where=f"output {recipe.output}",
+            next="halve train.batch_size and double train.gradient_accumulation_steps, or see what `draft plan` says; "
+            "what was saved is whole, and goes on with that",
+        ) from error
 
 
 class _Run:
@@ -134,8 +146,10 @@ class _Run:
 
     trainer: Trainer
     judges: Objective
+    identity: Identity  # of the folder, in the main process
 
     def __init__(self, recipe: RecipeBase, catalog: Catalog, progress: Progress, stop: _Stop) -> None:
+        forget_settings()
         self.processes = Processes(cpu=recipe.device == "cpu")
         started = {"versions": _versions(catalog), "processes": self.processes.count}
         self.recipe = recipe.model_copy(update=started)
@@ -164,19 +178,62 @@ class _Run:
         self.progress("load", 0, 1, self.recipe.model.pretrained)
         self.trainer = build(self.recipe, catalog=self.catalog)
         device = self.trainer.accelerator.device
+        self.require_call(device)
         self.judges = build_objective(self.recipe.measures, self.catalog, beside=self.trainer.objective).to(device)
         self.processes.gather(None)  # only now, when the new run is sure to start in every process
         with ExitStack() as stack:
-            self.processes.on_main(lambda: stack.enter_context(_locked(self.folder)))
+            self.processes.on_main(lambda: stack.enter_context(self.locked()))
             self.processes.on_main(lambda: self.make_folder(anew=not continued))
             self.progress("load", 1, 1, self.recipe.model.pretrained)
             self.restore()
             verdict = self.train()
-            best = self.processes.on_main(self.save_loras)
+            best = self.write(self.save_loras)
             self.draw_scales()
-            report = self.processes.on_main(lambda: self.finish(verdict))
-            self.trainer.accelerator.end_training()
+            report = self.write(lambda: self.finish(verdict))
+            self.processes.leave_at_exit()
         return RunResult(self.folder, report, self.looks[0], best, self.looks[-1], verdict)
+
+    def require_call(self, device: torch.device) -> None:
+        """That the pipeline can be called as the recipe says, found before anything is drawn or deleted."""
+        if self.recipe.train.mixed_precision == "fp16" and device.type == "cpu":
+            raise RecipeError("fp16 needs a GPU", where="train.mixed_precision", next="use bf16, or no")
+        pipe = type(self.trainer.sampler.pipe).__name__
+        try:
+            self.recipe.estimator.plan(self.trainer.sampler.steps, Random(0))
+        except DraftError:
+            raise
+        except Exception as error:  # whatever a pipeline raises at arguments that it does not like
+            if _is_want_of_memory(error):
+                raise
+            raise RecipeError(
+                f"{pipe} cannot be called so ({type(error).__name__}: {_first_line(error)})",
+                where="model.call",
+                next=f"give what the call of {pipe} takes",
+            ) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder is this run's alone inside, and `write` knows it again."""
+        with _locked(self.folder) as self.identity:
+            yield
+
+    def write(self, work: Callable[[], T]) -> T:
+        """What `work`, which writes into the folder, returns in the main process; every process gets it.
+
+        Raises:
+            CheckpointError: if the folder is no longer the one that was locked; nothing is then written elsewhere.
+        """
+
+        def write_there() -> T:
+            if _identity(self.folder) != self.identity or not (self.folder / RECIPE).is_file():
+                raise CheckpointError(
+                    "the folder of the run was deleted, moved or emptied while it ran",
+                    where=str(self.folder),
+                    next="put it back to go on, or delete what is left of it, and give the same command again",
+                )
+            return work()
+
+        return self.processes.on_main(write_there)
 
     def make_folder(self, *, anew: bool) -> None:
         """The folder with its recipe; a killed deletion leaves the old recipe, by which the folder is still known."""
@@ -200,7 +257,7 @@ class _Run:
 
     def restore(self) -> None:
         """Puts the run where its newest usable checkpoint left it, or at its beginning."""
-        used, self.earlier_seconds, self.looks = self.processes.on_main(self.restore_main)
+        used, self.earlier_seconds, self.looks = self.write(self.restore_main)
         if used is not None and self.processes.place > 0:
             self.trainer.load_checkpoint(used)
 
@@ -232,7 +289,7 @@ class _Run:
         done = self.trainer.done
         (self.folder / FACTS).unlink(missing_ok=True)
         rewrite_rows(self.folder / METRICS, self.rows_until(METRICS, StepReport, done))
-        looks = self.rows_until(LOOKS, Look, done)
+        looks = self.rows_until(LOOKS, Look, done) if _are_readable(self.folder, 0) else []
         rewrite_rows(self.folder / LOOKS, looks)
         return used, seconds, looks
 
@@ -245,13 +302,13 @@ class _Run:
         """All updates that are left, or as many as the rule against collapse allows."""
         if not self.looks:
             with adapters_off(self.trainer.sampler.pipe):
-                self.look("before", compare=False)
+                self.look("before", of_base=True)
         verdict = self.verdict()
         if self.ends_with(verdict):
             return verdict
         with _tracker(self.recipe, is_main=self.processes.place == 0) as track:
             for report in self.trainer:
-                self.processes.on_main(partial(append_row, self.folder / METRICS, report))
+                self.write(partial(append_row, self.folder / METRICS, report))
                 track(report)
                 self.note_of(report)
                 if self.is_due(report.update):
@@ -279,20 +336,21 @@ class _Run:
     def is_due(self, update: int) -> bool:
         return update % self.evaluation.every == 0 or update == self.trainer.steps
 
-    def look(self, stage: str, *, compare: bool = True) -> Verdict:
+    def look(self, stage: str, *, of_base: bool = False) -> Verdict:
         """Draws and scores the held-out pictures, writes down what is seen, and judges it."""
         seen = self.evaluate(stage)
-        gradients, cosines = self.trainer.reward_gradients() if compare and len(self.weights) > 1 else ({}, {})
-        self.looks.append(self.processes.on_main(lambda: self.write_look(seen, gradients, cosines)))
-        update = self.trainer.done
+        update = 0 if of_base else self.trainer.done
+        gradients, cosines = self.trainer.reward_gradients() if update and len(self.weights) > 1 else ({}, {})
+        self.looks.append(self.write(lambda: self.write_look(update, seen, gradients, cosines)))
         verdict = self.verdict()
         if verdict.lost:
             what = "collapsing" if verdict.collapsed else "losing"
             self.progress("note", 0, 0, f"update {update}: {what}, {'; '.join(verdict.lost)}")
         return verdict
 
-    def write_look(self, seen: Evaluation, gradients: Mapping[str, float], cosines: Mapping[str, float]) -> Look:
-        update = self.trainer.done
+    def write_look(
+        self, update: int, seen: Evaluation, gradients: Mapping[str, float], cosines: Mapping[str, float]
+    ) -> Look:
         save_pictures(self.folder, update, seen.images)
         images = load_pictures(self.folder, 0)  # in the levels of the files, also in an uninterrupted run
         look = look_at(seen, replace(seen, images=images), update, gradients=gradients, cosines=cosines)
@@ -337,7 +395,7 @@ class _Run:
             self.save()
 
     def save(self) -> Path:
-        return self.processes.on_main(self.write_checkpoint)
+        return self.write(self.write_checkpoint)
 
     def write_checkpoint(self) -> Path:
         folder = self.folder / "checkpoints"
@@ -380,7 +438,7 @@ class _Run:
         for scale in self.scales:
             with adapters_scaled(self.trainer.sampler.pipe, scale):
                 drawn = self.draw(f"scale {scale:g}", Objective({}), self.prompts[:SCALED_PROMPTS], self.seeds[:1])
-            self.processes.on_main(partial(save_pictures, self.folder, scale_name(scale), drawn.images))
+            self.write(partial(save_pictures, self.folder, scale_name(scale), drawn.images))
 
     def facts(self, verdict: Verdict) -> Facts:
         sampler = self.trainer.sampler
@@ -448,8 +506,10 @@ def _stop_signals() -> Iterator[_Stop]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[Identity]:
     """The folder is this process' alone inside; the system lifts the lock when the process ends, however it does.
+
+    Gives what tells the folder from another of its name.
 
     Raises:
         RecipeError: if another process holds it.
@@ -465,9 +525,28 @@ def _locked(folder: Path) -> Iterator[None]:
                 where=f"output {folder}",
                 next="wait for it, or choose another",
             ) from None
-        yield
+        found = os.fstat(descriptor)
+        yield found.st_dev, found.st_ino
     finally:
         os.close(descriptor)
+
+
+def _identity(folder: Path) -> Identity | None:
+    """What tells a folder from another of its name; None where there is none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _are_readable(folder: Path, of: int) -> bool:
+    """Whether the pictures of a look are whole."""
+    try:
+        load_pictures(folder, of)
+    except DraftError:
+        return False
+    return True
 
 
 def _is_continued(recipe: RecipeBase, folder: Path, *, resume: bool, overwrite: bool, force: bool) -> bool:
@@ -479,6 +558,10 @@ def _is_continued(recipe: RecipeBase, folder: Path, *, resume: bool, overwrite: 
     where = f"output {folder}"
     if folder.is_file():
         raise RecipeError("it is a file", where=where, next="name a folder")
+    if folder.is_dir():
+        with _locked(folder):  # asked now, before a model is loaded
+            pass
+    _require_writable(folder, where)
     # a run that was killed while it wrote its first file has left no more than that file's beginning
     if not (folder.is_dir() and any(not item.name.endswith(".partial") for item in folder.iterdir())):
         if resume:
@@ -501,6 +584,16 @@ def _is_continued(recipe: RecipeBase, folder: Path, *, resume: bool, overwrite: 
             "the folder holds a finished run already", where=where, next=f"continue it with --resume, {ways}"
         )
     return True
+
+
+def _require_writable(folder: Path, where: str) -> None:
+    """That the folder can be made and written into, as far as that can be known without doing it."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise RecipeError(f"{there} is a file", where=where, next="name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        ways = "mend its permissions, or choose another with --set output=..."
+        raise RecipeError(f"{there} is not writable", where=where, next=ways)
 
 
 def _differences(folder: Path, recipe: RecipeBase) -> list[str]:
@@ -562,6 +655,20 @@ def _tracker(recipe: RecipeBase, *, is_main: bool) -> Iterator[Callable[[StepRep
         yield track
     finally:
         tracker.finish()
+
+
+# What can go wrong with any computation
+
+
+def _is_want_of_memory(error: Exception) -> bool:
+    """Torch has a class for GPUs alone, and words for the rest."""
+    words = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 # What the report says of the surroundings

@@ -1,4 +1,7 @@
-"""Recipes gone wrong in every way we could think of: good ones, mutated by hypothesis, as files and overrides."""
+"""Recipes gone wrong in every way we could think of: good ones, mutated by hypothesis, as files and overrides.
+
+And recipes whose every field has a value that a recipe may hold, up to the edges: what is accepted must run.
+"""
 
 from __future__ import annotations
 
@@ -201,3 +204,73 @@ def _override(draw: Any) -> str:
             [f"{path}={value}", f"{path}={value}", f"{path}{value}", f"={value}", ".".join("a" * 2000) + "=1"]
         )
     )
+
+
+# Field -> values that are understood, the common and the outermost: what a run does with each is seen in a run.
+VALUES: dict[str, list[Any]] = {
+    "model.num_inference_steps": [1, 2, 4],
+    "model.guidance_scale": [0, 1.0, 3.0, 1e308],
+    "model.call": [
+        *({}, {"negative_prompt": "grey"}, {"height": 8}, {"height": 16, "width": 32}, {"eta": 1.0}),
+        *({"num_images_per_prompt": 2}, {"height": 7}, {"height": "tall"}, {"negative_prompt": 3}, {"prompt": "a"}),
+        *({"output_type": "pil"}, {"clip_skip": 1}, {"clip_skip": 9}, {"timesteps": [500, 1]}, {"latents": [0.0]}),
+        *({"negative_prompt": ["a", "b"]}, {"guidance_rescale": 0.7}, {"num_images_per_prompt": 0}, {"generator": 1}),
+    ],
+    "model.dtype": ["float32", "bfloat16", "float16"],
+    "model.gradient_checkpointing": [True],
+    "model.decode": ["checkpointed", "sliced"],
+    "model.tiled_decode": [True],
+    "model.remember_prompts": [True],
+    "model.lora.rank": [1, 3, 64],
+    "model.lora.alpha": [1e-3, 8.0, 1e308],
+    "model.lora.targets": [["to_q"], ["to_out.0", "conv1"], ["conv_in"], ["nothing"], [""], ["norm"], ["."], ["unet"]],
+    "prompts": [["a cat"], ["", "x"], ["\u706b" * 300], ["a" * 5000], ["\x00"], ["<b>&amp;</b>", "$x_1$", "%s {0}"]],
+    "estimator": [
+        *({"kind": "draft"}, {"kind": "draft-k", "k": 2}, {"kind": "refl", "last": 2}, {"kind": "alignprop"}),
+        *({"kind": "drtune", "k": 1, "last": 2}, {"kind": "flowbp-sparse", "k": 2}, {"kind": "steps", "steps": [0, 0]}),
+        *({"kind": "draft-lv", "resamples": 0}, {"kind": "draft-lv", "resamples": 2, "together": True}),
+        *({"kind": "prefix-reuse", "updates": 3}, {"kind": "prefix-reuse", "updates": 3, "max_drift": 1e-9}),
+    ],
+    "rewards.0.weight": [0, -1, 1e-320, 1e308],
+    "rewards.0.contrast": [1e-320, 1e308],
+    "rewards.0.cap": [-1e308, 0, 1e308],
+    "rewards.0.device": ["cpu", "cuda:7", "mps"],
+    "rewards": [[{"kind": "redness"}, {"kind": "redness", "weight": -1}]],
+    "measures": [[], [{"kind": "brightness"}], [{"kind": "redness"}] * 3],
+    "train.steps": [1, 3],
+    "train.batch_size": [1, 3],
+    "train.gradient_accumulation_steps": [2],
+    "train.learning_rate": [1e-320, 10.0, 1e308],
+    "train.warmup_steps": [1, 10**9],
+    "train.betas": [[0, 0]],
+    "train.weight_decay": [0, 1e308],
+    "train.max_grad_norm": [1e-320, 1e308],
+    "train.mixed_precision": ["bf16", "fp16"],
+    "train.sharding": ["full"],
+    "train.seed": [0, 2**62],
+    "train.normalize": ["scale", "gradient"],
+    "train.max_skipped": [0, 10**9],
+    "regularizers.kl": [0.1, 1e308],
+    "regularizers.lora_norm": [0.1, 1e308],
+    "checkpoint.every": [1, 10**9],
+    "checkpoint.keep": [1, 10**9],
+    "evaluation": [
+        *({"prompts": ["a boat"]}, {"prompts": "tiny-heldout", "count": 1, "images_per_prompt": 1, "every": 1}),
+        *({"prompts": ["a boat", "a boat"], "images_per_prompt": 2}, {"prompts": ["x"], "seed": 2**62}),
+        *({"prompts": ["y"], "tolerance": 1e-320}, {"prompts": ["y"], "tolerance": 1e308, "on_collapse": "warn"}),
+        *({"prompts": ["z"], "scales": []}, {"prompts": ["z"], "scales": [-1, 0, 1e-9, 1e308, 0.5, 0.5]}),
+    ],
+    "tensorboard": [True],
+    "processes": [2],
+    "output": ["a b", "\u706b", "x/y/z", "", ".", "..", "/", "a" * 300, "a\x00b", "~/x", "#", "-f"],
+}
+
+
+@st.composite
+def runnable(draw: Any) -> tuple[str, list[str]]:
+    """A good recipe's text, and overrides that say what a recipe may say."""
+    text = yaml.safe_dump(draw(st.sampled_from([GOOD, FULL])))
+    fields = draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=1, max_size=4, unique=True))
+    # the whole comes before its parts
+    chosen = [f"{field}={json.dumps(draw(st.sampled_from(VALUES[field])))}" for field in sorted(fields)]
+    return text, chosen

@@ -6,6 +6,7 @@ What the gradient cases build is also built alone by the test, with as many imag
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from tiny import GOOD, Redness, RednessConfig, byte_tokenizer, tiny_catalog, tin
 from torch.distributed.tensor import DTensor
 
 from draft_core import DifferentiableSampler, DraftK, DraftLV, Objective, PrefixReuse, Trainer
+from draft_core.errors import RecipeError
 from draft_core.lora import adapters_off, add_lora
 from draft_core.recipe import TrainConfig, load_recipe
 from draft_core.run import run_recipe
@@ -122,6 +124,21 @@ def main(folder: Path) -> None:
 
     run_recipe(recipe_of(folder, catalog), catalog, progress=progress)
     (folder / f"lines-{place}").write_text("\n".join(lines))
+    if place == "0":
+        shutil.copytree(folder / "run", folder / "first")
+    (folder / f"refused-{place}").write_text(once_more(folder, catalog))
+
+
+def once_more(folder: Path, catalog: Any) -> str:
+    """Further runs of this program: one that is refused, one in another precision, and the first, taken up again."""
+    try:
+        run_recipe(recipe_of(folder, catalog), catalog)
+    except RecipeError as error:
+        refused = str(error)
+    other = ["train.mixed_precision=bf16", "train.steps=1", f"output={folder / 'other'}"]
+    run_recipe(recipe_of(folder, catalog, *other), catalog)
+    run_recipe(recipe_of(folder, catalog, "train.steps=5"), catalog, resume=True)
+    return refused
 
 
 if __name__ == "__main__":
