@@ -1,6 +1,7 @@
 """Several processes are one run: the same gradients and looks, everything written once, and an end with a sentence.
 
-On the CPU, by gloo; what part.py does in each of two processes is done here by one, with twice the batch.
+On the CPU, by gloo; what part.py does in each of two processes is done here by one, with twice the batch. Two machines
+are two launchers on this one.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from accelerate.state import AcceleratorState
 from tiny import tiny_catalog
 from torch.distributed import fsdp
 
-from draft_core.checkpoints import checkpoints
-from draft_core.errors import RecipeError
-from draft_core.record import read_run
+from draft_core.checkpoints import checkpoints, read_checkpoint
+from draft_core.errors import DraftError, RecipeError
+from draft_core.launch import _free_port
+from draft_core.processes import Processes
+from draft_core.record import METRICS, read_rows, read_run
 from draft_core.run import run_recipe
 from draft_core.sharding import shard_denoisers
+from draft_core.trainer import StepReport
 
 SUPPORT = Path(part.__file__).parent
 LAUNCH = "import sys; from draft_core.launch import launch; sys.exit(launch(2, sys.argv[1:]))"
@@ -241,3 +245,51 @@ def test_sigterm_saves_a_killed_process_ends_all_and_one_process_goes_on(
     run_recipe(alone, catalog, progress=lambda stage, done, total, note: notes.append(note))
     assert any(f"going on after update {last}, with 1 process(es) instead of 2" in note for note in notes)
     assert [report.update for report in read_run(run).reports] == list(range(1, last + 3))
+
+
+# Two machines
+
+
+def test_two_machines_under_accelerate_are_one_run_and_a_killed_process_ends_both(
+    command: tuple[list[str], dict[str, str]], tmp_path: Path
+) -> None:
+    """One launcher for each, by loopback; `--multi_gpu` is how accelerate starts several, and the recipe says `cpu`."""
+    words, surroundings = command
+    run, site = tmp_path / "run", tmp_path / "site"
+    train = words[: words.index("--processes")] + words[words.index("--processes") + 2 :]
+    network = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(_free_port())]
+    together = ["--multi_gpu", "--num_machines", "2", "--num_processes", "2", *network]
+    quiet = ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch = ["-m", "accelerate.commands.launch", *together, *quiet]
+    with (
+        started([*launch, "--machine_rank", "0", *train], **surroundings) as first,
+        started([*launch, "--machine_rank", "1", *train], **surroundings) as second,
+    ):
+        wait_until(lambda: updates(run) > 2, first)
+        os.kill(int((site / "pid-1").read_text()), signal.SIGKILL)
+        killed = time.monotonic()
+        here, there = (launcher.communicate(timeout=60)[0] for launcher in (first, second))
+        assert time.monotonic() - killed < 60
+    assert (first.returncode, second.returncode) == (1, 1), "accelerate's own"
+    assert "process 0: another process of the run is gone; see what ended it; what was saved is whole, and" in here
+    assert "Signal 9 (SIGKILL)" in there
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((site / "pid-0").read_text()), 0)
+
+    AcceleratorState._reset_state()
+    catalog = tiny_catalog(site / "catalog")
+    kept = run.rename(tmp_path / "two")
+    run_recipe(part.recipe_of(tmp_path, catalog, "train.batch_size=4", "train.steps=2", "measures=[]"), catalog)
+    for mine, other in zip(read_rows(kept / METRICS, StepReport), read_run(run).reports, strict=False):
+        torch.testing.assert_close([mine.loss, mine.grad_norm], [other.loss, other.grad_norm], rtol=1e-4, atol=1e-6)
+    two, one = (read_checkpoint(folder / "checkpoints" / "000002").adapter for folder in (kept, run))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-4)
+
+
+def test_a_launcher_that_starts_one_process_for_several_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}.items():
+        Processes(cpu=True)
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DraftError, match=r"--cpu: several processes were asked for and one was started.*use `draft"):
+        Processes(cpu=True)
