@@ -315,6 +315,31 @@ def test_runs_of_one_program_may_differ_in_precision(catalog: Catalog, tmp_path:
         assert result.after.update == 1
 
 
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        (
+            "rewards.0.cap=-1e+308",
+            "recipe: rewards.0.cap: -1e+308 is larger than a run can compute with; give a smaller",
+        ),
+        ("model.call={eta: 1e+39}", "recipe: model.call.eta: 1e+39 is larger than a run can compute with"),
+        (
+            "train.steps=9223372036854775808",
+            "recipe: train.steps: 9223372036854775808 is larger than a run can compute",
+        ),
+        ("train.batch_size=100001", "train.batch_size: input should be less than or equal to 100000"),
+        ("model.lora.rank=1000000000000", "model.lora.rank: input should be less than or equal to 100000"),
+        ('output="a\\0b"', "recipe: output: a folder's name cannot hold a zero byte; name another."),
+    ],
+)
+def test_what_would_fail_in_the_midst_of_a_run_is_refused_before(
+    catalog: Catalog, override: str, sentence: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(RECIPE, [override], catalog=catalog)
+    assert sentence in str(caught.value)
+
+
 # What was installed
 
 
