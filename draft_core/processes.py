@@ -86,11 +86,22 @@ class Processes:
         try:
             yield
         except RuntimeError as error:  # all that the backends of torch.distributed raise
-            raise DraftError(
-                "another process of the run is gone",
-                where=f"process {self.place}",
-                next="see what ended it; what was saved is whole, and the same command goes on from there",
-            ) from error
+            raise another_is_gone(self.place) from error
+
+
+def another_is_gone(place: int) -> DraftError:
+    """What the process at that place says when it can no longer reach another."""
+    return DraftError(
+        "another process of the run is gone",
+        where=f"process {place}",
+        next="see what ended it; what was saved is whole, and the same command goes on from there",
+    )
+
+
+def is_loss_of_another(error: MemoryError | RuntimeError) -> bool:
+    """Whether an error of a computation is one of its exchanges with another process, as in a sharded denoiser."""
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo has no class for its errors
+    return isinstance(error, torch.distributed.DistBackendError) or any(word in str(error) for word in words)
 
 
 def forget_settings() -> None:

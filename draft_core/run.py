@@ -35,7 +35,7 @@ from draft_core.errors import CheckpointError, DraftError, Interrupted, RecipeEr
 from draft_core.lora import adapters_off, adapters_scaled, lora_state, save_lora, set_lora_state
 from draft_core.monitor import Evaluation, Look, Verdict, best_look, evaluate, judge, look_at
 from draft_core.objective import Objective
-from draft_core.processes import Processes, forget_settings
+from draft_core.processes import Processes, another_is_gone, forget_settings, is_loss_of_another
 from draft_core.recipe import EvaluationConfig, RecipeBase, dump_recipe, locate_pretrained, resolve_prompts
 from draft_core.record import (
     FACTS,
@@ -131,6 +131,8 @@ def run_recipe(
             next="make room or mend the folder, then give the same command again; what was saved is whole",
         ) from error
     except (MemoryError, RuntimeError) as error:
+        if is_loss_of_another(error):
+            raise another_is_gone(int(os.environ.get("RANK", "0"))) from error
         if not _is_want_of_memory(error):
             raise
         raise DraftError(

@@ -173,19 +173,31 @@ def test_a_folder_that_is_deleted_in_the_midst_ends_the_run_and_is_not_made_agai
     assert same(weights(output), weights(whole))
 
 
-def test_a_folder_that_is_moved_and_a_file_in_its_place_end_the_run(
+def test_a_folder_that_is_moved_and_a_file_or_another_run_in_its_place_end_the_run(
     catalog: Catalog, whole: Path, tmp_path: Path
 ) -> None:
-    output, aside = tmp_path / "run", tmp_path / "aside"
+    output, aside, other = tmp_path / "run", tmp_path / "aside", tmp_path / "other"
 
-    def replace() -> None:
+    def replace_by_file() -> None:
         output.rename(aside)
         output.write_text("thesis")
 
-    with pytest.raises(CheckpointError, match="put it back to go on, or delete what is left of it, and give the same"):
-        run(output, catalog, progress=at(3, replace))
+    def replace_by_run() -> None:
+        output.rename(aside)
+        shutil.copytree(whole, output)
+
+    lost = "put it back to go on, or delete what is left of it, and give the same"
+    with pytest.raises(CheckpointError, match=lost):
+        run(output, catalog, progress=at(2, replace_by_file))
     assert output.read_text() == "thesis"
     output.unlink()
+    aside.rename(output)
+    with pytest.raises(CheckpointError, match=lost):
+        run(output, catalog, progress=at(3, replace_by_run))
+    output.rename(other)
+    assert {path.name: path.read_bytes() for path in whole.iterdir() if path.is_file()} == {
+        path.name: path.read_bytes() for path in other.iterdir() if path.is_file()
+    }
     aside.rename(output)
     notes: list[str] = []
     run(output, catalog, progress=lambda stage, done, total, note: notes.append(note))
@@ -438,7 +450,21 @@ def test_a_checkpoint_cut_anywhere_is_known_as_such(checkpoint: Path, name: str)
             with pytest.raises(CheckpointError, match=r"000001: cannot be read \("):
                 read_checkpoint(checkpoint)
     (checkpoint / name).write_bytes(content)
-    assert read_checkpoint(checkpoint).state["update"] == 1 if name == "state.json" else True
+    with_digests(checkpoint)
+    assert read_checkpoint(checkpoint).state["update"] == 1
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "optimizer.pt"])
+def test_a_checkpoint_with_one_changed_bit_is_known_as_such(checkpoint: Path, name: str) -> None:
+    content = (checkpoint / name).read_bytes()
+    for tenth in range(10):
+        changed = bytearray(content)
+        changed[len(content) * tenth // 10] ^= 1
+        (checkpoint / name).write_bytes(changed)
+        with pytest.raises(CheckpointError, match=rf"000001: cannot be read \({name} is not the file that was written"):
+            read_checkpoint(checkpoint)
+    (checkpoint / name).write_bytes(content)
+    read_checkpoint(checkpoint)
 
 
 def test_torn_checkpoints_are_set_aside_by_name_and_the_run_ends_the_same(
