@@ -5,12 +5,14 @@
     python benchmarks/compare.py --quick    # two updates of two methods, to see that it works
 
 All train on the `jpeg` reward alone. The judges are the bytes of real files and the alignment `emoji-clip`, which
-nobody trains on, of things that nobody trained on, from fixed seeds. Two comparisons:
+nobody trains on, of things that nobody trained on, from fixed seeds. Three comparisons:
 
 1. Races. The mark: real files 8 % smaller, and at least 93 % of the base model's alignment kept (the floor). A run ends
    at the mark, below the floor, or when its denoiser calls are used up. Each method has its own best learning rate:
    rates are tried on one seed, from the largest down, until a smaller one is not cheaper.
 2. Equal steps. One learning rate, one number of optimiser steps, and 1 to 16 of them from each rollout.
+3. Short prefixes: a race in which the ladder of rates begins at twice the height, with 20 and with 50 sampler steps.
+   Beside them DRaFT-1 on a sampler of five steps, judged like all by the pictures of all steps.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ from draft_core import (
     Objective,
     PrefixReuse,
     Refl,
+    ShortPrefix,
     Trainer,
     load_catalog,
     load_pipeline,
@@ -63,6 +66,7 @@ RATES = (4e-3, 2e-3, 1e-3, 5e-4)  # from ten times the default; see docs/estimat
 QUALITY = 80
 COLOURS = (*(f"C{place}" for place in range(10)), "black", "navy")
 PICTURE = Path("docs/images/compare.png")
+PREFIX_PICTURE = Path("docs/images/short-prefix.png")
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Method:
         checkpointing: recompute graded denoiser calls, which then count twice; what makes many steps fit into memory.
         timed_as: what to time in its place, where the cost of an update is drawn at random.
         timed: whether to time it; not where the drift ends an update, so that no two cost the same.
+        sampler_steps: of the sampler that it trains on, where that is not the task's; it is judged by the task's.
     """
 
     name: str
@@ -80,6 +85,7 @@ class Method:
     checkpointing: bool = False
     timed_as: EstimatorConfig | None = None
     timed: bool = True
+    sampler_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,29 @@ RACE = Task(
         Method("draft", Draft(), checkpointing=True),
     ),
 )
-TASKS = (*EQUAL_STEPS, RACE)
+RACERS = [one.name for one in RACE.methods]
+SHORT = Method("short-prefix 4", ShortPrefix(prefix_steps=4))
+PREFIXES = tuple(
+    Task(
+        name=f"prefixes-{steps}",
+        steps=steps,
+        rates=(8e-3, *RATES),
+        budget=20 * steps,
+        judged_every=2,
+        methods=(DRAFT_1, REUSE[1], SHORT, *more),
+    )
+    for steps, more in (
+        (
+            20,
+            (
+                Method("short-prefix 4, 2 updates", ShortPrefix(prefix_steps=4, updates=2)),
+                Method("draft-k 1 of 5 steps", DraftK(k=1), sampler_steps=5),
+            ),
+        ),
+        (50, ()),
+    )
+)
+TASKS = (*EQUAL_STEPS, RACE, *PREFIXES)
 QUICK = tuple(
     Task(
         name=name,
@@ -231,8 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for method in task.methods:
                 if options.methods is None or method.name in options.methods:
                     train_method(task, method, options.seeds, options.runs / task.name)
-        for steps in {task.steps for task in tasks}:
-            time_updates([task for task in (QUICK if options.quick else TASKS) if task.steps == steps], options.runs)
+        for task in tasks:
+            time_updates(task, options.runs)
     for task in tasks:
         if task.optimizer_steps:
             print_ends(task, options.runs)
@@ -241,19 +269,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_drifts(tasks, options.runs)
     if RACE in tasks:
         save_picture(RACE, SLOW, options.runs, options.picture)
+    if PREFIXES[0] in tasks:
+        save_prefix_picture(options.runs, options.prefix_picture)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--plot", action="store_true", help="train nothing: tables and picture of what is there")
     parser.add_argument("--quick", action="store_true", help="two updates of two methods, to see that it works")
-    methods = [method.name for method in (*RACE.methods, BOUNDED)]
+    methods = sorted({method.name for task in TASKS for method in task.methods})
     names = [task.name for task in (*TASKS, *QUICK)]
     parser.add_argument("--methods", nargs="+", choices=methods, help="only these, as in 'draft-k 1'; left out, all")
     parser.add_argument("--seeds", type=int, default=3, help="only so many of the seeds, at least 1; default 3, all")
     parser.add_argument("--only", choices=names, help="only this comparison; left out, all")
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="default runs/compare")
     parser.add_argument("--picture", type=Path, default=PICTURE, help=f"default {PICTURE}")
+    parser.add_argument("--prefix-picture", type=Path, default=PREFIX_PICTURE, help=f"default {PREFIX_PICTURE}")
     return parser.parse_args(arguments)
 
 
@@ -339,10 +370,11 @@ def make_trainer(task: Task, method: Method, rate: float, seed: int) -> tuple[Tr
     pipe.set_progress_bar_config(disable=True)
     torch.manual_seed(seed)
     add_lora(pipe, rank=8)
+    steps = method.sampler_steps or task.steps
     sampler = DifferentiableSampler(
-        pipe, num_inference_steps=task.steps, guidance_scale=4.0, gradient_checkpointing=method.checkpointing
+        pipe, num_inference_steps=steps, guidance_scale=4.0, gradient_checkpointing=method.checkpointing
     )
-    assert sampler.steps == task.steps  # counted now, so that the first update need not
+    assert sampler.steps == steps  # counted now, so that the first update need not
     gauge = DriftGauge(load_reward("jpeg", quality=QUALITY))
     config = TrainConfig(steps=task.budget, batch_size=task.batch_size, learning_rate=rate, seed=seed)
     prompts = resolve_prompts("emoji-train", load_catalog())
@@ -378,8 +410,10 @@ def make_judge(task: Task, sampler: DifferentiableSampler) -> Callable[[], tuple
     heldout = resolve_prompts("emoji-heldout", load_catalog())
     prompts = heldout[:: len(heldout) // task.pictures][: task.pictures]
 
+    whole = DifferentiableSampler(sampler.pipe, num_inference_steps=task.steps, **sampler.call_kwargs)
+
     def judge() -> tuple[float, float]:
-        means = evaluate(sampler, measures, prompts, [0], batch_size=task.pictures).means()
+        means = evaluate(whole, measures, prompts, [0], batch_size=task.pictures).means()
         return -means["size"], means["alignment"]
 
     return judge
@@ -402,21 +436,20 @@ def count_calls(sampler: DifferentiableSampler) -> Callable[[], int]:
     return lambda: calls.pop("denoiser", 0)
 
 
-def time_updates(tasks: Sequence[Task], runs: Path) -> None:
+def time_updates(task: Task, runs: Path) -> None:
     """Writes how many seconds of processor and of wall time an update of each method takes, the methods taking turns.
 
     One machine, one thread, all within minutes: fairer than the clock of runs that lie hours apart.
     """
-    file = seconds_file(tasks[0], runs)
+    file = seconds_file(task, runs)
     if file.is_file():
         return
     trainers = {}
-    for task in tasks:
-        for method in [method for method in task.methods if method.timed]:
-            trainers[method.name], _ = make_trainer(task, method, rate=1e-9, seed=0)
-            trainers[method.name].estimator = method.timed_as or method.estimator
+    for method in [method for method in task.methods if method.timed]:
+        trainers[method.name], _ = make_trainer(task, method, rate=1e-9, seed=0)
+        trainers[method.name].estimator = method.timed_as or method.estimator
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in trainers}
-    for _ in range(tasks[0].rounds):
+    for _ in range(task.rounds):
         for name, trainer in trainers.items():
             processor, wall = time.process_time(), time.perf_counter()
             trainer.train_step()
@@ -442,7 +475,7 @@ def runs_of(task: Task, method: Method, runs: Path) -> list[Run]:
 
 
 def seconds_file(task: Task, runs: Path) -> Path:
-    return runs / f"seconds-{task.steps}.json"
+    return runs / f"seconds-{task.name}.json"
 
 
 def read_seconds(task: Task, runs: Path) -> dict[str, float]:
@@ -544,16 +577,41 @@ def save_picture(race: Task, slow: Task, runs: Path, picture: Path) -> None:
     figure.savefig(picture, dpi=110)
 
 
+def save_prefix_picture(runs: Path, picture: Path) -> None:
+    """Real bytes over seconds with 20 and with 50 sampler steps."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, task in zip(panels, PREFIXES, strict=True):
+        draw_all(axes, task, runs, seconds_when, change, [method.name for method in PREFIXES[0].methods])
+        axes.axhline(100 * (MARK - 1), color="black", linewidth=0.8, linestyle=":")
+        axes.set(title=f"{task.steps} sampler steps, each at its own best rate", xlabel="seconds of processor time")
+    panels[0].set(ylabel="real JPEG bytes, held-out prompts, change in %")
+    figure.legend(handles=labelled(*panels), loc="outside lower center", ncols=5, fontsize="small")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=110)
+
+
 def labelled(*panels: Axes) -> list[Any]:
     """What the panels show, each label once."""
     found = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     return list(found.values())
 
 
-def draw_all(axes: Axes, task: Task, runs: Path, make_x: Callable[[float], Value], y: Value) -> None:
-    """A line for each method that has been run; `make_x` is told the seconds of its updates."""
+def draw_all(
+    axes: Axes,
+    task: Task,
+    runs: Path,
+    make_x: Callable[[float], Value],
+    y: Value,
+    names: Sequence[str] = RACERS,
+) -> None:
+    """A line for each method that has been run; `make_x` is told the seconds of its updates.
+
+    Arguments:
+        names: what is drawn; each has one colour in all panels.
+    """
     seconds = read_seconds(task, runs)
-    names = [method.name for method in RACE.methods]  # a method has one colour in all panels
     for method in task.methods:
         if (made := runs_of(task, method, runs)) and method.name in names:
             x = make_x(seconds.get(method.name, math.nan))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         FlowBPSparse,
         PrefixReuse,
         Refl,
+        ShortPrefix,
         StepList,
     )
     from draft_core.objective import Objective
@@ -43,6 +44,7 @@ _HOMES = {
     "Objective": "objective",
     "PrefixReuse": "estimators",
     "Refl": "estimators",
+    "ShortPrefix": "estimators",
     "StepList": "estimators",
     "StepPlan": "plan",
     "Trainer": "trainer",
@@ -65,6 +67,7 @@ __all__ = [
     "Objective",
     "PrefixReuse",
     "Refl",
+    "ShortPrefix",
     "StepList",
     "StepPlan",
     "Trainer",

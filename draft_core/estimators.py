@@ -85,6 +85,34 @@ class PrefixReuse(EstimatorConfig):
         )
 
 
+class ShortPrefix(EstimatorConfig):
+    """DRaFT-1 on a cheap x0: a few large sampler steps, re-noising to the last level, and the last step with gradient.
+
+    DRaFT-LV's re-noised copies show that the last step learns as well from alpha_1 x0 + sigma_1 eps as from the chain's
+    own x_1 (Clark et al. 2024, section 3.2); here x0 comes from a schedule of `prefix_steps` instead of T. The images
+    that are judged on the way are those of all T steps. No publication; see docs/estimators.md for what was measured.
+    """
+
+    kind: Literal["short-prefix"] = "short-prefix"
+    prefix_steps: int = Field(4, ge=1, description="Sampler steps of the prefix, fewer than model.num_inference_steps.")
+    updates: int = Field(1, ge=1, le=64, description="Optimiser steps from one prefix, each on a fresh re-noising.")
+
+    def plan(self, steps: int, rng: Random) -> StepPlan:
+        """The last step graded, from `updates` re-noisings of a short chain's x0; draws nothing from `rng`.
+
+        Raises:
+            RecipeError: if the prefix is not shorter than the chain.
+        """
+        _at_most("prefix_steps", self.prefix_steps, steps, spare=1)
+        return StepPlan(
+            steps=steps,
+            graded=_last(1, steps),
+            resamples=self.updates,
+            step_each=self.updates > 1,
+            prefix=self.prefix_steps,
+        )
+
+
 class Refl(EstimatorConfig):
     """ReFL: at one random late step, the reward of the posterior mean of x0 (Xu et al. 2023, arXiv 2304.05977, alg. 1).
 
@@ -205,6 +233,9 @@ BUILT_IN = (
     EstimatorSpec(
         kind="prefix-reuse", config=PrefixReuse, summary="the last step, and several optimiser steps from one rollout"
     ),
+    EstimatorSpec(
+        kind="short-prefix", config=ShortPrefix, summary="the last step, from a cheap x0 sampled in a few large steps"
+    ),
     EstimatorSpec(kind="refl", config=Refl, summary="ReFL: one random late step, judged by its posterior mean"),
     EstimatorSpec(kind="alignprop", config=AlignProp, summary="AlignProp: DRaFT-K with a random K for each update"),
     EstimatorSpec(kind="drtune", config=DRTune, summary="DRTune: spread steps with detached input, and an early stop"),
@@ -219,10 +250,12 @@ def _last(k: int, steps: int) -> frozenset[int]:
     return frozenset(range(steps - k, steps))
 
 
-def _at_most(field: str, value: int, steps: int) -> None:
-    if value > steps:
+def _at_most(field: str, value: int, steps: int, *, spare: int = 0) -> None:
+    most = steps - spare
+    if value > most:
+        counted = "sampler steps before the last" if spare else "sampler steps"
         raise RecipeError(
-            f"{field} = {value} is larger than the number of sampler steps, {steps}",
+            f"{field} = {value} is larger than the number of {counted}, {most}",
             where=f"estimator.{field}",
-            next=f"use {field} <= {steps}, or raise model.num_inference_steps",
+            next=f"use {field} <= {most}, or raise model.num_inference_steps",
         )

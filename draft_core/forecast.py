@@ -17,9 +17,13 @@ import torch
 
 from draft_core import seams
 from draft_core.memory import peak_memory
+from draft_core.passes import Checkpointing, Decode
 from draft_core.plan import StepPlan
+from draft_core.sampler import DifferentiableSampler
 from draft_core.trainer import Trainer
 
+CHECKPOINTINGS: tuple[Checkpointing, ...] = (False, "selective", True)  # the least memory last
+LEANER_DECODES: tuple[Decode, ...] = ("selective", "sliced")
 FLOAT32 = 4  # bytes
 ADAM_MOMENTS = 2  # AdamW keeps two numbers for each parameter
 
@@ -139,14 +143,15 @@ def count_calls(trainer: Trainer, plan: StepPlan, calls_a_step: float) -> Calls:
     """The calls of an update of `plan`, exact where each step calls the denoiser equally often."""
     batch = trainer.batch_size * trainer.images_per_prompt
     renoisings = min(1, plan.resamples) if plan.together else plan.resamples
-    graded = round(calls_a_step * (len(plan.graded) + renoisings))
-    plain = round(calls_a_step * (plan.last + 1 - len(plan.graded)))
+    chain = len(plan.graded) if plan.prefix is None else 0
+    graded = round(calls_a_step * (chain + renoisings))
+    plain = round(calls_a_step * (plan.last + 1 - len(plan.graded) if plan.prefix is None else plan.prefix))
     plain += graded if trainer.kl else 0  # the base model, at each graded call
-    pictures = trainer.accumulation * batch * (1 + plan.resamples)
+    pictures = trainer.accumulation * batch * plan.passes
     return Calls(
         plain=trainer.accumulation * plain,
         graded=trainer.accumulation * graded,
-        recomputed=trainer.accumulation * graded if trainer.sampler.gradient_checkpointing else 0,
+        recomputed=trainer.accumulation * graded if trainer.sampler.gradient_checkpointing is True else 0,
         decoded=pictures,
         scored=pictures,
     )
@@ -229,7 +234,7 @@ class _Probe:
             forth = clock.measure(lambda: forward(*args, **kwargs))
         output = seams.tensors_in(clock.result)[0]
         back = clock.measure(lambda: self._backward(output.float()))
-        return back + (2 * forth if self.sampler.gradient_checkpointing else forth)
+        return back + (2 * forth if self.sampler.gradient_checkpointing is True else forth)
 
     @contextmanager
     def _mostly_empty(self, clock: _Clock | None = None, calls: list[Any] | None = None) -> Iterator[None]:
@@ -345,14 +350,16 @@ def _activations(batch: int, plan: StepPlan, probe: _Probe) -> int:
 def _options(trainer: Trainer, plan: StepPlan, probe: _Probe, now: Memory) -> Iterator[tuple[str, int]]:
     """Each change that may lower the total, with the total it gives."""
     sampler, others = trainer.sampler, now.total - now.activations
-    if not sampler.gradient_checkpointing:
-        sampler.gradient_checkpointing = True
-        yield "model.gradient_checkpointing: true", others + _activations(trainer.batch_size, plan, probe)
-        sampler.gradient_checkpointing = False
-    if (decode := sampler.decode) != "sliced":
-        sampler.decode = "sliced"
-        yield "model.decode: sliced", others + _activations(trainer.batch_size, plan, probe)
-        sampler.decode = decode
+    with _unchanged(sampler):
+        for how in CHECKPOINTINGS[CHECKPOINTINGS.index(sampler.gradient_checkpointing) + 1 :]:
+            sampler.gradient_checkpointing = how
+            total = others + _activations(trainer.batch_size, plan, probe)
+            yield f"model.gradient_checkpointing: {str(how).lower()}", total
+    with _unchanged(sampler):
+        for decode in LEANER_DECODES:
+            if sampler.decode != decode:
+                sampler.decode = decode
+                yield f"model.decode: {decode}", others + _activations(trainer.batch_size, plan, probe)
     if trainer.batch_size > 1:
         half = -(-trainer.batch_size // 2)
         name = f"train.batch_size: {half}, train.gradient_accumulation_steps: {2 * trainer.accumulation}"
@@ -360,6 +367,15 @@ def _options(trainer: Trainer, plan: StepPlan, probe: _Probe, now: Memory) -> It
     if trainer.accelerator.device.type == "cuda":
         encoders = sum(count for name, count in now.weights.items() if "text_encoder" in name)
         yield "model.remember_prompts: true", now.total - encoders
+
+
+@contextmanager
+def _unchanged(sampler: DifferentiableSampler) -> Iterator[None]:
+    before = sampler.gradient_checkpointing, sampler.decode
+    try:
+        yield
+    finally:
+        sampler.gradient_checkpointing, sampler.decode = before
 
 
 def _bytes(module: torch.nn.Module) -> int:

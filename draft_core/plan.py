@@ -28,6 +28,8 @@ class StepPlan:
             and memory does not grow with their number.
         step_each: the trainer takes an optimiser step after the samples and after each re-noising, instead of
             one for all of them: one rollout serves 1 + resamples steps (prefix reuse).
+        prefix: the steps without gradient are taken on a schedule of only so many, without decoding, and the graded
+            images are the re-noisings of the x0 that they lead to; None takes the chain's own steps.
         max_drift: with `step_each`, the rollout is given up once the re-noised images of a pass differ from its samples
             by more than this, root mean square over pixels in [0, 1]; None sets no bound.
 
@@ -42,6 +44,7 @@ class StepPlan:
     resamples: int = 0
     together: bool = False
     step_each: bool = False
+    prefix: int | None = None
     max_drift: float | None = None
 
     def __post_init__(self) -> None:
@@ -71,6 +74,20 @@ class StepPlan:
                 next="use either together or step_each",
             )
 
+        if self.prefix is not None:
+            self._check_prefix(self.prefix)
+
+    def _check_prefix(self, prefix: int) -> None:
+        if not 1 <= prefix < self.steps:
+            problem, advice = f"a prefix of {prefix} steps is not shorter than a chain of {self.steps}", "use fewer"
+        elif self.graded != {self.steps - 1} or not self.resamples:
+            problem, advice = "a shortened prefix leads to the last step alone", "grade that, with resamples >= 1"
+        elif self.max_drift is not None:
+            problem, advice = "a shortened prefix makes no samples to drift from", "leave out max_drift"
+        else:
+            return
+        raise SamplerError(problem, where="StepPlan.prefix", next=advice)
+
     def _check_steps(self, field: str, steps: list[int]) -> None:
         if outside := [step for step in steps if not 0 <= step < self.steps]:
             raise SamplerError(
@@ -78,6 +95,11 @@ class StepPlan:
                 where=f"StepPlan.{field}",
                 next="number steps from 0, the first, to T - 1, the last",
             )
+
+    @property
+    def passes(self) -> int:
+        """How many batches of images it makes, one after another or `together`."""
+        return self.resamples + (self.prefix is None)
 
     @property
     def last(self) -> int:

@@ -171,7 +171,8 @@ class Trainer:
         else:
             for batch in batches:
                 for one in batch:
-                    self._accumulate_gradient(one, _share(one, plan) / self.accumulation, tally)
+                    share = len(one.rollout.images) / (self.batch_size * self.images_per_prompt * plan.passes)
+                    self._accumulate_gradient(one, share / self.accumulation, tally)
             self._optimize(tally)
         self.done += 1
         if self.skipped > self.max_skipped:
@@ -188,15 +189,13 @@ class Trainer:
         prompts, generators = self._draw(micro)
         # prompts -> images, with gradient
         rollouts = self.sampler.passes(prompts, plan=plan, generator=generators, over_all=self.processes.mean)
-        sample_count = 0
         while True:
             with self.accelerator.autocast():
                 rollout = next(rollouts, None)
                 if rollout is None:
                     return
                 scores = self._scores(rollout)  # images  -> a score for each, (N,)
-            sample_count = sample_count or rollout.sample_count
-            yield _Pass(rollout, scores, sample_count)
+            yield _Pass(rollout, scores)
 
     def _scores(self, rollout: Rollout) -> Scores:
         scores: Scores = self.objective(rollout.images, rollout.prompts)
@@ -374,11 +373,10 @@ class Trainer:
 
 @dataclass(frozen=True)
 class _Pass:
-    """One pass of a rollout, scored, and how many samples the rollout began with."""
+    """One pass of a rollout, scored."""
 
     rollout: Rollout
     scores: Scores
-    sample_count: int
 
 
 @dataclass
@@ -448,11 +446,6 @@ class _Tally:
             optimizer_steps=len(self.grad_norms),
             skipped=tuple(self.skipped),
         )
-
-
-def _share(one: _Pass, plan: StepPlan) -> float:
-    """What part of all images of a rollout this pass holds."""
-    return len(one.rollout.images) / (one.sample_count * (1 + plan.resamples))
 
 
 def _require_gradient(each: Mapping[str, torch.Tensor]) -> None:
