@@ -40,6 +40,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from tables import markdown, write_between_markers
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -422,18 +423,6 @@ def machine(seconds: float) -> str:
         f"{platform.system()} on {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread, "
         f"Python {platform.python_version()}, {versions}; {seconds:.0f} s in all."
     )
-
-
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def write_between_markers(document: Path, name: str, text: str) -> None:
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    before, _, rest = document.read_text().partition(begin)
-    _, _, after = rest.partition(end)
-    document.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ def peak_memory(work: Callable[[], Any], device: torch.device | str = "cpu") -> 
     """The largest number of bytes that `work()` had allocated at one time, beyond what was there before it.
 
     On the CPU the storages of all tensors are counted, exactly and the same in every run; scratch space inside one
-    kernel and Python's own objects are not seen. On CUDA it is what the caching allocator handed out.
+    kernel and Python's own objects are not seen. So it is on the meta device, whose tensors have a size and take no
+    memory: what a model would need that does not fit here. On CUDA it is what the caching allocator handed out.
 
     Raises:
         DraftError: on another kind of device, where the backward pass cannot be watched.
@@ -33,7 +34,7 @@ def peak_memory(work: Callable[[], Any], device: torch.device | str = "cpu") -> 
         work()
         torch.cuda.synchronize(device)
         return int(torch.cuda.max_memory_allocated(device) - before)
-    if device.type != "cpu":
+    if device.type not in ("cpu", "meta"):
         raise DraftError(f"memory cannot be measured on {device.type}", where="device", next="use cpu or cuda")
     with MemoryMeter() as meter:
         work()

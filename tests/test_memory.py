@@ -101,8 +101,16 @@ def test_the_meter_agrees_with_the_allocator() -> None:
 
 
 def test_a_device_without_a_measure_is_refused() -> None:
-    with pytest.raises(DraftError, match="memory cannot be measured on meta"):
-        peak_memory(lambda: None, "meta")
+    with pytest.raises(DraftError, match="memory cannot be measured on mps"):
+        peak_memory(lambda: None, "mps")
+
+
+def test_the_meta_device_is_counted_like_the_cpu() -> None:
+    def work(device: str) -> int:
+        weight = torch.zeros(100, 100, requires_grad=True, device=device)
+        return peak_memory(lambda: (torch.zeros(50, 100, device=device) @ weight).exp().sum().backward(), device)
+
+    assert work("meta") == work("cpu") > 60_000
 
 
 # What grows with what

@@ -1,0 +1,382 @@
+"""What an update of a full-size model takes on a GPU, predicted without the GPU and without the weights.
+
+    python benchmarks/scale.py            # writes its tables into docs/scale.md; half an hour on one thread
+    python benchmarks/scale.py --only FLUX.1-dev --print-only
+
+Each pipeline is built from its published config on torch's meta device (`full_size.py`) and makes one update there:
+the library's own sampler drives the pipeline's own call, a reward's own picture encoder scores it, and autograd goes
+back. `draft_core.memory` counts every tensor that this would allocate. What is added to that is arithmetic: frozen
+weights, the LoRA with its gradient and AdamW's moments, and an allowance for what no tensor shows.
+
+Attention is the one place where the meta device would mislead: there it falls apart into a product with an S x S matrix
+that no GPU kernel stores. `like_a_gpu` puts in what flash and memory-efficient kernels keep: query, key, value,
+output and one number for each row. Where a GPU has no such kernel for a head (the decoder's has 512 channels), it
+takes more than is said here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import diffusers
+import torch
+from draft_reward_hpsv2 import Hpsv2Config
+from draft_reward_hpsv2.reward import Hpsv2Reward
+from full_size import META, MODELS, Model, embeddings, pipeline, without_numbers
+from tables import markdown, write_between_markers
+from torch import Tensor
+
+from draft_core import DifferentiableSampler, Draft, Objective, seams
+from draft_core.lora import add_lora, trainable
+from draft_core.memory import MemoryMeter
+from draft_core.passes import Checkpointing, Decode
+from draft_core.sharding import blocks
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "scale.md"
+GIB = 2**30
+DTYPE = torch.bfloat16  # of the frozen weights
+RANK = 32
+FLOAT32 = 4  # bytes
+COPIES = 4  # of the LoRA: itself, its gradient, AdamW's two moments
+
+# What a program gets of a card, in GiB: A10 and L4 have 22.5, RTX 3090 and 4090 24.0; H100 79.6, A100 80.0.
+CARDS = {"24 GB": 22.4, "80 GB": 79.0}
+NODE = 8  # GPUs
+
+# Assumed, not measured: CUDA's context with the libraries' workspaces, and fragments between what is allocated.
+CONTEXT = 1.0  # GiB
+FRAGMENTS = 0.05  # of the activations
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an update is made.
+
+    Arguments:
+        k: graded steps.
+        checkpointing, decode: as in a recipe.
+        blocks: each block of denoiser and decoder recomputed by itself, by diffusers' `enable_gradient_checkpointing`.
+        size: of what is made, arguments of the pipeline's call.
+    """
+
+    batch: int = 1
+    k: int = 1
+    checkpointing: Checkpointing = False
+    decode: Decode = "whole"
+    blocks: bool = False
+    size: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What an update allocates beside weights, LoRA, its gradient and the optimiser, in bytes.
+
+    Arguments:
+        denoiser: kept by the graded calls when they are over.
+        decoder: kept by the decode.
+        peak: the most at one time.
+    """
+
+    denoiser: int
+    decoder: int
+    peak: int
+
+
+WHOLE = Settings()
+SELECTIVE = Settings(checkpointing="selective", decode="sliced")
+LEAN = Settings(checkpointing=True, decode="sliced")
+BLOCKS = replace(LEAN, blocks=True)
+WAYS = {"selective": SELECTIVE, "recomputed": LEAN, "in blocks": BLOCKS}
+
+# One row of a table: what a recipe says under `model`, and the settings that this means.
+OPTIONS = {
+    "nothing: everything is kept": WHOLE,
+    "`gradient_checkpointing: selective`, `decode: sliced`": SELECTIVE,
+    "`gradient_checkpointing: true`, `decode: sliced`": LEAN,
+    "the same, and blocks (below)": BLOCKS,
+    "K = 2, nothing": replace(WHOLE, k=2),
+    "K = 2, `gradient_checkpointing: true`, `decode: sliced`": replace(LEAN, k=2),
+}
+EXPLAINED = ("SDXL", "FLUX.1-dev")
+
+SQUARE = (("height", 1024), ("width", 1024))
+HALF = (("height", 512), ("width", 512))
+VIDEO = (("height", 480), ("width", 832))
+CASES = (
+    ("SDXL", SQUARE),
+    ("SD3.5-medium", SQUARE),
+    ("SD3.5-large", SQUARE),
+    ("FLUX.1-dev", HALF),
+    ("FLUX.1-dev", SQUARE),
+    ("Wan 2.1 1.3B", (*VIDEO, ("num_frames", 17))),
+    ("Wan 2.1 1.3B", (*VIDEO, ("num_frames", 81))),
+    ("Wan 2.1 14B", (*VIDEO, ("num_frames", 17))),
+)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(1)
+    diffusers.utils.logging.set_verbosity_error()
+    start = time.perf_counter()
+    tables = {"networks": network_table(), "fits": fits_table(arguments.only)}
+    for name in EXPLAINED:
+        if arguments.only in (None, name):
+            tables[f"options of {name}"] = option_table(name)
+    tables["versions"] = versions(time.perf_counter() - start)
+    for name, table in tables.items():
+        print(f"\n{table}")
+        if not arguments.print_only:
+            write_between_markers(DOCUMENT, name, table)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", choices=MODELS, help="one model alone; only with --print-only")
+    parser.add_argument("--print-only", action="store_true", help="leave docs/scale.md as it is")
+    arguments = parser.parse_args()
+    if arguments.only and not arguments.print_only:
+        parser.error("--only would write tables with rows missing: add --print-only")
+    return arguments
+
+
+# One update
+
+
+class PictureSide(torch.nn.Module):
+    """HPS v2.1 as an update sees it: the embedding of each picture; prompts are read once and remembered."""
+
+    def __init__(self, dtype: str = "bfloat16") -> None:
+        super().__init__()
+        with META:
+            self.reward = Hpsv2Reward(Hpsv2Config(weights="random", dtype=dtype))
+
+    def forward(self, images: Tensor, prompts: Any) -> Tensor:
+        """Something like a score for each picture, (B,)."""
+        return self.reward.picture_features(images.float()).sum(1)
+
+
+def activations(pipe: Any, objective: Objective, settings: Settings, call: Mapping[str, Any]) -> Activations:
+    """What one update of DRaFT-K allocates, on whatever device the pipeline is; its denoiser carries a LoRA."""
+    for parameter in trainable(pipe):
+        parameter.grad = torch.zeros_like(parameter)  # counted by itself
+    if settings.blocks:
+        for network in (*seams.find_denoisers(pipe).values(), pipe.vae):
+            if network._supports_gradient_checkpointing:
+                network.enable_gradient_checkpointing()
+    sampler = DifferentiableSampler(
+        pipe,
+        num_inference_steps=settings.k,
+        gradient_checkpointing=settings.checkpointing,
+        decode=settings.decode,
+        **call,
+    )
+    sampler.steps = settings.k  # these schedulers take one step each; counting them is one more denoiser call
+    kept: list[int] = []
+
+    def on_decode(decode: Any, *args: Any, **kwargs: Any) -> Any:
+        kept.append(meter.live)
+        return decode(*args, **kwargs)
+
+    with like_a_gpu(), MemoryMeter() as meter, seams.replaced(pipe.vae, "decode", on_decode):
+        rollout = sampler(plan=Draft().plan(settings.k, Random(0)), generator=torch.Generator().manual_seed(0))
+        decoded = meter.live
+        (-objective(rollout.images, rollout.prompts).total.mean()).backward()
+    return Activations(kept[0], decoded - kept[0], meter.peak)
+
+
+@contextmanager
+def like_a_gpu() -> Iterator[None]:
+    """Attention on the meta device keeps inside what a fused kernel keeps; other devices are left alone."""
+
+    def on_attention(
+        original: Any, query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        if query.device != META:
+            return original(query, key, value, attn_mask, *args, **kwargs)
+        if attn_mask is not None or kwargs.get("enable_gqa"):
+            raise NotImplementedError("what a fused kernel keeps is written down for attention without mask and groups")
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
+
+    # Not a TorchFunctionMode: a checkpoint that recomputes in the backward pass is outside of it.
+    with (
+        seams.replaced(torch.nn.functional, "scaled_dot_product_attention", on_attention),
+        seams.replaced(torch, "is_autocast_enabled", _no_autocast_on_meta),
+    ):
+        yield
+
+
+def _no_autocast_on_meta(original: Any, *device_type: str) -> bool:
+    """PyTorch raises for the meta device."""
+    return META.type not in device_type and bool(original(*device_type))
+
+
+# A prediction
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What lies on a GPU, in bytes.
+
+    Arguments:
+        weights: component -> its frozen weights while an update is made.
+        start: all weights, since a run moves the whole pipeline to the device before it begins.
+        lora: the LoRA, its gradient and AdamW's moments.
+        activations: of one picture or video.
+    """
+
+    weights: Mapping[str, int]
+    start: int
+    lora: int
+    activations: int
+
+    def total(self, batch: int = 1) -> float:
+        """GiB of an update of so many pictures, the allowance included; what a picture takes is taken as linear."""
+        allocated = sum(self.weights.values()) + self.lora + (1 + FRAGMENTS) * batch * self.activations
+        return CONTEXT + max(allocated, self.start + self.lora) / GIB
+
+    def most(self, room: float) -> int:
+        """How many pictures fit into so many GiB."""
+        return next((batch - 1 for batch in range(1, 1000) if self.total(batch) > room), 0)
+
+
+def predict(name: str, settings: Settings, processes: int = 1) -> Prediction:
+    """For one GPU of `processes`, which hold the denoiser in common if there are several (`train.sharding: full`)."""
+    denoiser, frozen, lora, reward = weights(name)
+    peak = measured(name, settings).peak
+    whole, largest, outside = denoiser
+    # While a block computes, the next one is gathered; what is in no block stays gathered through an update.
+    held = whole if processes == 1 else round((whole - outside) / processes) + 2 * largest + outside
+    encoders = {part: count for part, count in frozen.items() if "encoder" in part}
+    away = set(encoders) - {staying_encoder(MODELS[name])}
+    on_device = {"denoiser": held, **frozen, "reward": reward}
+    return Prediction(
+        weights={part: count for part, count in on_device.items() if part not in away},
+        start=sum(on_device.values()),
+        lora=COPIES * FLOAT32 * lora,
+        activations=peak,
+    )
+
+
+def staying_encoder(model: Model) -> str:
+    """The text encoder that `remember_prompts` leaves on the device.
+
+    diffusers takes the device of a pipeline's first component, in the order of names, for the device of the call.
+    """
+    return min(name for name in model.networks if "encoder" in name)
+
+
+@cache
+def weights(name: str) -> tuple[tuple[int, int, int], dict[str, int], int, int]:
+    """Bytes of the denoiser, of its largest block and of what is in no block; of the others; LoRA's numbers; reward."""
+    model = MODELS[name]
+    built = {part: network.build(DTYPE) for part, network in model.networks.items()}
+    denoiser, *_ = built.values()
+    each = [size(block) for block in blocks(denoiser)]
+    whole = size(denoiser)
+    frozen = {part: size(network) for part, network in list(built.items())[1:]}
+    pipe = _with_lora(model)
+    numbers = sum(parameter.numel() for parameter in trainable(pipe))
+    return (whole, max(each), whole - sum(each)), frozen, numbers, size(PictureSide())
+
+
+def size(network: torch.nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+
+
+@cache
+def measured(name: str, settings: Settings) -> Activations:
+    """What an update of the full-size model allocates beside what lies on the device for good."""
+    model = MODELS[name]
+    pipe = _with_lora(model)
+    call = {**model.call, **dict(settings.size), **embeddings(model, settings.batch, DTYPE)}
+    with without_numbers(pipe):
+        return activations(pipe, Objective({"hpsv2": PictureSide()}), settings, call)
+
+
+def _with_lora(model: Model) -> Any:
+    pipe = pipeline(model, DTYPE)
+    with META:
+        add_lora(pipe, rank=RANK)
+    return pipe
+
+
+# Tables
+
+
+def network_table() -> str:
+    """Every network that is built, its parameters beside those of the published one, and what it weighs."""
+    rows = []
+    seen: set[str] = set()
+    for name, model in MODELS.items():
+        for part, network in model.networks.items():
+            if str(network) in seen:
+                continue
+            seen.add(str(network))
+            built = network.build(DTYPE)
+            millions = sum(parameter.numel() for parameter in built.parameters()) / 1e6
+            title = f"{name}, {part}" if network is model.denoiser else f"{part} of {name}"
+            counts = (f"{millions:,.2f}", f"{network.parameters:,.2f}", gib(size(built)))
+            rows.append([title, f"`{network.cls}`", *counts])
+    return markdown(("network", "class", "parameters built, M", "published, M", "GiB"), rows)
+
+
+def fits_table(only: str | None = None) -> str:
+    rows = []
+    for name, shape in CASES:
+        for way, settings in WAYS.items():
+            if only in (None, name):
+                rows.append(fits_row(name, way, replace(settings, size=shape)))
+    heads = ("model, what is made", "how", "frozen", "LoRA", "each picture", "at the start")
+    return markdown((*heads, *CARDS, f"{NODE} x 80 GB, sharded"), rows)
+
+
+def fits_row(name: str, way: str, settings: Settings) -> list[str]:
+    alone, node = predict(name, settings), predict(name, settings, processes=NODE)
+    parts = (sum(alone.weights.values()), alone.lora, alone.activations, alone.start)
+    cells = [cell(alone, room) for room in CARDS.values()]
+    return [f"{name}, {shape_of(settings)}", way, *map(gib, parts), *cells, cell(node, CARDS["80 GB"])]
+
+
+def cell(prediction: Prediction, room: float) -> str:
+    """How many pictures fit, and what one takes."""
+    most = prediction.most(room)
+    return f"{most if most else '**no**'} ({prediction.total():.1f})"
+
+
+def shape_of(settings: Settings) -> str:
+    return " x ".join(str(number) for _, number in settings.size)
+
+
+def option_table(name: str) -> str:
+    """What one picture at 1024 x 1024 takes, by option."""
+    rows = []
+    for title, settings in OPTIONS.items():
+        found = measured(name, replace(settings, size=SQUARE))
+        rows.append([title, gib(found.denoiser), gib(found.decoder), gib(found.peak)])
+    heads = (f"{name}, one picture of 1024 x 1024", "kept by the graded calls", "kept by the decoder", "at the peak")
+    return markdown(heads, rows)
+
+
+def gib(count: float) -> str:
+    return f"{count / GIB:.1f}"
+
+
+def versions(seconds: float) -> str:
+    each = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "diffusers", "transformers", "peft"))
+    return (
+        f"{each}; bfloat16, a LoRA of rank {RANK}, DRaFT-1, HPS v2.1 in bfloat16; {seconds / 60:.0f} minutes on a CPU."
+    )
+
+
+if __name__ == "__main__":
+    main()
