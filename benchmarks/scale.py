@@ -109,17 +109,23 @@ OPTIONS = {
 EXPLAINED = ("SDXL", "FLUX.1-dev")
 
 SQUARE = (("height", 1024), ("width", 1024))
+SMALLER = (("height", 768), ("width", 768))
 HALF = (("height", 512), ("width", 512))
-VIDEO = (("height", 480), ("width", 832))
+VIDEO = (("height", 480), ("width", 832), ("num_frames", 17))
+LONG_VIDEO = (("height", 480), ("width", 832), ("num_frames", 81))
+
+# Model, what is made, and in which ways.
 CASES = (
-    ("SDXL", SQUARE),
-    ("SD3.5-medium", SQUARE),
-    ("SD3.5-large", SQUARE),
-    ("FLUX.1-dev", HALF),
-    ("FLUX.1-dev", SQUARE),
-    ("Wan 2.1 1.3B", (*VIDEO, ("num_frames", 17))),
-    ("Wan 2.1 1.3B", (*VIDEO, ("num_frames", 81))),
-    ("Wan 2.1 14B", (*VIDEO, ("num_frames", 17))),
+    ("SDXL", SMALLER, ("recomputed",)),
+    ("SDXL", SQUARE, tuple(WAYS)),
+    ("SD3.5-medium", SMALLER, ("recomputed",)),
+    ("SD3.5-medium", SQUARE, tuple(WAYS)),
+    ("SD3.5-large", SQUARE, ("selective", "in blocks")),
+    ("FLUX.1-dev", HALF, ("selective", "in blocks")),
+    ("FLUX.1-dev", SQUARE, tuple(WAYS)),
+    ("Wan 2.1 1.3B", VIDEO, tuple(WAYS)),
+    ("Wan 2.1 1.3B", LONG_VIDEO, ("in blocks",)),
+    ("Wan 2.1 14B", VIDEO, ("selective", "in blocks")),
 )
 
 
@@ -332,10 +338,9 @@ def network_table() -> str:
 
 def fits_table(only: str | None = None) -> str:
     rows = []
-    for name, shape in CASES:
-        for way, settings in WAYS.items():
-            if only in (None, name):
-                rows.append(fits_row(name, way, replace(settings, size=shape)))
+    for name, shape, ways in CASES:
+        if only in (None, name):
+            rows += [fits_row(name, way, replace(WAYS[way], size=shape)) for way in ways]
     heads = ("model, what is made", "how", "frozen", "LoRA", "each picture", "at the start")
     return markdown((*heads, *CARDS, f"{NODE} x 80 GB, sharded"), rows)
 
