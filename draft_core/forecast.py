@@ -17,13 +17,14 @@ import torch
 
 from draft_core import seams
 from draft_core.memory import peak_memory
-from draft_core.passes import Checkpointing, Decode
+from draft_core.passes import Checkpointing, Decode, has_blocks
 from draft_core.plan import StepPlan
 from draft_core.sampler import DifferentiableSampler
 from draft_core.trainer import Trainer
 
-CHECKPOINTINGS: tuple[Checkpointing, ...] = (False, "selective", True)  # the least memory last
-LEANER_DECODES: tuple[Decode, ...] = ("selective", "sliced")
+CHECKPOINTINGS: tuple[Checkpointing, ...] = (False, "selective", True, "blocks")
+RECOMPUTING: tuple[Checkpointing, ...] = (True, "blocks")  # the whole denoiser, sooner or later
+LEANER_DECODES: tuple[Decode, ...] = ("selective", "blocks", "sliced")
 FLOAT32 = 4  # bytes
 ADAM_MOMENTS = 2  # AdamW keeps two numbers for each parameter
 
@@ -151,7 +152,7 @@ def count_calls(trainer: Trainer, plan: StepPlan, calls_a_step: float) -> Calls:
     return Calls(
         plain=trainer.accumulation * plain,
         graded=trainer.accumulation * graded,
-        recomputed=trainer.accumulation * graded if trainer.sampler.gradient_checkpointing is True else 0,
+        recomputed=trainer.accumulation * graded if trainer.sampler.gradient_checkpointing in RECOMPUTING else 0,
         decoded=pictures,
         scored=pictures,
     )
@@ -234,7 +235,7 @@ class _Probe:
             forth = clock.measure(lambda: forward(*args, **kwargs))
         output = seams.tensors_in(clock.result)[0]
         back = clock.measure(lambda: self._backward(output.float()))
-        return back + (2 * forth if self.sampler.gradient_checkpointing is True else forth)
+        return back + (2 * forth if self.sampler.gradient_checkpointing in RECOMPUTING else forth)
 
     @contextmanager
     def _mostly_empty(self, clock: _Clock | None = None, calls: list[Any] | None = None) -> Iterator[None]:
@@ -350,16 +351,18 @@ def _activations(batch: int, plan: StepPlan, probe: _Probe) -> int:
 def _options(trainer: Trainer, plan: StepPlan, probe: _Probe, now: Memory) -> Iterator[tuple[str, int]]:
     """Each change that may lower the total, with the total it gives."""
     sampler, others = trainer.sampler, now.total - now.activations
+    denoisers, decoder = seams.find_denoisers(sampler.pipe).values(), getattr(sampler.pipe, "vae", None)
+    checkpointings = [how for how in CHECKPOINTINGS if how != "blocks" or has_blocks(*denoisers)]
+    decodes = [how for how in LEANER_DECODES if how != "blocks" or has_blocks(decoder)]
     with _unchanged(sampler):
-        for how in CHECKPOINTINGS[CHECKPOINTINGS.index(sampler.gradient_checkpointing) + 1 :]:
+        for how in [how for how in checkpointings if how != sampler.gradient_checkpointing]:
             sampler.gradient_checkpointing = how
             total = others + _activations(trainer.batch_size, plan, probe)
             yield f"model.gradient_checkpointing: {str(how).lower()}", total
     with _unchanged(sampler):
-        for decode in LEANER_DECODES:
-            if sampler.decode != decode:
-                sampler.decode = decode
-                yield f"model.decode: {decode}", others + _activations(trainer.batch_size, plan, probe)
+        for decode in [how for how in decodes if how != sampler.decode]:
+            sampler.decode = decode
+            yield f"model.decode: {decode}", others + _activations(trainer.batch_size, plan, probe)
     if trainer.batch_size > 1:
         half = -(-trainer.batch_size // 2)
         name = f"train.batch_size: {half}, train.gradient_accumulation_steps: {2 * trainer.accumulation}"
@@ -371,11 +374,16 @@ def _options(trainer: Trainer, plan: StepPlan, probe: _Probe, now: Memory) -> It
 
 @contextmanager
 def _unchanged(sampler: DifferentiableSampler) -> Iterator[None]:
+    """What the sampler keeps for the backward pass, and diffusers' own checkpoints, are as before afterwards."""
     before = sampler.gradient_checkpointing, sampler.decode
+    networks = [one for one in sampler.pipe.components.values() if hasattr(one, "disable_gradient_checkpointing")]
+    unchecked = [network for network in networks if not network.is_gradient_checkpointing]
     try:
         yield
     finally:
         sampler.gradient_checkpointing, sampler.decode = before
+        for network in [network for network in unchecked if network.is_gradient_checkpointing]:
+            network.disable_gradient_checkpointing()
 
 
 def _bytes(module: torch.nn.Module) -> int:

@@ -23,8 +23,8 @@ from draft_core.plan import StepPlan
 from draft_core.schedules import posterior_mean, renoised
 
 Generator = torch.Generator | list[torch.Generator] | None
-Decode = Literal["whole", "selective", "checkpointed", "sliced"]
-Checkpointing = Literal[False, True, "selective"]
+Decode = Literal["whole", "selective", "blocks", "checkpointed", "sliced"]
+Checkpointing = Literal[False, True, "selective", "blocks"]
 
 PROBE_PROMPT = "a photograph"
 NEGATIVE = "negative_prompt"  # with a number behind it for a second encoder
@@ -149,18 +149,18 @@ class Pass:
     def on_decode(self, decode: Any, latents: Any, *args: Any, **kwargs: Any) -> Any:
         """The decoder's output, its graph kept as the sampler's `decode` says."""
         how = self.sampler.decode
-        if how in ("whole", "selective") or not isinstance(latents, torch.Tensor):
-            with kept_small() if how == "selective" else nullcontext():
+        if how in ("whole", "selective", "blocks") or not isinstance(latents, torch.Tensor):
+            with _keeping(how, self.pipe.vae):
                 return decode(latents, *args, **kwargs)
         slices = torch.split(latents, 1) if how == "sliced" else [latents]
         outputs = [_recomputed(decode, one, *args, **kwargs) for one in slices]
         pictures = torch.cat([seams.first_of(output, "sample") for output in outputs])
         return seams.with_first(outputs[0], "sample", pictures)
 
-    def denoise_with_gradient(self, forward: Any, args: Any, kwargs: Any) -> Any:
+    def denoise_with_gradient(self, denoiser: Any, forward: Any, args: Any, kwargs: Any) -> Any:
         """A graded denoiser call, and beside it how far it is from the base model's."""
         how = self.sampler.gradient_checkpointing
-        with kept_small() if how == "selective" else nullcontext():
+        with _keeping(how, denoiser):
             output = (_recomputed if how is True else _plainly)(forward, *args, **kwargs)
         if self.sampler.base_model is not None and self.caller_records:
             with torch.no_grad(), self.sampler.base_model():
@@ -287,7 +287,7 @@ class Chain(Pass):
         return output
 
     def on_denoise(self, denoiser: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.network(denoiser, partial(self.denoise_with_gradient, forward), forward, args, kwargs)
+        return self.network(denoiser, partial(self.denoise_with_gradient, denoiser, forward), forward, args, kwargs)
 
     def on_control(self, helper: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
         return self.network(helper, lambda args, kwargs: forward(*args, **kwargs), forward, args, kwargs)
@@ -461,7 +461,7 @@ class Renoising(Pass):
     def on_denoise(self, denoiser: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
         if self.step == self.last:
             self.set_recording()
-            return self.denoise_with_gradient(forward, args, kwargs)
+            return self.denoise_with_gradient(denoiser, forward, args, kwargs)
         return self.blank_of(denoiser, args, kwargs)
 
     def on_control(self, helper: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
@@ -560,6 +560,19 @@ def _repeated(name: str, value: Any, copies: int, lengths: set[int]) -> Any:
     if name == "prompt" or not batch or isinstance(value[0], (int, float)):
         return value
     return value * copies if isinstance(value, list) else value.repeat(copies, *[1] * (value.ndim - 1))
+
+
+def has_blocks(*networks: Any) -> bool:
+    """Whether diffusers can checkpoint each of these networks block by block."""
+    return all(getattr(network, "_supports_gradient_checkpointing", False) for network in networks)
+
+
+def _keeping(how: Any, network: Any) -> AbstractContextManager[Any]:
+    """What is recorded inside keeps as much as is asked for."""
+    if how == "blocks" and torch.is_grad_enabled() and not network.is_gradient_checkpointing:
+        # It stays on, for the backward pass may ask again; without recording it does nothing.
+        network.enable_gradient_checkpointing()
+    return kept_small() if how == "selective" else nullcontext()
 
 
 def _recomputed(function: Any, *args: Any, **kwargs: Any) -> Any:

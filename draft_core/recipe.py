@@ -69,16 +69,17 @@ class ModelConfig(Config):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Precision of the frozen weights; the LoRA is always float32."
     )
-    gradient_checkpointing: bool | Literal["selective"] = Field(
+    gradient_checkpointing: bool | Literal["selective", "blocks"] = Field(
         False,
-        description="Recompute graded denoiser calls in the backward pass: least memory, one more call each. With "
-        "`selective` only norms, activations and casts: half the memory of a UNet, a few per cent of the time.",
+        description="Recompute graded denoiser calls in the backward pass, one more call each: with `true` at once, so "
+        "that many graded steps take no more memory than one; with `blocks` one block after another, which takes least "
+        "for few graded steps. `selective` recomputes norms, activations and casts alone: half the memory of a UNet.",
     )
-    decode: Literal["whole", "selective", "checkpointed", "sliced"] = Field(
+    decode: Literal["whole", "selective", "blocks", "checkpointed", "sliced"] = Field(
         "whole",
         description="How the decoder's backward pass gets what it needs: stored for all pictures; norms and "
-        "activations recomputed, which halves it; all recomputed; or recomputed for one picture at a time, which takes "
-        "the least memory and is equal but for the last bits.",
+        "activations recomputed, which halves it; recomputed one block after another; recomputed at once; or at once "
+        "for one picture at a time, which is equal but for the last bits.",
     )
     tiled_decode: bool = Field(
         False, description="Decode in overlapping tiles, for large pictures; the seams are blended, so pixels change."

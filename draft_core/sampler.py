@@ -27,6 +27,7 @@ from draft_core.passes import (
     Renoising,
     ShortChain,
     count_steps,
+    has_blocks,
     lengths,
     renoised_start,
 )
@@ -51,10 +52,11 @@ class DifferentiableSampler:
         pipe: a diffusers pipeline, classic or modular, with a scheduler and a denoiser (`unet` or `transformer`).
         num_inference_steps: as in the pipeline's call.
         gradient_checkpointing: recompute each graded denoiser call in the backward pass, so that a graded step stores
-            its input only; "selective" recomputes only what costs next to nothing, `activations.kept_small`.
+            its input only; "blocks" one block of the denoiser after another, so that no more than one is ever stored
+            whole; "selective" only what costs next to nothing, `activations.kept_small`.
         decode: "whole" stores all that the decoder's backward pass needs, for all images; "selective" recomputes of it
-            what costs next to nothing, and "checkpointed" all of it; "sliced" decodes and recomputes one image at a
-            time: least memory, and the last bit may differ.
+            what costs next to nothing, "blocks" one block after another, and "checkpointed" all of it at once; "sliced"
+            decodes and recomputes one image at a time, and the last bit may differ.
         base_model: makes a context inside which the denoiser is the untuned one; with it each rollout carries its
             `divergence` from that.
         call_kwargs: passed to every pipeline call (guidance_scale, height, negative_prompt, prompt_embeds, image, ...).
@@ -75,6 +77,7 @@ class DifferentiableSampler:
     ) -> None:
         _check_drivable(pipe)
         _check_keywords(pipe, call_kwargs)
+        _check_blocks(pipe, denoisers=gradient_checkpointing == "blocks", decoder=decode == "blocks")
         self.pipe = pipe
         self.num_inference_steps = num_inference_steps
         self.gradient_checkpointing = gradient_checkpointing
@@ -221,6 +224,18 @@ def _check_drivable(pipe: Any) -> None:
                 f"the {attribute} of {name} goes through numpy and would cut the gradient",
                 where="pipeline",
                 next=f"set `pipe.{attribute} = None`",
+            )
+
+
+def _check_blocks(pipe: Any, *, denoisers: bool, decoder: bool) -> None:
+    """That diffusers can checkpoint what is to be recomputed block by block."""
+    networks = list(seams.find_denoisers(pipe).values()) if denoisers else []
+    for network in [*networks, *([getattr(pipe, "vae", None)] if decoder else [])]:
+        if not has_blocks(network):
+            raise SamplerError(
+                f"{type(network).__name__} cannot be recomputed block by block",
+                where=type(pipe).__name__,
+                next="use another way to save memory",
             )
 
 
