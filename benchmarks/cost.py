@@ -74,12 +74,15 @@ DRAFT_5 = {"kind": "draft-k", "k": 5}
 DRAFT_LV = {"kind": "draft-lv", "resamples": 2}
 RECOMPUTE = {"gradient_checkpointing": True}
 LEAN = {**RECOMPUTE, "decode": "sliced"}
+SELECTIVE = {"gradient_checkpointing": "selective", "decode": "selective"}
 
 CASES = (
     Case("DRaFT-1", DRAFT_1),
     Case("DRaFT-1, 50 steps", DRAFT_1, steps=50, batch=1),
+    Case("DRaFT-1, selective", DRAFT_1, SELECTIVE),
     Case("DRaFT-1, recomputed", DRAFT_1, RECOMPUTE),
     Case("DRaFT-K, K = 5", DRAFT_5),
+    Case("DRaFT-K, K = 5, selective", DRAFT_5, SELECTIVE),
     Case("DRaFT-K, K = 5, recomputed", DRAFT_5, RECOMPUTE),
     Case("DRaFT-K, K = 5, recomputed, 50 steps", DRAFT_5, RECOMPUTE, steps=50, batch=1),
     Case("DRaFT-LV, n = 2", DRAFT_LV),
@@ -181,7 +184,7 @@ class Ideal:
     def _graded(self, calls: Sequence[tuple[Any, Any]]) -> None:
         """Denoiser calls that are chained like steps, decoder, reward, and the way back."""
         latents = seams.denoiser_input(*calls[0])
-        recompute = self.trainer.sampler.gradient_checkpointing
+        recompute = self.trainer.sampler.gradient_checkpointing is True
         denoise = partial(checkpoint, self.seen.denoiser, use_reentrant=False) if recompute else self.seen.denoiser
         for args, kwargs in calls:
             latents = moved(denoise, latents, args, kwargs)
@@ -204,7 +207,7 @@ def decoded_like(trainer: Trainer, latents: Tensor, batch: Tensor) -> Tensor:
     """Images of as many of the latents as were decoded in `batch`, the way the sampler decodes."""
     latents = latents.flatten()[: batch.numel()].view_as(batch)
     decode, how = trainer.sampler.pipe.vae.decode, trainer.sampler.decode
-    if how == "whole":
+    if how in ("whole", "selective"):
         outputs = [decode(latents)]
     else:
         slices = torch.split(latents, 1) if how == "sliced" else [latents]
