@@ -96,7 +96,7 @@ def replayed(sampler: DifferentiableSampler, prompts: Any, *, together: bool) ->
 
     with (
         replaced(sampler.pipe.scheduler, "step", watch),
-        mock.patch("draft_core.sampler._renoised", side_effect=lambda rollout: starts[sampler.steps - 1]),
+        mock.patch("draft_core.sampler.renoised_start", side_effect=lambda *_: starts[sampler.steps - 1]),
         same_global_noise(),
     ):
         rollout = sampler(prompts, plan=plan, generator=seeded())
