@@ -334,7 +334,7 @@ def test_runs_of_one_program_may_differ_in_precision(catalog: Catalog, tmp_path:
             "rewards.0.cap=-1e+308",
             "recipe: rewards.0.cap: -1e+308 is larger than a run can compute with; give a smaller",
         ),
-        ("model.call={eta: 1e+39}", "recipe: model.call.eta: 1e+39 is larger than a run can compute with"),
+        ("model.call={eta: 1.0e+39}", "recipe: model.call.eta: 1e+39 is larger than a run can compute with"),
         (
             "train.steps=9223372036854775808",
             "recipe: train.steps: 9223372036854775808 is larger than a run can compute",
