@@ -358,6 +358,7 @@ class Trainer:
         try:
             set_lora_state(self.sampler.pipe, dict(checkpoint.adapter))
             self.optimizer.load_state_dict(checkpoint.optimizer)
+            _check_moments(self.optimizer)
             scale, skipped, done = state["scale"] or {}, int(state["skipped"]), int(state["update"])
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
@@ -369,6 +370,18 @@ class Trainer:
             self.scale.restore(scale)
         self.skipped, self.done = skipped, done
         return state
+
+
+def _check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """That AdamW's state is of its parameters, which it only finds at its next step.
+
+    Raises:
+        ValueError: if a moment is missing or has another shape.
+    """
+    for parameter, state in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq") if state else ():
+            if (shape := getattr(state.get(name), "shape", None)) != parameter.shape:
+                raise ValueError(f"{name} of the optimizer is {shape and tuple(shape)}, not {tuple(parameter.shape)}")
 
 
 @dataclass(frozen=True)

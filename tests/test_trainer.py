@@ -12,6 +12,7 @@ import torch
 from tiny import Nan, Redness, RednessConfig, byte_tokenizer, tiny_pipe
 
 from draft_core import DifferentiableSampler, DraftK, DraftLV, Objective, PrefixReuse, Trainer
+from draft_core.checkpoints import Checkpoint, write_checkpoint
 from draft_core.errors import CheckpointError, RewardError
 from draft_core.lora import adapters_off, add_lora, lora_state, squared_norm, trainable
 from draft_core.objective import RunningScale
@@ -311,3 +312,19 @@ def test_a_foreign_checkpoint_is_refused(tokenizer: Any, tmp_path: Path) -> None
         trainer(tokenizer, seed=5).load_checkpoint(tmp_path / "000000")
     with pytest.raises(CheckpointError, match="its LoRA does not fit"):
         trainer(tokenizer, rank=3).load_checkpoint(tmp_path / "000000")
+
+
+@pytest.mark.parametrize("damage", ["another's", "half"])
+def test_a_checkpoint_whose_optimizer_is_of_other_parameters_is_refused(
+    tokenizer: Any, tmp_path: Path, damage: str
+) -> None:
+    own, other = trainer(tokenizer), trainer(tokenizer, rank=3)
+    for one in (own, other):
+        next(iter(one))
+    moments = (other if damage == "another's" else own).optimizer.state_dict()
+    if damage == "half":
+        moments["state"][0].pop("exp_avg_sq")
+    state = {"update": 1, "seed": 0, "skipped": 0, "scale": None}
+    write_checkpoint(tmp_path / "000001", Checkpoint(lora_state(own.sampler.pipe), moments, state))
+    with pytest.raises(CheckpointError, match=r"does not fit .*exp_avg.* of the optimizer"):
+        trainer(tokenizer).load_checkpoint(tmp_path / "000001")
