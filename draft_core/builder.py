@@ -25,7 +25,8 @@ from draft_core.encoding import remember_prompts
 from draft_core.errors import DraftError, PluginError, RecipeError
 from draft_core.lora import adapters_off, add_lora
 from draft_core.objective import Elsewhere, Objective
-from draft_core.recipe import ModelConfig, RecipeBase, locate_pretrained, resolve_prompts, reward_type, validate
+from draft_core.reading import validate
+from draft_core.recipe import ModelConfig, RecipeBase, locate_pretrained, resolve_prompts, reward_type
 from draft_core.sampler import IMAGE_FILTERS, DifferentiableSampler
 from draft_core.trainer import Trainer
 

@@ -81,7 +81,7 @@ def print_problems(catalog: Catalog) -> None:
 
 def given_fields(overrides: list[str]) -> dict[str, Any]:
     """The fields that `--set` gives to a single config."""
-    from draft_core.recipe import set_field
+    from draft_core.reading import set_field
 
     fields: dict[str, Any] = {}
     for override in overrides:
