@@ -157,22 +157,17 @@ RACE = Task(
 )
 RACERS = [one.name for one in RACE.methods]
 SHORT = tuple(Method(f"short-prefix {steps}", ShortPrefix(prefix_steps=steps)) for steps in (4, 3))
+FIVE_STEPS = Method("draft-k 1 of 5 steps", DraftK(k=1), sampler_steps=5)
 PREFIXES = tuple(
     Task(
         name=f"prefixes-{steps}",
         steps=steps,
         rates=(8e-3,),
         budget=20 * steps,
-        methods=(DRAFT_1, *SHORT, *more),
+        methods=(DRAFT_1, *SHORT, *more, FIVE_STEPS),
     )
     for steps, more in (
-        (
-            20,
-            (
-                Method("short-prefix 4, 2 updates", ShortPrefix(prefix_steps=4, updates=2)),
-                Method("draft-k 1 of 5 steps", DraftK(k=1), sampler_steps=5),
-            ),
-        ),
+        (20, (Method("short-prefix 4, 2 updates", ShortPrefix(prefix_steps=4, updates=2)),)),
         (50, ()),
     )
 )
