@@ -21,7 +21,7 @@ import pytest
 import tiny
 import torch
 import yaml
-from runs import saved_lora
+from runs import saved_lora, without_pages
 from safetensors.torch import load_file, save
 from tiny import BRIGHTNESS, GOOD, REDNESS, Redness
 from typer.testing import CliRunner
@@ -49,13 +49,6 @@ RECIPE = {
 }
 
 Progress = Callable[[str, int, int, str], None]
-
-
-def without_pages(record: Any) -> Path:
-    """In the place of the report, which is most of the time that so short a run takes."""
-    page = record.folder / "report.html"
-    page.write_text("a page")
-    return page
 
 
 def run(output: Path, catalog: Catalog, *overrides: str, progress: Progress | None = None, **how: bool) -> RunResult:

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, reject, settings
 from hypothesis import strategies as st
 from mutations import recipes, runnable
+from runs import without_pages
 
 from draft_core.catalog import Catalog
 from draft_core.errors import DraftError
@@ -98,19 +99,13 @@ def _at_most(config: Any, **most: int) -> Any:
     return config.model_copy(update={name: min(getattr(config, name), value) for name, value in most.items()})
 
 
-def page_without_curves(record: Any) -> Path:
-    page: Path = record.folder / "report.html"
-    page.write_text("a page")
-    return page
-
-
 def outcome(recipe: RecipeBase, catalog: Catalog) -> str:
     """What became of a run in an empty folder; anything but an end or a sentence is a failure."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         # a relative output lies in there, even behind one `..`
         (Path(folder) / "work").mkdir()
         patch.chdir(Path(folder) / "work")
-        patch.setattr("draft_core.run.write_report", page_without_curves)  # which takes longer than such a run
+        patch.setattr("draft_core.run.write_report", without_pages)
         try:
             run_recipe(limited(recipe), catalog)
         except DraftError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import without_pages
 from safetensors.torch import load_file
 from tiny import GOOD
 
@@ -28,7 +29,7 @@ def train(catalog: Any, tmp_path: Path) -> Any:
     """Runs a recipe of six small updates with looks after 2, 4 and 6, and keeps what it said."""
     notes: list[str] = []
 
-    def run(*overrides: str, resume: bool = False, overwrite: bool = False, force: bool = False) -> RunResult:
+    def run(*overrides: str, pages: bool = False, **how: bool) -> RunResult:
         data = {
             **GOOD,
             "train": {"steps": 6, "batch_size": 2, "learning_rate": 3e-2},
@@ -43,7 +44,10 @@ def train(catalog: Any, tmp_path: Path) -> Any:
             if stage == "note":
                 notes.append(note)
 
-        return run_recipe(recipe, catalog, resume=resume, overwrite=overwrite, force=force, progress=progress)
+        with pytest.MonkeyPatch.context() as patch:
+            if not pages:
+                patch.setattr("draft_core.run.write_report", without_pages)
+            return run_recipe(recipe, catalog, progress=progress, **how)
 
     run.notes = notes  # type: ignore[attr-defined]
     return run
@@ -63,7 +67,7 @@ def test_held_out_pictures_are_looked_at_on_the_way(train: Any, tmp_path: Path) 
 
 
 def test_a_run_that_exploits_its_reward_is_stopped_and_its_best_checkpoint_kept(train: Any, tmp_path: Path) -> None:
-    result = train("evaluation.tolerance=0.02", "train.learning_rate=0.1", "train.steps=40")
+    result = train("evaluation.tolerance=0.02", "train.learning_rate=0.1", "train.steps=40", pages=True)
     assert result.verdict.collapsed
     assert result.after.update < 40
     assert "fell from" in result.verdict.lost[0]
