@@ -164,11 +164,12 @@ PREFIXES = tuple(
         steps=steps,
         rates=(8e-3,),
         budget=20 * steps,
+        seeds=seeds,
         methods=(DRAFT_1, *SHORT, *more, FIVE_STEPS),
     )
-    for steps, more in (
-        (20, (Method("short-prefix 4, 2 updates", ShortPrefix(prefix_steps=4, updates=2)),)),
-        (50, ()),
+    for steps, seeds, more in (
+        (20, (0, 1, 2, 3, 4, 5), (Method("short-prefix 4, 2 updates", ShortPrefix(prefix_steps=4, updates=2)),)),
+        (50, (0, 1, 2), ()),
     )
 )
 TASKS = (*EQUAL_STEPS, RACE, *PREFIXES)
@@ -274,7 +275,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     methods = sorted({method.name for task in TASKS for method in task.methods})
     names = [task.name for task in (*TASKS, *QUICK)]
     parser.add_argument("--methods", nargs="+", choices=methods, help="only these, as in 'draft-k 1'; left out, all")
-    parser.add_argument("--seeds", type=int, default=3, help="only so many of the seeds, at least 1; default 3, all")
+    parser.add_argument("--seeds", type=int, help="only so many of the seeds, at least 1; left out, all")
     parser.add_argument("--only", choices=names, help="only this comparison; left out, all")
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="default runs/compare")
     parser.add_argument("--picture", type=Path, default=PICTURE, help=f"default {PICTURE}")
@@ -285,7 +286,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 # Training
 
 
-def train_method(task: Task, method: Method, seeds: int, folder: Path) -> None:
+def train_method(task: Task, method: Method, seeds: int | None, folder: Path) -> None:
     """Searches its rate on the first seed, then trains so many in all with that."""
     rate = best_rate(task, method, folder)
     for seed in task.seeds[1:seeds]:
