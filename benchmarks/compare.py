@@ -165,6 +165,7 @@ PREFIXES = tuple(
         rates=(8e-3,),
         budget=20 * steps,
         seeds=seeds,
+        rounds=7,
         methods=(DRAFT_1, *SHORT, *more, FIVE_STEPS),
     )
     for steps, seeds, more in (

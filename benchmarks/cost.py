@@ -352,11 +352,19 @@ def fused_prefix(case: Case) -> Trainer:
     return trainer
 
 
+def compiled(case: Case) -> Trainer:
+    """Each kind of repeated block of the denoiser compiled once for each of its shapes, by the first updates."""
+    trainer = emoji_trainer(case)
+    trainer.sampler.pipe.unet.compile_repeated_blocks()
+    return trainer
+
+
 CANDIDATES: dict[str, Callable[[Case], Trainer]] = {
     "prompts remembered (`model.remember_prompts`)": lambda case: emoji_trainer(case, remember_prompts=True),
     "LoRA fused into the weights in the steps without gradient": fused_prefix,
     "re-noisings in one batch (`estimator.together`)": together,
     "channels last": channels_last,
+    "regional compilation (`compile_repeated_blocks`)": compiled,
     "bfloat16 weights (`model.dtype`)": lambda case: emoji_trainer(case, dtype="bfloat16"),
 }
 

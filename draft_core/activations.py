@@ -3,16 +3,18 @@
 A LoRA's gradient needs little of what the network around it computes. PyTorch keeps the input of every convolution,
 which only the gradient of its weight needs, and of norms, activations and casts both ends, although one end gives the
 other at once. Inside `kept_small` convolutions of frozen weights keep their weight alone, and what is cheap to compute
-is computed again. Tensors wing. Imports nothing of ours.
+is computed again; `convolutions_small` does the first alone. Tensors wing. Imports nothing of ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -22,6 +24,7 @@ TRANSPOSED: dict[Any, Callable[..., torch.Tensor]] = {
     torch.conv2d: torch.conv_transpose2d,
     torch.conv3d: torch.conv_transpose3d,
 }
+CONVOLUTIONS: dict[type[nn.Module], Any] = {nn.Conv1d: torch.conv1d, nn.Conv2d: torch.conv2d, nn.Conv3d: torch.conv3d}
 # Their own backward pass keeps their input, so that keeping the output too is what can be saved.
 FROM_THEIR_INPUT = frozenset(
     (
@@ -33,33 +36,48 @@ FROM_THEIR_INPUT = frozenset(
 FROM_LESS = frozenset(
     (torch.Tensor.to, torch.Tensor.float, torch.Tensor.type_as, torch.Tensor.mul, torch.Tensor.add, torch.Tensor.type)
 )
+WATCHED = FROM_THEIR_INPUT | FROM_LESS
 RECIPE = "_draft_core_recipe"  # the attribute of a tensor that says how it is made again
 
 
 @contextmanager
-def kept_small(*, recompute: bool = True) -> Iterator[None]:
+def kept_small() -> Iterator[None]:
     """What autograd records inside keeps less memory until its backward pass.
 
-    Not for weights that are trained: their convolutions are left as they are.
-
-    Arguments:
-        recompute: compute outputs of norms, activations and casts again too. Not inside `torch.utils.checkpoint`, whose
-            own hooks would then see nothing.
+    Convolutions of weights that are trained are left as they are. Not inside `torch.utils.checkpoint`, whose own hooks
+    would then see nothing.
     """
-    with _Watch(recompute=recompute):
-        if not recompute:
-            yield
-            return
-        with torch.autograd.graph.saved_tensors_hooks(_kept, _again):
-            yield
+    with _Watch(), torch.autograd.graph.saved_tensors_hooks(_kept, _again):
+        yield
+
+
+@contextmanager
+def convolutions_small(network: nn.Module) -> Iterator[None]:
+    """The network's frozen convolutions keep no input inside; nothing is computed again, and nothing else changes.
+
+    Its layers are asked, and not a `TorchFunctionMode`, through which every operation would go: a twentieth of a call.
+    """
+    layers = [
+        (layer, func)
+        for layer in network.modules()
+        for kind, func in CONVOLUTIONS.items()
+        if isinstance(layer, kind) and layer.padding_mode == "zeros"
+    ]
+    for layer, func in layers:
+        layer.__dict__["_conv_forward"] = partial(_layer_forward, layer, func)
+    try:
+        yield
+    finally:
+        for layer, _ in layers:
+            layer.__dict__.pop("_conv_forward", None)
+
+
+def _layer_forward(layer: Any, func: Any, input: Any, weight: Any, bias: Any) -> torch.Tensor:
+    return _convolution(func, input, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 class _Watch(TorchFunctionMode):
     """Puts convolutions that keep less in the place of PyTorch's, and notes how cheap outputs are made."""
-
-    def __init__(self, *, recompute: bool) -> None:
-        super().__init__()
-        self.watched = FROM_THEIR_INPUT | FROM_LESS if recompute else frozenset()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The function's result."""
@@ -67,7 +85,7 @@ class _Watch(TorchFunctionMode):
         if func in TRANSPOSED:
             return _convolution(func, *args, **kwargs)
         output = func(*args, **kwargs)
-        if func in self.watched and output.requires_grad and _is_cheap(func, args, output):
+        if func in WATCHED and output.requires_grad and _is_cheap(func, args, output):
             setattr(output, RECIPE, _Recipe(func, args, kwargs, output))
         return output
 

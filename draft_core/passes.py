@@ -17,7 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch.utils.checkpoint import checkpoint
 
 from draft_core import seams
-from draft_core.activations import kept_small
+from draft_core.activations import convolutions_small, kept_small
 from draft_core.errors import SamplerError
 from draft_core.plan import StepPlan
 from draft_core.schedules import posterior_mean, renoised
@@ -153,7 +153,7 @@ class Pass:
             with _keeping(how, self.pipe.vae):
                 return decode(latents, *args, **kwargs)
         slices = torch.split(latents, 1) if how == "sliced" else [latents]
-        outputs = [_recomputed(decode, one, *args, **kwargs) for one in slices]
+        outputs = [_recomputed(self.pipe.vae, decode, one, *args, **kwargs) for one in slices]
         pictures = torch.cat([seams.first_of(output, "sample") for output in outputs])
         return seams.with_first(outputs[0], "sample", pictures)
 
@@ -161,7 +161,7 @@ class Pass:
         """A graded denoiser call, and beside it how far it is from the base model's."""
         how = self.sampler.gradient_checkpointing
         with _keeping(how, denoiser):
-            output = (_recomputed if how is True else _plainly)(forward, *args, **kwargs)
+            output = _recomputed(denoiser, forward, *args, **kwargs) if how is True else forward(*args, **kwargs)
         if self.sampler.base_model is not None and self.caller_records:
             with torch.no_grad(), self.sampler.base_model():
                 expected = seams.tensors_in(forward(*args, **kwargs))[0]
@@ -575,20 +575,16 @@ def _keeping(how: Any, network: Any) -> AbstractContextManager[Any]:
     return kept_small() if how == "selective" else nullcontext()
 
 
-def _recomputed(function: Any, *args: Any, **kwargs: Any) -> Any:
-    """The function's output, its intermediate results computed again in the backward pass."""
+def _recomputed(network: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+    """The output of the network's function, its intermediate results computed again in the backward pass."""
     if not torch.is_grad_enabled():
         return function(*args, **kwargs)
 
     def smaller(*args: Any, **kwargs: Any) -> Any:  # what the backward pass computes again takes less memory too
-        with kept_small(recompute=False):
+        with convolutions_small(network):
             return function(*args, **kwargs)
 
     return checkpoint(smaller, *args, use_reentrant=False, **kwargs)
-
-
-def _plainly(function: Any, *args: Any, **kwargs: Any) -> Any:
-    return function(*args, **kwargs)
 
 
 def _forked(generator: Generator) -> Generator:

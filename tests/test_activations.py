@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from draft_core import DifferentiableSampler, Draft, DraftK
-from draft_core.activations import kept_small
+from draft_core.activations import convolutions_small, kept_small
 from draft_core.errors import SamplerError
 from draft_core.lora import add_lora, trainable
 from draft_core.memory import peak_memory
@@ -26,11 +26,17 @@ from draft_core.seams import find_denoisers
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
 
-Context = Callable[[], AbstractContextManager[Any]]
-WAYS: dict[str, Context] = {"small": kept_small, "convolutions alone": partial(kept_small, recompute=False)}
+Context = Callable[[Any], AbstractContextManager[Any]]  # of a network
 
 
-def compared(network: Callable[[torch.Tensor], torch.Tensor], *shape: int, context: Context = kept_small) -> None:
+def small(network: Any) -> AbstractContextManager[Any]:
+    return kept_small()
+
+
+WAYS: dict[str, Context] = {"small": small, "convolutions alone": convolutions_small}
+
+
+def compared(network: Callable[[torch.Tensor], torch.Tensor], *shape: int, context: Context = small) -> None:
     """Output and gradients of the input and of what is trained are those without `context`, in every bit."""
     trained = (
         [weight for weight in network.parameters() if weight.requires_grad] if hasattr(network, "parameters") else []
@@ -38,13 +44,13 @@ def compared(network: Callable[[torch.Tensor], torch.Tensor], *shape: int, conte
     found = []
     for around in (nullcontext, context):
         x = torch.randn(shape, generator=seeded(), requires_grad=True)
-        with around():
+        with around(network):
             y = network(x)
         slope = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
         found.append((y, torch.autograd.grad((y.float().square() * slope).sum(), [x, *trained])))
-    (plain, plain_grads), (small, small_grads) = found
-    assert torch.equal(plain, small)
-    for one, other in zip(plain_grads, small_grads, strict=True):
+    (plain, plain_grads), (smaller, smaller_grads) = found
+    assert torch.equal(plain, smaller)
+    for one, other in zip(plain_grads, smaller_grads, strict=True):
         assert torch.equal(one, other)
 
 
@@ -56,7 +62,7 @@ def kept(network: Any, x: torch.Tensor, context: Context) -> int:
     """Bytes that the graph of one forward pass holds."""
 
     def work() -> None:
-        with context():
+        with context(network):
             outputs.append(network(x))
 
     outputs: list[torch.Tensor] = []
@@ -96,6 +102,13 @@ def test_a_convolution_that_is_trained_keeps_its_gradient() -> None:
     bias_alone = nn.Conv2d(4, 6, 3)
     bias_alone.weight.requires_grad_(False)
     compared(bias_alone, 2, 4, 8, 8)
+
+
+def test_a_trained_convolution_beside_frozen_ones_keeps_its_input_and_all_are_left_as_they_were() -> None:
+    network = nn.Sequential(frozen(nn.Conv2d(4, 4, 3)), nn.Conv2d(4, 4, 3), frozen(nn.Conv2d(4, 4, 3)))
+    before = [dict(vars(layer)) for layer in network]
+    compared(network, 2, 4, 9, 9, context=convolutions_small)
+    assert [dict(vars(layer)) for layer in network] == before
 
 
 @pytest.mark.parametrize(
@@ -167,11 +180,11 @@ def test_a_second_derivative_is_the_same() -> None:
     network = frozen(nn.Sequential(nn.Conv2d(2, 3, 3, stride=2), nn.SiLU())).double()
     x = torch.randn(1, 2, 6, 6, dtype=torch.float64, generator=seeded(), requires_grad=True)
 
-    def small(x: torch.Tensor) -> torch.Tensor:
+    def smaller(x: torch.Tensor) -> torch.Tensor:
         with kept_small():
             return network(x)
 
-    assert torch.autograd.gradgradcheck(small, (x,))
+    assert torch.autograd.gradgradcheck(smaller, (x,))
 
 
 def test_checkpoints_inside_the_network_work_as_before() -> None:
@@ -201,10 +214,10 @@ def test_a_block_of_a_unet_keeps_one_tensor_for_each_convolution() -> None:
     layers = [layer for _ in range(8) for layer in (nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv2d(8, 8, 3, padding=1))]
     network, x = frozen(nn.Sequential(*layers)), torch.randn(1, 8, 32, 32, requires_grad=True)
     each = x.nbytes
-    plain, convolutions, small = (kept(network, x, context) for context in (nullcontext, *reversed(WAYS.values())))
+    plain, convolutions, least = (kept(network, x, context) for context in (nullcontext, *reversed(WAYS.values())))
     assert plain == pytest.approx(24 * each, rel=0.05)  # input of every layer
     assert convolutions == pytest.approx(17 * each, rel=0.05)  # but for the convolutions', and the last one's output
-    assert small == pytest.approx(10 * each, rel=0.1)  # inputs of the norms, and what is just being computed
+    assert least == pytest.approx(10 * each, rel=0.1)  # inputs of the norms, and what is just being computed
 
 
 def test_wider_copies_for_a_lora_are_not_kept() -> None:
@@ -216,10 +229,10 @@ def test_wider_copies_for_a_lora_are_not_kept() -> None:
         hidden = functional.layer_norm(x, (64,))
         return sum(lora(hidden.to(torch.float32)) for lora in loras)  # type: ignore[return-value]
 
-    plain, small = (kept(network, x, context) for context in (nullcontext, kept_small))
+    plain, least = (kept(network, x, context) for context in (nullcontext, small))
     wide = 2 * x.nbytes
     assert plain > 3 * wide
-    assert small < 2 * wide
+    assert least < 2 * wide
 
 
 # In the sampler
