@@ -40,7 +40,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
-from tables import markdown, write_between_markers
+from tables import markdown, publish
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -103,10 +103,7 @@ def main() -> None:
     tables = {"cases": case_table(arguments.rounds), "options": option_table(arguments.rounds)}
     tables["families"] = family_table(arguments.rounds)
     tables["machine"] = machine(time.perf_counter() - start)
-    for name, table in tables.items():
-        print(f"\n{table}")
-        if not arguments.print_only:
-            write_between_markers(DOCUMENT, name, table)
+    publish(tables, None if arguments.print_only else DOCUMENT)
 
 
 def parse_arguments() -> argparse.Namespace:

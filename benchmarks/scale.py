@@ -31,7 +31,7 @@ import torch
 from draft_reward_hpsv2 import Hpsv2Config
 from draft_reward_hpsv2.reward import Hpsv2Reward
 from full_size import META, MODELS, Model, embeddings, pipeline, without_numbers
-from tables import markdown, write_between_markers
+from tables import markdown, publish
 from torch import Tensor
 
 from draft_core import DifferentiableSampler, Draft, Objective, seams
@@ -139,10 +139,7 @@ def main() -> None:
         if arguments.only in (None, name):
             tables[f"options of {name}"] = option_table(name)
     tables["versions"] = versions()
-    for name, table in tables.items():
-        print(f"\n{table}")
-        if not arguments.print_only:
-            write_between_markers(DOCUMENT, name, table)
+    publish(tables, None if arguments.print_only else DOCUMENT)
 
 
 def parse_arguments() -> argparse.Namespace:
