@@ -74,7 +74,8 @@ DRAFT_5 = {"kind": "draft-k", "k": 5}
 DRAFT_LV = {"kind": "draft-lv", "resamples": 2}
 RECOMPUTE = {"gradient_checkpointing": True}
 LEAN = {**RECOMPUTE, "decode": "sliced"}
-SELECTIVE = {"gradient_checkpointing": "selective", "decode": "selective"}
+SELECTIVE_CALLS = {"gradient_checkpointing": "selective"}
+SELECTIVE = {**SELECTIVE_CALLS, "decode": "selective"}
 
 CASES = (
     Case("DRaFT-1", DRAFT_1),
@@ -82,7 +83,9 @@ CASES = (
     Case("DRaFT-1, selective", DRAFT_1, SELECTIVE),
     Case("DRaFT-1, recomputed", DRAFT_1, RECOMPUTE),
     Case("DRaFT-K, K = 5", DRAFT_5),
+    Case("DRaFT-K, K = 5, denoiser selective", DRAFT_5, SELECTIVE_CALLS),
     Case("DRaFT-K, K = 5, selective", DRAFT_5, SELECTIVE),
+    Case("DRaFT-K, K = 5, selective, 50 steps", DRAFT_5, SELECTIVE, steps=50, batch=1),
     Case("DRaFT-K, K = 5, recomputed", DRAFT_5, RECOMPUTE),
     Case("DRaFT-K, K = 5, recomputed, 50 steps", DRAFT_5, RECOMPUTE, steps=50, batch=1),
     Case("DRaFT-LV, n = 2", DRAFT_LV),
