@@ -24,7 +24,7 @@ TRANSPOSED: dict[Any, Callable[..., torch.Tensor]] = {
     torch.conv2d: torch.conv_transpose2d,
     torch.conv3d: torch.conv_transpose3d,
 }
-CONVOLUTIONS: dict[type[nn.Module], Any] = {nn.Conv1d: torch.conv1d, nn.Conv2d: torch.conv2d, nn.Conv3d: torch.conv3d}
+CONVOLUTIONS: dict[Any, Any] = {nn.Conv1d: torch.conv1d, nn.Conv2d: torch.conv2d, nn.Conv3d: torch.conv3d}
 # Their own backward pass keeps their input, so that keeping the output too is what can be saved.
 FROM_THEIR_INPUT = frozenset(
     (
@@ -61,7 +61,7 @@ def convolutions_small(network: nn.Module) -> Iterator[None]:
         (layer, func)
         for layer in network.modules()
         for kind, func in CONVOLUTIONS.items()
-        if isinstance(layer, kind) and layer.padding_mode == "zeros"
+        if isinstance(layer, kind) and type(layer)._conv_forward is kind._conv_forward and layer.padding_mode == "zeros"
     ]
     for layer, func in layers:
         layer.__dict__["_conv_forward"] = partial(_layer_forward, layer, func)

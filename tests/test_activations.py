@@ -104,6 +104,14 @@ def test_a_convolution_that_is_trained_keeps_its_gradient() -> None:
     compared(bias_alone, 2, 4, 8, 8)
 
 
+def test_a_layer_with_a_convolution_of_its_own_keeps_that() -> None:
+    class Doubled(nn.Conv2d):
+        def _conv_forward(self, *args: Any) -> torch.Tensor:
+            return 2 * super()._conv_forward(*args)
+
+    compared(frozen(Doubled(4, 4, 3)), 2, 4, 8, 8, context=convolutions_small)
+
+
 def test_a_trained_convolution_beside_frozen_ones_keeps_its_input_and_all_are_left_as_they_were() -> None:
     network = nn.Sequential(frozen(nn.Conv2d(4, 4, 3)), nn.Conv2d(4, 4, 3), frozen(nn.Conv2d(4, 4, 3)))
     before = [dict(vars(layer)) for layer in network]
