@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from draft_core.errors import CheckpointError
+from draft_core.errors import CheckpointError, one_line
 
 ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.pt", "state.json"
 FORMAT = 1
@@ -98,7 +98,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         pickle.PickleError,
     ) as error:
         raise CheckpointError(
-            f"cannot be read ({' '.join(str(error).split())})",
+            f"cannot be read ({one_line(error)})",
             where=str(folder),
             next="resume from an earlier checkpoint",
         ) from error

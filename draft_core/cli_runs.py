@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from draft_core.catalog import load_catalog
-from draft_core.errors import DraftError
+from draft_core.errors import DraftError, first_line
 from draft_core.terminal import ProgressLines, out, quiet_libraries
 
 runs_app = typer.Typer()
@@ -99,7 +99,7 @@ def sample(
             AttributeError,
         ) as error:  # diffusers', peft's or torch's
             raise DraftError(
-                f"it cannot be loaded into {model} ({_first_line(error)})",
+                f"it cannot be loaded into {model} ({first_line(error)})",
                 where=str(folder),
                 next="give a LoRA of this model, and copy it again if it is one",
             ) from error
@@ -209,19 +209,14 @@ def _publish(folder: Path, repo_id: str, *, private: bool) -> str:
         repo = create_repo(repo_id, private=private, exist_ok=True)
         upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message="LoRA, model card and pictures")
     except HFValidationError as error:
-        raise DraftError(f"it is no name of a repository ({_first_line(error)})", where=f"push {repo_id}") from error
+        raise DraftError(f"it is no name of a repository ({first_line(error)})", where=f"push {repo_id}") from error
     except unreachable as error:
         raise DraftError(
-            f"the Hub refused it or cannot be reached ({_first_line(error)})",
+            f"the Hub refused it or cannot be reached ({first_line(error)})",
             where=f"push {repo_id}",
             next="check the network and what the token may do, then give the same command again",
         ) from error
     return str(repo)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _weighed(source: str) -> tuple[Path, float]:

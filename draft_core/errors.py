@@ -71,3 +71,14 @@ class Interrupted(DraftError):
 
 class CheckpointError(DraftError):
     """A checkpoint that is missing, torn, or belongs to another run."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, without its line breaks."""
+    return " ".join(str(error).split())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, without its full stop; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

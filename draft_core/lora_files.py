@@ -19,7 +19,7 @@ from diffusers.utils import convert_state_dict_to_kohya
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from draft_core.errors import CheckpointError, DraftError
+from draft_core.errors import CheckpointError, DraftError, one_line
 from draft_core.lora import CONFIG_KEY, WEIGHTS_FILE, lora_folder
 
 DIFFUSERS_KEY = "lora_adapter_metadata"  # where diffusers keeps peft's settings, behind the component's name
@@ -59,7 +59,7 @@ def read_lora(path: Path) -> LoraFile:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"it is not a safetensors file ({' '.join(str(error).split())})", where=str(path), next="give a LoRA's"
+            f"it is not a safetensors file ({one_line(error)})", where=str(path), next="give a LoRA's"
         ) from error
     names = [key.removesuffix(DOWN) for key in tensors if key.endswith(DOWN)]
     known = {name + ending for name in names for ending in (DOWN, UP)}
@@ -87,7 +87,7 @@ def read_lora(path: Path) -> LoraFile:
             factors[name] = (down, up * scale)
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"its settings cannot be read ({' '.join(str(error).split())})", where=str(path), next="copy it again"
+            f"its settings cannot be read ({one_line(error)})", where=str(path), next="copy it again"
         ) from error
     return LoraFile(path, factors, settings if CONFIG_KEY in metadata else {})
 

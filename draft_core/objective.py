@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from draft_core.errors import DraftError, RewardError
+from draft_core.errors import DraftError, RewardError, one_line
 from draft_core.protocols import FrozenModule
 
 
@@ -149,7 +149,7 @@ def _scores(name: str, reward: torch.nn.Module, images: torch.Tensor, prompts: S
         raise
     except Exception as error:  # a plugin's bug: name the plugin's reward, and keep the traceback as the cause
         raise RewardError(
-            f"it raised {type(error).__name__}: {' '.join(str(error).split())}",
+            f"it raised {type(error).__name__}: {one_line(error)}",
             where=f"reward {name!r}",
             next=f"run `draft rewards check {name.split('#')[0]}` and tell its author",
         ) from error

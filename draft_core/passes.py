@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from draft_core import seams
 from draft_core.activations import convolutions_small, kept_small
-from draft_core.errors import SamplerError
+from draft_core.errors import SamplerError, one_line
 from draft_core.plan import StepPlan
 from draft_core.schedules import posterior_mean, renoised
 
@@ -77,7 +77,7 @@ class Pass:
                 images = call(**self.arguments())
             except (TypeError, ValueError) as error:  # how pipelines refuse their arguments
                 raise SamplerError(
-                    f"its call raised {type(error).__name__} ({' '.join(str(error).split())})",
+                    f"its call raised {type(error).__name__} ({one_line(error)})",
                     where=type(self.pipe).__name__,
                     next="see what its call takes",
                 ) from error

@@ -16,7 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from draft_core.catalog import Catalog
-from draft_core.errors import DraftError, RecipeError
+from draft_core.errors import DraftError, RecipeError, one_line
 
 DEEPEST = 64  # nested levels of a recipe's YAML
 LARGEST = 100_000  # values in a recipe's YAML, each alias counted as what it stands for
@@ -246,11 +246,6 @@ def _model_of_field(model: Any, name: str) -> Any:
 
 
 # Texts
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, without its line breaks."""
-    return " ".join(str(error).split())
 
 
 def exists(is_there: Callable[[Path], bool], path: Path) -> bool:

@@ -22,9 +22,9 @@ from pydantic_core import PydanticCustomError
 
 from draft_core.catalog import Catalog, load_catalog
 from draft_core.config import Config, EstimatorConfig, Field, RewardConfig
-from draft_core.errors import DraftError, PluginError, RecipeError
+from draft_core.errors import DraftError, PluginError, RecipeError, one_line
 from draft_core.estimators import DraftLV
-from draft_core.reading import exists, one_line, plain_copy, read_yaml, set_field, short, validate
+from draft_core.reading import exists, plain_copy, read_yaml, set_field, short, validate
 
 MOST_STEPS = 10_000  # of a sampler; pipelines are trained on 1000
 MOST = 100_000  # images of one pass, passes of one update, or ranks of a LoRA

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from draft_core.errors import CheckpointError
+from draft_core.errors import CheckpointError, one_line
 from draft_core.images import read_image, to_pil
 from draft_core.monitor import Evaluation, Look, best_look
 from draft_core.trainer import StepReport
@@ -153,7 +153,7 @@ def read_run(folder: Path) -> RunRecord:
         ) from None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
-            f"its record cannot be read ({' '.join(str(error).split())})", where=str(folder), next="train it again"
+            f"its record cannot be read ({one_line(error)})", where=str(folder), next="train it again"
         ) from error
     if not record.reports or len(record.looks) < 2:
         raise CheckpointError(f"{METRICS} or {LOOKS} is empty", where=str(folder), next="train it again")

@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from draft_core.builder import build, build_objective
 from draft_core.catalog import Catalog
 from draft_core.checkpoints import checkpoints, prune, read_checkpoint
-from draft_core.errors import CheckpointError, DraftError, Interrupted, RecipeError
+from draft_core.errors import CheckpointError, DraftError, Interrupted, RecipeError, first_line
 from draft_core.lora import adapters_off, adapters_scaled, lora_state, save_lora, set_lora_state
 from draft_core.monitor import Evaluation, Look, Verdict, best_look, evaluate, judge, look_at
 from draft_core.objective import Objective
@@ -92,7 +92,7 @@ def run_recipe(
     resume: bool = False,
     overwrite: bool = False,
     force: bool = False,
-    progress: Progress = lambda stage, done, total, note: None,
+    progress: Progress = _silent,
 ) -> RunResult:
     """Trains as the recipe says and fills `recipe.output`; see `docs/recipes.md` for what lies there afterwards.
 
@@ -122,7 +122,7 @@ def run_recipe(
         if not _is_want_of_memory(error):
             raise
         raise DraftError(
-            f"it does not fit into memory ({_first_line(error)})",
+            f"it does not fit into memory ({first_line(error)})",
             where=f"output {recipe.output}",
             next="halve train.batch_size and double train.gradient_accumulation_steps, or see what `draft plan` says; "
             "what was saved is whole, and goes on with that",
@@ -194,7 +194,7 @@ class _Run:
             if _is_want_of_memory(error):
                 raise
             raise RecipeError(
-                f"{pipe} cannot be called so ({type(error).__name__}: {_first_line(error)})",
+                f"{pipe} cannot be called so ({type(error).__name__}: {first_line(error)})",
                 where="model.call",
                 next=f"give what the call of {pipe} takes",
             ) from error
@@ -516,11 +516,6 @@ def _is_want_of_memory(error: Exception) -> bool:
     """Torch has a class for GPUs alone, and words for the rest."""
     words = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 # What the report says of the surroundings

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from draft_core.errors import CheckpointError, DraftError, RecipeError
+from draft_core.errors import CheckpointError, DraftError, RecipeError, one_line
 from draft_core.recipe import RecipeBase, dump_recipe
 from draft_core.record import FACTS, RECIPE, load_pictures
 
@@ -130,7 +130,7 @@ def _differences(folder: Path, recipe: RecipeBase) -> list[str]:
         then = _by_images(yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"it cannot be read ({' '.join(str(error).split())})", where=str(folder / RECIPE), next="use --overwrite"
+            f"it cannot be read ({one_line(error)})", where=str(folder / RECIPE), next="use --overwrite"
         ) from error
     now = _by_images(yaml.safe_load(dump_recipe(recipe)))
     before, after = _flat(then), _flat(now)

@@ -17,7 +17,7 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from draft_core.errors import DraftError
+from draft_core.errors import DraftError, one_line
 
 # What a config's field for weights may say besides a path.
 PUBLISHED = "hub"
@@ -258,7 +258,7 @@ def _parse(source: str, where: str, option: str) -> HubFile:
 
 
 def _first_sentence(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error) or type(error).__name__
     return text.partition(". ")[0].rstrip(".")[:200]
 
 
