@@ -35,7 +35,7 @@ lint: install  ## formatting, lint, types, and the architecture's laws
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-emoji: install  ## train the embedded model anew, from its pictures to its package: hours
+emoji: install  ## train the embedded model anew, from its images to its package: hours
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e './plugins/emoji[training]'
 	$(BIN)/python plugins/emoji/training/train.py all --work runs/emoji
 
@@ -44,7 +44,7 @@ bench: install  ## measure the JPEG surrogate, every port against its original, 
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/cost.py
 
-compare: install  ## train with every estimator and compare them, into docs/images/compare.png: hours
+compare: install  ## train with every method and compare them, into docs/images/compare.png: hours
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compare.py
 
 clean:  ## remove what the commands above made, runs excepted

@@ -1,7 +1,7 @@
-"""Every estimator on the embedded emoji model: what it costs to reach one mark, and how much one rollout can serve.
+"""Every method on the embedded emoji model: what it costs to reach one mark, and how much one rollout can serve.
 
     python benchmarks/compare.py            # all runs, hours on one core; goes on where it stopped
-    python benchmarks/compare.py --plot     # tables and picture of the runs that are there
+    python benchmarks/compare.py --plot     # tables and image of the runs that are there
     python benchmarks/compare.py --quick    # two updates of two methods, to see that it works
 
 All train on the `jpeg` reward alone. The judges are the bytes of real files and the alignment `emoji-clip`, which
@@ -12,7 +12,7 @@ nobody trains on, of things that nobody trained on, from fixed seeds. Three comp
    rates are tried on one seed, from the largest down, until a smaller one is not cheaper.
 2. Equal steps. One learning rate, one number of optimiser steps, and 1 to 16 of them from each rollout.
 3. Short prefixes: a race of all at one rate, twice the highest of the first, with 20 and with 50 sampler steps. Beside
-   them DRaFT-1 on a sampler of five steps, judged like all by the pictures of all steps.
+   them DRaFT-1 on a sampler of five steps, judged like all by the images of all steps.
 """
 
 from __future__ import annotations
@@ -54,24 +54,25 @@ from draft_core import (
     load_pipeline,
     load_reward,
 )
-from draft_core.lora import add_lora
-from draft_core.monitor import evaluate
-from draft_core.plugin import EstimatorConfig
-from draft_core.protocols import FrozenModule
-from draft_core.recipe import TrainConfig, resolve_prompts
+from draft_core.adapters.lora import add_lora
+from draft_core.evaluation.evaluate import evaluate
+from draft_core.plugin import MethodConfig
+from draft_core.recipe.resolve import resolve_prompts
+from draft_core.recipe.schema import TrainConfig
+from draft_core.rewards.protocol import FrozenModule
 
-MARK = 0.92  # of the base model's bytes: far enough to tell methods apart, and pictures still show their things
+MARK = 0.92  # of the base model's bytes: far enough to tell methods apart, and images still show their things
 FLOOR = 0.93  # of the base model's alignment
-RATES = (4e-3, 2e-3, 1e-3, 5e-4)  # from ten times the default; see docs/estimators.md on larger ones
+RATES = (4e-3, 2e-3, 1e-3, 5e-4)  # from ten times the default; see docs/methods.md on larger ones
 QUALITY = 80
 COLOURS = (*(f"C{place}" for place in range(10)), "black", "navy")
-PICTURE = Path("docs/images/compare.png")
-PREFIX_PICTURE = Path("docs/images/short-prefix.png")
+IMAGE = Path("docs/images/compare.png")
+PREFIX_IMAGE = Path("docs/images/short-prefix.png")
 
 
 @dataclass(frozen=True)
 class Method:
-    """An estimator as it takes part.
+    """A method as it takes part.
 
     Arguments:
         checkpointing: recompute graded denoiser calls, which then count twice; what makes many steps fit into memory.
@@ -81,9 +82,9 @@ class Method:
     """
 
     name: str
-    estimator: EstimatorConfig
+    method: MethodConfig
     checkpointing: bool = False
-    timed_as: EstimatorConfig | None = None
+    timed_as: MethodConfig | None = None
     timed: bool = True
     sampler_steps: int | None = None
 
@@ -100,7 +101,7 @@ class Task:
         budget: denoiser calls of one run; one call is for the whole batch, with and without prompt.
         optimizer_steps: where all runs end; None makes it a race to the mark.
         judged_every: so many optimiser steps, or as soon after as the method can be stopped.
-        pictures: held-out prompts that are judged, one picture each.
+        images: held-out prompts that are judged, one image each.
         rounds: updates of each method that are timed, the methods taking turns.
     """
 
@@ -112,7 +113,7 @@ class Task:
     optimizer_steps: int | None = None
     judged_every: int = 1
     batch_size: int = 4
-    pictures: int = 8
+    images: int = 8
     seeds: tuple[int, ...] = (0, 1, 2)
     rounds: int = 3
 
@@ -183,7 +184,7 @@ QUICK = tuple(
         budget=2,
         optimizer_steps=optimizer_steps,
         batch_size=1,
-        pictures=1,
+        images=1,
         seeds=(0,),
         rounds=1,
     )
@@ -193,7 +194,7 @@ QUICK = tuple(
 
 @dataclass(frozen=True)
 class Point:
-    """The held-out pictures somewhere on a run: means of their kilobytes and of their alignment."""
+    """The held-out images somewhere on a run: means of their kilobytes and of their alignment."""
 
     updates: float
     optimizer_steps: float
@@ -264,14 +265,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print_marks(task, options.runs)
     print_drifts(tasks, options.runs)
     if RACE in tasks:
-        save_picture(RACE, SLOW, options.runs, options.picture)
+        save_image(RACE, SLOW, options.runs, options.image)
     if PREFIXES[0] in tasks:
-        save_prefix_picture(options.runs, options.prefix_picture)
+        save_prefix_image(options.runs, options.prefix_image)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--plot", action="store_true", help="train nothing: tables and picture of what is there")
+    parser.add_argument("--plot", action="store_true", help="train nothing: tables and image of what is there")
     parser.add_argument("--quick", action="store_true", help="two updates of two methods, to see that it works")
     methods = sorted({method.name for task in TASKS for method in task.methods})
     names = [task.name for task in (*TASKS, *QUICK)]
@@ -279,8 +280,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="only so many of the seeds, at least 1; left out, all")
     parser.add_argument("--only", choices=names, help="only this comparison; left out, all")
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="default runs/compare")
-    parser.add_argument("--picture", type=Path, default=PICTURE, help=f"default {PICTURE}")
-    parser.add_argument("--prefix-picture", type=Path, default=PREFIX_PICTURE, help=f"default {PREFIX_PICTURE}")
+    parser.add_argument("--image", type=Path, default=IMAGE, help=f"default {IMAGE}")
+    parser.add_argument("--prefix-image", type=Path, default=PREFIX_IMAGE, help=f"default {PREFIX_IMAGE}")
     return parser.parse_args(arguments)
 
 
@@ -374,9 +375,7 @@ def make_trainer(task: Task, method: Method, rate: float, seed: int) -> tuple[Tr
     gauge = DriftGauge(load_reward("jpeg", quality=QUALITY))
     config = TrainConfig(steps=task.budget, batch_size=task.batch_size, learning_rate=rate, seed=seed)
     prompts = resolve_prompts("emoji-train", load_catalog())
-    trainer = Trainer(
-        sampler, Objective({"jpeg": gauge}), method.estimator, prompts, device="cpu", **config.model_dump()
-    )
+    trainer = Trainer(sampler, Objective({"jpeg": gauge}), method.method, prompts, device="cpu", **config.model_dump())
     return trainer, gauge
 
 
@@ -401,15 +400,15 @@ class DriftGauge(FrozenModule):
 
 
 def make_judge(task: Task, sampler: DifferentiableSampler) -> Callable[[], tuple[float, float]]:
-    """Says the kilobytes and the alignment of the held-out pictures, as the pipeline is when asked."""
+    """Says the kilobytes and the alignment of the held-out images, as the pipeline is when asked."""
     measures = Objective({"size": load_reward("jpeg-size", quality=QUALITY), "alignment": load_reward("emoji-clip")})
     heldout = resolve_prompts("emoji-heldout", load_catalog())
-    prompts = heldout[:: len(heldout) // task.pictures][: task.pictures]
+    prompts = heldout[:: len(heldout) // task.images][: task.images]
 
     whole = DifferentiableSampler(sampler.pipe, num_inference_steps=task.steps, **sampler.call_kwargs)
 
     def judge() -> tuple[float, float]:
-        means = evaluate(whole, measures, prompts, [0], batch_size=task.pictures).means()
+        means = evaluate(whole, measures, prompts, [0], batch_size=task.images).means()
         return -means["size"], means["alignment"]
 
     return judge
@@ -443,7 +442,7 @@ def time_updates(task: Task, runs: Path) -> None:
     trainers = {}
     for method in timed:
         trainers[method.name], _ = make_trainer(task, method, rate=1e-9, seed=0)
-        trainers[method.name].estimator = method.timed_as or method.estimator
+        trainers[method.name].method = method.timed_as or method.method
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in trainers}
     for _ in range(task.rounds):
         for name, trainer in trainers.items():
@@ -457,7 +456,7 @@ def time_updates(task: Task, runs: Path) -> None:
     seconds_file(task, runs).write_text(json.dumps(seconds), encoding="utf-8")
 
 
-# Tables and picture
+# Tables and image
 
 
 def runs_of(task: Task, method: Method, runs: Path) -> list[Run]:
@@ -541,12 +540,12 @@ def print_drifts(tasks: Sequence[Task], runs: Path) -> None:
     for task in tasks:
         for method in task.methods:
             drifts = [drift for run in runs_of(task, method, runs) for drift in run.drifts]
-            if isinstance(method.estimator, PrefixReuse) and drifts:
+            if isinstance(method.method, PrefixReuse) and drifts:
                 cells = [[drift[place - 2] for drift in drifts if len(drift) > place - 2] for place in places]
                 print_row(task.name, method.name, *(f"{median(cell):.3f}" if cell else "" for cell in cells))
 
 
-def save_picture(race: Task, slow: Task, runs: Path, picture: Path) -> None:
+def save_image(race: Task, slow: Task, runs: Path, image: Path) -> None:
     """The race over calls, over seconds and as alignment over bytes; the slow comparison over seconds.
 
     Means over seeds, as far as all of them go; bars are standard deviations.
@@ -569,11 +568,11 @@ def save_picture(race: Task, slow: Task, runs: Path, picture: Path) -> None:
     quality.axvline(100 * (MARK - 1), color="black", linewidth=0.8, linestyle=":")
     quality.invert_xaxis()
     figure.legend(handles=labelled(by_calls, slowly), loc="outside lower center", ncols=6, fontsize="small")
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=110)
+    image.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(image, dpi=110)
 
 
-def save_prefix_picture(runs: Path, picture: Path) -> None:
+def save_prefix_image(runs: Path, image: Path) -> None:
     """Real bytes over seconds with 20 and with 50 sampler steps."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -584,8 +583,8 @@ def save_prefix_picture(runs: Path, picture: Path) -> None:
         axes.set(title=f"{task.steps} sampler steps, all at {task.rates[0]:g}", xlabel="seconds of processor time")
     panels[0].set(ylabel="real JPEG bytes, held-out prompts, change in %")
     figure.legend(handles=labelled(*panels), loc="outside lower center", ncols=5, fontsize="small")
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=110)
+    image.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(image, dpi=110)
 
 
 def labelled(*panels: Axes) -> list[Any]:

@@ -6,7 +6,7 @@
 For each case the same LoRA, prompts, reward and batch go through four kinds of update:
 
 - ours: `Trainer.train_step`, everything an update does;
-- ideal: the network calls that the estimator cannot do without, one after another on recorded inputs: the denoiser
+- ideal: the network calls that the method cannot do without, one after another on recorded inputs: the denoiser
   T - K times without gradient and K times with it (and once more where it is recomputed), decoder and reward, each
   forward and backward. No prompt encoding, no scheduler, no optimiser. For DRaFT-LV, 1 + n last calls.
 - neighbour: the pipeline's call with autograd recording everywhere and the predictions before the last K detached,
@@ -16,7 +16,7 @@ For each case the same LoRA, prompts, reward and batch go through four kinds of 
 Machines are shared and noisy, so the kinds take turns (A B C A B C ...), and a ratio is the median over rounds of the
 ratio inside one round. Seconds are of the processor (`time.process_time`) on one thread, with wall time beside them.
 Memory is the peak of tensor storage above what model, LoRA and optimiser hold, from one more update of each kind
-(`draft_core.memory`): on the CPU it is exact and the same in every run.
+(`draft_core.cost.peak_memory`): on the CPU it is exact and the same in every run.
 """
 
 from __future__ import annotations
@@ -44,12 +44,14 @@ from tables import markdown, publish
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from draft_core import DifferentiableSampler, DraftK, Objective, Trainer, seams
-from draft_core.builder import build
-from draft_core.lora import ADAPTER, add_lora
-from draft_core.memory import peak_memory
+from draft_core import DifferentiableSampler, DraftK, Objective, Trainer
+from draft_core.adapters.lora import ADAPTER, add_lora
+from draft_core.cost.peak_memory import peak_memory
 from draft_core.plan import StepPlan
-from draft_core.recipe import TrainConfig, load_recipe
+from draft_core.recipe.load import load_recipe
+from draft_core.recipe.schema import TrainConfig
+from draft_core.runs.build import build
+from draft_core.sampling import pipelines, seams
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "cost.md"
 MEGABYTE = 1e6
@@ -59,10 +61,10 @@ Work = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One row: an estimator on the embedded model, and how it is run."""
+    """One row: a method on the embedded model, and how it is run."""
 
     title: str
-    estimator: dict[str, Any]
+    method: dict[str, Any]
     model: dict[str, Any] = field(default_factory=dict)
     steps: int = 20
     batch: int = 2
@@ -125,7 +127,7 @@ def emoji_trainer(case: Case, **more: Any) -> Trainer:
     recipe = {
         "model": model,
         "prompts": "emoji-train",
-        "estimator": case.estimator,
+        "method": case.method,
         "rewards": [{"kind": "jpeg"}, {"kind": "emoji-clip"}],
         "train": {"batch_size": case.batch, "learning_rate": 1e-5},
         "device": "cpu",
@@ -138,7 +140,7 @@ class Recorded:
 
     def __init__(self, trainer: Trainer) -> None:
         self.vae = trainer.sampler.pipe.vae
-        _, self.denoiser = seams.find_denoiser(trainer.sampler.pipe)
+        _, self.denoiser = pipelines.find_denoiser(trainer.sampler.pipe)
         self.calls: list[tuple[Any, Any]] = []  # of the denoiser
         self.decoded: list[Tensor] = []  # inputs of the decoder
 
@@ -171,7 +173,7 @@ class Ideal:
             call_pipeline(trainer, self.prompts, generator)
 
     def __call__(self) -> None:
-        first = min(self.plan.graded)
+        first = min(self.plan.grad_steps)
         with torch.no_grad():
             for args, kwargs in self.seen.calls[:first]:
                 self.seen.denoiser(*args, **kwargs)
@@ -217,7 +219,7 @@ def decoded_like(trainer: Trainer, latents: Tensor, batch: Tensor) -> Tensor:
 
 def neighbour(trainer: Trainer, plan: StepPlan) -> None:
     """Autograd records every call, and the predictions before the graded ones are detached."""
-    first = min(plan.graded)
+    first = min(plan.grad_steps)
     seen = Recorded(trainer)
 
     def detached(forward: Any, *args: Any, **kwargs: Any) -> Any:
@@ -244,7 +246,7 @@ def naive(trainer: Trainer, plan: StepPlan) -> None:
 def call_pipeline(trainer: Trainer, prompts: Sequence[str], generator: Any) -> Tensor:
     """The images of the pipeline's own call, recorded as the caller records."""
     sampler = trainer.sampler
-    with seams.quiet(sampler.pipe):
+    with pipelines.quiet(sampler.pipe):
         images: Tensor = inspect.unwrap(type(sampler.pipe).__call__)(
             sampler.pipe,
             list(prompts),
@@ -265,7 +267,7 @@ def update(trainer: Trainer, images: Tensor, prompts: Sequence[str]) -> None:
 
 def works_of(trainer: Trainer, kinds: Sequence[str]) -> dict[str, Work]:
     """Kind of update -> it, all on one model."""
-    plan = trainer.estimator.plan(trainer.sampler.steps, Random(0))
+    plan = trainer.method.plan(trainer.sampler.steps, Random(0))
     works: dict[str, Callable[[], Work]] = {
         "ours": lambda: trainer.train_step,
         "ideal": lambda: Ideal(trainer, plan),
@@ -318,7 +320,7 @@ def option_table(rounds: int) -> str:
 
 
 def together(case: Case) -> Trainer:
-    return emoji_trainer(replace(case, estimator={**case.estimator, "together": True}))
+    return emoji_trainer(replace(case, method={**case.method, "together": True}))
 
 
 def channels_last(case: Case) -> Trainer:
@@ -362,7 +364,7 @@ def compiled(case: Case) -> Trainer:
 CANDIDATES: dict[str, Callable[[Case], Trainer]] = {
     "prompts remembered (`model.remember_prompts`)": lambda case: emoji_trainer(case, remember_prompts=True),
     "LoRA fused into the weights in the steps without gradient": fused_prefix,
-    "re-noisings in one batch (`estimator.together`)": together,
+    "re-noisings in one batch (`method.together`)": together,
     "channels last": channels_last,
     "regional compilation (`compile_repeated_blocks`)": compiled,
     "bfloat16 weights (`model.dtype`)": lambda case: emoji_trainer(case, dtype="bfloat16"),
@@ -385,8 +387,8 @@ def family_table(rounds: int) -> str:
 
 
 def family_trainer(name: str, steps: int) -> Trainer:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-    families, tiny = import_module("families"), import_module("tiny")
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests are no distribution
+    families, tiny = import_module("tests.support.families"), import_module("tests.support.tiny")
     family = next(family for family in families.FAMILIES if family.name == name)
     pipe = family.pipe()
     add_lora(pipe, rank=2)

@@ -21,7 +21,7 @@ import diffusers
 import torch
 import transformers
 
-from draft_core import seams
+from draft_core.sampling import seams
 
 META = torch.device("meta")
 

@@ -24,11 +24,11 @@ from safetensors.torch import load_file
 RECIPE = """
 model: {pretrained: emoji, num_inference_steps: 2, guidance_scale: 4.0, lora: {rank: 2}}
 prompts: emoji-train
-estimator: {kind: draft-lv, resamples: 1}
+method: {kind: draft-lv, resamples: 1}
 rewards: [{kind: jpeg, quality: 80}, {kind: emoji-clip, weight: 0.4}]
 train: {steps: 12, batch_size: 2, learning_rate: 1.0e-3, normalize: scale}
 evaluation: {prompts: emoji-heldout, count: 2, images_per_prompt: 2, every: 3, scales: [], on_collapse: warn}
-measures: [{kind: jpeg-size, quality: 80}]
+metrics: [{kind: jpeg-size, quality: 80}]
 checkpoint: {every: 1, keep: 2}
 device: cpu
 """

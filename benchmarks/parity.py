@@ -4,9 +4,9 @@
     python benchmarks/parity.py --full hpsv2       # the published architecture with seeded weights
     python benchmarks/parity.py --write            # put the tables into the READMEs, between their markers
 
-It is `draft rewards certify` for many: both sides have the same weights, in float32 on a CPU. Three kinds can be
+It is `draft rewards compare` for many: both sides have the same weights, in float32 on a CPU. Three kinds can be
 built in their full size, `aesthetic`, `hpsv2` and `pickscore`: one at a time, with up to 10 GB of memory and some
-minutes each, on three pictures of 300 x 401. The published head of `aesthetic` is used where `--head` names its file.
+minutes each, on three images of 300 x 401. The published head of `aesthetic` is used where `--head` names its file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from draft_core import load_catalog
-from draft_core.testing.parity import certify_kind, markdown
+from draft_core.testing.reference import certify_kind, markdown
 
 PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
 FULL_SIZE, FULL_COUNT = (300, 401), 3

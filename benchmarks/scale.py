@@ -4,8 +4,8 @@
     python benchmarks/scale.py --only FLUX.1-dev --print-only
 
 Each pipeline is built from its published config on torch's meta device (`full_size.py`) and makes one update there:
-the library's own sampler drives the pipeline's own call, a reward's own picture encoder scores it, and autograd goes
-back. `draft_core.memory` counts every tensor that this would allocate. What is added to that is arithmetic: frozen
+the library's own sampler drives the pipeline's own call, a reward's own image encoder scores it, and autograd goes
+back. `draft_core.cost.peak_memory` counts every tensor that this would allocate. What is added to that is arithmetic: frozen
 weights, the LoRA with its gradient and AdamW's moments, and an allowance for what no tensor shows.
 
 Attention is the one place where the meta device would mislead: there it falls apart into a product with an S x S matrix
@@ -34,11 +34,12 @@ from full_size import META, MODELS, Model, embeddings, pipeline, without_numbers
 from tables import markdown, publish
 from torch import Tensor
 
-from draft_core import DifferentiableSampler, Draft, Objective, seams
-from draft_core.lora import add_lora, trainable
-from draft_core.memory import MemoryMeter
-from draft_core.passes import Checkpointing, Decode
-from draft_core.sharding import blocks
+from draft_core import DifferentiableSampler, Draft, Objective
+from draft_core.adapters.lora import add_lora, trainable
+from draft_core.cost.peak_memory import MemoryMeter
+from draft_core.sampling import seams
+from draft_core.sampling.pipeline_call import Checkpointing, Decode
+from draft_core.training.sharding import blocks
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scale.md"
 GIB = 2**30
@@ -114,14 +115,14 @@ SHORT_VIDEO = (("height", 480), ("width", 832), ("num_frames", 9))
 LONG_VIDEO = (("height", 480), ("width", 832), ("num_frames", 81))
 
 # Model, what is made, and in which ways.
-PICTURE_WAYS = ("selective", "true", "blocks")
+IMAGE_WAYS = ("selective", "true", "blocks")
 VIDEO_WAYS = ("true", "blocks, sliced")
 CASES = (
-    ("SDXL", SQUARE, PICTURE_WAYS),
-    ("SD3.5-medium", SQUARE, PICTURE_WAYS),
+    ("SDXL", SQUARE, IMAGE_WAYS),
+    ("SD3.5-medium", SQUARE, IMAGE_WAYS),
     ("SD3.5-large", SQUARE, ("blocks",)),
     ("FLUX.1-dev", HALF, ("blocks",)),
-    ("FLUX.1-dev", SQUARE, PICTURE_WAYS),
+    ("FLUX.1-dev", SQUARE, IMAGE_WAYS),
     ("Wan 2.1 1.3B", SHORT_VIDEO, VIDEO_WAYS),
     ("Wan 2.1 1.3B", VIDEO, VIDEO_WAYS),
     ("Wan 2.1 1.3B", LONG_VIDEO, ("blocks, sliced",)),
@@ -155,8 +156,8 @@ def parse_arguments() -> argparse.Namespace:
 # One update
 
 
-class PictureSide(torch.nn.Module):
-    """HPS v2.1 as an update sees it: the embedding of each picture; prompts are read once and remembered."""
+class ImageSide(torch.nn.Module):
+    """HPS v2.1 as an update sees it: the embedding of each image; prompts are read once and remembered."""
 
     def __init__(self, dtype: str = "bfloat16") -> None:
         super().__init__()
@@ -164,8 +165,8 @@ class PictureSide(torch.nn.Module):
             self.reward = Hpsv2Reward(Hpsv2Config(weights="random", dtype=dtype))
 
     def forward(self, images: Tensor, prompts: Any) -> Tensor:
-        """Something like a score for each picture, (B,)."""
-        return self.reward.picture_features(images.float()).sum(1)
+        """Something like a score for each image, (B,)."""
+        return self.reward.image_features(images.float()).sum(1)
 
 
 def activations(pipe: Any, objective: Objective, settings: Settings, call: Mapping[str, Any]) -> Activations:
@@ -230,7 +231,7 @@ class Prediction:
         weights: component -> its frozen weights while an update is made.
         start: all weights, since a run moves the whole pipeline to the device before it begins.
         lora: the LoRA, its gradient and AdamW's moments.
-        activations: of one picture or video.
+        activations: of one image or video.
     """
 
     weights: Mapping[str, int]
@@ -239,12 +240,12 @@ class Prediction:
     activations: int
 
     def total(self, batch: int = 1) -> float:
-        """GiB of an update of so many pictures, the allowance included; what a picture takes is taken as linear."""
+        """GiB of an update of so many images, the allowance included; what a image takes is taken as linear."""
         allocated = sum(self.weights.values()) + self.lora + (1 + FRAGMENTS) * batch * self.activations
         return CONTEXT + max(allocated, self.start + self.lora) / GIB
 
     def most(self, room: float) -> int:
-        """How many pictures fit into so many GiB."""
+        """How many images fit into so many GiB."""
         return next((batch - 1 for batch in range(1, 1000) if self.total(batch) > room), 0)
 
 
@@ -285,7 +286,7 @@ def weights(name: str) -> tuple[tuple[int, int, int], dict[str, int], int, int]:
     frozen = {part: size(network) for part, network in list(built.items())[1:]}
     pipe = _with_lora(model)
     numbers = sum(parameter.numel() for parameter in trainable(pipe))
-    return (whole, max(each), whole - sum(each)), frozen, numbers, size(PictureSide())
+    return (whole, max(each), whole - sum(each)), frozen, numbers, size(ImageSide())
 
 
 def size(network: torch.nn.Module) -> int:
@@ -299,7 +300,7 @@ def measured(name: str, settings: Settings) -> Activations:
     pipe = _with_lora(model)
     call = {**model.call, **dict(settings.size), **embeddings(model, settings.batch, DTYPE)}
     with without_numbers(pipe):
-        return activations(pipe, Objective({"hpsv2": PictureSide()}), settings, call)
+        return activations(pipe, Objective({"hpsv2": ImageSide()}), settings, call)
 
 
 def _with_lora(model: Model) -> Any:
@@ -334,7 +335,7 @@ def fits_table(only: str | None = None) -> str:
     for name, shape, ways in CASES:
         if only in (None, name):
             rows += [fits_row(name, way, replace(WAYS[way], size=shape)) for way in ways]
-    heads = ("model, what is made", "how", "frozen", "LoRA", "each picture", "at the start")
+    heads = ("model, what is made", "how", "frozen", "LoRA", "each image", "at the start")
     return markdown((*heads, *CARDS, f"{NODE} x 80 GB, sharded"), rows)
 
 
@@ -346,7 +347,7 @@ def fits_row(name: str, way: str, settings: Settings) -> list[str]:
 
 
 def cell(prediction: Prediction, room: float) -> str:
-    """How many pictures fit, and what one takes."""
+    """How many images fit, and what one takes."""
     most = prediction.most(room)
     return f"{most if most else '**no**'} ({prediction.total():.1f})"
 
@@ -356,12 +357,12 @@ def shape_of(settings: Settings) -> str:
 
 
 def option_table(name: str) -> str:
-    """What one picture at 1024 x 1024 takes, by option."""
+    """What one image at 1024 x 1024 takes, by option."""
     rows = []
     for title, settings in OPTIONS.items():
         found = measured(name, replace(settings, size=SQUARE))
         rows.append([title, gib(found.denoiser), gib(found.decoder), gib(found.peak)])
-    heads = (f"{name}, one picture of 1024 x 1024", "kept by the graded calls", "kept by the decoder", "at the peak")
+    heads = (f"{name}, one image of 1024 x 1024", "kept by the graded calls", "kept by the decoder", "at the peak")
     return markdown(heads, rows)
 
 

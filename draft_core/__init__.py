@@ -9,10 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from draft_core.builder import build, load_pipeline, load_reward
-    from draft_core.catalog import load_catalog
     from draft_core.errors import DraftError
-    from draft_core.estimators import (
+    from draft_core.plan import StepPlan
+    from draft_core.recipe.load import load_recipe
+    from draft_core.registry.catalog import load_catalog
+    from draft_core.registry.methods import (
         AlignProp,
         Draft,
         DraftK,
@@ -24,35 +25,35 @@ if TYPE_CHECKING:
         ShortPrefix,
         StepList,
     )
-    from draft_core.objective import Objective
-    from draft_core.plan import StepPlan
-    from draft_core.recipe import load_recipe
-    from draft_core.sampler import DifferentiableSampler
-    from draft_core.trainer import Trainer
+    from draft_core.rewards.objective import Objective
+    from draft_core.runs.build import build, load_reward
+    from draft_core.runs.pipeline_loading import load_pipeline
+    from draft_core.sampling.sampler import DifferentiableSampler
+    from draft_core.training.trainer import Trainer
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AlignProp": "estimators",
-    "DRTune": "estimators",
-    "DifferentiableSampler": "sampler",
-    "Draft": "estimators",
+    "AlignProp": "registry.methods",
+    "DRTune": "registry.methods",
+    "DifferentiableSampler": "sampling.sampler",
+    "Draft": "registry.methods",
     "DraftError": "errors",
-    "DraftK": "estimators",
-    "DraftLV": "estimators",
-    "FlowBPSparse": "estimators",
-    "Objective": "objective",
-    "PrefixReuse": "estimators",
-    "Refl": "estimators",
-    "ShortPrefix": "estimators",
-    "StepList": "estimators",
+    "DraftK": "registry.methods",
+    "DraftLV": "registry.methods",
+    "FlowBPSparse": "registry.methods",
+    "Objective": "rewards.objective",
+    "PrefixReuse": "registry.methods",
+    "Refl": "registry.methods",
+    "ShortPrefix": "registry.methods",
+    "StepList": "registry.methods",
     "StepPlan": "plan",
-    "Trainer": "trainer",
-    "build": "builder",
-    "load_catalog": "catalog",
-    "load_pipeline": "builder",
-    "load_recipe": "recipe",
-    "load_reward": "builder",
+    "Trainer": "training.trainer",
+    "build": "runs.build",
+    "load_catalog": "registry.catalog",
+    "load_pipeline": "runs.pipeline_loading",
+    "load_recipe": "recipe.load",
+    "load_reward": "runs.build",
 }
 
 __all__ = [

@@ -1,5 +1,5 @@
 """`python -m draft_core` is `draft`."""
 
-from draft_core.cli import app
+from draft_core.cli.app import app
 
 app(prog_name="draft")

@@ -50,7 +50,7 @@ class PluginError(DraftError):
 
 
 class RewardError(DraftError):
-    """A reward that broke the contract of `draft_core.protocols.Reward`."""
+    """A reward that broke the contract of `draft_core.rewards.protocol.Reward`."""
 
 
 class SamplerError(DraftError):

@@ -1,11 +1,13 @@
 """A step plan: where the gradient may flow through one sampling run, as plain data.
 
-The shared vocabulary of both wings: estimators make plans, the sampler runs them. Imports errors only.
+The shared vocabulary of both wings: methods make plans, the sampler runs them. Imports errors only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from random import Random
+from typing import Protocol
 
 from draft_core.errors import SamplerError
 
@@ -16,7 +18,7 @@ class StepPlan:
 
     Arguments:
         steps: number of sampler steps T, counted as calls of `scheduler.step`.
-        graded: the steps whose denoiser call autograd records, 0 the first step and T - 1 the last.
+        grad_steps: the steps whose denoiser call autograd records, 0 the first step and T - 1 the last.
             The chain of the sampler's own updates is recorded from the first graded step on.
         detach_input: a graded denoiser call sees detached latents, so that the gradient flows through the
             sampler's own updates only, and no Jacobians of the denoiser multiply (DRTune, Wu et al. 2024).
@@ -24,7 +26,7 @@ class StepPlan:
             runs all of it (ReFL, Xu et al. 2023).
         resamples: how often x0 is re-noised, detached, to the level of the last step and denoised once
             more with gradient (DRaFT-LV, Clark et al. 2024, section 3.2).
-        together: all re-noisings in one batch, faster on a GPU that a batch does not fill; else one after another,
+        batched: all re-noisings in one batch, faster on a GPU that a batch does not fill; else one after another,
             and memory does not grow with their number.
         step_each: the trainer takes an optimiser step after the samples and after each re-noising, instead of
             one for all of them: one rollout serves 1 + resamples steps (prefix reuse).
@@ -38,26 +40,26 @@ class StepPlan:
     """
 
     steps: int
-    graded: frozenset[int]
+    grad_steps: frozenset[int]
     detach_input: bool = False
     stop_at: int | None = None
     resamples: int = 0
-    together: bool = False
+    batched: bool = False
     step_each: bool = False
     prefix: int | None = None
     max_drift: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "graded", frozenset(self.graded))
+        object.__setattr__(self, "grad_steps", frozenset(self.grad_steps))
         if self.steps < 1:
             raise SamplerError(f"a plan needs at least one step, not {self.steps}", where="StepPlan.steps")
-        self._check_steps("graded", sorted(self.graded))
+        self._check_steps("grad_steps", sorted(self.grad_steps))
         self._check_steps("stop_at", [] if self.stop_at is None else [self.stop_at])
         if self.resamples < 0:
             raise SamplerError(f"resamples is {self.resamples}", where="StepPlan.resamples", next="use 0 or more")
-        if self.stop_at is not None and any(step > self.stop_at for step in self.graded):
+        if self.stop_at is not None and any(step > self.stop_at for step in self.grad_steps):
             raise SamplerError(
-                f"it leaves the chain at step {self.stop_at}, before the graded step {max(self.graded)}",
+                f"it leaves the chain at step {self.stop_at}, before the graded step {max(self.grad_steps)}",
                 where="StepPlan.stop_at",
                 next="grade only steps that are reached",
             )
@@ -67,11 +69,11 @@ class StepPlan:
                 where="StepPlan.resamples",
                 next="use either stop_at or resamples",
             )
-        if self.step_each and self.together:
+        if self.step_each and self.batched:
             raise SamplerError(
                 "re-noisings in one batch leave no room for a step after each",
-                where="StepPlan.together",
-                next="use either together or step_each",
+                where="StepPlan.batched",
+                next="use either batched or step_each",
             )
 
         if self.prefix is not None:
@@ -80,7 +82,7 @@ class StepPlan:
     def _check_prefix(self, prefix: int) -> None:
         if not 1 <= prefix < self.steps:
             problem, advice = f"a prefix of {prefix} steps is not shorter than a chain of {self.steps}", "use fewer"
-        elif self.graded != {self.steps - 1} or not self.resamples:
+        elif self.grad_steps != {self.steps - 1} or not self.resamples:
             problem, advice = "a shortened prefix leads to the last step alone", "grade that, with resamples >= 1"
         elif self.max_drift is not None:
             problem, advice = "a shortened prefix makes no samples to drift from", "leave out max_drift"
@@ -105,3 +107,11 @@ class StepPlan:
     def last(self) -> int:
         """The last step whose denoiser is called."""
         return self.steps - 1 if self.stop_at is None else self.stop_at
+
+
+class Method(Protocol):
+    """A method: it says for each update where the gradient may flow."""
+
+    def plan(self, steps: int, rng: Random) -> StepPlan:
+        """The plan of one update over `steps` sampler steps; random choices come from `rng` alone."""
+        ...

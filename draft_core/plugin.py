@@ -3,15 +3,15 @@
 Names wing. May import: plan, config, specs, hookspecs.
 """
 
-from draft_core.config import Config, EstimatorConfig, Field, RewardConfig
-from draft_core.hookspecs import hookimpl
 from draft_core.plan import StepPlan
-from draft_core.specs import EstimatorSpec, PretrainedSpec, RewardSpec
+from draft_core.registry.config import Config, Field, MethodConfig, RewardConfig
+from draft_core.registry.hooks import hookimpl
+from draft_core.registry.specs import MethodSpec, PretrainedSpec, RewardSpec
 
 __all__ = [
     "Config",
-    "EstimatorConfig",
-    "EstimatorSpec",
+    "MethodConfig",
+    "MethodSpec",
     "Field",
     "PretrainedSpec",
     "RewardConfig",

@@ -9,9 +9,9 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import pytest
 import torch
-from tiny import tiny_catalog
 
-from draft_core.catalog import Catalog
+from draft_core.registry.catalog import Catalog
+from tests.support.tiny import tiny_catalog
 
 # On a machine shared with others, two threads on small tensors can be many times slower than one.
 torch.set_num_threads(1)

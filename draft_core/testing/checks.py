@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from draft_core.config import RewardConfig
-from draft_core.specs import RewardSpec
+from draft_core.registry.config import RewardConfig
+from draft_core.registry.specs import RewardSpec
 
 PROMPTS = ("a photograph of a red apple on a table", "two cats", "an oil painting of the sea at night")
 SIDE = 64  # pixels, where the reward has no native size
@@ -56,7 +56,7 @@ class Subject:
             self.reward = self.spec.load()(self.config)
 
     def images(self, count: int = 3, height: int | None = None, width: int | None = None) -> torch.Tensor:
-        """Seeded pictures (count, 3, H, W) with shapes, edges and texture, none of them near 0 or 1."""
+        """Seeded images (count, 3, H, W) with shapes, edges and texture, none of them near 0 or 1."""
         height, width = height or self.spec.native_size or SIDE, width or self.spec.native_size or SIDE
         generator = torch.Generator().manual_seed(height * 10_000 + width)
         coarse = torch.rand(count, 3, 5, 5, generator=generator)

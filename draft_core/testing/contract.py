@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from draft_core.builder import reward_config
-from draft_core.catalog import load_catalog
+from draft_core.registry.catalog import load_catalog
+from draft_core.runs.build import reward_config
 from draft_core.testing.checks import CHECKS, Subject, one_thread
 
 

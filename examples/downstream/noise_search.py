@@ -1,4 +1,4 @@
-"""Search the initial noise for a picture that two rewards like; the model stays as it is."""
+"""Search the initial noise for a image that two rewards like; the model stays as it is."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from draft_core import DifferentiableSampler, Draft, Objective, load_pipeline, load_reward
-from draft_core.images import to_pil
+from draft_core.rewards.images import to_pil
 
 
 @dataclass(frozen=True)
 class Found:
-    """One step of the search: the picture (3, H, W) and its scores."""
+    """One step of the search: the image (3, H, W) and its scores."""
 
     image: torch.Tensor
     scores: dict[str, float]
@@ -43,7 +43,9 @@ def noise_search(
         sampler = DifferentiableSampler(pipe, latents=noise, **call)
         rollout = sampler([prompt], plan=Draft().plan(sampler.steps, Random(0)))
         scores = objective(rollout.images, rollout.prompts)
-        yield Found(rollout.images[0].detach(), {name: float(score.detach()) for name, score in scores.each.items()})
+        yield Found(
+            rollout.images[0].detach(), {name: float(score.detach()) for name, score in scores.per_reward.items()}
+        )
         (gradient,) = torch.autograd.grad(scores.total.sum(), noise)
         stepped = noise + rate * length * gradient / gradient.norm().clamp_min(1e-12)
         noise = stepped * (length / stepped.norm())

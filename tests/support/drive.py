@@ -10,13 +10,14 @@ from typing import Any
 from unittest import mock
 
 import torch
-from families import Family
-from newcomer import NewcomerPipeline, newcomer
-from schedules import Schedule, prediction
 
 from draft_core import DifferentiableSampler, Draft, DraftLV, StepPlan
-from draft_core.schedules import posterior_mean
-from draft_core.seams import is_modular, replaced, step_call
+from draft_core.sampling.noise_levels import posterior_mean
+from draft_core.sampling.pipelines import is_modular
+from draft_core.sampling.seams import replaced, step_call
+from tests.support.families import Family
+from tests.support.newcomer import NewcomerPipeline, newcomer
+from tests.support.schedules import Schedule, prediction
 
 DENOISERS = ("unet", "unet_2", "transformer", "transformer_2")
 
@@ -85,9 +86,9 @@ def samples_difference(family: Family, pipe: Any, plan: StepPlan, expected: torc
     return float((rollout.samples.detach() - expected).abs().max())
 
 
-def replayed(sampler: DifferentiableSampler, prompts: Any, *, together: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def replayed(sampler: DifferentiableSampler, prompts: Any, *, batched: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Samples, and what the replay of their last step makes of the very latents that they took that step from."""
-    plan = DraftLV(resamples=2, together=together).plan(sampler.steps, Random(0))
+    plan = DraftLV(resamples=2, batched=together).plan(sampler.steps, Random(0))
     starts: list[torch.Tensor] = []
 
     def watch(step: Any, *args: Any, **kwargs: Any) -> Any:
@@ -96,7 +97,7 @@ def replayed(sampler: DifferentiableSampler, prompts: Any, *, together: bool) ->
 
     with (
         replaced(sampler.pipe.scheduler, "step", watch),
-        mock.patch("draft_core.sampler.renoised_start", side_effect=lambda *_: starts[sampler.steps - 1]),
+        mock.patch("draft_core.sampling.sampler.renoised_start", side_effect=lambda *_: starts[sampler.steps - 1]),
         same_global_noise(),
     ):
         rollout = sampler(prompts, plan=plan, generator=seeded())
@@ -126,14 +127,14 @@ def newcomer_sampler(pipe: NewcomerPipeline) -> DifferentiableSampler:
     return DifferentiableSampler(pipe, num_inference_steps=STEPS)
 
 
-def schedule_differences(schedule: Schedule, estimators: Sequence[Any]) -> float:
-    """Largest difference of samples from those of the plain call, over the estimators."""
+def schedule_differences(schedule: Schedule, methods: Sequence[Any]) -> float:
+    """Largest difference of samples from those of the plain call, over the methods."""
     pipe = newcomer(schedule.make())
     expected = newcomer_call(pipe).detach()
     sampler = newcomer_sampler(pipe)
     worst = 0.0
-    for estimator in estimators:
-        plan = estimator.plan(sampler.steps, Random(0))
+    for method in methods:
+        plan = method.plan(sampler.steps, Random(0))
         with same_global_noise():
             rollout = sampler(PROMPTS, plan=plan, generator=seeded())
         worst = max(worst, float((rollout.samples.detach() - expected).abs().max()))

@@ -1,7 +1,7 @@
 """Small random pipelines of many families, built from their configs alone: what `test_families.py` drives.
 
 Every pipeline is seeded, has its family's real classes for denoiser, decoder, scheduler and, but for
-few, text encoder and tokenizer, and makes pictures of 16 to 64 pixels on a CPU.
+few, text encoder and tokenizer, and makes images of 16 to 64 pixels on a CPU.
 """
 
 from __future__ import annotations
@@ -717,8 +717,8 @@ def with_arguments(call: Callable[[torch.dtype], Any] | None = None, **arguments
     return lambda dtype: {**(call(dtype) if call else {}), **arguments}
 
 
-def picture(batch: int = 1, size: int = 16) -> torch.Tensor:
-    """A picture in [0, 1], (batch, 3, size, size)."""
+def image(batch: int = 1, size: int = 16) -> torch.Tensor:
+    """A image in [0, 1], (batch, 3, size, size)."""
     return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(4))
 
 
@@ -750,7 +750,7 @@ FAMILIES = (
         "SD image to image",
         lambda: sd("StableDiffusionImg2ImgPipeline"),
         "classifier-free, 4",
-        with_arguments(guidance_scale=4.0, image=picture(2), strength=0.5),
+        with_arguments(guidance_scale=4.0, image=image(2), strength=0.5),
         steps=6,
         note="`image` and `strength` in the call",
     ),
@@ -758,7 +758,7 @@ FAMILIES = (
         "SD with ControlNet",
         controlnet,
         "classifier-free, 4",
-        with_arguments(guidance_scale=4.0, image=picture()),
+        with_arguments(guidance_scale=4.0, image=image()),
         note="`image` in the call",
     ),
     Family("Stable Diffusion 3", sd3, "classifier-free, 4", with_arguments(guidance_scale=4.0, **SIZE)),

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/models.md from what the tests measure: `python tests/support/models_table.py`."""
+"""Writes the tables of docs/models.md from what the tests measure: `python -m tests.support.models_table`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from typing import Any
 
 import diffusers
 import torch
-from drive import (
+from peft.tuners.lora import LoraLayer
+
+from draft_core import Draft, DraftK, DraftLV, FlowBPSparse
+from draft_core.adapters.lora import ATTENTION, add_lora
+from draft_core.sampling.pipelines import find_denoisers
+from tests.support.drive import (
     call_of,
     gradient_error,
     plain,
@@ -20,13 +25,8 @@ from drive import (
     schedule_differences,
     schedule_gradient_error,
 )
-from families import FAMILIES, Family
-from peft.tuners.lora import LoraLayer
-from schedules import SCHEDULES, Schedule
-
-from draft_core import Draft, DraftK, DraftLV, FlowBPSparse
-from draft_core.lora import ATTENTION, add_lora
-from draft_core.seams import find_denoisers
+from tests.support.families import FAMILIES, Family
+from tests.support.schedules import SCHEDULES, Schedule
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 FAMILY_HEADER = ("family", "pipeline class", "guidance here", "samples", "gradient", "LoRA layers", "notes")
@@ -70,11 +70,11 @@ def family_row(family: Family) -> dict[str, str]:
 
 def schedule_row(schedule: Schedule) -> dict[str, str]:
     """All columns, measured."""
-    estimators: list[Any] = [DraftK(k=1), Draft(), FlowBPSparse(k=2)]
-    estimators += [DraftLV(resamples=1)] if schedule.level else []
+    methods: list[Any] = [DraftK(k=1), Draft(), FlowBPSparse(k=2)]
+    methods += [DraftLV(resamples=1)] if schedule.level else []
     return {
         **schedule_facts(schedule),
-        "samples": verdict(schedule_differences(schedule, estimators)),
+        "samples": verdict(schedule_differences(schedule, methods)),
         "gradient": verdict(schedule_gradient_error(schedule)),
         "posterior mean": verdict(posterior_mean_error(schedule)) if schedule.level else "refused",
     }

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 from hypothesis import strategies as st
-from tiny import GOOD
+
+from tests.support.tiny import GOOD
 
 FULL: dict[str, Any] = {
     **GOOD,
@@ -25,8 +26,8 @@ FULL: dict[str, Any] = {
         "lora": {"rank": 2, "alpha": 4.0, "targets": ["to_q", "to_v"]},
     },
     "rewards": [{"kind": "redness", "weight": 2.0, "contrast": 0.5}, {"kind": "redness", "cap": 1.0}],
-    "measures": [{"kind": "brightness"}],
-    "estimator": {"kind": "draft-lv"},
+    "metrics": [{"kind": "brightness"}],
+    "method": {"kind": "draft-lv"},
     "train": {"steps": 1, "batch_size": 1, "learning_rate": 4e-4, "betas": [0.9, 0.99], "seed": 3},
     "regularizers": {"kl": 0.1, "lora_norm": 0.0},
     "checkpoint": {"every": 1, "keep": 1},
@@ -225,7 +226,7 @@ VALUES: dict[str, list[Any]] = {
     "model.lora.alpha": [1e-3, 8.0, 1e308],
     "model.lora.targets": [["to_q"], ["to_out.0", "conv1"], ["conv_in"], ["nothing"], [""], ["norm"], ["."], ["unet"]],
     "prompts": [["a cat"], ["", "x"], ["\u706b" * 300], ["a" * 5000], ["\x00"], ["<b>&amp;</b>", "$x_1$", "%s {0}"]],
-    "estimator": [
+    "method": [
         *({"kind": "draft"}, {"kind": "draft-k", "k": 2}, {"kind": "refl", "last": 2}, {"kind": "alignprop"}),
         *({"kind": "drtune", "k": 1, "last": 2}, {"kind": "flowbp-sparse", "k": 2}, {"kind": "steps", "steps": [0, 0]}),
         *({"kind": "draft-lv", "resamples": 0}, {"kind": "draft-lv", "resamples": 2, "together": True}),
@@ -236,7 +237,7 @@ VALUES: dict[str, list[Any]] = {
     "rewards.0.cap": [-1e308, 0, 1e308],
     "rewards.0.device": ["cpu", "cuda:7", "mps"],
     "rewards": [[{"kind": "redness"}, {"kind": "redness", "weight": -1}]],
-    "measures": [[], [{"kind": "brightness"}], [{"kind": "redness"}] * 3],
+    "metrics": [[], [{"kind": "brightness"}], [{"kind": "redness"}] * 3],
     "train.steps": [1, 3],
     "train.batch_size": [1, 3],
     "train.gradient_accumulation_steps": [2],

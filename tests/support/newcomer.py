@@ -37,7 +37,7 @@ class Mixer(ModelMixin, ConfigMixin):
 
 
 class Painter(ModelMixin, ConfigMixin):
-    """Tokens to patches of a picture."""
+    """Tokens to patches of a image."""
 
     @register_to_config
     def __init__(self) -> None:
@@ -50,13 +50,13 @@ class Painter(ModelMixin, ConfigMixin):
 
 
 class NewcomerOutput(BaseOutput):
-    """The pictures."""
+    """The images."""
 
     images: Any
 
 
 class NewcomerPipeline(DiffusionPipeline):
-    """Prompts to pictures, by a loop of its own."""
+    """Prompts to images, by a loop of its own."""
 
     def __init__(self, transformer: Mixer, painter: Painter, scheduler: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""One process of several: `python part.py FOLDER`, started by test_processes.py through `draft_core.launch`.
+"""One process of several: `python part.py FOLDER`, started by test_processes.py through `draft_core.cli.launch`.
 
 What the gradient cases build is also built alone by the test, with as many images in one batch.
 """
@@ -14,25 +14,26 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from tiny import GOOD, Redness, RednessConfig, byte_tokenizer, tiny_catalog, tiny_pipe
 from torch.distributed.tensor import DTensor
 
 from draft_core import DifferentiableSampler, DraftK, DraftLV, Objective, PrefixReuse, Trainer
+from draft_core.adapters.lora import adapters_off, add_lora
 from draft_core.errors import RecipeError
-from draft_core.lora import adapters_off, add_lora
-from draft_core.recipe import TrainConfig, load_recipe
-from draft_core.run import run_recipe
+from draft_core.recipe.load import load_recipe
+from draft_core.recipe.schema import TrainConfig
+from draft_core.runs.run import run_recipe
+from tests.support.tiny import GOOD, Redness, RednessConfig, byte_tokenizer, tiny_catalog, tiny_pipe
 
 # Name -> settings of a trainer; "images" are those of one pass in all processes together.
 CASES: dict[str, dict[str, Any]] = {
-    "draft-k": {"estimator": DraftK(k=2)},
-    "draft-lv": {"estimator": DraftLV(resamples=2)},
-    "prefix reuse": {"estimator": PrefixReuse(updates=4)},
-    "prefix reuse that drifts": {"estimator": PrefixReuse(updates=4, max_drift=1e-3)},
-    "accumulation": {"estimator": DraftLV(resamples=1), "gradient_accumulation_steps": 2},
-    "penalties and scale": {"estimator": DraftK(k=1), "kl": 0.5, "lora_norm": 0.1, "normalize": "scale"},
-    "sharded": {"estimator": DraftLV(resamples=1), "gradient_accumulation_steps": 2, "sharding": "full"},
-    "sharded and recomputed": {"estimator": DraftK(k=2), "sharding": "full", "recompute": True, "kl": 0.5},
+    "draft-k": {"method": DraftK(k=2)},
+    "draft-lv": {"method": DraftLV(resamples=2)},
+    "prefix reuse": {"method": PrefixReuse(updates=4)},
+    "prefix reuse that drifts": {"method": PrefixReuse(updates=4, max_drift=1e-3)},
+    "accumulation": {"method": DraftLV(resamples=1), "gradient_accumulation_steps": 2},
+    "penalties and scale": {"method": DraftK(k=1), "kl": 0.5, "lora_norm": 0.1, "normalize": "scale"},
+    "sharded": {"method": DraftLV(resamples=1), "gradient_accumulation_steps": 2, "sharding": "full"},
+    "sharded and recomputed": {"method": DraftK(k=2), "sharding": "full", "recompute": True, "kl": 0.5},
 }
 
 
@@ -46,7 +47,7 @@ def make_trainer(
 ) -> Trainer:
     """A trainer whose processes together make four images in a pass."""
     AcceleratorState._reset_state()  # it would keep the precision of the trainer before
-    estimator, lora_norm = settings.pop("estimator"), settings.pop("lora_norm", 0.0)
+    method, lora_norm = settings.pop("method"), settings.pop("lora_norm", 0.0)
     pipe = tiny_pipe(tokenizer=byte_tokenizer(folder))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -62,7 +63,7 @@ def make_trainer(
     return Trainer(
         sampler,
         Objective({"redness": Redness(RednessConfig())}),
-        estimator,
+        method,
         ["a", "b", "c"],
         device="cpu",
         kl=kl,
@@ -98,7 +99,7 @@ def recipe_of(folder: Path, catalog: Any, *overrides: str) -> Any:
         **GOOD,
         "train": {"steps": 4, "batch_size": 2, "learning_rate": 3e-2},
         "evaluation": {"prompts": "tiny-heldout", "count": 2, "images_per_prompt": 2, "every": 2, "tolerance": 99},
-        "measures": [{"kind": "brightness"}],
+        "metrics": [{"kind": "brightness"}],
         "checkpoint": {"every": 2, "keep": 9},
         "device": "cpu",
         "output": str(folder / "run"),

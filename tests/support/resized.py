@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from draft_core.images import resize_like_pil
 from draft_core.plugin import RewardConfig, RewardSpec
-from draft_core.protocols import FrozenModule
+from draft_core.rewards.images import resize_like_pil
+from draft_core.rewards.protocol import FrozenModule
 
 SIDE = 16
 
 
 class ResizedConfig(RewardConfig):
-    """How busy a picture is at 16 pixels."""
+    """How busy a image is at 16 pixels."""
 
     kind: Literal["resized"] = "resized"
     filter: Literal["bicubic", "bilinear"] = "bicubic"
@@ -31,7 +31,7 @@ class ResizedPromptConfig(ResizedConfig):
 
 
 class Resized(FrozenModule):
-    """Mean square of the resized picture, times the scale, plus a hundredth of the prompt's length if that counts."""
+    """Mean square of the resized image, times the scale, plus a hundredth of the prompt's length if that counts."""
 
     def __init__(self, config: ResizedConfig) -> None:
         super().__init__()
@@ -48,8 +48,8 @@ class Resized(FrozenModule):
 def original(reward: Resized, config: ResizedConfig) -> Callable[[list[Image.Image], list[str]], torch.Tensor]:
     """Always bicubic."""
 
-    def score(pictures: list[Image.Image], prompts: list[str]) -> torch.Tensor:
-        small = [np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) / 255 for picture in pictures]
+    def score(images: list[Image.Image], prompts: list[str]) -> torch.Tensor:
+        small = [np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) / 255 for image in images]
         scores = config.scale * torch.tensor([float(np.square(levels).mean()) for levels in small])
         if config.kind == "resized-prompt":
             scores = scores + torch.tensor([len(prompt) / 100 for prompt in prompts])
@@ -61,8 +61,8 @@ def original(reward: Resized, config: ResizedConfig) -> Callable[[list[Image.Ima
 def itself(reward: Resized, config: ResizedConfig) -> Callable[[list[Image.Image], list[str]], torch.Tensor]:
     """The reward over again."""
 
-    def score(pictures: list[Image.Image], prompts: list[str]) -> torch.Tensor:
-        levels = [torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255 for picture in pictures]
+    def score(images: list[Image.Image], prompts: list[str]) -> torch.Tensor:
+        levels = [torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255 for image in images]
         return torch.cat([reward(each, [prompt]) for each, prompt in zip(levels, prompts, strict=True)])
 
     return score
@@ -70,14 +70,14 @@ def itself(reward: Resized, config: ResizedConfig) -> Callable[[list[Image.Image
 
 def flat(reward: Resized, config: ResizedConfig) -> Callable[[list[Image.Image], list[str]], torch.Tensor]:
     """The same score for all."""
-    return lambda pictures, prompts: torch.full((len(pictures),), 0.25)
+    return lambda images, prompts: torch.full((len(images),), 0.25)
 
 
 def spec(config: type[ResizedConfig] = ResizedConfig, **more: Any) -> RewardSpec:
     settings = {"reference": "resized:original", "parity": 1e-3, **more}
     return RewardSpec(
         kind=config.model_fields["kind"].default,
-        summary="how bright the small picture is",
+        summary="how bright the small image is",
         config=config,
         factory="resized:Resized",
         unit="level",

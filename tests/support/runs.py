@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import tiny_pipe
 
-from draft_core.lora import add_lora, save_lora, trainable
-from draft_core.monitor import Evaluation, Look, look_at
-from draft_core.record import (
+from draft_core.adapters.files import save_lora
+from draft_core.adapters.lora import add_lora, trainable
+from draft_core.evaluation.collapse import Look, look_at
+from draft_core.evaluation.evaluate import Evaluation
+from draft_core.reporting.run_record import (
     LOOKS,
     METRICS,
     RECIPE,
@@ -19,13 +20,14 @@ from draft_core.record import (
     Licence,
     RunRecord,
     append_row,
-    load_pictures,
+    load_images,
     read_run,
-    save_pictures,
+    save_images,
     scale_name,
     write_facts,
 )
-from draft_core.trainer import StepReport
+from draft_core.training.step_report import StepReport
+from tests.support.tiny import tiny_pipe
 
 EVERY = 10  # updates between looks
 PROMPTS = ("a bird", "a <b>fish</b>", "a dog", "a fox", "a cat")
@@ -73,22 +75,22 @@ def made_run(
     length = len(next(iter(scores.values())))
     for number in range(length):
         values = {name: means[number] + spread * (1 + number) for name, means in scores.items()}
-        save_pictures(folder, number * EVERY, images * (1 - 0.1 * number))
-        base = Evaluation(tuple(prompts), tuple(seeds), load_pictures(folder, 0), {})
-        seen = Evaluation(tuple(prompts), tuple(seeds), load_pictures(folder, number * EVERY), values)
+        save_images(folder, number * EVERY, images * (1 - 0.1 * number))
+        base = Evaluation(tuple(prompts), tuple(seeds), load_images(folder, 0), {})
+        seen = Evaluation(tuple(prompts), tuple(seeds), load_images(folder, number * EVERY), values)
         made = look_at(seen, base, number * EVERY)
         append_row(folder / LOOKS, Look(**{**vars(made), **(look or {} if number else {})}))
     for update in range(1, (length - 1) * EVERY + 1):
         row = {"update": update, "loss": 0.0, "reward": 0.0, "grad_norm": 1.0, "learning_rate": 0.1, "seconds": 0.5}
         row["scores"] = dict.fromkeys(trained, update / 10)
         append_row(folder / METRICS, StepReport(**{**row, **(report or {})}))
-    save_pictures(folder, scale_name(0.5), images[:: len(seeds)][:4])
+    save_images(folder, scale_name(0.5), images[:: len(seeds)][:4])
     (folder / RECIPE).write_text(f"model:\n  pretrained: {model}\nprompts: x\noutput: {folder.name}\n")
     saved_lora(folder / "lora")
     known: dict[str, Any] = {
         "model": model,
         "location": "/models/tiny",
-        "estimator": "draft-lv",
+        "method": "draft-lv",
         "rewards": trained,
         "prompts": list(prompts),
         "seeds": list(seeds),

@@ -14,9 +14,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from draft_core.catalog import Catalog, Distribution, Entry
 from draft_core.plugin import Field, PretrainedSpec, RewardConfig, RewardSpec
-from draft_core.protocols import FrozenModule
+from draft_core.registry.catalog import Catalog, Distribution, Entry
+from draft_core.rewards.protocol import FrozenModule
 
 PROMPTS = ["a cat", "a red dog"]
 WIDTH = 16  # of the text embedding
@@ -105,7 +105,7 @@ GOOD: dict[str, Any] = {
 
 
 class RednessConfig(RewardConfig):
-    """How red a picture is."""
+    """How red a image is."""
 
     kind: Literal["redness"] = "redness"
     contrast: float = Field(1.0, gt=0, description="Factor of the score.")
@@ -167,12 +167,12 @@ class Nan(Redness):
 
 
 def spec(kind: str, config: type[RewardConfig], factory: str, **more: Any) -> RewardSpec:
-    defaults = {"summary": f"the {kind} of a picture", "unit": "level", "code_license": "Apache-2.0"}
+    defaults = {"summary": f"the {kind} of a image", "unit": "level", "code_license": "Apache-2.0"}
     return RewardSpec(kind=kind, config=config, factory=factory, **{**defaults, **more})
 
 
-REDNESS = spec("redness", RednessConfig, "tiny:Redness")
-BRIGHTNESS = spec("brightness", ClockConfig, "tiny:Brightness", differentiable=False)
+REDNESS = spec("redness", RednessConfig, "tests.support.tiny:Redness")
+BRIGHTNESS = spec("brightness", ClockConfig, "tests.support.tiny:Brightness", differentiable=False)
 
 
 def tiny_catalog(folder: Path) -> Catalog:

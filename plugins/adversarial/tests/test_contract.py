@@ -32,7 +32,7 @@ class TestPerPrompt(RewardContract):
 
 
 class TestTop1(RewardContract):
-    """A network and a class that is first on two of the contract's pictures, and second on the other."""
+    """A network and a class that is first on two of the contract's images, and second on the other."""
 
     kind = "adversarial-top1"
     config: ClassVar[Mapping[str, Any]] = {"source": {**TINY, "name": "test_vit"}, "target": 0}

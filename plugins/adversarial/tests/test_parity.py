@@ -17,8 +17,8 @@ from draft_reward_adversarial.reward import AdversarialReward, AdversarialTop1
 from PIL import Image
 from timm.data import create_transform
 
-from draft_core.images import resize_shortest_like_pil
-from draft_core.testing.parity import certify_kind
+from draft_core.rewards.images import resize_shortest_like_pil
+from draft_core.testing.reference import certify_kind
 
 Pil = Callable[[torch.Tensor], Image.Image]
 Drawn = Callable[[int, int], torch.Tensor]
@@ -62,7 +62,7 @@ def test_timms_configurations(
     transform = create_transform(**config, is_training=False)
     for height, width in SIZES:
         if crop_mode == "squash" and height > width:
-            continue  # Pillow 13 takes the columns first, see draft_core.images
+            continue  # Pillow 13 takes the columns first, see draft_core.rewards.images
         image = drawn(height, width)
         torch.testing.assert_close(of_timm(config)(image), transform(pil(image))[None], **EXACT)
 
@@ -112,7 +112,7 @@ def test_transformers_processors(name: str, settings: dict[str, Any], drawn: Dra
     preprocessing = of_transformers(type(processor).__name__, processor.to_dict())
     for height, width in SIZES:
         if height > width and not isinstance(preprocessing.size, int):
-            continue  # Pillow 13 takes the columns first, see draft_core.images
+            continue  # Pillow 13 takes the columns first, see draft_core.rewards.images
         image = drawn(height, width)
         expected = processor(pil(image), return_tensors="pt")["pixel_values"]
         torch.testing.assert_close(preprocessing(image), expected, **EXACT)
@@ -128,13 +128,13 @@ def test_transformers(vit_folder: Path, drawn: Drawn, pil: Pil) -> None:
 
 
 def assert_parity(config: AdversarialConfig, drawn: Drawn, pil: Pil, sizes: Any = SIZES) -> None:
-    """Within float32 of the original, and that means something: the pictures differ by far more."""
+    """Within float32 of the original, and that means something: the images differ by far more."""
     reward = AdversarialReward(config)
     original = original_log_probabilities(reward, config)
-    pictures = [drawn(*size) for size in sizes]
+    images = [drawn(*size) for size in sizes]
     with torch.no_grad():
-        ours = torch.cat([reward.log_probabilities(picture) for picture in pictures])
-    theirs = torch.cat([original(pil(picture)) for picture in pictures])
+        ours = torch.cat([reward.log_probabilities(image) for image in images])
+    theirs = torch.cat([original(pil(image)) for image in images])
     torch.testing.assert_close(ours, theirs, **CLOSE)
     spread = theirs.std(0).max()
     assert (ours - theirs).abs().max() < 0.002 * spread, f"spread {spread}"
@@ -187,17 +187,17 @@ def test_real_weights(
     photograph: Callable[[str], torch.Tensor],
     pil: Pil,
 ) -> None:
-    picture = pil(photograph(name))
+    image = pil(photograph(name))
     if size is not None:
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
-    image = torchvision.transforms.functional.to_tensor(picture)[None]
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    image = torchvision.transforms.functional.to_tensor(image)[None]
     with torch.no_grad():
         ours = real.log_probabilities(image)
-    assert (ours - original(picture)).abs().max() <= REAL
+    assert (ours - original(image)).abs().max() <= REAL
 
 
 @pytest.mark.parametrize(("name", "classes"), [("chelsea.png", range(281, 286)), ("coffee.png", [967])])
-def test_the_pictures_show_what_the_classifier_sees(
+def test_the_images_show_what_the_classifier_sees(
     name: str, classes: Any, real: AdversarialReward, photograph: Callable[[str], torch.Tensor]
 ) -> None:
     """Five breeds of cat, and espresso; under names that are looked up, not only under indices."""
@@ -232,9 +232,9 @@ def test_an_ascent_to_bee_fools_the_original_pipeline(
         (slope,) = torch.autograd.grad(real(image, [""]).sum(), image)
         image = image.detach() + slope.sign() * 0.5 / 255
         image = image.clamp(start - 2 / 255, start + 2 / 255).clamp(0, 1)
-    picture = pil(image)
-    moved = torchvision.transforms.functional.to_tensor(picture)[None] - start
+    image = pil(image)
+    moved = torchvision.transforms.functional.to_tensor(image)[None] - start
     assert moved.abs().max() <= 2 / 255 + 1e-6
-    before, after = (original(each)[0, 309] for each in (pil(start), picture))
+    before, after = (original(each)[0, 309] for each in (pil(start), image))
     assert before < -5
     assert after > before + 5

@@ -22,8 +22,8 @@ from draft_reward_adversarial.preprocessing import of_timm, of_transformers
 from draft_reward_adversarial.reward import AdversarialPerPromptReward, AdversarialReward, AdversarialTop1
 from safetensors.torch import save_file
 
-from draft_core.builder import load_reward
 from draft_core.errors import DraftError, RecipeError, RewardError
+from draft_core.runs.build import load_reward
 
 TINY = {"library": "timm", "name": "test_efficientnet", "weights": "random"}
 
@@ -33,7 +33,7 @@ def build(target: int | str = 0, *, mode: str = "targeted", dtype: str = "float3
     return AdversarialReward(AdversarialConfig.model_validate(config))
 
 
-def picture(count: int = 1, side: int = 64) -> torch.Tensor:
+def image(count: int = 1, side: int = 64) -> torch.Tensor:
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
@@ -60,7 +60,7 @@ def test_only_the_library_that_is_named_is_imported(monkeypatch: pytest.MonkeyPa
 
 
 def test_untargeted_is_the_negative_and_the_probabilities_sum_to_one() -> None:
-    images = picture(2)
+    images = image(2)
     towards, away = build(3, num_classes=10), build(3, num_classes=10, mode="untargeted")
     with torch.no_grad():
         torch.testing.assert_close(away(images, ["", ""]), -towards(images, ["", ""]))
@@ -68,8 +68,8 @@ def test_untargeted_is_the_negative_and_the_probabilities_sum_to_one() -> None:
         torch.testing.assert_close(towards(images, ["", ""]), towards.log_probabilities(images)[:, 3])
 
 
-def test_one_class_comes_first_on_a_picture_and_it_is_the_one_with_the_largest_logit() -> None:
-    images = torch.cat([picture(3), 0.2 * picture(3), 1 - 0.2 * picture(3)])
+def test_one_class_comes_first_on_a_image_and_it_is_the_one_with_the_largest_logit() -> None:
+    images = torch.cat([image(3), 0.2 * image(3), 1 - 0.2 * image(3)])
     source = {**TINY, "name": "test_vit", "num_classes": 10}
     measures = [
         AdversarialTop1(AdversarialTop1Config.model_validate({"source": source, "target": target}))
@@ -80,13 +80,13 @@ def test_one_class_comes_first_on_a_picture_and_it_is_the_one_with_the_largest_l
         logits = measures[0].network(measures[0].classifier.preprocessing(images))
     assert torch.equal(found.argmax(0), logits.argmax(1))
     assert torch.equal(found.sum(0), torch.ones(9))
-    assert len(found.argmax(0).unique()) > 1, "pictures that all show the same class prove little"
+    assert len(found.argmax(0).unique()) > 1, "images that all show the same class prove little"
 
 
 def test_each_prompt_has_its_class() -> None:
     config = {"source": {**TINY, "num_classes": 10}, "targets": {"a bee": 1, "a cat": 4}}
     reward = AdversarialPerPromptReward(AdversarialPerPromptConfig.model_validate(config))
-    images = picture(3)
+    images = image(3)
     with torch.no_grad():
         scores = reward(images, ["a cat", "a bee", "a cat"])
         expected = reward.log_probabilities(images)[torch.arange(3), torch.tensor([4, 1, 4])]
@@ -108,7 +108,7 @@ def test_weights_are_drawn_from_the_seed_and_nothing_else_is_disturbed() -> None
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_precision_is_that_of_the_network_alone(dtype: str) -> None:
-    images = picture()
+    images = image()
     full, half = build(name="test_vit"), build(name="test_vit", dtype=dtype)
     assert half.network.head.weight.dtype == getattr(torch, dtype)
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_transformers_folders(vit_folder: Path, tmp_path: Path) -> None:
     from_file = build("espresso", weights=str(vit_folder / "model.safetensors"), **source)
     assert from_file.target == 2
     drawn = build(weights="random", seed=3, num_classes=5, **source)
-    images = picture()
+    images = image()
     with torch.no_grad():
         torch.testing.assert_close(from_file.log_probabilities(images), published.log_probabilities(images))
         assert drawn.log_probabilities(images).shape == (1, 5)
@@ -187,7 +187,7 @@ def test_a_timm_model_behind_transformers(tmp_path: Path, pil: Any) -> None:
     reward = build("espresso", library="transformers", name=str(tmp_path), weights="random")
     assert reward.target == 2
     transform = timm.data.create_transform(**timm.data.resolve_data_config(config["pretrained_cfg"]))
-    images = (picture(side=150) * 255).round() / 255
+    images = (image(side=150) * 255).round() / 255
     torch.testing.assert_close(reward.classifier.preprocessing(images), transform(pil(images))[None])
     assert reward.log_probabilities(images).shape == (1, 3)
 

@@ -10,8 +10,8 @@ from draft_reward_aesthetic import AestheticConfig, draft_register_rewards
 from draft_reward_aesthetic.original import PublishedHead
 from draft_reward_aesthetic.reward import rating_head
 
-from draft_core.images import center_crop
-from draft_core.testing.parity import SIZES, certify_kind
+from draft_core.rewards.images import center_crop
+from draft_core.testing.reference import SIZES, certify_kind
 
 (SPEC,) = draft_register_rewards()
 RANDOM = AestheticConfig(**SPEC.small)

@@ -15,7 +15,7 @@ from draft_reward_clipscore.reward import ClipScoreReward, defined
 from open_clip.transform import image_transform
 
 from draft_core.errors import DraftError
-from draft_core.images import to_pil
+from draft_core.rewards.images import to_pil
 from draft_core.testing import Subject
 
 (SPEC,) = draft_register_rewards()

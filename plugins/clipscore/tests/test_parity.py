@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from draft_reward_clipscore import draft_register_rewards
 
-from draft_core.images import center_crop
-from draft_core.testing.parity import SIZES, Certificate, certify_kind
+from draft_core.rewards.images import center_crop
+from draft_core.testing.reference import SIZES, Certificate, certify_kind
 
 (SPEC,) = draft_register_rewards()
 LIBRARIES = ("open_clip", "transformers")

@@ -1,4 +1,4 @@
-"""The alignment score keeps the contract, and tells the model's own pictures apart."""
+"""The alignment score keeps the contract, and tells the model's own images apart."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from draft_core import load_catalog, load_pipeline, load_reward
-from draft_core.images import resize_like_pil
+from draft_core.rewards.images import resize_like_pil
 from draft_core.testing import RewardContract
-from draft_core.testing.parity import SIZES, certify_kind
+from draft_core.testing.reference import SIZES, certify_kind
 
 
 class TestEmojiClip(RewardContract):
@@ -18,7 +18,7 @@ class TestEmojiClip(RewardContract):
 
 @pytest.fixture(scope="module")
 def drawn() -> tuple[list[str], torch.Tensor]:
-    """Eight held-out things and a picture of each, (8, 3, 64, 64)."""
+    """Eight held-out things and a image of each, (8, 3, 64, 64)."""
     prompts = load_catalog().prompt_lists()["emoji-heldout"].read_text().splitlines()[:8]
     pipe: StableDiffusionPipeline = load_pipeline("emoji")
     pipe.set_progress_bar_config(disable=True)
@@ -27,14 +27,14 @@ def drawn() -> tuple[list[str], torch.Tensor]:
     return prompts, pipe(prompts, **call).images
 
 
-def test_every_picture_scores_highest_for_its_own_prompt(drawn: tuple[list[str], torch.Tensor]) -> None:
+def test_every_image_scores_highest_for_its_own_prompt(drawn: tuple[list[str], torch.Tensor]) -> None:
     prompts, images = drawn
     reward = load_reward("emoji-clip")
     table = torch.stack([reward(images, [prompt] * len(images)) for prompt in prompts], dim=1)
     assert table.argmax(dim=1).tolist() == list(range(len(prompts)))
 
 
-def test_a_white_page_scores_below_the_picture(drawn: tuple[list[str], torch.Tensor]) -> None:
+def test_a_white_page_scores_below_the_image(drawn: tuple[list[str], torch.Tensor]) -> None:
     prompts, images = drawn
     reward = load_reward("emoji-clip")
     assert (reward(images, prompts) > reward(torch.ones_like(images), prompts) + 0.1).all()

@@ -26,7 +26,7 @@ def pipeline() -> StableDiffusionPipeline:
 
 
 def draw(pipeline: StableDiffusionPipeline, prompts: list[str], seed: int = 0) -> torch.Tensor:
-    """(B, 3, 64, 64) in [0, 1] after 8 steps, every picture from the same noise."""
+    """(B, 3, 64, 64) in [0, 1] after 8 steps, every image from the same noise."""
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed)).repeat(len(prompts), 1, 1, 1)
     return pipeline(prompts, latents=noise, num_inference_steps=8, guidance_scale=4.0, output_type="pt").images
 
@@ -92,7 +92,7 @@ def test_prompt_lists_are_disjoint_in_concepts():
 
 
 def test_prompts_are_of_concepts_the_model_was_trained_on():
-    from emoji_training.pictures import read_concepts
+    from emoji_training.images import read_concepts
 
     phrases = {phrase for _, phrase, _ in read_concepts().values()}
     assert {concept_of(p) for name in SPEC.prompts for p in lines(name)} <= phrases
@@ -112,6 +112,6 @@ def test_sampling_is_deterministic_and_follows_the_prompt(pipeline):
     assert red[0].mean() - red[1].mean() > green[0].mean() - green[1].mean()
 
 
-def test_seeds_give_different_pictures(pipeline):
+def test_seeds_give_different_images(pipeline):
     one, other = (draw(pipeline, ["a dog face"], seed) for seed in (1, 2))
     assert (one - other).abs().mean() > 0.002

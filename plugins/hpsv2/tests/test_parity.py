@@ -7,11 +7,11 @@ import pytest
 import torch
 from draft_reward_hpsv2 import draft_register_rewards
 
-from draft_core.images import center_crop, resize_shortest_like_pil
-from draft_core.testing.parity import SIZES, certify_kind
+from draft_core.rewards.images import center_crop, resize_shortest_like_pil
+from draft_core.testing.reference import SIZES, certify_kind
 
 (SPEC,) = draft_register_rewards()
-# No Pillow resizes here, so that pictures may also be more than twice as tall as wide.
+# No Pillow resizes here, so that images may also be more than twice as tall as wide.
 OWN_SIZES = (*SIZES, (513, 255), (640, 300))
 
 

@@ -1,4 +1,4 @@
-"""Pictures and the judges we did not write: Pillow's encoder, and photographs that two wheels carry."""
+"""Images and the judges we did not write: Pillow's encoder, and photographs that two wheels carry."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def square(photographs) -> Callable[[str, int], np.ndarray]:
 
 @pytest.fixture(scope="session")
 def drawn() -> Callable[..., np.ndarray]:
-    """A picture made by hand, (height, width, 3) uint8: waves of rising frequency, edges and some noise."""
+    """A image made by hand, (height, width, 3) uint8: waves of rising frequency, edges and some noise."""
 
     def draw(height: int, width: int, seed: int = 0) -> np.ndarray:
         rng = np.random.default_rng(seed)
@@ -64,10 +64,10 @@ def drawn() -> Callable[..., np.ndarray]:
 
 @pytest.fixture(scope="session")
 def as_tensor() -> Callable[..., torch.Tensor]:
-    """Pictures (H, W, 3) uint8 of one size -> images (B, 3, H, W) float32 in [0, 1]."""
+    """Images (H, W, 3) uint8 of one size -> images (B, 3, H, W) float32 in [0, 1]."""
 
-    def convert(*pictures: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+    def convert(*images: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
     return convert
 
@@ -78,9 +78,9 @@ def pillow_file() -> Callable[..., bytes]:
     if not features.check_feature("libjpeg_turbo"):
         pytest.skip("Pillow is built without libjpeg-turbo: another encoder rounds in other ways")
 
-    def write(picture: np.ndarray, quality: int, subsampling: str = "4:2:0") -> bytes:
+    def write(image: np.ndarray, quality: int, subsampling: str = "4:2:0") -> bytes:
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=quality, subsampling=subsampling)
+        Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling=subsampling)
         return file.getvalue()
 
     return write
@@ -90,8 +90,8 @@ def pillow_file() -> Callable[..., bytes]:
 def scan_bytes(pillow_file) -> Callable[..., int]:
     """Bytes of entropy-coded data in Pillow's file, without the stuffed zeros."""
 
-    def count(picture: np.ndarray, quality: int, subsampling: str = "4:2:0") -> int:
-        file = pillow_file(picture, quality, subsampling)
+    def count(image: np.ndarray, quality: int, subsampling: str = "4:2:0") -> int:
+        file = pillow_file(image, quality, subsampling)
         start = file.index(b"\xff\xda")
         start += 2 + int.from_bytes(file[start + 2 : start + 4], "big")
         scan = file[start:-2]

@@ -29,13 +29,13 @@ def judged(photographs, as_tensor, pillow_file):
     found = {}
     for size in SIZES:
         sources = photographs if size < 512 else dict(list(photographs.items())[::2])
-        pictures = [(name, picture) for name, photograph in sources.items() for picture in views(photograph, size)]
+        images = [(name, image) for name, photograph in sources.items() for image in views(photograph, size)]
         for quality in QUALITIES:
             value = JpegReward(JpegConfig(quality=quality, direction="incompress"))
             distortion = JpegDistortionReward(JpegDistortionConfig(quality=quality, direction="incompress"))
             rows = found.setdefault((size, quality), [])
-            for name, picture in pictures:
-                file, image = pillow_file(picture, quality), as_tensor(picture)
+            for name, image in images:
+                file, image = pillow_file(image, quality), as_tensor(image)
                 with torch.no_grad():
                     estimate, error = value(image, [""]).item() * 1000, distortion(image, [""]).item()
                 rows.append((name, len(file), file[623:].count(b"\xff\x00"), estimate, error))
@@ -98,12 +98,12 @@ def mean_fall(config, reward, names, radius, square, as_tensor, pillow_file):
         images = images.detach().requires_grad_()
         return torch.autograd.grad(scorer(images, [""] * len(images)).sum(), images)[0]
 
-    pictures = [square(name, 256) for name in names]
-    moved = ascend(as_tensor(*pictures), gradient, radius / 255)
-    offset = moved - as_tensor(*pictures)
+    images = [square(name, 256) for name in names]
+    moved = ascend(as_tensor(*images), gradient, radius / 255)
+    offset = moved - as_tensor(*images)
     assert offset.square().flatten(1).mean(1).sqrt().max() <= radius / 255 * 1.0001
     after = (moved * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    sizes = [[len(pillow_file(each, config.quality)) for each in group] for group in (pictures, after)]
+    sizes = [[len(pillow_file(each, config.quality)) for each in group] for group in (images, after)]
     return float(np.mean([100 * (1 - b / a) for a, b in zip(*sizes, strict=True)]))
 
 

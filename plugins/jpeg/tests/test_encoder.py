@@ -52,8 +52,8 @@ def test_huffman_tables_are_those_in_pillows_file(drawn, pillow_file):
 
 @pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
 def test_header_is_as_long_as_pillows(subsampling, drawn, pillow_file, scan_bytes):
-    picture = np.full((24, 40, 3), 77, np.uint8)
-    assert len(pillow_file(picture, 80, subsampling)) - scan_bytes(picture, 80, subsampling) == tables.HEADER_BYTES
+    image = np.full((24, 40, 3), 77, np.uint8)
+    assert len(pillow_file(image, 80, subsampling)) - scan_bytes(image, 80, subsampling) == tables.HEADER_BYTES
 
 
 @pytest.mark.parametrize("quality", [1, 20, 50, 80, 95, 100])
@@ -61,23 +61,23 @@ def test_header_is_as_long_as_pillows(subsampling, drawn, pillow_file, scan_byte
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (9, 17), (16, 16), (37, 51), (64, 40), (90, 121)])
 def test_bit_count_is_exact(size, subsampling, quality, drawn, as_tensor, scan_bytes):
     """To the byte, for every edge that padding, dummy blocks and the storing order have to get right."""
-    pictures = [drawn(*size, seed=seed) for seed in range(2)]
-    expected = [scan_bytes(picture, quality, subsampling) for picture in pictures]
-    assert counted_bytes(as_tensor(*pictures), quality, subsampling) == expected
+    images = [drawn(*size, seed=seed) for seed in range(2)]
+    expected = [scan_bytes(image, quality, subsampling) for image in images]
+    assert counted_bytes(as_tensor(*images), quality, subsampling) == expected
 
 
 @pytest.mark.parametrize("quality", [5, 50, 80, 95])
 def test_bit_count_is_exact_on_photographs(quality, photographs, as_tensor, scan_bytes):
     for name in ("astronaut", "rocket", "camera"):
-        picture = np.array(photographs[name].resize((203, 150)))
-        assert counted_bytes(as_tensor(picture), quality, "4:2:0") == [scan_bytes(picture, quality)]
+        image = np.array(photographs[name].resize((203, 150)))
+        assert counted_bytes(as_tensor(image), quality, "4:2:0") == [scan_bytes(image, quality)]
 
 
 @pytest.mark.parametrize("kind", ["noise", "black", "white", "grey", "checkerboard", "one dot"])
 @pytest.mark.parametrize("quality", [50, 100])
 def test_bit_count_is_exact_on_extremes(kind, quality, as_tensor, scan_bytes):
     shape = (48, 40, 3)
-    picture = {
+    image = {
         "noise": np.random.default_rng(0).integers(0, 256, shape, np.uint8),
         "black": np.zeros(shape, np.uint8),
         "white": np.full(shape, 255, np.uint8),
@@ -85,7 +85,7 @@ def test_bit_count_is_exact_on_extremes(kind, quality, as_tensor, scan_bytes):
         "checkerboard": np.broadcast_to(255 * (np.indices(shape[:2]).sum(0) % 2)[..., None], shape).astype(np.uint8),
         "one dot": np.pad(np.full((1, 1, 3), 255, np.uint8), ((20, 27), (20, 19), (0, 0))),
     }[kind]
-    assert counted_bytes(as_tensor(picture), quality, "4:2:0") == [scan_bytes(picture, quality)]
+    assert counted_bytes(as_tensor(image), quality, "4:2:0") == [scan_bytes(image, quality)]
 
 
 def test_flat_block_costs_six_bits_of_luma_and_four_of_chroma():
@@ -125,19 +125,19 @@ def bits_without_zrl(self, zeros_before, size):
 def test_exactness_catches_planted_bugs(owner, name, bug, monkeypatch, drawn, as_tensor, scan_bytes):
     """The comparison to the byte fails as soon as one detail of the encoder is wrong."""
     monkeypatch.setitem(globals(), name, bug) if owner is None else monkeypatch.setattr(owner, name, bug)
-    pictures = [drawn(40, 56, seed=seed) for seed in range(3)]
-    expected = [scan_bytes(picture, 95) for picture in pictures]
-    assert counted_bytes(as_tensor(*pictures), 95, "4:2:0") != expected
+    images = [drawn(40, 56, seed=seed) for seed in range(3)]
+    expected = [scan_bytes(image, 95) for image in images]
+    assert counted_bytes(as_tensor(*images), 95, "4:2:0") != expected
 
 
 def test_values_are_those_of_scipys_transform(drawn, as_tensor):
     """Within the rounding of the encoder's integers: of a colour (0.5), and of two passes."""
     dctn = pytest.importorskip("scipy.fft", reason="scipy is missing: its DCT is the reference").dctn
-    picture = drawn(32, 48)
-    ycbcr = picture @ np.array(transform._YCBCR).T - np.array([128, 0, 0])
+    image = drawn(32, 48)
+    ycbcr = image @ np.array(transform._YCBCR).T - np.array([128, 0, 0])
     blocks = ycbcr.reshape(4, 8, 6, 8, 3).transpose(4, 0, 2, 1, 3).reshape(3, 24, 8, 8)
     reference = dctn(blocks, axes=(-2, -1), norm="ortho").reshape(3, 24, 64)[..., tables.ZIGZAG]
-    luma, chroma = coefficients(as_tensor(picture).double(), 80, "4:4:4")
+    luma, chroma = coefficients(as_tensor(image).double(), 80, "4:4:4")
     values = torch.cat([luma.values, chroma.values], dim=1)[0]
     torch.testing.assert_close(values, torch.from_numpy(reference), rtol=0, atol=1.6)
     assert (values - torch.from_numpy(reference)).square().mean().sqrt() < 0.35
@@ -147,9 +147,9 @@ def test_values_are_those_of_scipys_transform(drawn, as_tensor):
 @pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
 @pytest.mark.parametrize("size", [(64, 64), (45, 51)])
 def test_roundtrip_looks_like_pillows_decoder(size, subsampling, drawn, as_tensor, pillow_file):
-    picture = drawn(*size)
-    decoded = np.array(Image.open(io.BytesIO(pillow_file(picture, 60, subsampling))))
-    ours = jpeg_roundtrip(as_tensor(picture), 60, subsampling).clamp(0, 1) * 255
+    image = drawn(*size)
+    decoded = np.array(Image.open(io.BytesIO(pillow_file(image, 60, subsampling))))
+    ours = jpeg_roundtrip(as_tensor(image), 60, subsampling).clamp(0, 1) * 255
     difference = (ours - as_tensor(decoded) * 255).abs()
     assert difference.max() < 3.5
     assert difference.mean() < 0.6

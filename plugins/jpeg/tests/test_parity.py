@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from draft_reward_jpeg import reward
 
-from draft_core.testing.parity import SIZES, certify_kind
+from draft_core.testing.reference import SIZES, certify_kind
 
 KINDS = ("jpeg", "jpeg-distortion")
 

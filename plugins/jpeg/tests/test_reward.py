@@ -117,17 +117,17 @@ def test_images_that_are_no_rgb_batch_are_refused(kind, images):
 @pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
 @pytest.mark.parametrize("quality", [20, 95])
 def test_size_is_pillows_bytes_over_a_thousand(quality, subsampling, drawn, as_tensor, pillow_file):
-    pictures = [drawn(43, 70, seed=seed) for seed in range(3)]
-    real = torch.tensor([len(pillow_file(picture, quality, subsampling)) / 1000 for picture in pictures])
+    images = [drawn(43, 70, seed=seed) for seed in range(3)]
+    real = torch.tensor([len(pillow_file(image, quality, subsampling)) / 1000 for image in images])
     reward = build("jpeg-size", quality=quality, subsampling=subsampling)
-    torch.testing.assert_close(score(reward, as_tensor(*pictures)), -real, rtol=0, atol=1e-6)
+    torch.testing.assert_close(score(reward, as_tensor(*images)), -real, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
 def test_estimate_is_header_and_scan_and_a_share_of_stuffing(subsampling, drawn, as_tensor, scan_bytes):
-    picture = drawn(43, 70)
-    expected = 625 + scan_bytes(picture, 80, subsampling) * (1 + STUFFED_SHARE)
-    found = score(build("jpeg", subsampling=subsampling), as_tensor(picture))
+    image = drawn(43, 70)
+    expected = 625 + scan_bytes(image, 80, subsampling) * (1 + STUFFED_SHARE)
+    found = score(build("jpeg", subsampling=subsampling), as_tensor(image))
     torch.testing.assert_close(found, torch.tensor([-expected / 1000]), rtol=1e-6, atol=0)
 
 
@@ -137,12 +137,10 @@ def test_distortion_is_that_of_pillows_decoder(drawn, as_tensor, pillow_file):
 
     from PIL import Image
 
-    picture = drawn(64, 48)
-    decoded = np.array(Image.open(io.BytesIO(pillow_file(picture, 50))))
-    real = (as_tensor(picture) - as_tensor(decoded)).square().sum()[None]
-    torch.testing.assert_close(
-        score(build("jpeg-distortion", quality=50), as_tensor(picture)), -real, rtol=0.02, atol=0
-    )
+    image = drawn(64, 48)
+    decoded = np.array(Image.open(io.BytesIO(pillow_file(image, 50))))
+    real = (as_tensor(image) - as_tensor(decoded)).square().sum()[None]
+    torch.testing.assert_close(score(build("jpeg-distortion", quality=50), as_tensor(image)), -real, rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("kind", REWARDS)
@@ -377,9 +375,9 @@ def test_distortions_gradient_is_that_of_the_cubic_rounding(drawn, as_tensor):
 @pytest.mark.parametrize("kind", DIFFERENTIABLE)
 @pytest.mark.parametrize("direction", ["compress", "incompress"])
 def test_every_image_has_a_gradient(kind, direction, drawn, as_tensor):
-    pictures = [drawn(33, 50, seed=seed) for seed in range(4)]
-    pictures[2] = np.full_like(pictures[2], 60)  # flat: only the level of its first block is left
-    slopes = gradient(build(kind, direction=direction), as_tensor(*pictures))
+    images = [drawn(33, 50, seed=seed) for seed in range(4)]
+    images[2] = np.full_like(images[2], 60)  # flat: only the level of its first block is left
+    slopes = gradient(build(kind, direction=direction), as_tensor(*images))
     assert slopes.isfinite().all()
     assert (slopes.flatten(1).norm(dim=1) > 1e-7).all()
     assert (slopes[[0, 1, 3]].flatten(1).norm(dim=1) > 1e-3).all()
@@ -406,9 +404,9 @@ def test_a_flat_image_of_middle_grey_has_nothing_left_to_save(as_tensor):
 
 def test_gradient_reaches_large_coefficients(as_tensor):
     """A contrast of many quantisation steps still has a slope towards less contrast."""
-    picture = np.full((8, 8, 3), 128, np.uint8)
-    picture[:, :4] += 85
-    image = as_tensor(picture)
+    image = np.full((8, 8, 3), 128, np.uint8)
+    image[:, :4] += 85
+    image = as_tensor(image)
     reward = build("jpeg", subsampling="4:4:4")
     level = coefficients(image, 80, "4:4:4")[0].levels[0, 0, 0, 1].abs().item()
     assert level not in (1, 2, 4, 8, 16, 32, 64)  # no neighbouring level has another size

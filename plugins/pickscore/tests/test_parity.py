@@ -8,8 +8,8 @@ import pytest
 from draft_reward_pickscore import PickScoreConfig, draft_register_rewards
 from draft_reward_pickscore.reward import PickScoreReward
 
-from draft_core.images import center_crop
-from draft_core.testing.parity import SIZES, certify_kind
+from draft_core.rewards.images import center_crop
+from draft_core.testing.reference import SIZES, certify_kind
 
 (SPEC,) = draft_register_rewards()
 RANDOM = PickScoreConfig(**SPEC.small)

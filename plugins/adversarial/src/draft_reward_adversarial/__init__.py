@@ -163,7 +163,7 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             summary="whether one class comes first under an image classifier",
             config=AdversarialTop1Config,
             factory="draft_reward_adversarial.reward:AdversarialTop1",
-            unit="share of pictures",
+            unit="share of images",
             score_range="0 or 1",
             differentiable=False,
             code_license="Apache-2.0",

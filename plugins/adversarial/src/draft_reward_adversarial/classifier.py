@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from draft_core.errors import DraftError
-from draft_core.weights import HubFile, load_strict, locate, read_tensors
+from draft_core.rewards.weights import HubFile, load_strict, locate, read_tensors
 from draft_reward_adversarial import TimmSource, TorchvisionSource, TransformersSource
 from draft_reward_adversarial.preprocessing import Preprocessing
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import timm
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 
-from draft_core.weights import explained
+from draft_core.rewards.weights import explained
 from draft_reward_adversarial import TimmSource
 from draft_reward_adversarial.classes import all_names
 from draft_reward_adversarial.classifier import (

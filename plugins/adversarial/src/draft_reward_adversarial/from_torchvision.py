@@ -8,7 +8,7 @@ from typing import Any
 import torchvision.models
 
 from draft_core.errors import DraftError
-from draft_core.weights import explained, load_strict
+from draft_core.rewards.weights import explained, load_strict
 from draft_reward_adversarial import TorchvisionSource
 from draft_reward_adversarial.classes import all_names
 from draft_reward_adversarial.classifier import (

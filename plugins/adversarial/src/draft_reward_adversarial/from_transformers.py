@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-from draft_core.weights import explained, read_tensors, require_fit
+from draft_core.rewards.weights import explained, read_tensors, require_fit
 from draft_reward_adversarial import TransformersSource
 from draft_reward_adversarial.classes import all_names
 from draft_reward_adversarial.classifier import WEIGHTS_OPTION, Classifier, load_own_weights, own_file

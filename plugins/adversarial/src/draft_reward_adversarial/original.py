@@ -1,7 +1,7 @@
 """Log-probabilities by each library's own pipeline, to compare the reward with: slow, on PIL images, no gradient.
 
 The library's own transforms of a PIL image and its own network, on the reward's own weights. Nothing but
-`draft rewards certify` and the tests imports this.
+`draft rewards compare` and the tests imports this.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ Logits = Callable[[Image.Image], Tensor]
 
 
 def original(reward: AdversarialReward, config: AdversarialConfig) -> Callable[[list[Image.Image], list[str]], Tensor]:
-    """log p(target), or its negative, in float32 on the CPU, one picture at a time; prompts are not read."""
+    """log p(target), or its negative, in float32 on the CPU, one image at a time; prompts are not read."""
     log_probabilities = original_log_probabilities(reward, config)
     sign = 1.0 if config.mode == "targeted" else -1.0
 
-    def score(pictures: list[Image.Image], prompts: list[str]) -> Tensor:
-        return sign * torch.stack([log_probabilities(picture)[0, reward.target] for picture in pictures])
+    def score(images: list[Image.Image], prompts: list[str]) -> Tensor:
+        return sign * torch.stack([log_probabilities(image)[0, reward.target] for image in images])
 
     return score
 
 
 def original_log_probabilities(reward: AdversarialReward, config: AdversarialConfig) -> Callable[[Image.Image], Tensor]:
-    """Those of all classes, (1, classes), of one picture."""
+    """Those of all classes, (1, classes), of one image."""
     builds: dict[str, Callable[..., Logits]]
     builds = {"timm": of_timm, "torchvision": of_torchvision, "transformers": of_transformers}
     logits = builds[config.source.library](config.source, reward.classifier.count, reward.network.state_dict())
 
     @torch.no_grad()
-    def log_probabilities(picture: Image.Image) -> Tensor:
-        return logits(picture).log_softmax(1)
+    def log_probabilities(image: Image.Image) -> Tensor:
+        return logits(image).log_softmax(1)
 
     return log_probabilities
 
@@ -51,7 +51,7 @@ def of_timm(source: TimmSource, count: int, weights: dict[str, Tensor]) -> Logit
     network = timm.create_model(source.name, num_classes=count).eval()
     network.load_state_dict(weights)
     transform = create_transform(**resolve_model_data_config(network), is_training=False)
-    return lambda picture: network(transform(picture)[None])
+    return lambda image: network(transform(image)[None])
 
 
 def of_torchvision(source: TorchvisionSource, count: int, weights: dict[str, Tensor]) -> Logits:
@@ -64,11 +64,11 @@ def of_torchvision(source: TorchvisionSource, count: int, weights: dict[str, Ten
     network = torchvision.models.get_model(source.name, weights=None, num_classes=count, **special).eval()
     network.load_state_dict(weights)
     transform = published.transforms()
-    return lambda picture: network(transform(picture)[None])
+    return lambda image: network(transform(image)[None])
 
 
 def of_transformers(source: TransformersSource, count: int, weights: dict[str, Tensor]) -> Logits:
-    """transformers' model behind its image processor, the one that hands the picture to Pillow."""
+    """transformers' model behind its image processor, the one that hands the image to Pillow."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
     config = AutoConfig.from_pretrained(source.name, num_labels=count)
@@ -77,8 +77,8 @@ def of_transformers(source: TransformersSource, count: int, weights: dict[str, T
     name = type(AutoImageProcessor.from_pretrained(source.name)).__name__
     processor = on_pillow(name).from_pretrained(source.name)
 
-    def logits(picture: Image.Image) -> Tensor:
-        found: Tensor = network(**processor(picture, return_tensors="pt")).logits
+    def logits(image: Image.Image) -> Tensor:
+        found: Tensor = network(**processor(image, return_tensors="pt")).logits
         return found
 
     return logits

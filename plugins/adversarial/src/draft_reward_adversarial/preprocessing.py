@@ -1,4 +1,4 @@
-"""What classifiers do to a picture before they look at it, as data, and applied with a gradient."""
+"""What classifiers do to a image before they look at it, as data, and applied with a gradient."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from draft_core.errors import DraftError
-from draft_core.images import FILTERS, center_crop, normalize, resize_like_pil, resize_shortest_like_pil
+from draft_core.rewards.images import FILTERS, center_crop, normalize, resize_like_pil, resize_shortest_like_pil
 
-# Processors of transformers that resize, crop and normalise, and do nothing else to a picture.
+# Processors of transformers that resize, crop and normalise, and do nothing else to a image.
 _PLAIN_PROCESSORS = ("Beit", "Bit", "CLIP", "DeiT", "MobileNetV1", "MobileNetV2", "Siglip", "ViT")
 _SQUASHED_FROM = 384  # ConvNeXT's processor neither keeps proportions nor crops from this size on
 _PIL_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Image.Resampling
@@ -24,9 +24,9 @@ class Preprocessing:
 
     Arguments:
         size: (height, width) to resize to whatever the proportions, or the length of the shortest side.
-        filter: one of `draft_core.images.FILTERS`.
+        filter: one of `draft_core.rewards.images.FILTERS`.
         crop: side of the central square, None for no crop.
-        crop_rounding: where a crop with an odd margin starts, as in `draft_core.images.center_crop`.
+        crop_rounding: where a crop with an odd margin starts, as in `draft_core.rewards.images.center_crop`.
         mean: per channel.
         std: per channel.
     """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from draft_core.errors import RewardError
-from draft_core.protocols import FrozenModule
+from draft_core.rewards.protocol import FrozenModule
 from draft_reward_adversarial import (
     AdversarialConfig,
     AdversarialPerPromptConfig,
@@ -115,7 +115,7 @@ class AdversarialPerPromptReward(_LogProbability):
 
 
 class AdversarialTop1(_Classifying):
-    """1 where one class is the classifier's first choice, else 0; a mean over pictures is the share of them."""
+    """1 where one class is the classifier's first choice, else 0; a mean over images is the share of them."""
 
     def __init__(self, config: AdversarialTop1Config) -> None:
         super().__init__(config)

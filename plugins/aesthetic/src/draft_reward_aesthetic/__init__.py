@@ -11,7 +11,7 @@ __all__ = ["AestheticConfig", "draft_register_rewards"]
 
 
 class AestheticConfig(RewardConfig):
-    """Options of `aesthetic`: the rating that people would give a picture, whatever it shows."""
+    """Options of `aesthetic`: the rating that people would give a image, whatever it shows."""
 
     kind: Literal["aesthetic"] = "aesthetic"
     head: str = Field(
@@ -38,7 +38,7 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
     return [
         RewardSpec(
             kind="aesthetic",
-            summary="LAION aesthetic predictor v2: how people would rate the picture",
+            summary="LAION aesthetic predictor v2: how people would rate the image",
             config=AestheticConfig,
             factory="draft_reward_aesthetic.reward:AestheticReward",
             unit="rating, 1 to 10 in the training data",

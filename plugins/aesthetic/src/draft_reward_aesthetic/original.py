@@ -1,7 +1,7 @@
 """The published aesthetic predictor, to compare the reward with: slow, on PIL images, without a gradient.
 
 Pillow, open_clip's transform and tower, and the head as in improved-aesthetic-predictor, on the reward's own weights.
-Nothing but `draft rewards certify` and the tests imports this.
+Nothing but `draft rewards compare` and the tests imports this.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from open_clip.transform import image_transform
 from PIL import Image
 from torch import Tensor
 
-from draft_core.images import CLIP_MEAN, CLIP_STD
+from draft_core.rewards.images import CLIP_MEAN, CLIP_STD
 from draft_reward_aesthetic import AestheticConfig
 from draft_reward_aesthetic.reward import CLIP_NAME, SIDE, TINY, AestheticReward
 
@@ -44,7 +44,7 @@ class PublishedHead(torch.nn.Module):
 
 
 def original(reward: AestheticReward, config: AestheticConfig) -> Callable[[list[Image.Image], list[str]], Tensor]:
-    """The published pipeline in float32 on the CPU, one picture at a time; prompts are not read."""
+    """The published pipeline in float32 on the CPU, one image at a time; prompts are not read."""
     clip = open_clip.CLIP(**(TINY if config.architecture == "tiny" else open_clip.get_model_config(CLIP_NAME)))
     clip.visual.load_state_dict(reward.tower.state_dict())
     clip.eval()
@@ -53,10 +53,10 @@ def original(reward: AestheticReward, config: AestheticConfig) -> Callable[[list
     preprocess = image_transform(SIDE, is_train=False, mean=CLIP_MEAN, std=CLIP_STD)
 
     @torch.no_grad()
-    def score(pictures: list[Image.Image], prompts: list[str]) -> Tensor:
+    def score(images: list[Image.Image], prompts: list[str]) -> Tensor:
         scores = []
-        for picture in pictures:
-            features = clip.encode_image(preprocess(picture)[None])
+        for image in images:
+            features = clip.encode_image(preprocess(image)[None])
             scores.append(head(torch.from_numpy(_normalized(features.numpy())).float())[0, 0])
         return torch.stack(scores)
 

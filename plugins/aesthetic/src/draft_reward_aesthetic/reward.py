@@ -10,10 +10,10 @@ import open_clip
 import torch
 from torch import Tensor
 
-from draft_core.images import CLIP_MEAN, CLIP_STD, center_crop, normalize, resize_shortest_like_pil
-from draft_core.protocols import FrozenModule
-from draft_core.scoring import checked_images
-from draft_core.weights import PUBLISHED, RANDOM, HubFile, explained, load_strict, locate, read_tensors, seeded
+from draft_core.rewards.images import CLIP_MEAN, CLIP_STD, center_crop, normalize, resize_shortest_like_pil
+from draft_core.rewards.inputs import checked_images
+from draft_core.rewards.protocol import FrozenModule
+from draft_core.rewards.weights import PUBLISHED, RANDOM, HubFile, explained, load_strict, locate, read_tensors, seeded
 from draft_reward_aesthetic import AestheticConfig
 
 WHERE = "reward 'aesthetic'"
@@ -35,7 +35,7 @@ TINY = {
 
 
 class AestheticReward(FrozenModule):
-    """LAION's aesthetic predictor v2, differentiable: higher is a picture that people rate higher.
+    """LAION's aesthetic predictor v2, differentiable: higher is a image that people rate higher.
 
     Christoph Schuhmann, "improved-aesthetic-predictor", 2022.
 

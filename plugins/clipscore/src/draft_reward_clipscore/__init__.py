@@ -11,7 +11,7 @@ __all__ = ["ClipScoreConfig", "draft_register_rewards"]
 
 
 class ClipScoreConfig(RewardConfig):
-    """Options of `clipscore`: how well a picture fits its prompt in the eyes of a CLIP."""
+    """Options of `clipscore`: how well a image fits its prompt in the eyes of a CLIP."""
 
     kind: Literal["clipscore"] = "clipscore"
     definition: Literal["clipscore", "percent", "cosine"] = Field(
@@ -47,7 +47,7 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
     return [
         RewardSpec(
             kind="clipscore",
-            summary="CLIPScore: how well the picture fits its prompt, with any CLIP of open_clip or transformers",
+            summary="CLIPScore: how well the image fits its prompt, with any CLIP of open_clip or transformers",
             config=ClipScoreConfig,
             factory="draft_reward_clipscore.reward:ClipScoreReward",
             unit="cosine times 2.5, 100 or 1, by definition",

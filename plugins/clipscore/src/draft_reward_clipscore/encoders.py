@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
 
 from draft_core.errors import DraftError
-from draft_core.images import (
+from draft_core.rewards.images import (
     CLIP_MEAN,
     CLIP_STD,
     FILTERS,
@@ -26,7 +26,15 @@ from draft_core.images import (
     resize_like_pil,
     resize_shortest_like_pil,
 )
-from draft_core.weights import PUBLISHED, RANDOM, explained, load_pretrained, load_tokenizer, locate_model, seeded
+from draft_core.rewards.weights import (
+    PUBLISHED,
+    RANDOM,
+    explained,
+    load_pretrained,
+    load_tokenizer,
+    locate_model,
+    seeded,
+)
 from draft_reward_clipscore import ClipScoreConfig
 from draft_reward_clipscore.tiny import save_tiny
 
@@ -49,8 +57,8 @@ class Preparation:
     Arguments:
         shortest: what the shortest side is resized to; None where the image is squashed into the square.
         side: of the square that the encoder takes.
-        rounding: as in `draft_core.images.center_crop`.
-        filter: as in `draft_core.images.resize_like_pil`.
+        rounding: as in `draft_core.rewards.images.center_crop`.
+        filter: as in `draft_core.rewards.images.resize_like_pil`.
     """
 
     side: int
@@ -78,7 +86,7 @@ class Encoder(torch.nn.Module, ABC):
         self.clip, self.tokenizer, self.preparation, self.dtype = clip.to(dtype), tokenizer, preparation, dtype
 
     @abstractmethod
-    def pictures(self, images: Tensor) -> Tensor:
+    def images(self, images: Tensor) -> Tensor:
         """Embeddings (B, D) of images (B, 3, H, W) float32."""
 
     @abstractmethod
@@ -89,7 +97,7 @@ class Encoder(torch.nn.Module, ABC):
 class OpenClip(Encoder):
     """A CLIP of open_clip."""
 
-    def pictures(self, images: Tensor) -> Tensor:
+    def images(self, images: Tensor) -> Tensor:
         """Embeddings (B, D)."""
         features: Tensor = self.clip.encode_image(self.preparation(images).to(self.dtype))
         return features
@@ -103,7 +111,7 @@ class OpenClip(Encoder):
 class Transformers(Encoder):
     """A CLIPModel of transformers. Its `get_*_features` are avoided: they return other things in version 4 and 5."""
 
-    def pictures(self, images: Tensor) -> Tensor:
+    def images(self, images: Tensor) -> Tensor:
         """Embeddings (B, D)."""
         pixels = self.preparation(images).to(self.dtype)
         features: Tensor = self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output)

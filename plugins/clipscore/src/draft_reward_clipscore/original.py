@@ -1,7 +1,7 @@
 """CLIPScore by each library's own pipeline, to compare the reward with: slow, on PIL images, without a gradient.
 
 open_clip's transform and tokenizer, or transformers' processor on Pillow; their own features; on the reward's own
-weights. Nothing but `draft rewards certify` and the tests imports this.
+weights. Nothing but `draft rewards compare` and the tests imports this.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ Cosine = Callable[[Image.Image, str], Tensor]
 
 
 def original(reward: ClipScoreReward, config: ClipScoreConfig) -> Callable[[list[Image.Image], list[str]], Tensor]:
-    """The library's cosine in float32 on the CPU, one picture at a time, in the definition that the config names."""
+    """The library's cosine in float32 on the CPU, one image at a time, in the definition that the config names."""
     cosine = of_open_clip(reward, config) if config.library == "open_clip" else of_transformers(reward, config)
     prefix = "A photo depicts " if config.definition == "clipscore" else ""
     prefix = prefix if config.prefix is None else config.prefix
 
     @torch.no_grad()
-    def score(pictures: list[Image.Image], prompts: list[str]) -> Tensor:
-        pairs = zip(pictures, prompts, strict=True)
-        cosines = torch.stack([cosine(picture, prefix + prompt) for picture, prompt in pairs])
+    def score(images: list[Image.Image], prompts: list[str]) -> Tensor:
+        pairs = zip(images, prompts, strict=True)
+        cosines = torch.stack([cosine(image, prefix + prompt) for image, prompt in pairs])
         if config.definition == "clipscore":
             return 2.5 * torch.clip(cosines, 0, None)
         return 100 * torch.clip(cosines, 0, None) if config.definition == "percent" else cosines
@@ -52,8 +52,8 @@ def of_open_clip(reward: ClipScoreReward, config: ClipScoreConfig) -> Cosine:
     settings = PreprocessCfg(**open_clip.get_model_preprocess_cfg(clip))
     preprocess = image_transform_v2(settings, is_train=False)
 
-    def cosine(picture: Image.Image, prompt: str) -> Tensor:
-        image_features = clip.encode_image(preprocess(picture)[None], normalize=True)
+    def cosine(image: Image.Image, prompt: str) -> Tensor:
+        image_features = clip.encode_image(preprocess(image)[None], normalize=True)
         text_features = clip.encode_text(tokenizer([prompt]), normalize=True)
         similarity: Tensor = (image_features @ text_features.T)[0, 0]
         return similarity
@@ -69,8 +69,8 @@ def of_transformers(reward: ClipScoreReward, config: ClipScoreConfig) -> Cosine:
     processor = CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer)
     limits = {"truncation": True, "max_length": clip.config.text_config.max_position_embeddings}
 
-    def cosine(picture: Image.Image, prompt: str) -> Tensor:
-        outputs = clip(**processor(images=[picture], text=[prompt], return_tensors="pt", **limits))
+    def cosine(image: Image.Image, prompt: str) -> Tensor:
+        outputs = clip(**processor(images=[image], text=[prompt], return_tensors="pt", **limits))
         similarity: Tensor = outputs.logits_per_image[0, 0] / clip.logit_scale.exp()
         return similarity
 

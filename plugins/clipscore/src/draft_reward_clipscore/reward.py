@@ -1,4 +1,4 @@
-"""CLIPScore: the cosine between a picture and its prompt, in one of three published forms."""
+"""CLIPScore: the cosine between a image and its prompt, in one of three published forms."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize as unit_length
 
-from draft_core.protocols import FrozenModule
-from draft_core.scoring import PromptMemory, checked_images
+from draft_core.rewards.inputs import PromptMemory, checked_images
+from draft_core.rewards.protocol import FrozenModule
 from draft_reward_clipscore import ClipScoreConfig
 from draft_reward_clipscore.encoders import WHERE, load_encoder
 
@@ -18,7 +18,7 @@ PAPERS_PREFIX = "A photo depicts "
 
 
 class ClipScoreReward(FrozenModule):
-    """How well a picture fits its prompt in the eyes of a CLIP, differentiable.
+    """How well a image fits its prompt in the eyes of a CLIP, differentiable.
 
     Hessel et al. 2021, "CLIPScore", arXiv 2104.08718, section 3: 2.5 max(cos, 0), or another `definition`. Where
     the cosine is negative the two clamped forms are zero and have no gradient; trained CLIPs hardly get there.
@@ -44,9 +44,9 @@ class ClipScoreReward(FrozenModule):
         """
         images = checked_images(images, prompts, where=WHERE)
         with torch.autocast(images.device.type, enabled=False):
-            pictures = unit_length(self.encoder.pictures(images).float())
+            images = unit_length(self.encoder.images(images).float())
             texts = self.memory(prompts, lambda prompt: self.text_features(prompt, images.device), images.device)
-            cosines = (pictures * texts).sum(1)
+            cosines = (images * texts).sum(1)
             return defined(cosines, self.definition)
 
     def text_features(self, prompt: str, device: torch.device) -> Tensor:

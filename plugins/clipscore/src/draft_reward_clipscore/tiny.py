@@ -9,7 +9,7 @@ from pathlib import Path
 from open_clip.tokenizer import bytes_to_unicode, default_bpe
 from transformers import CLIPConfig, CLIPModel
 
-from draft_core.weights import seeded
+from draft_core.rewards.weights import seeded
 
 _LAYERS = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 _VISION = {**_LAYERS, "image_size": 224, "patch_size": 32}

@@ -23,7 +23,7 @@ class EmojiClipConfig(RewardConfig):
 
 @hookimpl
 def draft_register_rewards() -> Iterable[RewardSpec]:
-    """Whether a picture of the embedded model shows its prompt."""
+    """Whether a image of the embedded model shows its prompt."""
     return [
         RewardSpec(
             kind="emoji-clip",

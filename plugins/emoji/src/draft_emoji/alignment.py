@@ -1,4 +1,4 @@
-"""Whether a picture shows what its prompt says, by the small CLIP that was trained beside the embedded model."""
+"""Whether a image shows what its prompt says, by the small CLIP that was trained beside the embedded model."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn.functional import normalize as unit_length
 from transformers import CLIPModel, CLIPTokenizer
 
-from draft_core.images import normalize, resize_like_pil
-from draft_core.protocols import FrozenModule
-from draft_core.scoring import PromptMemory, checked_images
-from draft_core.weights import load_pretrained, load_tokenizer
+from draft_core.rewards.images import normalize, resize_like_pil
+from draft_core.rewards.inputs import PromptMemory, checked_images
+from draft_core.rewards.protocol import FrozenModule
+from draft_core.rewards.weights import load_pretrained, load_tokenizer
 from draft_emoji import FOLDER, EmojiClipConfig
 
 WHERE = "reward 'emoji-clip'"
@@ -21,7 +21,7 @@ TOKENS = 24
 
 
 class EmojiClipReward(FrozenModule):
-    """Cosine between the CLIP embeddings of picture and prompt (Radford et al. 2021), differentiable."""
+    """Cosine between the CLIP embeddings of image and prompt (Radford et al. 2021), differentiable."""
 
     def __init__(self, config: EmojiClipConfig) -> None:
         super().__init__()
@@ -42,9 +42,9 @@ class EmojiClipReward(FrozenModule):
         with torch.autocast(images.device.type, enabled=False):
             pixels = normalize(resize_like_pil(images, SIDE, SIDE), (0.5,) * 3, (0.5,) * 3)
             # Not `get_image_features`: what that returns differs between transformers 4 and 5.
-            pictures = self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output)
+            images = self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output)
             texts = self.memory(prompts, lambda prompt: self.text_features(prompt, images.device), images.device)
-            scores: Tensor = (unit_length(pictures) * texts).sum(1)
+            scores: Tensor = (unit_length(images) * texts).sum(1)
         return scores
 
     def text_features(self, prompt: str, device: torch.device) -> Tensor:

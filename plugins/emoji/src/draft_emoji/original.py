@@ -1,6 +1,6 @@
 """The alignment score in transformers' and Pillow's own words, to compare the reward with: slow, without a gradient.
 
-Nothing but `draft rewards certify` and the tests imports this.
+Nothing but `draft rewards compare` and the tests imports this.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from draft_emoji.alignment import SIDE, TOKENS, EmojiClipReward
 
 
 def original(reward: EmojiClipReward, config: EmojiClipConfig) -> Callable[[list[Image.Image], list[str]], Tensor]:
-    """CLIPModel's own cosine of a picture that Pillow resized, one picture at a time."""
+    """CLIPModel's own cosine of a image that Pillow resized, one image at a time."""
     model = CLIPModel.from_pretrained(FOLDER / "clip", dtype=torch.float32).eval()
     model.load_state_dict(reward.clip.state_dict())
     tokenizer = CLIPTokenizer.from_pretrained(FOLDER / "model" / "tokenizer")
 
     @torch.no_grad()
-    def score_one(picture: Image.Image, prompt: str) -> Tensor:
-        levels = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.float32)
+    def score_one(image: Image.Image, prompt: str) -> Tensor:
+        levels = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.float32)
         pixels = torch.from_numpy(levels / 255 * 2 - 1).permute(2, 0, 1)[None]
         tokens = tokenizer([prompt], padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
         outputs = model(input_ids=tokens["input_ids"], pixel_values=pixels)
         cosine: Tensor = (outputs.image_embeds * outputs.text_embeds).sum()
         return cosine
 
-    def score(pictures: list[Image.Image], prompts: list[str]) -> Tensor:
-        return torch.stack([score_one(*pair) for pair in zip(pictures, prompts, strict=True)])
+    def score(images: list[Image.Image], prompts: list[str]) -> Tensor:
+        return torch.stack([score_one(*pair) for pair in zip(images, prompts, strict=True)])
 
     return score

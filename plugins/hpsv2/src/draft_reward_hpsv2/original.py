@@ -1,7 +1,7 @@
 """The published HPS v2 scoring, to compare the reward with: slow, on PIL images, without a gradient.
 
 Its transform on torchvision and its use of open_clip, on the reward's own weights. The package `hpsv2` 1.2.0 lacks its
-vocabulary file, so its transform is repeated here, not imported. Nothing but `draft rewards certify` and the tests
+vocabulary file, so its transform is repeated here, not imported. Nothing but `draft rewards compare` and the tests
 imports this.
 """
 
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import Compose, InterpolationMode, Normalize, ToTensor
 
-from draft_core.images import CLIP_MEAN, CLIP_STD
+from draft_core.rewards.images import CLIP_MEAN, CLIP_STD
 from draft_reward_hpsv2 import Hpsv2Config
 from draft_reward_hpsv2.reward import CLIP_NAME, SIDE, TINY, Hpsv2Reward
 
@@ -41,7 +41,7 @@ class ResizeMaxSize(torch.nn.Module):
 
 
 def original(reward: Hpsv2Reward, config: Hpsv2Config) -> Callable[[list[Image.Image], list[str]], Tensor]:
-    """The published scoring in float32 on the CPU, one picture at a time."""
+    """The published scoring in float32 on the CPU, one image at a time."""
     model = open_clip.CLIP(**(TINY if config.architecture == "tiny" else open_clip.get_model_config(CLIP_NAME)))
     model.load_state_dict(reward.clip.state_dict())
     model.eval()
@@ -49,10 +49,10 @@ def original(reward: Hpsv2Reward, config: Hpsv2Config) -> Callable[[list[Image.I
     tokenizer = open_clip.get_tokenizer(CLIP_NAME)
 
     @torch.no_grad()
-    def score(pictures: list[Image.Image], prompts: list[str]) -> Tensor:
+    def score(images: list[Image.Image], prompts: list[str]) -> Tensor:
         scores = []
-        for picture, prompt in zip(pictures, prompts, strict=True):
-            image_features = model.encode_image(preprocess(picture.convert("RGB"))[None], normalize=True)
+        for image, prompt in zip(images, prompts, strict=True):
+            image_features = model.encode_image(preprocess(image.convert("RGB"))[None], normalize=True)
             text_features = model.encode_text(tokenizer([prompt]), normalize=True)
             scores.append(torch.diagonal(image_features @ text_features.T)[0])
         return torch.stack(scores)

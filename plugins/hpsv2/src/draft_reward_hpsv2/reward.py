@@ -1,4 +1,4 @@
-"""The Human Preference Score: a CLIP of open_clip, tuned on which pictures people preferred."""
+"""The Human Preference Score: a CLIP of open_clip, tuned on which images people preferred."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 from torch.nn.functional import normalize as unit_length
 
-from draft_core.images import CLIP_MEAN, CLIP_STD, normalize
-from draft_core.protocols import FrozenModule
-from draft_core.scoring import PromptMemory, checked_images
-from draft_core.weights import RANDOM, HubFile, load_strict, locate, read_tensors, seeded
+from draft_core.rewards.images import CLIP_MEAN, CLIP_STD, normalize
+from draft_core.rewards.inputs import PromptMemory, checked_images
+from draft_core.rewards.protocol import FrozenModule
+from draft_core.rewards.weights import RANDOM, HubFile, load_strict, locate, read_tensors, seeded
 from draft_reward_hpsv2 import Hpsv2Config
 
 WHERE = "reward 'hpsv2'"
@@ -34,9 +34,9 @@ TINY = {
 
 
 class Hpsv2Reward(FrozenModule):
-    """HPS v2 or v2.1, differentiable: higher is a picture that people like better for its prompt.
+    """HPS v2 or v2.1, differentiable: higher is a image that people like better for its prompt.
 
-    The cosine between the embeddings of picture and prompt. Wu et al. 2023, "Human Preference Score v2",
+    The cosine between the embeddings of image and prompt. Wu et al. 2023, "Human Preference Score v2",
     arXiv 2306.09341.
 
     Raises:
@@ -59,12 +59,12 @@ class Hpsv2Reward(FrozenModule):
         """
         images = checked_images(images, prompts, where=WHERE)
         with torch.autocast(images.device.type, enabled=False):
-            pictures = self.picture_features(images)
+            images = self.image_features(images)
             texts = self.memory(prompts, lambda prompt: self.text_features(prompt, images.device), images.device)
-            scores: Tensor = (pictures * texts).sum(1)
+            scores: Tensor = (images * texts).sum(1)
         return scores
 
-    def picture_features(self, images: Tensor) -> Tensor:
+    def image_features(self, images: Tensor) -> Tensor:
         """Embeddings (B, D) of unit length, float32, of images (B, 3, H, W) float32."""
         square = letterbox(images, SIDE, antialias=self.antialias)
         pixels = normalize(square, CLIP_MEAN, CLIP_STD)

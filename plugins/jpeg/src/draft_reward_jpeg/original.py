@@ -1,6 +1,6 @@
 """What Pillow's own JPEG encoder and decoder say, to compare the rewards with: no arithmetic of ours, no gradient.
 
-Nothing but `draft rewards certify` and the tests imports this.
+Nothing but `draft rewards compare` and the tests imports this.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Scorer = Callable[[list[Image.Image], list[str]], Tensor]
 def file_size(reward: object, config: JpegConfig) -> Scorer:
     """Minus (compress) or plus (incompress) the kilobytes of the file that Pillow writes."""
 
-    def score(pictures: list[Image.Image], prompts: list[str]) -> Tensor:
-        return _signed([len(_file(picture, config)) / 1000 for picture in pictures], config)
+    def score(images: list[Image.Image], prompts: list[str]) -> Tensor:
+        return _signed([len(_file(image, config)) / 1000 for image in images], config)
 
     return score
 
@@ -30,21 +30,21 @@ def file_size(reward: object, config: JpegConfig) -> Scorer:
 def distortion(reward: object, config: JpegDistortionConfig) -> Scorer:
     """Minus (compress) or plus (incompress) the squared distance to what Pillow reads from that file."""
 
-    def score(pictures: list[Image.Image], prompts: list[str]) -> Tensor:
-        return _signed([_squared_distance(picture, config) for picture in pictures], config)
+    def score(images: list[Image.Image], prompts: list[str]) -> Tensor:
+        return _signed([_squared_distance(image, config) for image in images], config)
 
     return score
 
 
-def _squared_distance(picture: Image.Image, config: JpegDistortionConfig) -> float:
-    with Image.open(io.BytesIO(_file(picture, config))) as decoded:
-        difference = np.asarray(picture, dtype=np.float64) - np.asarray(decoded.convert("RGB"), dtype=np.float64)
+def _squared_distance(image: Image.Image, config: JpegDistortionConfig) -> float:
+    with Image.open(io.BytesIO(_file(image, config))) as decoded:
+        difference = np.asarray(image, dtype=np.float64) - np.asarray(decoded.convert("RGB"), dtype=np.float64)
     return float(np.square(difference / 255).sum())
 
 
-def _file(picture: Image.Image, config: JpegConfig | JpegDistortionConfig) -> bytes:
+def _file(image: Image.Image, config: JpegConfig | JpegDistortionConfig) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=config.quality, subsampling=config.subsampling)
+    image.save(file, "JPEG", quality=config.quality, subsampling=config.subsampling)
     return file.getvalue()
 
 

@@ -11,7 +11,7 @@ __all__ = ["PickScoreConfig", "draft_register_rewards"]
 
 
 class PickScoreConfig(RewardConfig):
-    """Options of `pickscore`: which of two pictures for a prompt people would pick."""
+    """Options of `pickscore`: which of two images for a prompt people would pick."""
 
     kind: Literal["pickscore"] = "pickscore"
     weights: str = Field(
@@ -35,7 +35,7 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
     return [
         RewardSpec(
             kind="pickscore",
-            summary="PickScore v1: which picture for a prompt people would pick",
+            summary="PickScore v1: which image for a prompt people would pick",
             config=PickScoreConfig,
             factory="draft_reward_pickscore.reward:PickScoreReward",
             unit="logit; a difference of 1 is odds of e to 1",

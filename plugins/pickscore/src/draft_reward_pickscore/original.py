@@ -1,7 +1,7 @@
 """The PickScore of the model's card, to compare the reward with: slow, on PIL images, without a gradient.
 
 transformers' processor on Pillow and its own features, on the reward's own weights. Nothing but
-`draft rewards certify` and the tests imports this.
+`draft rewards compare` and the tests imports this.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ except ImportError:
 
 
 def original(reward: PickScoreReward, config: PickScoreConfig) -> Callable[[list[Image.Image], list[str]], Tensor]:
-    """The function that the model's card publishes, in float32 on the CPU, one picture at a time."""
+    """The function that the model's card publishes, in float32 on the CPU, one image at a time."""
     model = copy.deepcopy(reward.clip).float().cpu()
     processor = CLIPProcessor(image_processor=ImageProcessor(), tokenizer=clip_tokenizer(config))
 
     @torch.no_grad()
-    def score_one(picture: Image.Image, prompt: str) -> Tensor:
-        image_inputs = processor(images=[picture], return_tensors="pt")
+    def score_one(image: Image.Image, prompt: str) -> Tensor:
+        image_inputs = processor(images=[image], return_tensors="pt")
         text_inputs = processor(text=prompt, padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
         image_embs = model.get_image_features(**image_inputs)
         image_embs = getattr(image_embs, "pooler_output", image_embs)  # transformers 5 wraps the embedding
@@ -41,7 +41,7 @@ def original(reward: PickScoreReward, config: PickScoreConfig) -> Callable[[list
         score: Tensor = (model.logit_scale.exp() * (text_embs @ image_embs.T))[0, 0]
         return score
 
-    def score(pictures: list[Image.Image], prompts: list[str]) -> Tensor:
-        return torch.stack([score_one(*pair) for pair in zip(pictures, prompts, strict=True)])
+    def score(images: list[Image.Image], prompts: list[str]) -> Tensor:
+        return torch.stack([score_one(*pair) for pair in zip(images, prompts, strict=True)])
 
     return score

@@ -1,4 +1,4 @@
-"""PickScore: a CLIP of transformers, tuned on which of two pictures people picked."""
+"""PickScore: a CLIP of transformers, tuned on which of two images people picked."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import normalize as unit_length
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast
 
-from draft_core.images import CLIP_MEAN, CLIP_STD, center_crop, normalize, resize_shortest_like_pil
-from draft_core.protocols import FrozenModule
-from draft_core.scoring import PromptMemory, checked_images
-from draft_core.weights import RANDOM, load_pretrained, load_tokenizer, locate_model, seeded
+from draft_core.rewards.images import CLIP_MEAN, CLIP_STD, center_crop, normalize, resize_shortest_like_pil
+from draft_core.rewards.inputs import PromptMemory, checked_images
+from draft_core.rewards.protocol import FrozenModule
+from draft_core.rewards.weights import RANDOM, load_pretrained, load_tokenizer, locate_model, seeded
 from draft_reward_pickscore import PickScoreConfig
 
 WHERE = "reward 'pickscore'"
@@ -37,9 +37,9 @@ TINY: dict[str, Any] = {
 
 
 class PickScoreReward(FrozenModule):
-    """PickScore v1, differentiable: higher is the picture that people would rather pick for the prompt.
+    """PickScore v1, differentiable: higher is the image that people would rather pick for the prompt.
 
-    exp(logit scale) times the cosine between the embeddings of picture and prompt. Kirstain et al. 2023,
+    exp(logit scale) times the cosine between the embeddings of image and prompt. Kirstain et al. 2023,
     "Pick-a-Pic", arXiv 2305.01569, equation 2.
 
     Raises:
@@ -67,12 +67,12 @@ class PickScoreReward(FrozenModule):
         """
         images = checked_images(images, prompts, where=WHERE)
         with torch.autocast(images.device.type, enabled=False):
-            pictures = self.picture_features(images)
+            images = self.image_features(images)
             texts = self.memory(prompts, lambda prompt: self.text_features(prompt, images.device), images.device)
-            scores: Tensor = self.scale * (pictures * texts).sum(1)
+            scores: Tensor = self.scale * (images * texts).sum(1)
         return scores
 
-    def picture_features(self, images: Tensor) -> Tensor:
+    def image_features(self, images: Tensor) -> Tensor:
         """Embeddings (B, D) of unit length, float32, of images (B, 3, H, W) float32."""
         square = center_crop(resize_shortest_like_pil(images, self.side), self.side, rounding="floor")
         pixels = normalize(square, CLIP_MEAN, CLIP_STD).to(self.dtype)

@@ -1,4 +1,4 @@
-"""The reward itself: pictures in, one score for each out."""
+"""The reward itself: images in, one score for each out."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from draft_core.protocols import FrozenModule
+from draft_core.rewards.protocol import FrozenModule
 from draft_reward_template import TemplateConfig
 
 
 class TemplateReward(FrozenModule):
-    """Mean red minus mean blue: replace this by what you want pictures to be."""
+    """Mean red minus mean blue: replace this by what you want images to be."""
 
     def __init__(self, config: TemplateConfig) -> None:
         super().__init__()

@@ -1,0 +1,1 @@
+"""What is trained: LoRA on a pipeline's denoisers, and LoRAs as files."""

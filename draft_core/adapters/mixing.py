@@ -1,0 +1,229 @@
+"""LoRA files by themselves, without the model they belong to: mixed, and written for other programs.
+
+Mixing needs no training (Clark et al. 2024, arXiv 2309.17400, on mixing LoRAs of several rewards): what a LoRA adds
+to a weight is scale * B A, and a weighted sum of such products is again one, of all ranks together:
+sum_i w_i s_i B_i A_i = [w_1 s_1 B_1, w_2 s_2 B_2, ...] [A_1; A_2; ...].
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import convert_state_dict_to_kohya
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from draft_core.adapters.files import CONFIG_KEY, WEIGHTS_FILE, lora_folder
+from draft_core.errors import CheckpointError, DraftError, one_line
+
+DIFFUSERS_KEY = "lora_adapter_metadata"  # where diffusers keeps peft's settings, behind the component's name
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+FORMATS = ("diffusers", "comfyui")
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA as its file holds it.
+
+    Arguments:
+        path: of the file.
+        factors: layer, behind the component's name -> A (r, in, ...) and B (out, r, ...), the scale folded into B.
+        config: peft's settings where the pipeline has no loader of its own, else nothing.
+    """
+
+    path: Path
+    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    config: Mapping[str, Any]
+
+    @property
+    def shapes(self) -> dict[str, tuple[torch.Size, torch.Size]]:
+        """What of each layer does not depend on the rank."""
+        return {name: (down.shape[1:], up.shape[:1]) for name, (down, up) in self.factors.items()}
+
+
+def read_lora(path: Path) -> LoraFile:
+    """A file in diffusers' format, from this library or any trainer that peft's names come out of.
+
+    Raises:
+        CheckpointError: if it is no such file.
+    """
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"it is not a safetensors file ({one_line(error)})", where=str(path), next="give a LoRA's"
+        ) from error
+    names = [key.removesuffix(DOWN) for key in tensors if key.endswith(DOWN)]
+    known = {name + ending for name in names for ending in (DOWN, UP)}
+    if not names or known != set(tensors):
+        other = sorted(known ^ set(tensors))
+        raise CheckpointError(
+            f"it is no plain LoRA in diffusers' format{f', see {other[0]}' if other else ''}",
+            where=str(path),
+            next="give one that `draft train` or a diffusers trainer wrote",
+        )
+    factors = {}
+    for name in names:
+        down, up = tensors[name + DOWN], tensors[name + UP]
+        if not (down.ndim > 1 and up.ndim > 1 and len(down) == up.shape[1] and down.is_floating_point()):
+            raise CheckpointError(
+                f"its factors of {name} have no rank in common, {down.dtype} {tuple(down.shape)} and {tuple(up.shape)}",
+                where=str(path),
+                next="copy it again",
+            )
+        factors[name] = (down, up)
+    try:
+        settings = json.loads(metadata.get(DIFFUSERS_KEY) or metadata.get(CONFIG_KEY) or "{}")
+        for name, (down, up) in factors.items():
+            scale = _scale(name, len(down), settings, behind_component=DIFFUSERS_KEY in metadata)
+            factors[name] = (down, up * scale)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"its settings cannot be read ({one_line(error)})", where=str(path), next="copy it again"
+        ) from error
+    return LoraFile(path, factors, settings if CONFIG_KEY in metadata else {})
+
+
+def _scale(name: str, rank: int, settings: Mapping[str, Any], *, behind_component: bool) -> float:
+    """Factor of B A: alpha / r as peft has it; 1 where the file does not tell, as diffusers takes it."""
+    component, _, layer = name.partition(".")
+    prefix = f"{component}." if behind_component else ""
+    alpha = settings.get(f"{prefix}lora_alpha", rank)
+    for ending, other in (settings.get(f"{prefix}alpha_pattern") or {}).items():
+        if layer == ending or layer.endswith(f".{ending}"):
+            alpha = other
+    return float(alpha) / (math.sqrt(rank) if settings.get(f"{prefix}use_rslora") else rank)
+
+
+# Mixing
+
+
+def mix_loras(sources: Sequence[tuple[Path, float]], folder: Path) -> Path:
+    """Writes the LoRA whose contribution is the weighted sum of several; returns its folder.
+
+    Arguments:
+        sources: folders of runs or of LoRAs, or files; each with its weight.
+        folder: to be made; it must not hold anything.
+
+    Raises:
+        DraftError: if they are not LoRAs of one model on the same layers, or `folder` is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DraftError("it is there already, and not empty", where=str(folder), next="name a new folder")
+    files = [_files(path) for path, _ in sources]
+    _refuse_other_models([path for path, _ in sources])
+    for found, (path, _) in zip(files, sources, strict=True):
+        if found.keys() != files[0].keys():
+            raise DraftError(
+                f"it adapts {_named(found)}, {sources[0][0]} adapts {_named(files[0])}",
+                where=str(path),
+                next="mix LoRAs of one model",
+            )
+    weights = [weight for _, weight in sources]
+    mixed = {name: _mixed([read_lora(found[name]) for found in files], weights) for name in files[0]}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (state, metadata) in mixed.items():
+        save_file(state, folder / name, metadata)
+    return folder
+
+
+def _mixed(loras: Sequence[LoraFile], weights: Sequence[float]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    first = loras[0]
+    for other in loras[1:]:
+        if other.shapes != first.shapes:
+            different = sorted(
+                name for name in {*first.shapes, *other.shapes} if first.shapes.get(name) != other.shapes.get(name)
+            )
+            raise DraftError(
+                f"it and {first.path} differ in {len(different)} of their layers, first {different[0]}",
+                where=str(other.path),
+                next="mix LoRAs of one model and the same targets",
+            )
+    state = {}
+    for name in first.factors:
+        downs, ups = zip(*(lora.factors[name] for lora in loras), strict=True)
+        state[name + DOWN] = torch.cat(downs).contiguous()
+        scaled = [weight * up for weight, up in zip(weights, ups, strict=True)]
+        state[name + UP] = torch.cat(scaled, dim=1).contiguous()
+    if not first.config:  # diffusers reads the ranks off the shapes, and takes alpha for the rank
+        return state, {"format": "pt"}
+    rank = sum(len(next(iter(lora.factors.values()))[0]) for lora in loras)
+    return state, {"format": "pt", CONFIG_KEY: json.dumps({**first.config, "r": rank, "lora_alpha": rank})}
+
+
+def _files(path: Path) -> dict[str, Path]:
+    """The LoRA files of a run, a folder or a file itself, by the name diffusers gives them."""
+    if path.is_file():
+        return {WEIGHTS_FILE: path}
+    folder = lora_folder(path)
+    return {file.name: file for file in sorted(folder.glob("pytorch_lora_weights*.safetensors"))}
+
+
+def _named(files: Mapping[str, Path]) -> str:
+    return "one denoiser" if len(files) == 1 else f"{len(files)} denoisers"
+
+
+def _refuse_other_models(paths: Sequence[Path]) -> None:
+    """Shapes alone do not tell two models of one family apart; the records of the runs do, where they lie beside."""
+    known = [(path, model) for path in paths if (model := base_model(path)) is not None]
+    for path, model in known[1:]:
+        first, expected = known[0]
+        if model != expected:
+            raise DraftError(
+                f"it is a LoRA of {model}, {first} is one of {expected}", where=str(path), next="mix LoRAs of one model"
+            )
+
+
+def base_model(path: Path) -> str | None:
+    """The model that the run around a LoRA was made with, None where no run is around it."""
+    for folder in (path, path.parent, path.parent.parent):
+        if (folder / "run.json").is_file() and (folder / "recipe.yaml").is_file():
+            return str(json.loads((folder / "run.json").read_text(encoding="utf-8"))["model"])
+    return None
+
+
+# For other programs
+
+
+def export_lora(source: Path, form: str, output: Path) -> Path:
+    """Writes one LoRA as a single file for another program; returns the file.
+
+    "diffusers" is the file that `load_lora_weights` takes. "comfyui" has the names that ComfyUI, and other programs
+    that read kohya's, know for a UNet; for a transformer those of diffusers, which ComfyUI reads for the families
+    that it knows, without settings beside the weights: their scale is in B.
+
+    Raises:
+        DraftError: if the source holds LoRAs of two denoisers, or the format is unknown.
+    """
+    if form not in FORMATS:
+        raise DraftError(f"unknown format {form!r}", where="--format", next=f"give one of {', '.join(FORMATS)}")
+    files = _files(source)
+    if len(files) > 1:
+        raise DraftError(
+            f"it holds LoRAs of {len(files)} denoisers, in {' and '.join(files)}",
+            where=str(source),
+            next="export one of these files at a time",
+        )
+    lora = read_lora(next(iter(files.values())))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if form == "diffusers":
+        with safe_open(lora.path, framework="pt") as opened:
+            save_file(load_file(lora.path), output, opened.metadata())
+        return output
+    state = {
+        name + ending: factor.contiguous()
+        for name, factors in lora.factors.items()
+        for ending, factor in zip((DOWN, UP), factors, strict=True)
+    }
+    if all(name.startswith(("unet.", "text_encoder.", "text_encoder_2.")) for name in state):
+        state = convert_state_dict_to_kohya(state)
+    save_file(state, output, {"format": "pt"})
+    return output

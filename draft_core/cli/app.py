@@ -1,0 +1,258 @@
+"""The command line, `draft`: each command reads its words, calls the library, and prints what came out. What needs torch is imported inside the command that
+needs it, so that listing and checking stay instant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+from typer.core import TyperGroup
+
+from draft_core.cli.cost import plan
+from draft_core.cli.rewards import rewards_app
+from draft_core.cli.runs import runs_app
+from draft_core.cli.terminal import Overrides, ProgressLines, err, given_fields, out, print_problems, quiet_libraries
+from draft_core.errors import DraftError, Interrupted
+from draft_core.registry.catalog import load_catalog
+
+
+class _OneSentenceErrors(TyperGroup):
+    """A user's mistake ends in one sentence and exit code 2; anything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DraftError as error:
+            place = os.environ.get("RANK", "0")
+            if place != "0":
+                if error.told or isinstance(error, Interrupted):
+                    raise typer.Exit from None
+                err.print(f"[bold]process {place}:[/]", end=" ")
+            err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+            raise typer.Exit(error.exit_code) from None
+
+
+app = typer.Typer(
+    cls=_OneSentenceErrors,
+    help="Fine-tune diffusion models by backpropagating rewards through sampling (DRaFT).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(rewards_app, name="rewards")
+app.command()(plan)
+app.add_typer(runs_app)
+
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in the output folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the output folder.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"draft-core {metadata.version('draft-core')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Fine-tune diffusion models by backpropagating rewards through sampling (DRaFT)."""
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        Path,
+        typer.Argument(help="A recipe, YAML; `draft schema` describes its fields. Or the folder of a run, to go on."),
+    ],
+    overrides: Overrides = [],
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Continue although the recipe or the versions have changed.")
+    ] = False,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Processes on this machine, one for each GPU.")
+    ] = None,
+) -> None:
+    """Train a LoRA as a recipe says, and write images, curves and a report.
+
+    A run that was interrupted goes on where it stopped when the same command is given again. Ctrl-C and SIGTERM finish
+    the update under way, save, and end with exit code 130 or 143.
+
+    Example: draft train recipes/jpeg.yaml --set train.steps=50 --set output=runs/short
+    """
+    if recipe.is_dir():
+        overrides = [*overrides, f"output={json.dumps(str(recipe))}"]
+        recipe = recipe / "recipe.yaml"
+    if processes is not None:
+        overrides = [*overrides, f"processes={processes}"]
+    _train(recipe, overrides, resume=resume, overwrite=overwrite, force=force)
+
+
+@app.command()
+def demo(
+    overrides: Overrides = [],
+    resume: Resume = False,
+) -> None:
+    """Tune the embedded emoji model on the JPEG reward: minutes on a laptop, no download.
+
+    Needs the plugins draft-emoji and draft-reward-jpeg. An earlier demonstration run is replaced.
+    """
+    with resources.as_file(resources.files("draft_core.cli") / "demo.yaml") as recipe:
+        _train(recipe, overrides, resume=resume, overwrite=not resume)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods that a recipe can name, with their fields and where they come from."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
+    for kind, entry in load_catalog().methods.items():
+        fields = [f"{name}={field.default}" for name, field in entry.spec.config.model_fields.items() if name != "kind"]
+        facts = f"{', '.join(fields) or 'no fields'}; from {entry.distribution}"
+        table.add_row(kind, f"{escape(entry.spec.summary)}\n[dim]{escape(facts)}[/]")
+    out.print(table)
+
+
+@app.command()
+def plugins() -> None:
+    """List the installed plugins: what each registers, from which file, and what is wrong.
+
+    The environment variable DRAFT_PLUGINS restricts the set: distributions joined by commas, or nothing for none.
+    """
+    catalog = load_catalog()
+    for plugin in catalog.plugins:
+        registers = [
+            *(f"reward {kind}" for kind in plugin.rewards),
+            *(f"model {alias}" for alias in plugin.pretrained),
+            *(f"method {kind}" for kind in plugin.methods),
+        ]
+        out.print(f"[bold]{plugin.distribution}[/]", highlight=False)
+        for line in (f"registers {', '.join(registers) or 'nothing'}", plugin.entry_point, plugin.file):
+            out.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
+    print_problems(catalog)
+
+
+@app.command()
+def score(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    reward: Annotated[str, typer.Option("--reward", "-r", help="A kind that `draft rewards` lists.")],
+    overrides: Overrides = [],
+    prompt: Annotated[
+        list[str], typer.Option("--prompt", "-p", help="The prompt; once for all images, or once for each.")
+    ] = [],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Score image files with a reward.
+
+    Example: draft score photo.jpg --reward jpeg --set quality=50
+    """
+    catalog = load_catalog()
+    spec = catalog.reward(reward).spec
+    if spec.needs_prompt and not prompt:
+        raise DraftError(f"reward {reward!r} scores images against a prompt", where="--prompt", next="give one")
+    if len(prompt) not in (0, 1, len(images)):
+        raise DraftError(
+            f"{len(prompt)} prompts for {len(images)} images", where="--prompt", next="give one, or one for each"
+        )
+    prompts = prompt * len(images) if len(prompt) == 1 else prompt or [""] * len(images)
+
+    import torch
+
+    from draft_core.rewards.images import read_image
+    from draft_core.runs.build import load_reward
+
+    loaded = [read_image(path) for path in images]
+    scorer = load_reward(reward, catalog=catalog, **given_fields(overrides))
+    with torch.no_grad():
+        scores = [float(scorer(image, [text])) for image, text in zip(loaded, prompts, strict=True)]
+    if as_json:
+        rows = [{"image": str(path), "score": value} for path, value in zip(images, scores, strict=True)]
+        typer.echo(json.dumps({"reward": reward, "unit": spec.unit, "scores": rows}, indent=2))
+        return
+    table = Table("image", f"{reward} ({spec.unit})")
+    for path, value in zip(images, scores, strict=True):
+        table.add_row(escape(str(path)), f"{value:.6g}")
+    out.print(table)
+
+
+@app.command("new-reward")
+def new_reward(
+    name: Annotated[str, typer.Argument(help="The kind of the new reward, lower-case words joined by hyphens.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The new folder; draft-reward-NAME if left out.")
+    ] = None,
+) -> None:
+    """Write a ready plugin project for a reward of your own: config, reward, tests, README, CI.
+
+    It passes its contract at once; then replace the score by yours. See docs/write-a-reward.md.
+    """
+    from draft_core.cli.scaffold import write_reward_project
+
+    folder = output or Path(f"draft-reward-{name}")
+    for path in write_reward_project(name, folder):
+        out.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    out.print(f"next: pip install -e {folder} && draft rewards check {name}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes with everything that is installed, for an editor to complete."""
+    from draft_core.recipe.schema import recipe_type
+
+    typer.echo(json.dumps(recipe_type(load_catalog()).model_json_schema(), indent=2))
+
+
+def _train(path: Path, overrides: list[str], *, resume: bool, overwrite: bool, force: bool = False) -> None:
+    from draft_core.recipe.load import load_recipe
+
+    if resume and overwrite:
+        raise DraftError("--resume and --overwrite contradict each other", next="give one of them")
+    catalog = load_catalog()
+    recipe = load_recipe(path, overrides, catalog=catalog)
+    if recipe.processes > 1 and "WORLD_SIZE" not in os.environ:
+        _launch(recipe.processes, path, overrides, resume=resume, overwrite=overwrite, force=force)
+        return
+
+    from draft_core.runs.run import run_recipe
+
+    quiet_libraries()
+    with ProgressLines() as progress:
+        result = run_recipe(recipe, catalog, resume=resume, overwrite=overwrite, force=force, progress=progress)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    after = result.after.means()
+    for name, before in result.before.means().items():
+        out.print(f"{name}: {before:.4g} before, {after[name]:.4g} after", highlight=False)
+    if result.verdict.collapsed:
+        out.print(
+            f"[bold yellow]collapse:[/] at update {result.after.update} {'; '.join(result.verdict.lost)}, while the "
+            f"trained reward rose; best: update {result.best.update}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    out.print(f"report: {result.report}", highlight=False, soft_wrap=True)
+
+
+def _launch(processes: int, path: Path, overrides: list[str], **flags: bool) -> None:
+    """The same command in several processes."""
+    from draft_core.cli.launch import launch
+
+    settings = [word for override in overrides for word in ("--set", override)]
+    given = [f"--{name}" for name, is_given in flags.items() if is_given]
+    code = launch(processes, ["-m", "draft_core", "train", str(path), *settings, *given])
+    if code:
+        raise typer.Exit(code)

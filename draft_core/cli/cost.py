@@ -1,0 +1,89 @@
+"""`draft cost`: what an update of a recipe will cost, printed before it is paid. Torch is imported inside the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from draft_core.cli.terminal import Overrides, out, quiet_libraries
+from draft_core.registry.catalog import load_catalog
+
+if TYPE_CHECKING:
+    from draft_core.cost.forecast import Forecast
+
+
+MEGABYTE = 1e6
+
+
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, YAML; `draft schema` describes its fields.")],
+    overrides: Overrides = [],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Predict the memory and the seconds of an update, from the plan and a few network calls on this machine.
+
+    The model and the rewards are loaded, nothing is trained or written.
+
+    Example: draft cost recipes/jpeg.yaml --set train.batch_size=32
+    """
+    from draft_core.recipe.load import load_recipe
+
+    catalog = load_catalog()
+    validated = load_recipe(recipe, overrides, catalog=catalog)
+
+    from draft_core.cost.forecast import forecast, savings
+    from draft_core.runs.build import build
+
+    quiet_libraries()
+    trainer = build(validated, catalog=catalog)
+    found = forecast(trainer)
+    cheaper = savings(trainer, found.memory)
+    if as_json:
+        typer.echo(json.dumps({**found.as_dict(), "savings": cheaper}, indent=2))
+        return
+    _print_time(found)
+    _print_memory(found, cheaper)
+
+
+def _print_time(found: Forecast) -> None:
+    calls, seconds = found.calls, found.seconds
+    again = f", {calls.recomputed} of them again in the backward pass" if calls.recomputed else ""
+    table = Table("in one update", "how often", "seconds", title=f"Time, on {found.device}")
+    table.columns[2].justify = "right"
+    for name, count, each in (
+        ("denoiser without gradient", f"{calls.plain} calls", seconds.plain),
+        ("denoiser with gradient", f"{calls.with_grad} calls{again}", seconds.with_grad),
+        ("decoder and rewards", f"{calls.decoded} images", seconds.decoding_and_rewards),
+        ("text encoders", "", seconds.encoding),
+        ("[bold]together[/]", "", seconds.total),
+    ):
+        table.add_row(name, count, f"{each:.2f}")
+    out.print(table)
+    out.print(
+        f"{found.steps} updates: about {seconds.total * found.steps / 60:.1f} minutes, evaluation apart. Timed at a "
+        "batch of one and multiplied: a GPU that one image does not fill will be faster.",
+        highlight=False,
+    )
+
+
+def _print_memory(found: Forecast, cheaper: dict[str, int]) -> None:
+    memory = found.memory
+    table = Table("what", "MB", title="Memory at its peak")
+    table.columns[1].justify = "right"
+    for name, count in memory.weights.items():
+        table.add_row(f"weights: {escape(name)}", f"{count / MEGABYTE:.1f}")
+    table.add_row("LoRA, its gradient and AdamW's moments", f"{(memory.total - _others(found)) / MEGABYTE:.1f}")
+    table.add_row("activations of an update", f"{memory.activations / MEGABYTE:.1f}")
+    table.add_row("[bold]together[/]", f"{memory.total / MEGABYTE:.1f}")
+    out.print(table)
+    for change, total in sorted(cheaper.items(), key=lambda item: item[1]):
+        out.print(f"with {escape(change)}: {total / MEGABYTE:.1f} MB", highlight=False, soft_wrap=True)
+
+
+def _others(found: Forecast) -> int:
+    return sum(found.memory.weights.values()) + found.memory.activations

@@ -1,0 +1,189 @@
+"""The commands `draft rewards ...`: what is installed, what each reward can be told, and whether it keeps its word. What needs torch is imported inside the command that
+needs it, so that listing stays instant.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from draft_core.cli.terminal import Overrides, ProgressLines, given_fields, out, print_problems, quiet_libraries
+from draft_core.errors import DraftError
+from draft_core.registry.catalog import load_catalog
+from draft_core.registry.specs import RewardSpec
+
+if TYPE_CHECKING:
+    from draft_core.testing.reference import Certificate
+
+
+Small = Annotated[bool, typer.Option("--small", help="A small instance without a download; --set changes it as usual.")]
+
+rewards_app = typer.Typer(help="List the installed rewards, or show one.", invoke_without_command=True)
+
+
+@rewards_app.callback()
+def list_rewards(ctx: typer.Context) -> None:
+    """List the installed rewards: what they score, where they come from, their licences, and what is broken."""
+    if ctx.invoked_subcommand:
+        return
+    catalog = load_catalog()
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
+    for kind, entry in catalog.rewards.items():
+        spec = entry.spec
+        weights = f"weights {spec.weights_license}" if spec.weights_license else "no weights"
+        facts = [str(entry.distribution), f"code {spec.code_license}", weights]
+        if not spec.differentiable:
+            facts.append("measures only")
+        table.add_row(kind, f"{escape(spec.summary)}\n[dim]{escape(', '.join(facts))}[/]")
+    out.print(table)
+    print_problems(catalog)
+    if not catalog.rewards:
+        out.print("No reward is installed; try `pip install draft-reward-jpeg`.")
+
+
+@rewards_app.command("show")
+def show_reward(kind: Annotated[str, typer.Argument(help="A kind that `draft rewards` lists.")]) -> None:
+    """Show a reward's fields with their types, defaults and help."""
+    entry = load_catalog().reward(kind)
+    spec = entry.spec
+    out.print(f"[bold]{kind}[/]: {spec.summary}", highlight=False)
+    facts = {
+        "from": str(entry.distribution),
+        "score": f"{spec.unit}, {spec.score_range}, higher is better",
+        "trains": "yes" if spec.differentiable else "no, it only measures",
+        "prompt": "needed" if spec.needs_prompt else "not used",
+        "native size": f"{spec.native_size} px" if spec.native_size else "any",
+        "code licence": spec.code_license,
+        "weights": f"{spec.weights_license}, {spec.download_mb:g} MB" if spec.weights_license else "none",
+        "original": _parity_text(spec),
+    }
+    for name, fact in facts.items():
+        out.print(f"  {name}: {escape(fact)}", highlight=False)
+    table = Table("field", "type", "default", "help")
+    schema = spec.config.model_json_schema()
+    for name, described in schema["properties"].items():
+        default = "required" if name in schema.get("required", ()) else json.dumps(described.get("default"))
+        table.add_row(name, escape(_type_text(described)), escape(default), escape(described.get("description", "")))
+    out.print(table)
+
+
+@rewards_app.command("check")
+def check_reward(
+    kind: Annotated[str, typer.Argument(help="A kind that `draft rewards` lists.")],
+    overrides: Overrides = [],
+    small: Small = False,
+) -> None:
+    """Check that a reward keeps the contract: gradients, independence, precision, and what its spec declares.
+
+    The same checks that `draft_core.testing.RewardContract` runs in pytest. Exits with code 1 if one fails.
+    """
+    from draft_core.runs.build import reward_config
+    from draft_core.testing.checks import CHECKS, Subject, one_thread
+
+    catalog = load_catalog()
+    entry = catalog.reward(kind)
+    fields = {**(entry.spec.small if small else {}), **given_fields(overrides)}
+    config = reward_config(kind, fields, catalog)
+    subject = Subject(entry.spec, config, entry.module)
+    broken = 0
+    for name, check in CHECKS.items():
+        try:
+            with one_thread():
+                check(subject)
+        except Exception as problem:  # a reward may raise anything; it is a broken promise like any other
+            broken += 1
+            reason = f"{type(problem).__name__}: {problem}" if not isinstance(problem, AssertionError) else str(problem)
+            out.print(f"[red]broken[/] {name}: {escape(reason)}", highlight=False, soft_wrap=True)
+        else:
+            out.print(f"[green]kept[/]   {name}", highlight=False)
+    out.print(f"{kind}: {len(CHECKS) - broken} of {len(CHECKS)} checks passed", highlight=False)
+    if broken:
+        raise typer.Exit(1)
+
+
+@rewards_app.command("certify")
+def certify_reward(
+    kind: Annotated[str, typer.Argument(help="A kind that `draft rewards` lists.")],
+    overrides: Overrides = [],
+    images: Annotated[
+        list[Path], typer.Option("--image", help="A image file to compare on as well; two or more.")
+    ] = [],
+    small: Small = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead of a table.")] = False,
+) -> None:
+    """Compare a reward with the original it was ported from, on the same weights and on images of many sizes.
+
+    Differences are counted in standard deviations between the images. Exits with code 1 if one is larger than the
+    author vouches for.
+
+    Example: draft rewards compare hpsv2 --small
+    """
+    if as_json and as_markdown:
+        raise DraftError("--json and --markdown contradict each other", next="give one of them")
+    catalog = load_catalog()
+    entry = catalog.reward(kind)
+    entry.spec.load_reference()  # refuses a kind that names none, before anything is loaded
+
+    from draft_core.rewards.images import read_image
+    from draft_core.testing.reference import certify_kind, markdown, refuse_single_image
+
+    refuse_single_image(images)
+    loaded = [read_image(path) for path in images]
+    fields = {**(entry.spec.small if small else {}), **given_fields(overrides)}
+    quiet_libraries()
+    if as_json or as_markdown:
+        certificate = certify_kind(kind, fields, catalog=catalog, images=loaded)
+        typer.echo(json.dumps(certificate.as_dict(), indent=2) if as_json else markdown({"": certificate}))
+    else:
+        with ProgressLines() as progress:
+            shown = partial(progress, "certify")
+            certificate = certify_kind(kind, fields, catalog=catalog, images=loaded, progress=shown)
+        _print_certificate(certificate, entry.spec.unit)
+    if not certificate.holds:
+        raise typer.Exit(1)
+
+
+def _print_certificate(certificate: Certificate, unit: str) -> None:
+    from draft_core.testing.reference import short
+
+    table = Table("images", "largest difference", "mean", f"1 standard deviation ({unit.partition(';')[0]})")
+    for row in certificate.rows:
+        colour = "green" if row.max_error <= certificate.limit else "red"
+        largest = f"[{colour}]{short(row.max_error)}[/]"
+        table.add_row(escape(row.images), largest, short(row.mean_error), f"{row.std:.3g}")
+    out.print(table)
+    out.print(", ".join(f"{name} {version}" for name, version in certificate.versions.items()), highlight=False)
+    verdict = "[green]as near as vouched for[/]" if certificate.holds else "[red]further off than vouched for[/]"
+    out.print(
+        f"{certificate.kind}: {verdict}: {short(certificate.worst)} standard deviations at most, {certificate.limit:g} "
+        "vouched for",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _parity_text(spec: RewardSpec) -> str:
+    if spec.reference is None:
+        return "none named"
+    return f"within {spec.parity:g} standard deviations between images (`draft rewards compare {spec.kind}`)"
+
+
+def _type_text(described: dict[str, Any]) -> str:
+    if "const" in described:
+        return json.dumps(described["const"])
+    if "enum" in described:
+        return " | ".join(json.dumps(value) for value in described["enum"])
+    if "anyOf" in described:
+        return " | ".join(_type_text(option) for option in described["anyOf"])
+    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {described[name]:g}" for name, sign in bounds.items() if name in described]
+    return " ".join([str(described.get("type", "any")), ", ".join(limits)]).strip()

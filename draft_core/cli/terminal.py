@@ -1,0 +1,95 @@
+"""How the command line talks: its two consoles, its progress display, and the words that several commands share."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from draft_core.registry.catalog import Catalog
+
+out = Console()
+err = Console(stderr=True, soft_wrap=True)
+
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as train.steps=50.")
+]
+
+
+class ProgressLines:
+    """A live bar for each stage; where the output is no terminal, a line every few seconds instead."""
+
+    seconds_between_lines = 10.0
+
+    def __init__(self) -> None:
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self.bars = Progress(TextColumn("{task.description:>7}"), *columns, console=out, disable=not out.is_terminal)
+        self.tasks: dict[str, TaskID] = {}
+        self.last_line = 0.0
+
+    def __enter__(self) -> ProgressLines:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        """Shows that `done` of `total` are done; `note` says of what, or how it goes. Stage "note" is a note alone."""
+        if stage == "note":
+            out.print(escape(note), highlight=False, soft_wrap=True)
+            return
+        if stage not in self.tasks:
+            self.tasks[stage] = self.bars.add_task(stage, total=total, note=note)
+        self.bars.update(self.tasks[stage], completed=done, note=note)
+        now = time.monotonic()
+        if not out.is_terminal and (done == total or now - self.last_line > self.seconds_between_lines):
+            self.last_line = now
+            out.print(f"{stage} {done}/{total} {note}", highlight=False)
+
+
+def print_problems(catalog: Catalog) -> None:
+    """Plugins that could not be read, and names that two of them claim."""
+    for plugin in catalog.broken:
+        text = f"{plugin.distribution} ({plugin.entry_point}): {plugin.reason}"
+        out.print(f"[red]broken:[/] {escape(text)}", highlight=False, soft_wrap=True)
+    for name, claimants in catalog.conflicts.items():
+        claims = " and ".join(map(str, claimants))
+        out.print(f"[red]in conflict:[/] {name!r} is claimed by {claims}", highlight=False, soft_wrap=True)
+
+
+def given_fields(overrides: list[str]) -> dict[str, Any]:
+    """The fields that `--set` gives to a single config."""
+    from draft_core.recipe.yaml_text import set_field
+
+    fields: dict[str, Any] = {}
+    for override in overrides:
+        set_field(fields, override)
+    return fields
+
+
+def quiet_libraries() -> None:
+    """The libraries' own loading bars would tear our progress display apart."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,155 @@
+"""Small updates that are timed and measured on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from draft_core.cost.peak_memory import peak_memory
+from draft_core.plan import StepPlan
+from draft_core.sampling import pipelines, seams
+from draft_core.sampling.pipeline_call import Checkpointing
+from draft_core.training.trainer import Trainer
+
+RECOMPUTING: tuple[Checkpointing, ...] = (True, "blocks")  # the whole denoiser, sooner or later
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of single calls at a batch of one."""
+
+    calls_a_step: float
+    plain: float
+    with_grad: float  # forward and backward
+    decoding_and_rewards: float  # forward and backward
+    encoding: float
+
+
+class Probe:
+    """Small updates, in which all denoiser calls are empty but the graded ones and the first."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.sampler = trainer.sampler
+        self.device = trainer.accelerator.device
+        self.denoisers = list(pipelines.find_denoisers(self.sampler.pipe).values())
+
+    def peak(self, batch: int, graded: int) -> int:
+        """Bytes that an update of so many prompts and graded last steps allocates at most."""
+        return peak_memory(partial(self.update, batch, graded), self.device)
+
+    def update(self, batch: int, graded: int) -> None:
+        """A rollout, its scores and its backward pass; the gradient is thrown away."""
+        with self._mostly_empty():
+            scores = self._scores(batch, graded)
+        self._backward(scores)
+
+    def timed_update(self) -> Times:
+        """Where the time of an update of one image goes."""
+        clock = _Clock(self.device)
+        calls: list[Any] = []
+        pipe = self.sampler.pipe
+        with ExitStack() as stack:
+            for encoder in pipelines.modules_named(pipe, "text_encoder").values():
+                stack.enter_context(seams.replaced(encoder, "forward", clock.around("encoding")))
+            stack.enter_context(self._mostly_empty(clock, calls))
+            whole = clock.measure(lambda: self._scores(1, 1))
+        scores, count, forwards = clock.result, len(calls), dict(clock.seconds)
+        backward = clock.measure(lambda: self._backward(scores))  # may recompute, and the clock runs on
+        graded = self._graded_alone(calls[count - 1], clock)
+        steps = self.sampler.steps + (1 if self.trainer.kl else 0)  # the base model is asked at the graded step
+        return Times(
+            calls_a_step=count / steps,
+            plain=forwards.get("plain", forwards["graded"]),
+            with_grad=graded,
+            decoding_and_rewards=max(
+                0.0, whole + backward - graded - forwards.get("plain", 0.0) - forwards.get("encoding", 0.0)
+            ),
+            encoding=forwards.get("encoding", 0.0),
+        )
+
+    def _scores(self, batch: int, graded: int) -> torch.Tensor:
+        trainer, steps = self.trainer, self.sampler.steps
+        plan = StepPlan(steps=steps, grad_steps=frozenset(range(steps - min(graded, steps), steps)))
+        prompts = [trainer.prompts[place % len(trainer.prompts)] for place in range(batch)]
+        noise = [torch.Generator("cpu").manual_seed(place) for place in range(batch * trainer.images_per_prompt)]
+        with trainer.accelerator.autocast():
+            rollout = self.sampler(prompts, plan=plan, generator=noise)
+            total: torch.Tensor = trainer.objective(rollout.images, rollout.prompts).total
+        return total
+
+    def _backward(self, scores: torch.Tensor) -> None:
+        self.trainer.accelerator.backward(-scores.mean())
+        for parameter in self.trainer.parameters:
+            parameter.grad = None
+
+    def _graded_alone(self, call: tuple[Any, Any, Any], clock: _Clock) -> float:
+        """Seconds of one denoiser call with gradient and of its way back."""
+        forward, *arguments = call
+        args, kwargs = seams.mapped(torch.Tensor.detach, arguments)
+        with self.trainer.accelerator.autocast():
+            forth = clock.measure(lambda: forward(*args, **kwargs))
+        output = seams.tensors_in(clock.result)[0]
+        back = clock.measure(lambda: self._backward(output.float()))
+        return back + (2 * forth if self.sampler.gradient_checkpointing in RECOMPUTING else forth)
+
+    @contextmanager
+    def _mostly_empty(self, clock: _Clock | None = None, calls: list[Any] | None = None) -> Iterator[None]:
+        blanks: dict[Any, Any] = {}
+
+        def on_denoise(denoiser: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
+            if calls is not None:
+                calls.append((forward, args, kwargs))
+            run = clock.around("graded" if torch.is_grad_enabled() else "plain") if clock else _plainly
+            if torch.is_grad_enabled():
+                return run(forward, *args, **kwargs)
+            key = (denoiser, seams.shapes_of(seams.denoiser_input(args, kwargs)))
+            if key not in blanks:
+                blanks[key] = seams.blank(run(forward, *args, **kwargs))
+            return blanks[key]
+
+        with ExitStack() as stack:
+            for denoiser in self.denoisers:
+                stack.enter_context(seams.replaced(denoiser, "forward", partial(on_denoise, denoiser)))
+            yield
+
+
+def _plainly(forward: Any, *args: Any, **kwargs: Any) -> Any:
+    return forward(*args, **kwargs)
+
+
+class _Clock:
+    """Wall time, with the device's work waited for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self.result: Any = None
+
+    def measure(self, work: Callable[[], Any]) -> float:
+        """Seconds of `work()`, whose result is then in `result`."""
+        start = self._now()
+        self.result = work()
+        return self._now() - start
+
+    def around(self, name: str) -> Callable[..., Any]:
+        """A seam's wrapper that adds the seconds of its calls up under `name`."""
+
+        def timed(forward: Any, *args: Any, **kwargs: Any) -> Any:
+            start = self._now()
+            output = forward(*args, **kwargs)
+            self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
+            return output
+
+        return timed
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()

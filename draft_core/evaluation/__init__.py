@@ -1,0 +1,1 @@
+"""Held-out images: drawn, measured, and judged for collapse."""

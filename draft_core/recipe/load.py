@@ -1,0 +1,135 @@
+"""A recipe file to a validated recipe, and back to YAML."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from draft_core.errors import DraftError, RecipeError, one_line
+from draft_core.recipe.messages import validate
+from draft_core.recipe.resolve import locate_pretrained, resolve_prompts
+from draft_core.recipe.schema import LARGEST_FLOAT, LARGEST_INTEGER, RecipeBase, recipe_type
+from draft_core.recipe.yaml_text import exists, plain_copy, read_yaml, set_field, short
+from draft_core.registry.catalog import Catalog, load_catalog
+
+
+def load_recipe(
+    source: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), *, catalog: Catalog | None = None
+) -> RecipeBase:
+    """The validated recipe of a YAML file or a mapping, with `overrides` laid over it.
+
+    Paths of prompt files are resolved against the recipe's folder. No weight is loaded.
+
+    Arguments:
+        source: a YAML file's path, or the parsed mapping.
+        overrides: "train.steps=50", "rewards.0.quality=90": values are YAML.
+        catalog: what can be named; None takes what is installed.
+
+    Raises:
+        RecipeError: if it cannot be read or run; the message names the field.
+        PluginError: if it names a reward that is not installed.
+    """
+    catalog = catalog if catalog is not None else load_catalog()
+    name, base, data = ("recipe", Path(), source) if isinstance(source, Mapping) else read_yaml(Path(source))
+    data = plain_copy(data)
+    for override in overrides:
+        set_field(data, override)
+    try:
+        recipe = validate(recipe_type(catalog), data, catalog, where=name)
+        recipe = _with_absolute_prompts(recipe, base, catalog)
+        _check(recipe, catalog, name)
+    except DraftError as error:
+        if missing := _missing(data.get("versions"), catalog):
+            raise type(error)(
+                error.what,
+                where=error.where,
+                next=f"install what the run was made with: pip install {' '.join(missing)}",
+            ) from None
+        raise
+    return recipe
+
+
+def dump_recipe(recipe: BaseModel) -> str:
+    """The recipe as YAML, defaults written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+
+
+# What validation alone cannot see
+
+
+def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
+    if "\0" in str(recipe.output):
+        raise RecipeError("a folder's name cannot hold a zero byte", where=f"{where}: output", next="name another")
+    for path, number in _numbers(recipe.model_dump()):
+        if abs(number) > (LARGEST_FLOAT if isinstance(number, float) else LARGEST_INTEGER):
+            raise RecipeError(
+                f"{short(repr(number))} is larger than a run can compute with",
+                where=f"{where}: {path}",
+                next="give a smaller number",
+            )
+    trained = resolve_prompts(recipe.prompts, catalog, where=f"{where}: prompts")
+    if recipe.evaluation:
+        held_out = resolve_prompts(recipe.evaluation.prompts, catalog, where=f"{where}: evaluation.prompts")
+        if both := [prompt for prompt in held_out if prompt in set(trained)]:
+            raise RecipeError(
+                f"{len(both)} of its prompts are also trained on, first {both[0]!r}",
+                where=f"{where}: evaluation.prompts",
+                next="evaluate on prompts that are not trained on",
+            )
+    for index, reward in enumerate(recipe.rewards):
+        if not catalog.reward(reward.kind).spec.differentiable:
+            trainable = [kind for kind, entry in catalog.rewards.items() if entry.spec.differentiable]
+            raise RecipeError(
+                f"reward {reward.kind!r} has no gradient, it only measures",
+                where=f"{where}: rewards.{index}.kind",
+                next=f"train on one of {', '.join(trainable)}, and name {reward.kind!r} under metrics",
+            )
+    try:
+        recipe.method.plan(recipe.model.num_inference_steps, Random(0))
+    except RecipeError as error:
+        raise RecipeError(error.what, where=f"{where}: {error.where}", next=error.next) from None
+    locate_pretrained(recipe.model.pretrained, catalog, where=f"{where}: model.pretrained")
+    try:
+        dump_recipe(recipe).encode()
+    except Exception as error:  # `model.call` may hold whatever YAML can say; pydantic and PyYAML raise many kinds
+        raise RecipeError(
+            f"it cannot be written down again ({short(one_line(error))})",
+            where=f"{where}: model.call",
+            next="give numbers, texts, lists and mappings",
+        ) from error
+
+
+def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, int | float]]:
+    """The numbers inside a value, each with the fields that lead to it."""
+    if isinstance(value, (int, float)):
+        yield path, value
+    elif isinstance(value, (dict, list, tuple)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(item, f"{path}.{key}".lstrip("."))
+
+
+def _missing(versions: Any, catalog: Catalog) -> list[str]:
+    """What a run names among its versions and is no longer installed, as pip takes it."""
+    if not isinstance(versions, dict):
+        return []
+    here = {"python", *catalog.versions(), *(str(each.name) for each in importlib.metadata.distributions())}
+    return [f"{name}=={version}" for name, version in versions.items() if name not in here]
+
+
+def _with_absolute_prompts(recipe: RecipeBase, base: Path, catalog: Catalog) -> RecipeBase:
+    def absolute(prompts: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        known = catalog.prompt_lists()
+        if isinstance(prompts, str) and prompts not in known and exists(Path.is_file, base / prompts):
+            return str((base / prompts).resolve())
+        return prompts
+
+    update: dict[str, Any] = {"prompts": absolute(recipe.prompts)}
+    if recipe.evaluation:
+        update["evaluation"] = recipe.evaluation.model_copy(update={"prompts": absolute(recipe.evaluation.prompts)})
+    return recipe.model_copy(update=update)

@@ -1,0 +1,243 @@
+"""The recipe: everything one run needs, in one YAML file, validated whole before anything is built.
+
+The type is made from the catalog, one union of all installed rewards, so that a misspelt field of a
+plugin is found here and an editor can complete it from `draft schema`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, create_model
+from pydantic_core import PydanticCustomError
+
+from draft_core.errors import PluginError
+from draft_core.registry.catalog import Catalog
+from draft_core.registry.config import Config, Field, MethodConfig, RewardConfig
+from draft_core.registry.methods import DraftLV
+
+MOST_STEPS = 10_000  # of a sampler; pipelines are trained on 1000
+MOST = 100_000  # images of one pass, passes of one update, or ranks of a LoRA
+LARGEST_INTEGER = 2**63 - 1  # of a tensor
+LARGEST_FLOAT = 2.0**128 * (1 - 2.0**-24)  # single precision, which a run computes in
+LARGEST_SEED = 2**62  # what is added to it still fits torch's generators
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _no(value: Any) -> Any:
+    """The word "no" where a YAML parser took it for false."""
+    return "no" if value is False else value
+
+
+class LoraConfig(Config):
+    """The LoRA that is trained (Hu et al. 2022, arXiv 2106.09685)."""
+
+    rank: int = Field(8, ge=1, le=MOST, description="Rank r of the two factors.")
+    alpha: float | None = Field(None, gt=0, description="Scale is alpha / rank; left out, the scale is 1.")
+    targets: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Name endings of the denoiser's layers to adapt, linear or convolutional; left out, all attention.",
+    )
+
+
+class ModelConfig(Config):
+    """The pipeline to tune, and how it samples."""
+
+    pretrained: str = Field(
+        description="An alias from a plugin (emoji), a folder in diffusers' format, or a hub name (org/model)."
+    )
+    num_inference_steps: int = Field(20, ge=1, le=MOST_STEPS, description="Sampler steps, as in the pipeline's call.")
+    guidance_scale: float | None = Field(None, ge=0, description="As in the call; left out, the pipeline's default.")
+    call: dict[str, Any] = Field({}, description="Further arguments of the call, such as height or negative_prompt.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Precision of the frozen weights; the LoRA is always float32."
+    )
+    gradient_checkpointing: bool | Literal["selective", "blocks"] = Field(
+        False,
+        description="Recompute graded denoiser calls in the backward pass, one more call each: with `true` at once, so "
+        "that many graded steps take no more memory than one; with `blocks` one block after another, which takes least "
+        "for few graded steps. `selective` recomputes norms, activations and casts alone: half the memory of a UNet.",
+    )
+    decode: Literal["whole", "selective", "blocks", "checkpointed", "sliced"] = Field(
+        "whole",
+        description="How the decoder's backward pass gets what it needs: stored for all images; norms and "
+        "activations recomputed, which halves it; recomputed one block after another; recomputed at once; or at once "
+        "for one image at a time, which is equal but for the last bits.",
+    )
+    tiled_decode: bool = Field(
+        False, description="Decode in overlapping tiles, for large images; the seams are blended, so pixels change."
+    )
+    remember_prompts: bool = Field(
+        False,
+        description="Encode each prompt once, by itself, and remember it; on a GPU the text encoders then stay in main "
+        "memory. In batches of several prompts the samples may differ in the last bits from the pipeline's own call.",
+    )
+    lora: LoraConfig = Field(LoraConfig(), description="The LoRA that is trained.")
+
+
+class RegularizersConfig(Config):
+    """What holds the tuned model near the base model; each is a weight, and 0 leaves the term out."""
+
+    kl: float = Field(
+        0.0,
+        ge=0,
+        description="Mean squared difference between tuned and base denoiser along the graded steps (DRaFT+). Costs "
+        "one more denoiser call for each graded one, and no memory for a second model.",
+    )
+    lora_norm: float = Field(0.0, ge=0, description="Squared Frobenius norm of what the LoRA adds to the weights.")
+
+
+class TrainConfig(Config):
+    """The optimisation: AdamW on the LoRA."""
+
+    steps: int = Field(100, ge=1, description="Number of updates.")
+    batch_size: int = Field(8, ge=1, le=MOST, description="Prompts in one pass, one image each.")
+    gradient_accumulation_steps: int = Field(1, ge=1, le=MOST, description="Passes in one update.")
+    learning_rate: float = Field(4e-4, gt=0, description="Rate after the warm-up.")
+    warmup_steps: int = Field(0, ge=0, description="Updates over which the rate rises linearly.")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's averaging factors.")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW's decoupled decay.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients with a larger L2 norm are scaled down to it.")
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_no)] = Field(
+        "no", description="Autocast around sampling and scoring."
+    )
+    sharding: Literal["none", "full"] = Field(
+        "none",
+        description="With `full` each of several processes holds a part of the frozen denoiser (FSDP2), gathered block "
+        "by block while it computes: less memory, more traffic. The LoRA stays whole.",
+    )
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Of prompts, noise and plans.")
+    normalize: Literal["none", "scale", "gradient"] = Field(
+        "none",
+        description="What each reward is divided by before its weight: nothing, the running spread of its scores, or "
+        "the running norm of its gradient in the image, so that rewards of different units can be weighed.",
+    )
+    max_skipped: int = Field(
+        10,
+        ge=0,
+        description="So many optimiser steps may be skipped for numbers that are not finite; one more ends the run.",
+    )
+
+
+class CheckpointConfig(Config):
+    """How often a run saves itself."""
+
+    every: int = Field(50, ge=1, description="Updates between checkpoints; the last update is always saved.")
+    keep: int = Field(2, ge=1, description="How many checkpoints stay on disk.")
+
+
+class EvaluationConfig(Config):
+    """What is looked at before, during and after: same seeds, prompts that are not trained on."""
+
+    prompts: str | tuple[str, ...] = Field(description="Like the recipe's prompts; none of them is trained on.")
+    count: int = Field(16, ge=1, description="How many of the prompts, from the first.")
+    images_per_prompt: int = Field(2, ge=1, le=MOST, description="Images of each prompt; diversity needs two or more.")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Image i of each prompt starts from the noise of seed + i.")
+    every: int = Field(
+        25, ge=1, description="Updates between looks; the first and the last update are always looked at."
+    )
+    tolerance: float = Field(
+        2.0,
+        gt=0,
+        description="How far a score that is not trained may fall, in standard deviations between the base model's "
+        "images, before the run counts as collapsing.",
+    )
+    on_collapse: Literal["stop", "warn"] = Field(
+        "stop", description="What to do when the trained reward rises while other scores or diversity are lost."
+    )
+    scales: tuple[float, ...] = Field(
+        (0.25, 0.5, 0.75),
+        description="Factors of the finished LoRA at which the first four prompts are drawn once more, one image "
+        "each, for the report's slider; an empty list draws none.",
+    )
+
+
+class RecipeBase(Config):
+    """All of a recipe but the rewards, whose type depends on what is installed."""
+
+    model: ModelConfig = Field(description="The pipeline to tune, and how it samples.")
+    prompts: str | tuple[str, ...] = Field(
+        description="What to train on: a list, the name of a plugin's list (emoji-train), or a text file."
+    )
+    method: MethodConfig = Field(DraftLV(), description="How the gradient is estimated.")
+    rewards: Sequence[RewardConfig]
+    train: TrainConfig = Field(TrainConfig(), description="The optimisation.")
+    regularizers: RegularizersConfig = Field(
+        RegularizersConfig(), description="What holds the tuned model near the base model."
+    )
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="How often the run saves itself.")
+    evaluation: EvaluationConfig | None = Field(
+        None, description="Images and scores on the way; left out, some of the training prompts are looked at."
+    )
+    metrics: Sequence[RewardConfig] = ()
+    processes: int = Field(
+        1,
+        ge=1,
+        description="How many processes train together on this machine, each with its own GPU where there are GPUs; an "
+        "update has so many times `train.batch_size` images. Under `accelerate launch` that says how many.",
+    )
+    device: Literal["cpu", "cuda", "mps"] | None = Field(
+        None, description="Where to run; left out, a GPU where there is one. What is named must exist."
+    )
+    tensorboard: bool = Field(False, description="Also write TensorBoard files into the output folder.")
+    output: Path = Field(Path("runs/draft"), description="The folder of the run.")
+    versions: dict[str, str] | None = Field(
+        None, description="Filled in by the run: what was installed when it started."
+    )
+
+
+def recipe_type(catalog: Catalog) -> type[RecipeBase]:
+    """The recipe model whose `rewards` and `measures` are unions of everything in `catalog`.
+
+    Raises:
+        PluginError: if no reward is installed; a union of nothing would accept anything.
+    """
+    entries: Any = tuple[reward_type(catalog), ...]  # type: ignore[misc]
+    return create_model(
+        "Recipe",
+        __base__=RecipeBase,
+        __doc__="One run: what is tuned, on which prompts and rewards, and how.",
+        method=(
+            method_type(catalog),
+            Field(DraftLV(), description="How the gradient is estimated; `draft methods` lists the methods."),
+        ),
+        rewards=(entries, Field(min_length=1, description="What to maximise: a weighted sum.")),
+        metrics=(
+            entries,
+            Field((), description="Further rewards, measure-only ones too, to score the evaluation with."),
+        ),
+    )
+
+
+def reward_type(catalog: Catalog) -> Any:
+    """The union of all reward configs in `catalog`, told apart by `kind`."""
+    if not catalog.rewards:
+        broken = [f"{plugin.distribution} is broken ({plugin.reason})" for plugin in catalog.broken]
+        raise PluginError(
+            "; ".join(["no reward plugin is installed", *broken]),
+            next="install one, for example `pip install draft-reward-jpeg`",
+        )
+    union = reduce(or_, (entry.spec.config for entry in catalog.rewards.values()))
+    if len(catalog.rewards) > 1:
+        return Annotated[union, Field(discriminator="kind")]
+    # pydantic discriminates no union of one, and would let its only member's default stand in for the kind.
+    return Annotated[union, BeforeValidator(_with_kind)]
+
+
+def method_type(catalog: Catalog) -> Any:
+    """The union of all method configs in `catalog`, told apart by `kind`."""
+    union = reduce(or_, (entry.spec.config for entry in catalog.methods.values()))
+    return Annotated[union, Field(discriminator="kind")]
+
+
+def _with_kind(entry: Any) -> Any:
+    if isinstance(entry, Mapping) and "kind" not in entry:
+        raise PydanticCustomError("union_tag_not_found", "it does not say its kind")
+    return entry

@@ -1,0 +1,1 @@
+"""What can be named, without torch: rewards, methods, models, and the plugins that register them."""

@@ -1,0 +1,246 @@
+"""Everything that can be named, gathered from the installed distributions into one value.
+
+Each entry point is loaded by itself, so a broken plugin is recorded and the others keep working.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import pluggy
+
+from draft_core.errors import PluginError
+from draft_core.registry import hooks as hookspecs
+from draft_core.registry.methods import BUILT_IN
+from draft_core.registry.specs import MethodSpec, PretrainedSpec, RewardSpec
+
+Spec = TypeVar("Spec", RewardSpec, PretrainedSpec, MethodSpec)
+
+RESTRICTION = "DRAFT_PLUGINS"
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Where a plugin came from: a distribution's name and version."""
+
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+@dataclass(frozen=True)
+class Entry(Generic[Spec]):
+    """A spec, the distribution that registered it, and the module that its entry point names."""
+
+    spec: Spec
+    distribution: Distribution
+    module: str | None = None
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One entry point that works, and what it registered."""
+
+    entry_point: str
+    distribution: Distribution
+    file: str
+    rewards: tuple[str, ...]
+    pretrained: tuple[str, ...]
+    methods: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BrokenPlugin:
+    """A plugin that could not be used, and why, in one line."""
+
+    entry_point: str
+    distribution: Distribution
+    reason: str
+
+
+def _own_methods() -> dict[str, Entry[MethodSpec]]:
+    core = Distribution("draft-core", importlib.metadata.version("draft-core"))
+    return {spec.kind: Entry(spec, core) for spec in BUILT_IN}
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """What the core and the installed plugins offer.
+
+    Arguments:
+        rewards: kind -> entry, sorted by kind.
+        pretrained: alias -> entry, sorted by alias.
+        methods: kind -> entry, the core's own included, sorted by kind.
+        plugins: the plugins that could be loaded, with what they register.
+        broken: the plugins that could not.
+        conflicts: kind or alias -> the distributions that all claim it; none of them is offered.
+    """
+
+    rewards: Mapping[str, Entry[RewardSpec]] = field(default_factory=dict)
+    pretrained: Mapping[str, Entry[PretrainedSpec]] = field(default_factory=dict)
+    methods: Mapping[str, Entry[MethodSpec]] = field(default_factory=_own_methods)
+    plugins: tuple[Plugin, ...] = ()
+    broken: tuple[BrokenPlugin, ...] = ()
+    conflicts: Mapping[str, tuple[Distribution, ...]] = field(default_factory=dict)
+
+    def reward(self, kind: str) -> Entry[RewardSpec]:
+        """The entry of reward `kind`.
+
+        Raises:
+            PluginError: if no usable plugin offers it; the message names the nearest kind and broken plugins.
+        """
+        if kind in self.rewards:
+            return self.rewards[kind]
+        raise self.unknown("reward", kind, self.rewards)
+
+    def prompt_lists(self) -> Mapping[str, Path]:
+        """The prompt lists that come with the pretrained pipelines, name -> text file."""
+        return {name: path for entry in self.pretrained.values() for name, path in entry.spec.prompts.items()}
+
+    def versions(self) -> dict[str, str]:
+        """Distribution name -> version, of every distribution that registered something."""
+        found = {entry.distribution for entry in self.rewards.values()}
+        found |= {entry.distribution for entry in self.pretrained.values()}
+        found |= {entry.distribution for entry in self.methods.values()}
+        return {distribution.name: distribution.version for distribution in sorted(found, key=str)}
+
+    def unknown(self, what: str, name: str, known: Iterable[str], *, where: str | None = None) -> PluginError:
+        """The error for a name that is not in `known`: nearest name, conflict or broken plugins included."""
+        if name in self.conflicts:
+            claimants = " and ".join(map(str, self.conflicts[name]))
+            return PluginError(
+                f"{what} {name!r} is claimed by {claimants}", where=where, next="uninstall all but one of them"
+            )
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        advice = f"did you mean {near[0]!r}? (known: {', '.join(known)})" if near else f"known: {', '.join(known)}"
+        if not known:
+            advice = "none is installed"
+        if self.broken:
+            reasons = "; ".join(f"{broken.distribution} ({broken.reason})" for broken in self.broken)
+            advice += f"; broken plugins: {reasons}"
+        return PluginError(f"unknown {what} {name!r}", where=where, next=advice)
+
+
+def load_catalog() -> Catalog:
+    """What the plugins of this Python environment offer; broken ones are recorded, never fatal.
+
+    The environment variable `DRAFT_PLUGINS`, where it is set, names the distributions to look at, joined by
+    commas; empty, none is.
+
+    Raises:
+        PluginError: if it names a distribution that offers no plugin.
+    """
+    entry_points = importlib.metadata.entry_points(group=hookspecs.ENTRY_POINT_GROUP)
+    wanted = os.environ.get(RESTRICTION)
+    if wanted is None:
+        return read_catalog(entry_points)
+    names = {name.strip() for name in wanted.split(",") if name.strip()}
+    installed = {_distribution(point).name for point in entry_points}
+    if missing := sorted(names - installed):
+        raise PluginError(
+            f"{missing[0]!r} is no installed plugin",
+            where=RESTRICTION,
+            next=f"installed: {', '.join(sorted(installed))}",
+        )
+    return read_catalog(point for point in entry_points if _distribution(point).name in names)
+
+
+def read_catalog(entry_points: Iterable[importlib.metadata.EntryPoint]) -> Catalog:
+    """The catalog of these entry points; the same entry point listed twice counts once."""
+    plugins: list[Plugin] = []
+    rewards: list[Entry[RewardSpec]] = []
+    pretrained: list[Entry[PretrainedSpec]] = []
+    methods: list[Entry[MethodSpec]] = list(_own_methods().values())
+    broken: list[BrokenPlugin] = []
+    # An editable install can leave the same entry point in two metadata folders.
+    unique = {(point.name, point.value, _distribution(point).name): point for point in entry_points}
+    for point in unique.values():
+        distribution = _distribution(point)
+        try:
+            found = _read_plugin(point)
+        except (Exception, SystemExit) as error:  # whatever a plugin does, it must not take the others down
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            broken.append(BrokenPlugin(f"{point.name} = {point.value}", distribution, reason))
+            continue
+        file = getattr(sys.modules.get(point.module), "__file__", None) or "?"
+        plugins.append(
+            Plugin(
+                f"{point.name} = {point.value}",
+                distribution,
+                file,
+                rewards=tuple(spec.kind for spec in found.rewards),
+                pretrained=tuple(spec.alias for spec in found.pretrained),
+                methods=tuple(spec.kind for spec in found.methods),
+            )
+        )
+        rewards += [Entry(spec, distribution, point.module) for spec in found.rewards]
+        pretrained += [Entry(spec, distribution, point.module) for spec in found.pretrained]
+        methods += [Entry(spec, distribution, point.module) for spec in found.methods]
+    conflicts: dict[str, tuple[Distribution, ...]] = {}
+    return Catalog(
+        rewards=_by_name(((entry.spec.kind, entry) for entry in rewards), conflicts),
+        pretrained=_by_name(((entry.spec.alias, entry) for entry in pretrained), conflicts),
+        methods=_by_name(((entry.spec.kind, entry) for entry in methods), conflicts),
+        plugins=tuple(plugins),
+        broken=tuple(broken),
+        conflicts=conflicts,
+    )
+
+
+class _Registered(NamedTuple):
+    rewards: list[RewardSpec]
+    pretrained: list[PretrainedSpec]
+    methods: list[MethodSpec]
+
+
+def _read_plugin(point: importlib.metadata.EntryPoint) -> _Registered:
+    module = point.load()
+    version = getattr(module, "DRAFT_API_VERSION", hookspecs.API_VERSION)
+    if version != hookspecs.API_VERSION:
+        raise PluginError(
+            f"it is written for version {version} of the plugin interface, this draft-core has {hookspecs.API_VERSION}",
+            next="install versions of the two that fit",
+        )
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    manager.register(module, name=point.name)
+    manager.check_pending()  # refuses a hook that is not declared, such as a misspelt one
+    return _Registered(
+        rewards=_specs(manager.hook.draft_register_rewards(), RewardSpec),
+        pretrained=_specs(manager.hook.draft_register_pretrained(), PretrainedSpec),
+        methods=_specs(manager.hook.draft_register_methods(), MethodSpec),
+    )
+
+
+def _specs(results: Iterable[Iterable[Any]], expected: type[Spec]) -> list[Spec]:
+    specs = [spec for result in results for spec in result]
+    for spec in specs:
+        if not isinstance(spec, expected):
+            raise TypeError(f"a hook returned {spec!r}, which is not a {expected.__name__}")
+    return specs
+
+
+def _by_name(
+    named: Iterable[tuple[str, Entry[Spec]]], conflicts: dict[str, tuple[Distribution, ...]]
+) -> dict[str, Entry[Spec]]:
+    claims: dict[str, list[Entry[Spec]]] = {}
+    for name, entry in named:
+        claims.setdefault(name, []).append(entry)
+    conflicts |= {
+        name: tuple(entry.distribution for entry in entries) for name, entries in claims.items() if len(entries) > 1
+    }
+    return {name: entries[0] for name, entries in sorted(claims.items()) if len(entries) == 1}
+
+
+def _distribution(point: importlib.metadata.EntryPoint) -> Distribution:
+    return Distribution(point.dist.name, point.dist.version) if point.dist else Distribution("unknown", "?")

@@ -1,0 +1,56 @@
+"""The base of everything a recipe can say: frozen, typed, and closed to unknown fields."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from draft_core.plan import StepPlan
+
+
+__all__ = ["Config", "MethodConfig", "Field", "RewardConfig"]
+
+
+class Config(BaseModel):
+    """A frozen pydantic model that refuses unknown fields and non-finite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class RewardConfig(Config):
+    """What every reward entry of a recipe can say; a plugin subclasses it.
+
+    A subclass narrows `kind` to a literal with a default, `kind: Literal["jpeg"] = "jpeg"`: the
+    recipe tells entries apart by it.
+    """
+
+    kind: str = Field(description="Which reward; `draft rewards` lists the installed ones.")
+    weight: float = Field(1.0, description="Factor of this reward in the sum that training maximises.")
+    device: str | None = Field(
+        None,
+        pattern=r"^(cpu|mps|cuda(:\d+)?)$",
+        description="Where this reward computes, cuda:1 for example; left out, where the pipeline does.",
+    )
+    cap: float | None = Field(
+        None, description="Scores above it earn no more: their gradient is zero, so that nothing is over-optimised."
+    )
+
+
+class MethodConfig(Config):
+    """What every method can say; a method subclasses it.
+
+    A subclass narrows `kind` to a literal with a default, `kind: Literal["refl"] = "refl"`, and makes plans.
+    """
+
+    kind: str = Field(description="Which method; `draft methods` lists them.")
+
+    def plan(self, steps: int, rng: Random) -> StepPlan:
+        """The plan of one update over `steps` sampler steps; random choices come from `rng` alone.
+
+        Raises:
+            RecipeError: if a field does not fit `steps`.
+        """
+        raise NotImplementedError

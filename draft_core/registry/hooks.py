@@ -1,0 +1,40 @@
+"""The hooks a plugin may implement, and the entry-point group it is found by.
+
+Hooks only register and return values; nothing here runs during training, so that installing a plugin
+changes what you can name and never what a run computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pluggy
+
+from draft_core.registry.specs import MethodSpec, PretrainedSpec, RewardSpec
+
+PROJECT = "draft"
+ENTRY_POINT_GROUP = "draft_core.plugins"
+
+# A naming file may declare DRAFT_API_VERSION; another one than this is refused by name.
+API_VERSION = 1
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def draft_register_rewards() -> Iterable[RewardSpec]:
+    """The rewards this distribution offers."""
+    raise NotImplementedError
+
+
+@hookspec
+def draft_register_pretrained() -> Iterable[PretrainedSpec]:
+    """The pipelines this distribution carries, with their prompt lists."""
+    raise NotImplementedError
+
+
+@hookspec
+def draft_register_methods() -> Iterable[MethodSpec]:
+    """The methods this distribution offers."""
+    raise NotImplementedError

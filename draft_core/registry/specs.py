@@ -1,0 +1,192 @@
+"""What a plugin registers: a name, a config type, where the code is, and its capabilities as data."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from draft_core.errors import PluginError
+from draft_core.registry.config import Config, MethodConfig, RewardConfig
+
+_KIND = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSpec:
+    """One reward that a distribution offers, described without loading it.
+
+    Arguments:
+        kind: its name in recipes, lower-case words joined by hyphens.
+        summary: one line for listings.
+        config: its config type, whose `kind` is a literal equal to `kind`.
+        factory: "module:callable"; called with the config, it returns a `draft_core.rewards.protocol.Reward`.
+        unit: what the score is counted in, such as "-kB" or "cosine".
+        score_range: the range of scores in words or as an interval, for people.
+        differentiable: False for a measure: it may be reported, and is refused in training.
+        surrogate_gradient: whether the gradient is by design another function's than the score's, as that of a
+            staircase must be; it then need only point upwards.
+        needs_prompt: whether the score depends on the prompt.
+        native_size: side in pixels of the square that the scorer resizes to, None if it takes any size.
+        code_license: licence of the plugin's code.
+        weights_license: licence of the weights it loads, None if it loads none.
+        download_mb: size of what the first use downloads, in megabytes.
+        small: fields of its config that make a small instance without a download, with seeded weights if it has any:
+            for its tests, and for `--small` of `draft rewards check` and `certify`.
+        reference: "module:callable"; called with the built reward and its config, it returns the original scorer on
+            that reward's own weights: (list of B PIL images, list of B prompts) -> scores (B,). Code that is slow, has
+            no gradient and is nobody's dependency, so that anybody can compare.
+        parity: the largest difference from the reference that the author vouches for, in standard deviations between
+            images. Given with a reference, and only then.
+
+    Raises:
+        PluginError: at construction, when the fields contradict each other.
+    """
+
+    kind: str
+    summary: str
+    config: type[RewardConfig]
+    factory: str
+    unit: str
+    code_license: str
+    score_range: str = "(-inf, inf)"
+    differentiable: bool = True
+    surrogate_gradient: bool = False
+    needs_prompt: bool = False
+    native_size: int | None = None
+    weights_license: str | None = None
+    download_mb: float = 0.0
+    small: Mapping[str, Any] = field(default_factory=dict)
+    reference: str | None = None
+    parity: float | None = None
+
+    def __post_init__(self) -> None:
+        where = f"reward spec {self.kind!r}"
+        if not _KIND.fullmatch(self.kind):
+            raise PluginError("its kind is not lower-case words joined by hyphens", where=where, next="rename it")
+        _check_config(self.kind, self.config, RewardConfig, where)
+        _check_path(self.factory, where)
+        if (self.reference is None) != (self.parity is None):
+            raise PluginError(
+                "it has a reference without a parity, or the other way round",
+                where=where,
+                next="give both: the original scorer, and the largest difference from it that you vouch for",
+            )
+        if self.reference is not None:
+            _check_path(self.reference, where)
+        if self.parity is not None and not (math.isfinite(self.parity) and self.parity > 0):
+            raise PluginError(f"its parity {self.parity} is not a positive number", where=where)
+
+    def load(self) -> Callable[[RewardConfig], Any]:
+        """The factory itself; imports the plugin's code, and with it usually torch."""
+        factory: Callable[[RewardConfig], Any] = load_named(self.factory, where=f"reward {self.kind!r}")
+        return factory
+
+    def load_reference(self) -> Callable[[Any, RewardConfig], Any]:
+        """What makes the original scorer; imports the plugin's reference code and the libraries it stands on.
+
+        Raises:
+            PluginError: if the reward has none, or one of those libraries is missing.
+        """
+        where = f"reward {self.kind!r}"
+        if self.reference is None:
+            raise PluginError("it names no original to be compared with", where=where, next="ask its author for one")
+        reference: Callable[[Any, RewardConfig], Any] = load_named(self.reference, where=where)
+        return reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec:
+    """One method that a distribution offers.
+
+    Arguments:
+        kind: its name in recipes, lower-case words joined by hyphens.
+        summary: one line for listings.
+        config: its config type, which makes the plans; its `kind` is a literal equal to `kind`.
+
+    Raises:
+        PluginError: at construction, when the fields contradict each other.
+    """
+
+    kind: str
+    summary: str
+    config: type[MethodConfig]
+
+    def __post_init__(self) -> None:
+        where = f"method spec {self.kind!r}"
+        if not _KIND.fullmatch(self.kind):
+            raise PluginError("its kind is not lower-case words joined by hyphens", where=where, next="rename it")
+        _check_config(self.kind, self.config, MethodConfig, where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedSpec:
+    """A pipeline that a distribution carries in a local folder, under a short alias.
+
+    Arguments:
+        alias: its name in recipes, used where a hub name or a folder could stand.
+        summary: one line for listings.
+        folder: a folder in diffusers' format.
+        license: licences of the weights and of the data behind them.
+        prompts: prompt lists that come with it, name -> text file with one prompt a line.
+        call: arguments of the pipeline's call that suit it, such as guidance_scale; `draft sample` starts from them.
+    """
+
+    alias: str
+    summary: str
+    folder: Path
+    license: str
+    prompts: Mapping[str, Path] = field(default_factory=dict)
+    call: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not _KIND.fullmatch(self.alias):
+            raise PluginError(
+                "its alias is not lower-case words joined by hyphens",
+                where=f"pretrained spec {self.alias!r}",
+                next="rename it",
+            )
+
+
+def load_named(path: str, *, where: str) -> Any:
+    """The object that a "module:name" string names.
+
+    Raises:
+        PluginError: if the module does not import or lacks the name.
+    """
+    _check_path(path, where)
+    module_name, _, name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise PluginError(
+            f"cannot import {module_name} ({error})", where=where, next="install what its README asks for"
+        ) from error
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        raise PluginError(
+            f"module {module_name} has no {name!r}", where=where, next="report it to the author"
+        ) from None
+
+
+def _check_config(kind: str, config: type[Config], base: type[Config], where: str) -> None:
+    if not (isinstance(config, type) and issubclass(config, base)):
+        raise PluginError(f"its config is not a subclass of {base.__name__}", where=where)
+    declared = get_args(config.model_fields["kind"].annotation)
+    if declared != (kind,) or config.model_fields["kind"].default != kind:
+        raise PluginError(
+            f"its config {config.__name__} does not declare this kind",
+            where=where,
+            next=f'declare `kind: Literal["{kind}"] = "{kind}"`',
+        )
+
+
+def _check_path(path: str, where: str) -> None:
+    module_name, _, name = path.partition(":")
+    if not (name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
+        raise PluginError(f"{path!r} is not of the form 'module:callable'", where=where)

@@ -1,0 +1,172 @@
+"""Several runs on one page: their scores, their curves over one another, the same images, and how recipes differ."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from draft_core.errors import DraftError
+from draft_core.reporting.curves import LOOKED_AT, Line, Panel, look_line, score, training_line
+from draft_core.reporting.image_grid import strips
+from draft_core.reporting.page import (
+    BUDGET,
+    COLUMNS,
+    ROWS,
+    Row,
+    RunVerdict,
+    drawn,
+    images_of,
+    is_small,
+    render,
+    rows,
+    verdict_of,
+)
+from draft_core.reporting.run_record import RunRecord
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One run of several."""
+
+    name: str
+    record: RunRecord
+    verdict: RunVerdict
+    rows: Mapping[str, Row]
+
+
+def write_comparison(records: Sequence[RunRecord], page: Path) -> Path:
+    """Writes one HTML page about two or more runs that needs nothing beside itself; returns it.
+
+    Raises:
+        DraftError: if a run is named twice.
+    """
+    runs = [
+        Compared(name, record, verdict_of(record), {row.name: row for row in rows(record)})
+        for name, record in zip(_names(records), records, strict=True)
+    ]
+    images, remarks = _images(runs)
+    html = render(
+        "comparison.html.j2",
+        runs=runs,
+        small=all(is_small(run.record) for run in runs),
+        scores=list(dict.fromkeys(name for run in runs for name in run.rows)),
+        training=drawn(_training_panels(runs)),
+        looked=drawn(_look_panels(runs)),
+        images=images,
+        remarks=remarks,
+        differences=[(run.name, _difference(runs[0], run)) for run in runs[1:]],
+    )
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(html, encoding="utf-8")
+    return page
+
+
+def _names(records: Sequence[RunRecord]) -> list[str]:
+    """The folders' names, or their paths where names are the same."""
+    paths = [record.folder.resolve() for record in records]
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise DraftError("the run is named twice", where=str(twice), next="name each once")
+    names = [path.name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+# Curves
+
+
+def _training_panels(runs: Sequence[Compared]) -> list[Panel]:
+    names = dict.fromkeys(name for run in runs for name in run.record.reports[0].scores)
+    return [
+        Panel(
+            f"{name}, training batches",
+            [
+                training_line(run.record.reports, [report.scores[name] for report in run.record.reports], run.name)
+                for run in runs
+                if name in run.record.reports[0].scores
+            ],
+        )
+        for name in names
+    ]
+
+
+def _look_panels(runs: Sequence[Compared]) -> list[Panel]:
+    scores = dict.fromkeys(name for run in runs for name in run.record.before.scores)
+    panels = [Panel(name, _score_lines(runs, name)) for name in scores]
+    for title, values in LOOKED_AT.items():
+        lines = [look_line(run.record.looks, values, run.name) for run in runs if values(run.record.before)]
+        if lines:
+            panels.append(Panel(title, lines))
+    return panels
+
+
+def _score_lines(runs: Sequence[Compared], name: str) -> list[Line]:
+    return [look_line(run.record.looks, score(name), run.name) for run in runs if name in run.record.before.scores]
+
+
+# Images
+
+
+def _images(runs: Sequence[Compared]) -> tuple[list[tuple[str, dict[str, str]]], list[str]]:
+    """For each prompt that all runs drew: heading -> URI of a strip; and what is not the same in all runs."""
+    prompts, seeds, remarks = _in_common(runs)
+    if not prompts or not seeds:
+        return [], remarks
+    first = runs[0].record
+    alike = all(_base(run) == _base(runs[0]) for run in runs)
+    if not alike:
+        remarks.append("Models or settings of the sampler differ, so each run has its own images before.")
+    wanted: dict[Any, Sequence[torch.Tensor]] = {}
+    for run in runs:
+        before = "before" if alike else f"{run.name}, before"
+        for heading, look in (
+            (before, run.record.before),
+            (f"{run.name}, update {run.record.last.update}", run.record.last),
+        ):
+            if heading == "before" and run.record is not first:
+                continue
+            seen = run.record.evaluation(look)
+            for prompt in prompts:
+                drawn_of = images_of(seen, seen.prompts.index(prompt))
+                wanted[prompt, heading] = [drawn_of[seen.seeds.index(seed)] for seed in seeds]
+    encoded = strips(wanted, budget=BUDGET)
+    return [
+        (prompt, {heading: uri for (of, heading), uri in encoded.items() if of == prompt}) for prompt in prompts
+    ], remarks
+
+
+def _base(run: Compared) -> tuple[Any, ...]:
+    facts = run.record.facts
+    return facts.model, facts.dtype, facts.call
+
+
+def _in_common(runs: Sequence[Compared]) -> tuple[list[str], list[int], list[str]]:
+    """Prompts and seeds of all runs, as many as are shown, and what some of them lack."""
+    facts, remarks = [run.record.facts for run in runs], []
+    prompts = [prompt for prompt in facts[0].prompts if all(prompt in other.prompts for other in facts)]
+    seeds = [seed for seed in facts[0].seeds if all(seed in other.seeds for other in facts)]
+    for what, shared, each in (
+        ("prompts", len(prompts), [len(one.prompts) for one in facts]),
+        ("seeds", len(seeds), [len(one.seeds) for one in facts]),
+    ):
+        if not shared:
+            remarks.append(f"No {what} are the same in all runs, so there are no images to compare.")
+        elif any(count != shared for count in each):
+            counts = ", ".join(f"{count} in {run.name}" for count, run in zip(each, runs, strict=True))
+            remarks.append(f"All runs share {shared} of their {what} ({counts}); scores are over all of each run's.")
+    return prompts[:ROWS], seeds[:COLUMNS], remarks
+
+
+# Recipes
+
+
+def _difference(first: Compared, other: Compared) -> list[str]:
+    """Lines of a unified diff from one recipe to another, without its header."""
+    lines = difflib.unified_diff(
+        first.record.recipe_yaml.splitlines(), other.record.recipe_yaml.splitlines(), lineterm="", n=2
+    )
+    return list(lines)[2:]

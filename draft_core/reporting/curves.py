@@ -1,0 +1,194 @@
+"""Curves of a run, or of several over one another: drawn once, kept as one PNG file or as one SVG a panel."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from draft_core.evaluation.collapse import Look, over_prompts
+from draft_core.reporting.run_record import RunRecord
+from draft_core.training.step_report import StepReport
+
+WIDTH, HEIGHT = 4.4, 2.9  # of a panel, inches
+POINTS = 500  # of a training curve: more would not be seen, and make the page large
+COLOURS = ("#14507d", "#b3460b", "#2e6b2f", "#7a3b8f", "#8a6d00", "#a3224a")  # on white all above 4.5 : 1
+BEST, COLLAPSE = "#2e6b2f", "#b00020"
+
+
+@dataclass(frozen=True)
+class Line:
+    """Values against updates.
+
+    Arguments:
+        errors: half the height of a band around the values; empty for none.
+        label: in the legend; empty for none.
+        every: the values before a running mean, drawn faintly; empty for none.
+    """
+
+    updates: Sequence[int]
+    values: Sequence[float]
+    errors: Sequence[float] = ()
+    label: str = ""
+    every: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A vertical line at an update."""
+
+    update: int
+    label: str
+    colour: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One diagram.
+
+    Arguments:
+        note: what the band is.
+    """
+
+    title: str
+    lines: Sequence[Line]
+    marks: Sequence[Mark] = ()
+    note: str = ""
+
+    @property
+    def text(self) -> str:
+        """What it shows in words, for who does not see it."""
+        ends = [
+            f"{line.label + ': ' if line.label else ''}from {finite[0]:.4g} to {finite[-1]:.4g}"
+            for line in self.lines
+            if (finite := [value for value in line.values if math.isfinite(value)])
+        ]
+        marks = [f"{mark.label} at update {mark.update}" for mark in self.marks]
+        return f"Curve of {self.title} against updates, {'; '.join([*ends, *marks])}"
+
+
+# What is drawn
+
+
+def training_panels(record: RunRecord, marks: Sequence[Mark] = ()) -> list[Panel]:
+    """Each trained reward on the training batches, and the gradient norm."""
+    reports = record.reports
+    named = {f"{name}, training batches": [report.scores[name] for report in reports] for name in reports[0].scores}
+    named["gradient norm"] = [report.grad_norm for report in reports]
+    return [Panel(title, [training_line(reports, values)], marks) for title, values in named.items()]
+
+
+def training_line(reports: Sequence[StepReport], values: Sequence[float], label: str = "") -> Line:
+    """A running mean with the standard deviation in its window, and what it runs over."""
+    means, spreads = _running(values)
+    shown = range(0, len(values), 1 + len(values) // POINTS)
+    updates = [reports[place].update for place in shown]
+    kept = [[series[place] for place in shown] for series in (means, spreads, values)]
+    return Line(updates, kept[0], kept[1], label, kept[2])
+
+
+LOOKED_AT: dict[str, Callable[[Look], Sequence[float]]] = {
+    "diversity": lambda look: look.diversity,
+    "drift": lambda look: look.drift,
+    "colour": lambda look: look.colour,
+    "detail": lambda look: look.detail,
+}
+
+
+def look_panels(record: RunRecord, marks: Sequence[Mark] = ()) -> list[Panel]:
+    """Each score and each measure of the looks' images, with the standard error over prompts."""
+    panels = []
+    for name in record.before.scores:
+        role = "trained" if name in record.facts.rewards else "held out"
+        panels.append(Panel(f"{name} ({role})", [look_line(record.looks, score(name))], marks))
+    for title, values in LOOKED_AT.items():
+        if values(record.before):
+            panels.append(Panel(title, [look_line(record.looks, values)], marks))
+    return panels
+
+
+def score(name: str) -> Callable[[Look], Sequence[float]]:
+    """What takes the scores of one reward from a look."""
+    return lambda look: look.scores[name]
+
+
+def look_line(looks: Sequence[Look], values: Callable[[Look], Sequence[float]], label: str = "") -> Line:
+    """Means over the images of each look, and their standard errors over prompts."""
+    means = [over_prompts(values(look), look.prompts) for look in looks]
+    return Line([look.update for look in looks], [m.mean for m in means], [m.error for m in means], label)
+
+
+def gradient_panels(record: RunRecord, marks: Sequence[Mark] = ()) -> list[Panel]:
+    """The gradient norm of each reward by itself and the cosines between them; nothing for a single reward."""
+    looks = [look for look in record.looks if look.gradients]
+    if not looks:
+        return []
+    updates = [look.update for look in looks]
+    norms = [Line(updates, [look.gradients[name] for look in looks], label=name) for name in looks[0].gradients]
+    cosines = [Line(updates, [look.cosines[pair] for look in looks], label=pair) for pair in looks[0].cosines]
+    return [Panel("gradient norm of each reward", norms, marks), Panel("cosine between gradients", cosines, marks)]
+
+
+def _running(values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Means and standard deviations over a tenth of the run, centred and cut off at the ends, without NaN."""
+    half = max(1, len(values) // 20)
+    windows = [values[max(0, place - half) : place + half + 1] for place in range(len(values))]
+    finite = [[value for value in window if math.isfinite(value)] for window in windows]
+    return [fmean(w) if w else math.nan for w in finite], [pstdev(w) if w else math.nan for w in finite]
+
+
+# How it is drawn
+
+
+def svg(panel: Panel) -> bytes:
+    """The panel as SVG; the same panel gives the same bytes."""
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "draft"}):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        _draw(figure.subplots(), panel)
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+def save_png(panels: Sequence[Panel], path: Path) -> None:
+    """All panels in one file, three in a row."""
+    columns = min(3, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(WIDTH * columns, HEIGHT * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    places = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes, panel in zip(places, panels, strict=False):
+        _draw(axes, panel)
+    for axes in places[len(panels) :]:
+        axes.set_axis_off()
+    figure.savefig(path, dpi=110)
+
+
+def _draw(axes: Any, panel: Panel) -> None:
+    for place, line in enumerate(panel.lines):
+        colour = COLOURS[place % len(COLOURS)]
+        if line.every:
+            axes.plot(line.updates, line.every, color=colour, linewidth=0.8, alpha=0.35)
+        if line.errors:
+            low = [value - error for value, error in zip(line.values, line.errors, strict=True)]
+            high = [value + error for value, error in zip(line.values, line.errors, strict=True)]
+            axes.fill_between(line.updates, low, high, color=colour, alpha=0.18, linewidth=0)
+        marker = "" if line.every else "o"
+        axes.plot(line.updates, line.values, color=colour, linewidth=2, marker=marker, markersize=4, label=line.label)
+    for mark in panel.marks:
+        axes.axvline(mark.update, color=mark.colour, linewidth=1.2, linestyle="--", label=mark.label)
+    if panel.marks or any(line.label for line in panel.lines):
+        axes.legend(fontsize=8, framealpha=0.8)
+    axes.set_title(panel.title, fontsize=11)
+    axes.set_xlabel("update", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)

@@ -1,0 +1,258 @@
+"""What a run leaves in its folder, and how it is read again: updates, looks, images and facts, all plain data."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from draft_core.errors import CheckpointError, one_line
+from draft_core.evaluation.collapse import Look, best_look
+from draft_core.evaluation.evaluate import Evaluation
+from draft_core.rewards.images import read_image, to_pil
+from draft_core.training.step_report import StepReport
+
+Row = TypeVar("Row", StepReport, Look)
+
+METRICS = "metrics.jsonl"  # one StepReport a line
+LOOKS = "looks.jsonl"  # one Look a line
+FACTS = "run.json"  # written when the run is over
+RECIPE = "recipe.yaml"
+IMAGES = "images"  # a folder for each look, UPDATE/IMAGE.png, and for each scale, scale-SCALE/IMAGE.png
+
+
+@dataclass(frozen=True)
+class Licence:
+    """The licences of one thing a run used; `weights` is None where it has none."""
+
+    thing: str
+    code: str
+    weights: str | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a finished run says of itself.
+
+    Arguments:
+        model: as in the recipe.
+        location: what `DiffusionPipeline.from_pretrained` takes for the model.
+        method: its kind.
+        rewards: name -> weight of what was trained on; every other score is held out.
+        prompts: of the looks, P.
+        seeds: of the looks, S for each prompt.
+        prompts_are_unseen: whether these prompts were kept out of training.
+        tolerance: of `monitor.judge`.
+        call: the pipeline's arguments that the images were made with.
+        images_per_update: samples in one update.
+        versions: distribution -> version.
+        licences: of everything used.
+        device: where it ran.
+        peak_memory_bytes: of the GPU where there was one, of the process otherwise.
+        seconds: wall time of updates and looks, over all resumptions.
+        collapse: why the run counted as collapsing at its last look; empty if it did not.
+        scales: of the LoRA, beside 0 and 1, at which some of the images were drawn in the end.
+        dtype: of the frozen weights, by torch's name.
+        output: what the pipeline's call returns: "images" or "frames".
+    """
+
+    model: str
+    location: str
+    method: str
+    rewards: Mapping[str, float]
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    prompts_are_unseen: bool
+    tolerance: float
+    call: Mapping[str, Any]
+    images_per_update: int
+    versions: Mapping[str, str]
+    licences: Sequence[Licence]
+    device: str
+    peak_memory_bytes: int
+    seconds: float
+    collapse: Sequence[str] = field(default_factory=tuple)
+    scales: Sequence[float] = field(default_factory=tuple)
+    dtype: str = "float32"
+    output: str = "images"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """All that is known of one run, as its folder tells it."""
+
+    folder: Path
+    facts: Facts
+    recipe_yaml: str
+    reports: Sequence[StepReport]
+    looks: Sequence[Look]
+
+    @property
+    def before(self) -> Look:
+        """The base model's look."""
+        return self.looks[0]
+
+    @property
+    def last(self) -> Look:
+        """The look after the last update."""
+        return self.looks[-1]
+
+    @property
+    def best(self) -> Look:
+        """The highest trained reward without a loss elsewhere; the base model's look where there is none such."""
+        return best_look(self.looks, self.facts.rewards, tolerance=self.facts.tolerance)
+
+    def at_scales(self) -> dict[float, torch.Tensor]:
+        """Scale of the LoRA -> images (N, 3, H, W) of the first N prompts from the first seed; empty if none were."""
+        between = {scale: load_images(self.folder, scale_name(scale)) for scale in self.facts.scales}
+        if not between:
+            return {}
+        count = len(next(iter(between.values())))
+        first = slice(0, count * len(self.facts.seeds), len(self.facts.seeds))
+        ends = {0.0: self.before, 1.0: self.last}
+        whole = {scale: load_images(self.folder, look.update)[first] for scale, look in ends.items()}
+        return dict(sorted({**between, **whole}.items()))
+
+    def evaluation(self, look: Look) -> Evaluation:
+        """The images and scores of a look."""
+        scores = {name: torch.tensor(values) for name, values in look.scores.items()}
+        return Evaluation(
+            tuple(self.facts.prompts), tuple(self.facts.seeds), load_images(self.folder, look.update), scores
+        )
+
+
+def read_run(folder: Path) -> RunRecord:
+    """The record of a finished run.
+
+    Raises:
+        CheckpointError: if the folder holds no finished run, or what it holds cannot be read.
+    """
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts["licences"] = [Licence(**licence) for licence in facts["licences"]]
+        record = RunRecord(
+            folder=folder,
+            facts=Facts(**facts),
+            recipe_yaml=(folder / RECIPE).read_text(encoding="utf-8"),
+            reports=read_rows(folder / METRICS, StepReport),
+            looks=read_rows(folder / LOOKS, Look),
+        )
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"it holds no finished run, {Path(error.filename).name} is missing",
+            where=str(folder),
+            next="name the output folder of a run, or finish it with --resume",
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"its record cannot be read ({one_line(error)})", where=str(folder), next="train it again"
+        ) from error
+    if not record.reports or len(record.looks) < 2:
+        raise CheckpointError(f"{METRICS} or {LOOKS} is empty", where=str(folder), next="train it again")
+    return record
+
+
+def write_facts(folder: Path, facts: Facts) -> None:
+    """Marks the run in `folder` as finished."""
+    write_whole(folder / FACTS, json.dumps(asdict(facts), indent=1))
+
+
+# Lines
+
+
+def append_row(path: Path, row: StepReport | Look) -> None:
+    """Adds one line to a file, and has it written before it returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(_line(row))
+
+
+def read_rows(path: Path, kind: type[Row]) -> list[Row]:
+    """The rows in a file, up to a torn line; none if there is no such file."""
+    rows = []
+    # a torn line may end in the midst of a letter
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            rows.append(kind(**_with_nan(json.loads(line))))
+        except (ValueError, TypeError):
+            break
+    return rows
+
+
+def rewrite_rows(path: Path, rows: Iterable[StepReport | Look]) -> None:
+    """Puts these rows in the place of what a file held."""
+    write_whole(path, "".join(_line(row) for row in rows))
+
+
+def _line(row: StepReport | Look) -> str:
+    return json.dumps(_without_nan(asdict(row)), allow_nan=False) + "\n"
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no word for numbers that are not finite: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return [_without_nan(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _with_nan(value: Any) -> Any:
+    if value is None:
+        return math.nan
+    if isinstance(value, dict):
+        return {key: _with_nan(item) for key, item in value.items()}
+    return [_with_nan(item) for item in value] if isinstance(value, list) else value
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A file that is never seen half written."""
+    aside = path.with_name(path.name + ".partial")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # else a power failure could leave the new name with nothing in it
+    aside.replace(path)
+
+
+# Images
+
+
+def save_images(folder: Path, of: int | str, images: torch.Tensor) -> None:
+    """Images (N, 3, H, W) in [0, 1] as 8-bit PNG.
+
+    Arguments:
+        of: the update they were looked at after, or `scale_name`.
+    """
+    place = _place(folder, of)
+    for made in (place.parent, place):  # but not the folder of the run, if that is gone
+        made.mkdir(exist_ok=True)
+    for number, image in enumerate(images):
+        to_pil(image).save(place / f"{number:03d}.png")
+
+
+def load_images(folder: Path, of: int | str) -> torch.Tensor:
+    """What `save_images` saved, in 8-bit levels.
+
+    Raises:
+        DraftError: if a image is missing or no image.
+    """
+    place = _place(folder, of)
+    files = sorted(place.glob("*.png"))
+    if not files:
+        raise CheckpointError("there are no images in it", where=str(place), next="train the run again")
+    return torch.cat([read_image(file) for file in files])
+
+
+def scale_name(scale: float) -> str:
+    """Under which name the images at a scale of the LoRA are kept."""
+    return f"scale-{scale:g}"
+
+
+def _place(folder: Path, of: int | str) -> Path:
+    return folder / IMAGES / (of if isinstance(of, str) else f"{of:06d}")

@@ -1,0 +1,1 @@
+"""What a reward file builds on."""

@@ -1,0 +1,151 @@
+"""Differentiable image operations, written once for every reward, and the way between files and tensors.
+
+Images are float (N, 3, H, W) in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from draft_core.errors import DraftError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Radford et al. 2021, as published with the weights
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_FINE = 1 << 22  # steps per unit of the weights in Pillow's Resample.c, for 8-bit images
+_COARSE = 1 << 11
+
+
+def round_straight_through(values: torch.Tensor) -> torch.Tensor:
+    """`values` rounded, halves up; the gradient passes as if they were not (Bengio et al. 2013, arXiv 1308.3432)."""
+    return values + ((values + 0.5).floor() - values).detach()
+
+
+def resize_like_pil(images: torch.Tensor, height: int, width: int, *, filter: str = "bicubic") -> torch.Tensor:
+    """Pillow's 8-bit resize, with a gradient: (N, 3, height, width) in [0, 1].
+
+    Pillow resizes the rows, rounds and clamps to 8 bits, then the columns likewise. (Pillow 13 takes the columns
+    first where height loses more than twice what width loses. The order stays here what it was when the
+    published scorers were made.) The rounding is straight-through; clamped pixels get no gradient, like in
+    `torch.clamp`.
+
+    Arguments:
+        filter: name of one of `FILTERS`.
+    """
+    levels = round_straight_through(images * 255).clamp(0, 255)
+    if width != levels.shape[-1]:
+        levels = _resample_columns(levels, resampling_weights(levels.shape[-1], width, filter))
+    if height != levels.shape[-2]:
+        levels = _resample_columns(levels.mT, resampling_weights(levels.shape[-2], height, filter)).mT
+    return levels / 255
+
+
+def _resample_columns(levels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Whole levels (..., source) to whole levels (..., target), rounded just as Pillow's integers are.
+
+    Sums that fall halfway between two levels are common where source and target have common factors. Both
+    halves of a weight are short enough for float32 to add their products without error.
+    """
+    coarse = (weights * _COARSE).round() / _COARSE
+    high, low = levels @ coarse.to(levels).T, levels @ (weights - coarse).to(levels).T
+    smooth = high + low
+    with torch.no_grad():
+        whole = (high + 0.5).floor()
+        rounded = whole + (high + 0.5 - whole + low).floor()
+    return (smooth + (rounded - smooth).detach()).clamp(0, 255)
+
+
+def resize_shortest_like_pil(images: torch.Tensor, size: int, *, filter: str = "bicubic") -> torch.Tensor:
+    """The images with their shortest side `size`, the longer one truncated to whole pixels as torchvision does."""
+    height, width = images.shape[-2:]
+    if height <= width:
+        return resize_like_pil(images, size, int(size * width / height), filter=filter)
+    return resize_like_pil(images, int(size * height / width), size, filter=filter)
+
+
+def resampling_weights(source: int, target: int, filter: str = "bicubic") -> torch.Tensor:
+    """The matrix (target, source), float64, of one of Pillow's antialiased filters, in Pillow's steps of 2^-22."""
+    support, kernel = FILTERS[filter]
+    scale = source / target
+    stretch = max(scale, 1.0)  # the kernel widens when the image shrinks: that is the antialiasing
+    centres = (torch.arange(target, dtype=torch.float64)[:, None] + 0.5) * scale
+    places = (torch.arange(source, dtype=torch.float64) + 0.5 - centres) / stretch
+    weights = torch.where(places.abs() < support, kernel(places), 0.0)
+    return (weights / weights.sum(1, keepdim=True) * _FINE).round() / _FINE
+
+
+def _triangle(x: torch.Tensor) -> torch.Tensor:
+    return 1 - x.abs()
+
+
+def _keys(x: torch.Tensor, a: float = -0.5) -> torch.Tensor:
+    x = x.abs()
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return torch.where(x < 1, near, far)
+
+
+def _windowed_sinc(x: torch.Tensor) -> torch.Tensor:
+    return torch.sinc(x) * torch.sinc(x / 3)
+
+
+# Name -> half its width in pixels, and the kernel inside it: linear, Keys 1981 with a = -0.5, Lanczos with three lobes.
+FILTERS: dict[str, tuple[float, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "bilinear": (1.0, _triangle),
+    "bicubic": (2.0, _keys),
+    "lanczos": (3.0, _windowed_sinc),
+}
+
+
+def center_crop(images: torch.Tensor, size: int, *, rounding: str) -> torch.Tensor:
+    """The central square (N, 3, size, size).
+
+    Arguments:
+        rounding: where the crop starts when the margin d is odd: "half-even" at round(d / 2), as OpenAI's and
+            torchvision's crops do, "floor" at d // 2, as transformers' does.
+
+    Raises:
+        ValueError: if the images are smaller than `size`, or `rounding` is neither.
+    """
+    starts = []
+    for side in images.shape[-2:]:
+        if side < size:
+            raise ValueError(f"images of {tuple(images.shape[-2:])} are smaller than the crop, {size}")
+        margin = side - size
+        starts.append({"half-even": round(margin / 2), "floor": margin // 2}[rounding])
+    top, left = starts
+    return images[..., top : top + size, left : left + size]
+
+
+def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """(images - mean) / std per channel."""
+    shape = (-1, 1, 1)
+    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
+
+
+def to_pil(image: torch.Tensor) -> Image.Image:
+    """One image (3, H, W) in [0, 1] as 8-bit RGB, clamped and rounded like diffusers' own conversion."""
+    levels = (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).numpy())
+
+
+def read_image(path: Path) -> torch.Tensor:
+    """The image in a file as (1, 3, H, W) in [0, 1]; transparency is laid on white.
+
+    Raises:
+        DraftError: if the file is missing or no image.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGBA")
+    except FileNotFoundError:
+        raise DraftError("no such file", where=str(path), next="check the path") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise DraftError(f"cannot be read as a image ({error})", where=str(path)) from error
+    flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return torch.from_numpy(np.asarray(flat).copy()).permute(2, 0, 1)[None] / 255

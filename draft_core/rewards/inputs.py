@@ -1,0 +1,63 @@
+"""What rewards with a network share: their input checked, and each prompt read only once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import torch
+
+from draft_core.errors import RewardError
+
+
+def checked_images(images: torch.Tensor, prompts: Sequence[str], *, where: str) -> torch.Tensor:
+    """The images in float32, with their gradient.
+
+    Raises:
+        RewardError: unless they are a floating-point batch (B, 3, H, W) with B prompts.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise RewardError(
+            f"images are {images.dtype} of shape {tuple(images.shape)}",
+            where=where,
+            next="pass RGB images (B, 3, H, W) as floats in [0, 1]",
+        )
+    if len(prompts) != len(images):
+        raise RewardError(
+            f"there are {len(prompts)} prompts for {len(images)} images", where=where, next="pass one for each image"
+        )
+    return images.float()
+
+
+class PromptMemory:
+    """The text features of the prompts seen last, so that a text encoder runs once for each.
+
+    A prompt is always encoded alone: its features are then the same in every bit, whatever stood beside it
+    and however often it was forgotten, and a resumed run scores like an uninterrupted one.
+
+    Arguments:
+        limit: how many prompts are remembered.
+    """
+
+    def __init__(self, limit: int = 4096) -> None:
+        self.limit = limit
+        self._features: OrderedDict[tuple[str, torch.device], torch.Tensor] = OrderedDict()
+
+    def __call__(
+        self, prompts: Sequence[str], encode: Callable[[str], torch.Tensor], device: torch.device
+    ) -> torch.Tensor:
+        """Features (B, D) of B prompts, without gradient; `encode` gives those (D,) of one it does not remember."""
+        batch = {prompt: self._one(prompt, encode, device) for prompt in dict.fromkeys(prompts)}
+        while len(self._features) > self.limit:
+            self._features.popitem(last=False)
+        return torch.stack([batch[prompt] for prompt in prompts])
+
+    def _one(self, prompt: str, encode: Callable[[str], torch.Tensor], device: torch.device) -> torch.Tensor:
+        key = (prompt, device)
+        if key in self._features:
+            self._features.move_to_end(key)
+        else:
+            # A tensor born in inference mode could never meet autograd again, and these outlive the call.
+            with torch.inference_mode(False), torch.no_grad():
+                self._features[key] = encode(prompt)
+        return self._features[key]

@@ -1,0 +1,100 @@
+"""The objective: weighted rewards as one module, from images to a score for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from draft_core.errors import DraftError, RewardError, one_line
+from draft_core.rewards.protocol import FrozenModule
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a batch of images.
+
+    Arguments:
+        total: weighted sum over the rewards, each cut at its cap, float32 (N,); higher is better.
+        per_reward: name -> that reward's own score before its weight, float32 (N,).
+    """
+
+    total: torch.Tensor
+    per_reward: dict[str, torch.Tensor]
+
+
+class Objective(FrozenModule):
+    """A weighted sum of rewards.
+
+    Arguments:
+        rewards: name -> reward; each is frozen and put into eval mode, and stays there.
+        weights: name -> factor in the sum; 1 where a name is missing.
+        caps: name -> score above which the reward adds no more, and gives no gradient; none where a name is missing.
+    """
+
+    def __init__(
+        self,
+        rewards: Mapping[str, torch.nn.Module],
+        weights: Mapping[str, float] | None = None,
+        caps: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.rewards = torch.nn.ModuleDict({name: reward.requires_grad_(False) for name, reward in rewards.items()})
+        self.weights = {name: (weights or {}).get(name, 1.0) for name in rewards}
+        self.caps = dict(caps or {})
+        self.eval()  # the rewards too, which need not be frozen modules themselves
+
+    def forward(self, images: torch.Tensor, prompts: Sequence[str]) -> Scores:
+        """The scores of `images`, (N, 3, H, W) in [0, 1], for their N prompts.
+
+        Of a video, (N, F, 3, H, W), every frame is scored by itself with its prompt, and the score is the mean.
+
+        Raises:
+            RewardError: if a reward raises, or returns anything but one float32 score for each image.
+        """
+        score = _scores if images.ndim == 4 else _mean_over_frames
+        each = {name: score(name, reward, images, prompts) for name, reward in self.rewards.items()}
+        if not each:
+            return Scores(torch.zeros(len(images), device=images.device), each)
+        return Scores(self.total(each, {}), each)
+
+    def total(self, each: Mapping[str, torch.Tensor], divisors: Mapping[str, float]) -> torch.Tensor:
+        """The weighted sum of some rewards' scores, capped, and divided by `divisors` where a name has one, (N,)."""
+        parts = []
+        for name, scores in each.items():
+            capped = scores.clamp(max=self.caps[name]) if name in self.caps else scores
+            parts.append(self.weights[name] / divisors.get(name, 1.0) * capped)
+        return torch.stack(parts).sum(0)
+
+
+def _mean_over_frames(name: str, reward: torch.nn.Module, videos: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    frames = videos.shape[1]
+    texts = [prompt for prompt in prompts for _ in range(frames)]
+    return _scores(name, reward, videos.flatten(0, 1), texts).view(-1, frames).mean(1)
+
+
+def _scores(name: str, reward: torch.nn.Module, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    count = len(images)
+    try:
+        scores: Any = reward(images, prompts)
+    except (DraftError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a plugin's bug: name the plugin's reward, and keep the traceback as the cause
+        raise RewardError(
+            f"it raised {type(error).__name__}: {one_line(error)}",
+            where=f"reward {name!r}",
+            next=f"run `draft rewards check {name.split('#')[0]}` and tell its author",
+        ) from error
+    if not isinstance(scores, torch.Tensor):
+        problem = f"it returned {type(scores).__name__}"
+    elif scores.shape != (count,) or scores.dtype != torch.float32:
+        problem = f"it returned {scores.dtype} of shape {tuple(scores.shape)}"
+    else:
+        return scores
+    raise RewardError(
+        f"{problem} for {count} images",
+        where=f"reward {name!r}",
+        next=f"its plugin must return float32 scores of shape ({count},)",
+    )

@@ -1,0 +1,49 @@
+"""The contracts between sampler, rewards and trainer, and the dictionary of shapes they speak in.
+
+B  prompts in a batch          T  sampler steps              n  re-noisings per sample (DRaFT-LV)
+N  images in a rollout, B (1 + n) times the images per prompt
+H, W  image size in pixels     C, h, w  latent channels and size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Reward(Protocol):
+    """A scorer: images and their prompts in, one score for each image out. Higher is better.
+
+    Frozen, in eval mode, deterministic; no score depends on the other images of the batch, and the
+    inputs are left unchanged. A differentiable reward gives every image a gradient.
+    """
+
+    def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Scores, float32 (N,).
+
+        Arguments:
+            images: float (N, 3, H, W) in [0, 1]; values slightly outside must score finite.
+            prompts: N strings.
+        """
+        ...
+
+
+class FrozenModule(torch.nn.Module):
+    """A module that is in eval mode and stays there, whatever its parent does: the base for rewards.
+
+    Dropout or batch statistics that come alive under a parent's `train()` turn scores into noise. Weights
+    that a subclass loads it freezes itself, with `requires_grad_(False)`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Eval mode, whatever `mode` says."""
+        return super().train(False)

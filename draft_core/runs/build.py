@@ -1,0 +1,164 @@
+"""From what was said to what happens: a recipe becomes a trainer, a kind a reward, a name a pipeline."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from draft_core.adapters.lora import adapters_off, add_lora
+from draft_core.errors import DraftError, PluginError, RecipeError
+from draft_core.recipe.messages import validate
+from draft_core.recipe.resolve import resolve_prompts
+from draft_core.recipe.schema import ModelConfig, RecipeBase, reward_type
+from draft_core.registry.catalog import Catalog, load_catalog
+from draft_core.registry.config import RewardConfig
+from draft_core.rewards.objective import Objective
+from draft_core.rewards.placement import OnDevice
+from draft_core.runs.pipeline_loading import guided, load_pipeline, tile_decode
+from draft_core.sampling.prompt_cache import remember_prompts
+from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.training.trainer import Trainer
+
+
+def build(recipe: RecipeBase, *, catalog: Catalog | None = None) -> Trainer:
+    """The trainer of a recipe: pipeline loaded, LoRA added, rewards built, everything on its device.
+
+    Raises:
+        DraftError: if the device, a package or a weight is missing; what costs nothing is checked first.
+    """
+    catalog = catalog if catalog is not None else load_catalog()
+    _check_machine(recipe)
+    prompts = resolve_prompts(recipe.prompts, catalog)
+    objective = build_objective(recipe.rewards, catalog)
+    sampler = build_sampler(recipe.model, seed=recipe.train.seed, catalog=catalog)
+    if recipe.regularizers.kl:
+        sampler.base_model = partial(adapters_off, sampler.pipe)
+    return Trainer(
+        sampler,
+        objective,
+        recipe.method,
+        prompts,
+        device=recipe.device,
+        **recipe.train.model_dump(),
+        **recipe.regularizers.model_dump(),
+    )
+
+
+def build_sampler(model: ModelConfig, *, seed: int, catalog: Catalog) -> DifferentiableSampler:
+    """The sampler of a recipe's model, whose denoiser carries a fresh LoRA drawn from `seed`."""
+    pipe = load_pipeline(model.pretrained, dtype=model.dtype, catalog=catalog)
+    if model.tiled_decode:
+        tile_decode(pipe)
+    if model.remember_prompts:
+        remember_prompts(pipe)
+    targets = {} if model.lora.targets is None else {"targets": model.lora.targets}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        add_lora(pipe, rank=model.lora.rank, alpha=model.lora.alpha, **targets)
+    guidance = guided(pipe, model.guidance_scale)
+    return DifferentiableSampler(
+        pipe,
+        num_inference_steps=model.num_inference_steps,
+        gradient_checkpointing=model.gradient_checkpointing,
+        decode=model.decode,
+        **guidance,
+        **model.call,
+    )
+
+
+def build_objective(configs: Sequence[RewardConfig], catalog: Catalog, *, beside: Objective | None = None) -> Objective:
+    """The weighted sum of these rewards; a kind that stands there twice gets a number behind its name.
+
+    Arguments:
+        beside: rewards that are built already, and come first: none is loaded twice.
+    """
+    rewards: dict[str, torch.nn.Module] = dict(beside.rewards.items()) if beside else {}
+    weights: dict[str, float] = dict(beside.weights) if beside else {}
+    caps: dict[str, float] = dict(beside.caps) if beside else {}
+    for config in configs:
+        count = sum(name.split("#")[0] == config.kind for name in rewards)
+        name = f"{config.kind}#{count + 1}" if count else config.kind
+        rewards[name] = build_reward(config, catalog)
+        weights[name] = config.weight
+        if config.cap is not None:
+            caps[name] = config.cap
+    return Objective(rewards, weights, caps)
+
+
+def load_reward(kind: str, *, catalog: Catalog | None = None, **fields: Any) -> torch.nn.Module:
+    """The reward of an installed kind: `load_reward("jpeg", quality=50)`.
+
+    Arguments:
+        kind: as `draft rewards` lists it.
+        fields: of its config, as `draft rewards show KIND` lists them.
+
+    Raises:
+        PluginError: if no usable plugin offers it.
+        RecipeError: if a field is unknown or has a wrong value.
+    """
+    catalog = catalog if catalog is not None else load_catalog()
+    config = reward_config(kind, fields, catalog)
+    return build_reward(config, catalog).requires_grad_(False).eval()
+
+
+def build_reward(config: RewardConfig, catalog: Catalog) -> torch.nn.Module:
+    """What the plugin's factory makes of its config.
+
+    Raises:
+        PluginError: if the factory raises anything but a `DraftError`, or makes no module.
+    """
+    entry = catalog.reward(config.kind)
+    where = f"reward {config.kind!r} of {entry.distribution}"
+    factory = entry.spec.load()
+    try:
+        reward = factory(config)
+    except DraftError:
+        raise
+    except Exception as error:  # a plugin's bug: name the plugin, and keep the traceback as the cause
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PluginError(f"it cannot be built ({reason})", where=where, next="tell its author") from error
+    if not isinstance(reward, torch.nn.Module):
+        raise PluginError(f"its factory made {type(reward).__name__}, not a torch.nn.Module", where=where)
+    if config.device is None:
+        return reward
+    _check_device(config.device, where=f"reward {config.kind!r}: device")
+    return OnDevice(reward, config.device)
+
+
+def reward_config(kind: str, fields: Mapping[str, Any], catalog: Catalog) -> RewardConfig:
+    """The validated config of an installed kind.
+
+    Raises:
+        DraftError: like `load_reward`.
+    """
+    catalog.reward(kind)
+    config: RewardConfig = validate(reward_type(catalog), {"kind": kind, **fields}, catalog, where=f"reward {kind!r}")
+    return config
+
+
+def _check_device(device: str, *, where: str) -> None:
+    """That a device is here; a number behind cuda counts from 0."""
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    available = ["cpu", *(["cuda", *(f"cuda:{card}" for card in range(cards))] if cards else [])]
+    available += ["mps"] if torch.backends.mps.is_available() else []
+    if device not in available:
+        raise RecipeError(
+            f"{device!r} is not available here", where=where, next=f"use {', '.join(available)}, or leave the field out"
+        )
+
+
+def _check_machine(recipe: RecipeBase) -> None:
+    if recipe.device:
+        _check_device(recipe.device, where="device")
+    for place, reward in enumerate([*recipe.rewards, *recipe.metrics]):
+        if reward.device:
+            name = f"rewards.{place}" if place < len(recipe.rewards) else f"metrics.{place - len(recipe.rewards)}"
+            _check_device(reward.device, where=f"{name}.device")
+    if recipe.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise RecipeError(
+            "TensorBoard is not installed", where="tensorboard", next="pip install 'draft-core[tensorboard]'"
+        )

@@ -1,0 +1,1 @@
+"""A plan becomes images, through a diffusers pipeline's own call."""

@@ -1,0 +1,145 @@
+"""What a diffusers pipeline is made of: its denoisers, its guiders, the keywords of its call, and the call itself."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from draft_core.errors import SamplerError
+
+# Attribute names under which diffusers pipelines keep the model that predicts noise or velocity; pipelines that
+# change models on the way have a second one, such as transformer_2.
+DENOISERS = ("unet", "transformer")
+
+
+def find_denoiser(pipe: Any) -> tuple[str, Any]:
+    """The pipeline's denoiser and the attribute it sits under; of several, the first.
+
+    Raises:
+        SamplerError: if the pipeline has none under a name we know.
+    """
+    for name in DENOISERS:
+        if isinstance(module := getattr(pipe, name, None), torch.nn.Module):
+            return name, module
+    raise SamplerError(
+        f"{type(pipe).__name__} has no denoiser under {' or '.join(DENOISERS)}",
+        where="pipeline",
+        next="use a text-to-image or text-to-video diffusers pipeline",
+    )
+
+
+def find_denoisers(pipe: Any) -> dict[str, Any]:
+    """All denoisers of the pipeline under their component names, the first first.
+
+    Raises:
+        SamplerError: if the pipeline has none.
+    """
+    first, denoiser = find_denoiser(pipe)
+    return {first: denoiser, **modules_named(pipe, *DENOISERS)}
+
+
+def modules_named(pipe: Any, *parts: str) -> dict[str, torch.nn.Module]:
+    """The pipeline's networks whose component name contains one of `parts`: "unet", "encoder", ..."""
+    return {
+        name: component
+        for name, component in pipe.components.items()
+        if isinstance(component, torch.nn.Module) and any(part in name for part in parts)
+    }
+
+
+# The call itself. Classic pipelines have one `__call__` under `torch.no_grad`. Modular ones are trees of blocks, each
+# with a `__call__` under a `no_grad` of its own, and one more inside the pipeline's.
+
+
+def is_modular(pipe: Any) -> bool:
+    """Whether the pipeline is a tree of blocks (`diffusers.ModularPipeline`)."""
+    return hasattr(pipe, "blocks") and hasattr(pipe, "_blocks")
+
+
+def guiders(pipe: Any) -> dict[str, Any]:
+    """The components that guide a modular pipeline, under their names; a classic one has none."""
+    return {name: part for name, part in pipe.components.items() if name.split("_")[0] == "guider" and part is not None}
+
+
+def call_inputs(pipe: Any) -> list[str]:
+    """The keywords that the pipeline's call takes.
+
+    A `**kwargs` in a signature counts for nothing: pipelines keep it for deprecated names and ignore the rest.
+    """
+    if is_modular(pipe):
+        return [parameter.name for parameter in pipe.blocks.inputs if parameter.name]
+    return [
+        name
+        for name, parameter in inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD and name != "self"
+    ]
+
+
+@contextmanager
+def differentiable(pipe: Any) -> Iterator[Callable[..., torch.Tensor]]:
+    """A function that is the pipeline's own call with `torch.no_grad` taken off, and gives the images alone."""
+    if not is_modular(pipe):
+        call = inspect.unwrap(type(pipe).__call__)
+        yield lambda **arguments: call(pipe, **arguments, return_dict=False)[0]
+        return
+    with _blocks_recording(pipe):
+        yield lambda **arguments: pipe(**arguments, output=_output_name(pipe))
+
+
+@contextmanager
+def _blocks_recording(pipe: Any) -> Iterator[None]:
+    """The block classes of a modular pipeline without their `torch.no_grad`."""
+    wrapped = {
+        cls: vars(cls)["__call__"]
+        for block in _blocks(pipe)
+        for cls in type(block).__mro__
+        if hasattr(vars(cls).get("__call__"), "__wrapped__")
+    }
+    for cls, method in wrapped.items():
+        setattr(cls, "__call__", inspect.unwrap(method))  # noqa: B010
+    try:
+        yield
+    finally:
+        for cls, method in wrapped.items():
+            setattr(cls, "__call__", method)  # noqa: B010
+
+
+def _blocks(pipe: Any) -> list[Any]:
+    """All blocks of a modular pipeline's tree, the root first."""
+    found = [pipe._blocks]  # what runs; the public property gives a copy
+    for block in found:
+        found += list((getattr(block, "sub_blocks", None) or {}).values())
+    return found
+
+
+def _output_name(pipe: Any) -> str:
+    names = {output.name for output in pipe.blocks.intermediate_outputs} | {o.name for o in pipe.blocks.outputs}
+    for name in ("images", "videos"):
+        if name in names:
+            return name
+    raise SamplerError(
+        f"none of the outputs of {type(pipe).__name__} is images or videos",
+        where="pipeline",
+        next="use blocks that decode",
+    )
+
+
+@contextmanager
+def quiet(pipe: Any) -> Iterator[None]:
+    """The pipeline's own per-step progress bar is off inside."""
+    bars = [block for block in (_blocks(pipe) if is_modular(pipe) else [pipe]) if hasattr(block, "progress_bar")]
+    before = [vars(bar).get("_progress_bar_config") for bar in bars]
+    for bar, config in zip(bars, before, strict=True):
+        bar._progress_bar_config = {**(config or {}), "disable": True}
+    try:
+        yield
+    finally:
+        for bar, config in zip(bars, before, strict=True):
+            if config is None:
+                del bar._progress_bar_config
+            else:
+                bar._progress_bar_config = config

@@ -1,0 +1,231 @@
+"""The places where a pipeline's own call can be steered: its scheduler's step, its denoiser, its prompts.
+
+Each seam is a context manager that replaces one bound method on one object, keeps its signature
+(pipelines inspect them), and puts back exactly what was there.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Wrapper = Callable[..., Any]
+
+
+class Replacement:
+    """`owner.name` as a wrapper around the original, with the original's signature.
+
+    A deep copy of the owner, which pipelines with two streams make of their scheduler, has its own method
+    instead: one that stood in for the owner's would step the wrong one.
+    """
+
+    def __init__(self, owner: Any, name: str, wrapper: Wrapper) -> None:
+        original = getattr(owner, name)
+        functools.update_wrapper(self, original)
+        self.owner, self.name, self.wrapper, self.original = owner, name, wrapper, original
+        self.copied = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the wrapper makes of the call."""
+        return self.wrapper(self.original, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        self.copied = True
+        return getattr(type(self.owner), self.name).__get__(memo[id(self.owner)])
+
+
+@contextmanager
+def replaced(owner: Any, name: str, wrapper: Wrapper) -> Iterator[Replacement]:
+    """Calls of `owner.name(*args)` become `wrapper(original, *args)` inside the context.
+
+    The replacement keeps the original's signature. Afterwards the instance attribute is as before, also
+    where another library (accelerate's hooks, say) had put one there.
+    """
+    replacement = Replacement(owner, name, wrapper)
+    had_own = name in vars(owner)
+    setattr(owner, name, replacement)
+    try:
+        yield replacement
+    finally:
+        if had_own:
+            setattr(owner, name, replacement.original)
+        else:
+            delattr(owner, name)
+
+
+@contextmanager
+def grad_mode_restored() -> Iterator[None]:
+    """Whatever happens inside, autograd's global recording mode is the same afterwards."""
+    before = torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(before)
+
+
+@contextmanager
+def state_restored(*owners: Any) -> Iterator[None]:
+    """What these objects (a pipeline, a scheduler, a guider) remember is the same afterwards."""
+    before = [{name: _snapshot(value) for name, value in vars(owner).items()} for owner in owners]
+    try:
+        yield
+    finally:
+        for owner, state in zip(owners, before, strict=True):
+            vars(owner).clear()
+            vars(owner).update(state)
+
+
+@contextmanager
+def graph_released(scheduler: Any) -> Iterator[None]:
+    """Afterwards the scheduler, which may remember earlier outputs, keeps no autograd graph alive."""
+    try:
+        yield
+    finally:
+        restore_scheduler(scheduler, scheduler_state(scheduler))
+
+
+# What goes into and comes out of steps and denoisers
+
+
+@dataclass(frozen=True)
+class StepCall:
+    """One call of `scheduler.step`: what went in, and `run`, which makes it.
+
+    Arguments:
+        model_output: the denoiser's prediction, after guidance.
+        timestep: as the pipeline gave it.
+        sample: the latents before the step.
+        run: the scheduler's own step with the same arguments.
+    """
+
+    model_output: torch.Tensor
+    timestep: Any
+    sample: torch.Tensor
+    run: Callable[[], Any]
+
+
+STEP_ARGUMENTS = ("model_output", "timestep", "sample")
+
+
+def step_call(step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
+    """The call `step(*args, **kwargs)`, its arguments found by name: schedulers differ in their order."""
+    given = inspect.signature(step).bind(*args, **kwargs).arguments
+    return StepCall(**{name: given[name] for name in STEP_ARGUMENTS}, run=lambda: step(*args, **kwargs))
+
+
+def first_of(output: Any, field: str) -> Any:
+    """What a step or a denoiser returned, first of a tuple or `field` of an output object."""
+    return output[0] if isinstance(output, tuple) else getattr(output, field)
+
+
+def with_first(output: Any, field: str, value: Any) -> Any:
+    """`output` of a step or a denoiser with what `first_of` gives replaced."""
+    if isinstance(output, tuple):
+        return (value, *output[1:])
+    replacement = copy.copy(output)
+    setattr(replacement, field, value)
+    return replacement
+
+
+def mapped(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+    """`value` with each tensor inside its tuples, lists and dictionaries replaced."""
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, dict):  # output objects of diffusers and transformers are ordered dictionaries
+        replacement = copy.copy(value)
+        for key, item in value.items():
+            replacement[key] = mapped(function, item)
+        return replacement
+    if isinstance(value, (list, tuple)):
+        items = [mapped(function, item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """The tensors inside nested tuples, lists and dictionaries, in order."""
+    found: list[torch.Tensor] = []
+    mapped(lambda tensor: found.append(tensor) or tensor, value)  # type: ignore[func-returns-value]
+    return found
+
+
+def denoiser_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The latents among the arguments of a denoiser call: a tensor, or a list of one for each image.
+
+    They come first, or under a name of the field's; of a denoiser with names of its own, all that is given.
+    """
+    named = [kwargs[name] for name in ("sample", "hidden_states", "x") if name in kwargs]
+    candidates = [*args[:1], *named, *args[1:], list(kwargs.values())]
+    return next(value for value in candidates if tensors_in(value))
+
+
+def with_detached_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a denoiser call with the latents cut from the graph."""
+    latents = {id(tensor) for tensor in tensors_in(denoiser_input(args, kwargs))}
+
+    def detach(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach() if id(tensor) in latents else tensor
+
+    detached: tuple[tuple[Any, ...], dict[str, Any]] = mapped(detach, (args, kwargs))
+    return detached
+
+
+def shapes_of(value: Any) -> tuple[torch.Size, ...]:
+    """The shapes of the tensors inside."""
+    return tuple(tensor.shape for tensor in tensors_in(value))
+
+
+def blank(output: Any) -> Any:
+    """`output` with zeros for its tensors, which take no memory."""
+    return mapped(lambda tensor: tensor.detach().new_zeros(()).expand(tensor.shape), output)
+
+
+def listed(value: Any, copies: int) -> Any:
+    """`value` with each list of tensors in it so often behind itself."""
+    if isinstance(value, list):
+        return value * copies
+    if isinstance(value, tuple):
+        return tuple(listed(item, copies) for item in value)
+    if isinstance(value, dict):
+        replacement = copy.copy(value)
+        for key, item in value.items():
+            replacement[key] = listed(item, copies)
+        return replacement
+    return value
+
+
+# What a scheduler remembers between steps
+
+
+def scheduler_state(scheduler: Any) -> dict[str, Any]:
+    """What the scheduler remembers between steps (indices, earlier outputs), free of graphs."""
+    return {name: _snapshot(value) for name, value in vars(scheduler).items() if name != "step"}
+
+
+def restore_scheduler(scheduler: Any, state: dict[str, Any]) -> None:
+    """Puts a `scheduler_state` back; it can be put back again later."""
+    vars(scheduler).update({name: _snapshot(value) for name, value in state.items()})
+
+
+def repeated(state: dict[str, Any], shape: torch.Size, copies: int) -> dict[str, Any]:
+    """A `scheduler_state` whose earlier outputs, tensors of the latents' `shape`, hold the batch so often."""
+
+    def repeat(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tensor] * copies) if tensor.shape == shape else tensor
+
+    return state if copies == 1 else {name: mapped(repeat, value) for name, value in state.items()}
+
+
+def _snapshot(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    if isinstance(value, list):  # multi-step solvers shift their lists of earlier outputs in place
+        return [_snapshot(item) for item in value]
+    return value

@@ -1,0 +1,123 @@
+"""What the processes of one run tell each other: few and small things, through accelerate.
+
+Every process calls the same exchanges in the same order.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list, gather_object, reduce
+
+from draft_core.errors import DraftError
+
+T = TypeVar("T")
+
+
+class Processes:
+    """The processes of a run, of which this is one; where it is alone, it talks to itself.
+
+    Arguments:
+        cpu: whether they compute on the CPU although there are GPUs.
+
+    Attributes:
+        count: how many there are.
+        place: which one this is, from 0; 0 is the main process, which writes and speaks.
+
+    Raises:
+        DraftError: if it is alone although it was to be one of several.
+    """
+
+    def __init__(self, *, cpu: bool) -> None:
+        state = PartialState(cpu=cpu)  # it knows whether this process was started as one of several
+        self.count: int = state.num_processes
+        self.place: int = state.process_index
+        _require_company(self.count)
+
+    def leave_at_exit(self) -> None:
+        """Takes leave of the others when the program ends, and not before: it may have another run to make."""
+        if self.count > 1:
+            atexit.register(PartialState().destroy_process_group)
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, by place."""
+        if self.count == 1:
+            return [value]
+        with self._connected():
+            return cast("list[T]", gather_object([value]))
+
+    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The mean over processes of tensors of one shape."""
+        if self.count == 1:
+            return tensor
+        with self._connected():
+            return cast(torch.Tensor, reduce(tensor, reduction="mean"))
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns in the main process, which alone does it, in every process.
+
+        What the work fails with, a `DraftError` or an `OSError`, it fails with in every process.
+        """
+        if self.count == 1:
+            return work()
+        result: list[Any] = [None, None]
+        if self.place == 0:
+            try:
+                result[0] = work()
+            except (DraftError, OSError) as error:
+                result[1] = error
+        with self._connected():
+            broadcast_object_list(result)
+        if result[1] is not None:
+            if isinstance(result[1], DraftError):
+                result[1].told = self.place > 0
+            raise result[1]
+        return cast(T, result[0])
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # all that the backends of torch.distributed raise
+            raise another_is_gone(self.place) from error
+
+
+def another_is_gone(place: int) -> DraftError:
+    """What the process at that place says when it can no longer reach another."""
+    return DraftError(
+        "another process of the run is gone",
+        where=f"process {place}",
+        next="see what ended it; what was saved is whole, and the same command goes on from there",
+    )
+
+
+def is_loss_of_another(error: MemoryError | RuntimeError) -> bool:
+    """Whether an error of a computation is one of its exchanges with another process, as in a sharded denoiser."""
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo has no class for its errors
+    return isinstance(error, torch.distributed.DistBackendError) or any(word in str(error) for word in words)
+
+
+def forget_settings() -> None:
+    """Lets the next run of this program have another device and precision: accelerate would keep the first one's.
+
+    Several processes stay connected, and on the devices that they have.
+    """
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+
+
+def _require_company(count: int) -> None:
+    """`accelerate launch --cpu` starts a single process, however many it is asked for, and says nothing."""
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") and "MASTER_ADDR" in os.environ
+    if asked and count == 1:
+        raise DraftError(
+            "several processes were asked for and one was started: on the CPU accelerate leaves that to MPI",
+            where="accelerate launch --cpu",
+            next="use `draft train --processes`, torchrun, or --multi_gpu with `device: cpu` in the recipe",
+        )

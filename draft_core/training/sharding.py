@@ -1,0 +1,63 @@
+"""A frozen denoiser spread over processes, so that each holds its part, by FSDP2 (torch's `fully_shard`).
+
+The LoRA is not sharded: it is small, it is float32 over a base of another precision, and its gradient is averaged
+like without sharding.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+
+from draft_core.errors import RecipeError
+from draft_core.sampling.pipelines import find_denoisers
+
+WHERE = "train.sharding"
+
+
+def shard_denoisers(pipe: Any, device: torch.device, processes: int) -> None:
+    """Spreads the frozen parameters of each denoiser over all processes, block by block.
+
+    A block is whole on the device only while it computes, forward or backward. Every process must call the denoiser
+    equally often.
+
+    Arguments:
+        pipe: its denoisers are not yet on a GPU; each block goes there as it is sharded.
+
+    Raises:
+        RecipeError: if there is one process, or this torch or device cannot do it.
+    """
+    from torch.distributed import fsdp
+
+    if processes == 1:
+        raise RecipeError("there is one process, so nothing to share out", where=WHERE, next="give --processes 2")
+    if device.type not in ("cpu", "cuda"):
+        raise RecipeError(f"FSDP2 is not made for {device.type}", where=WHERE, next="use cpu or cuda")
+    if "ignored_params" not in inspect.signature(fsdp.fully_shard).parameters:
+        raise RecipeError(
+            f"FSDP2 of torch {torch.__version__} cannot leave out the LoRA",
+            where=WHERE,
+            next="install torch 2.8 or newer",
+        )
+    mesh = init_device_mesh(device.type, (processes,))
+    for denoiser in find_denoisers(pipe).values():
+        whole = {parameter for parameter in denoiser.parameters() if parameter.requires_grad}
+        for block in blocks(denoiser):
+            fsdp.fully_shard(block, mesh=mesh, ignored_params=whole)
+        fsdp.fully_shard(denoiser, mesh=mesh, ignored_params=whole)
+
+
+def blocks(denoiser: torch.nn.Module) -> list[torch.nn.Module]:
+    """What is gathered and left again as one piece: the outermost modules of the classes that must not be split.
+
+    Every diffusers model names those; where one names none, the items of its module lists.
+    """
+    names = set(getattr(denoiser, "_no_split_modules", None) or ())
+    lists = [child for child in denoiser.modules() if isinstance(child, torch.nn.ModuleList)]
+    found = [module for module in denoiser.modules() if type(module).__name__ in names]
+    candidates = found or [item for each in lists for item in each if any(True for _ in item.parameters())]
+    inside = {id(child) for module in candidates for child in module.modules() if child is not module}
+    return [module for module in candidates if id(module) not in inside]

@@ -1,0 +1,50 @@
+"""`draft cost` on the embedded model: what it prints, and that a mistake is one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from draft_core.cli import cost as cli_plan
+from draft_core.cli.app import app
+from tests.support.tiny import GOOD, tiny_catalog
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    catalog = tiny_catalog(tmp_path)
+    monkeypatch.setattr(cli_plan, "load_catalog", lambda: catalog)
+    given: dict[str, Any] = {**GOOD, "train": {"batch_size": 2, "steps": 7}, "device": "cpu"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(given))
+    return tmp_path / "recipe.yaml"
+
+
+def test_json_carries_calls_seconds_memory_and_savings(recipe: Path) -> None:
+    result = CliRunner().invoke(app, ["plan", str(recipe), "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["calls"] == {"plain": 2, "graded": 3, "recomputed": 0, "decoded": 6, "scored": 6}
+    assert found["steps"] == 7
+    assert found["seconds"]["total"] > 0
+    assert found["memory"]["total"] > sum(found["memory"]["weights"].values())
+    assert all(total < found["memory"]["total"] for total in found["savings"].values())
+
+
+def test_tables_name_the_parts_and_what_would_lower_them(recipe: Path) -> None:
+    result = CliRunner().invoke(app, ["plan", str(recipe), "--set", "method={kind: draft}"])
+    assert result.exit_code == 0, result.output
+    for words in ("denoiser with gradient", "weights: unet", "together", "model.gradient_checkpointing: true"):
+        assert words in result.stdout
+    assert not (recipe.parent / "runs").exists()
+
+
+def test_a_mistake_in_the_recipe_is_one_sentence(recipe: Path) -> None:
+    result = CliRunner().invoke(app, ["plan", str(recipe), "--set", "model.decode=sliecd"])
+    assert result.exit_code == 2
+    assert "model.decode" in result.stderr
+    assert "Traceback" not in result.output

@@ -1,0 +1,176 @@
+"""What is predicted without weights is what real ones take, and the recipes for full-size models fit their models."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from draft_core import Objective
+from draft_core.adapters.lora import add_lora
+from draft_core.cost.forecast import leaving
+from draft_core.cost.peak_memory import MemoryMeter
+from tests.support.families import FAMILIES, WIDTH, Family
+from tests.support.tiny import Redness, RednessConfig
+
+ROOT = Path(__file__).parents[2]
+
+# Small models of the same classes -> shapes of their embeddings, and what else their calls take.
+EMBEDDINGS: dict[str, dict[str, tuple[int, ...]]] = {
+    "Stable Diffusion XL": {
+        "prompt_embeds": (16, 2 * WIDTH),
+        "negative_prompt_embeds": (16, 2 * WIDTH),
+        "pooled_prompt_embeds": (WIDTH,),
+        "negative_pooled_prompt_embeds": (WIDTH,),
+    },
+    "Stable Diffusion 3": {
+        "prompt_embeds": (24, 2 * WIDTH),
+        "negative_prompt_embeds": (24, 2 * WIDTH),
+        "pooled_prompt_embeds": (2 * WIDTH,),
+        "negative_pooled_prompt_embeds": (2 * WIDTH,),
+    },
+    "FLUX.1": {"prompt_embeds": (16, WIDTH), "pooled_prompt_embeds": (WIDTH,)},
+    "Wan 2.1, video": {"prompt_embeds": (16, WIDTH), "negative_prompt_embeds": (16, WIDTH)},
+}
+CALLS: dict[str, dict[str, Any]] = {
+    "Stable Diffusion XL": {"guidance_scale": 4.0, "height": 32, "width": 32},
+    "Stable Diffusion 3": {"guidance_scale": 4.0, "height": 32, "width": 32},
+    "FLUX.1": {"guidance_scale": 3.5, "height": 32, "width": 32},
+    "Wan 2.1, video": {"guidance_scale": 4.0, "height": 32, "width": 32, "num_frames": 5},
+}
+
+
+@pytest.fixture(scope="module")
+def scale() -> Any:
+    pytest.importorskip("draft_reward_hpsv2", reason="draft-reward-hpsv2 is missing: the reward whose size is counted")
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return importlib.import_module("scale")
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def family(name: str) -> Family:
+    return next(family for family in FAMILIES if family.name == name)
+
+
+def found(scale: Any, name: str, settings: Any, device: str, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """What an update of the small model allocates, with numbers on the CPU and without on the meta device."""
+    pipe = family(name).pipe(dtype)
+    for part in pipe.components:
+        if "text_encoder" in part:
+            setattr(pipe, part, None)
+    for component in pipe.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.to(device)
+    with torch.device(device):
+        add_lora(pipe, rank=4)
+    generator = torch.Generator().manual_seed(0)
+    call = {
+        key: torch.randn(settings.batch, *shape, generator=generator).to(device, dtype)
+        for key, shape in EMBEDDINGS[name].items()
+    }
+    with scale.without_numbers(pipe):
+        return scale.activations(pipe, Objective({"red": Redness(RednessConfig())}), settings, {**call, **CALLS[name]})
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("Stable Diffusion XL", "plain"),
+        ("Stable Diffusion 3", "selective"),
+        ("FLUX.1", "blocks"),
+        ("Wan 2.1, video", "lean"),
+    ],
+)
+def test_an_update_without_numbers_takes_what_a_real_one_takes(scale: Any, name: str, way: str) -> None:
+    settings = {
+        "plain": scale.Settings(batch=2, k=2),
+        "selective": scale.SELECTIVE,
+        "lean": scale.LEAN,
+        "blocks": scale.BLOCKS,
+    }[way]
+    real, without = (found(scale, name, settings, device) for device in ("cpu", "meta"))
+    assert without.peak == pytest.approx(real.peak, rel=0.02)
+    assert without.denoiser == pytest.approx(real.denoiser, rel=0.02)
+    assert without.decoder == pytest.approx(real.decoder, rel=0.02)
+
+
+def test_attention_is_counted_as_fused_kernels_keep_it(scale: Any) -> None:
+    def kept(fused: bool) -> int:
+        query, key, value = (torch.zeros(1, 2, 512, 8, device="meta", requires_grad=True) for _ in range(3))
+        with nullcontext() if not fused else scale.like_a_gpu(), MemoryMeter() as meter:
+            output = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+            assert output.shape == query.shape
+            return meter.live
+
+    assert kept(fused=True) == (2 * 512 * 8 + 2 * 512) * 4  # the output, and a number for each row
+    assert kept(fused=False) > 2 * 512 * 512 * 4, "the S x S matrix, without which there is nothing to put right"
+
+
+def test_the_networks_have_as_many_parameters_as_the_published_ones(scale: Any) -> None:
+    networks = {str(network): network for model in scale.MODELS.values() for network in model.networks.values()}
+    assert len(networks) == 14
+    for network in networks.values():
+        built = sum(parameter.numel() for parameter in network.build(torch.bfloat16).parameters())
+        assert built / 1e6 == pytest.approx(network.parameters, rel=1e-4), network.cls
+
+
+@pytest.mark.parametrize("name", EMBEDDINGS)
+def test_the_encoder_that_stays_is_the_one_that_tells_the_pipelines_device(scale: Any, name: str) -> None:
+    pipe = family(name).pipe()
+    encoders = [part for part in pipe.components if part.startswith("text_encoder")]
+    for component in pipe.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.to("meta")
+    telling = []
+    for encoder in encoders:
+        getattr(pipe, encoder).to_empty(device="cpu")  # it has left, alone
+        if pipe._execution_device.type == "cpu":
+            telling.append(encoder)
+        getattr(pipe, encoder).to("meta")
+    cls = type(pipe).__name__
+    models = [model for model in scale.MODELS.values() if model.pipeline == cls]
+    assert models
+    assert {scale.staying_encoder(model) for model in models} == set(telling)
+    assert leaving({**dict.fromkeys(encoders, 1), "vae": 5}) == len(encoders) - len(telling)
+
+
+def test_a_prediction_adds_up(scale: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gib = 2**30
+    monkeypatch.setattr(scale, "measured", lambda *_: scale.Activations(0, 0, 10 * gib))
+    encoders = {"text_encoder": 1 * gib, "text_encoder_2": 30 * gib}
+    monkeypatch.setattr(scale, "weights", lambda _: ((16 * gib, gib, 0), {"vae": gib, **encoders}, gib // 16, 2 * gib))
+    alone, node = (scale.predict("FLUX.1-dev", scale.LEAN, processes=count) for count in (1, 8))
+    assert alone.weights == {"denoiser": 16 * gib, "vae": gib, "text_encoder": gib, "reward": 2 * gib}
+    assert node.weights["denoiser"] == (16 / 8 + 2) * gib, "an eighth, and two blocks that are gathered"
+    assert alone.total(3) == pytest.approx(1 + 20 + 1 + 3 * 1.05 * 10)
+    assert alone.total(1) == pytest.approx(1 + 50 + 1), "the whole pipeline is on the device before an update"
+    assert (alone.most(53), alone.most(51)) == (2, 0)
+
+
+def test_the_recipes_say_what_the_page_predicts(scale: Any) -> None:
+    page = (ROOT / "docs" / "scale.md").read_text()
+    rows = {
+        "sdxl": "SDXL, 1024 x 1024 | blocks",
+        "sd3.5-medium": "SD3.5-medium, 1024 x 1024 | blocks",
+        "flux": "FLUX.1-dev, 1024 x 1024 | blocks",
+        "wan": "Wan 2.1 1.3B, 480 x 832 x 9 | blocks, sliced",
+    }
+    for name, row in rows.items():
+        recipe = (ROOT / "recipes" / f"{name}.yaml").read_text()
+        (cells,) = re.findall(rf"^\| {re.escape(row)} \|(.*)\|$", page, flags=re.MULTILINE)
+        total = float(re.findall(r"\(([\d.]+)\)", cells)[1])  # on 80 GB
+        header = " ".join(recipe.partition("\nmodel:")[0].replace("#", " ").split())
+        assert f"{total:.0f} GiB are predicted" in header, name
+        model = yaml.safe_load(recipe)["model"]
+        settings = scale.WAYS[row.partition(" | ")[2]]
+        assert (model["gradient_checkpointing"], model["decode"]) == (settings.checkpointing, settings.decode)
+        assert (model["lora"]["rank"], getattr(torch, model["dtype"])) == (scale.RANK, scale.DTYPE)

@@ -1,0 +1,137 @@
+"""The looks: what is measured of images, and what follows from it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from draft_core.evaluation.collapse import Look, best_look, change, judge, look_at, over_prompts
+from draft_core.evaluation.evaluate import Evaluation
+from draft_core.evaluation.image_measures import colourfulness, detail, distance
+
+
+def images(count: int = 3, side: int = 16, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_distance_is_zero_for_the_same_and_counts_shape_more_than_noise() -> None:
+    images = images()
+    assert torch.equal(distance(images, images), torch.zeros(3))
+    noise = 0.1 * torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    shift = torch.full_like(images, float(noise.square().mean().sqrt()))
+    assert (distance(images, images + shift) > 1.5 * distance(images, images + noise)).all()
+    torch.testing.assert_close(distance(images, images + 0.25), torch.full((3,), 0.25))
+
+
+def test_colourfulness_is_hasler_and_suesstruncks() -> None:
+    """Equation by equation in numpy, as in the paper."""
+    images = images()
+    expected = []
+    for red, green, blue in images.numpy():
+        rg, yb = red - green, 0.5 * (red + green) - blue
+        spread = math.hypot(np.std(rg), np.std(yb))
+        expected.append(spread + 0.3 * math.hypot(np.mean(rg), np.mean(yb)))
+    torch.testing.assert_close(colourfulness(images), torch.tensor(expected, dtype=torch.float32))
+    assert float(colourfulness(torch.full((1, 3, 8, 8), 0.5))) == 0.0
+
+
+def test_detail_sees_a_chessboard_and_no_plain_surface() -> None:
+    board = torch.zeros(1, 3, 8, 8)
+    board[..., ::2, ::2] = board[..., 1::2, 1::2] = 1.0
+    assert float(detail(board)) == pytest.approx(0.5)
+    assert float(detail(torch.full((1, 3, 7, 9), 0.3))) == pytest.approx(0.0, abs=1e-6)
+
+
+def evaluation(images: torch.Tensor, prompts: int, scores: dict[str, list[float]]) -> Evaluation:
+    seeds = tuple(range(len(images) // prompts))
+    names = tuple(map(str, range(prompts)))
+    return Evaluation(names, seeds, images, {name: torch.tensor(values) for name, values in scores.items()})
+
+
+def test_a_look_compares_images_of_one_prompt_with_each_other_and_with_the_base() -> None:
+    images = images(count=4)
+    base = evaluation(images, 2, {"r": [0.0, 0.0, 0.0, 0.0]})
+    images = images.clone()
+    images[1] = images[0]
+    look = look_at(evaluation(images, 2, {"r": [1.0, 2.0, 3.0, 4.0]}), base, 7)
+    assert look.update == 7
+    assert look.scores == {"r": [1.0, 2.0, 3.0, 4.0]}
+    assert look.diversity[0] == 0.0
+    assert look.diversity[1] == pytest.approx(float(distance(images[2:3], images[3:4])))
+    assert [drift > 0 for drift in look.drift] == [False, True, False, False]
+    single = look_at(evaluation(images, 4, {"r": [0.0] * 4}), base, 7)
+    assert single.diversity == [], "one image a prompt has nothing to differ from"
+
+
+def test_the_error_is_that_of_the_mean_over_prompts() -> None:
+    values = np.random.default_rng(0).normal(size=12).tolist()
+    per_prompt = np.reshape(values, (6, 2)).mean(1)
+    found = over_prompts(values, 6)
+    assert found.mean == pytest.approx(per_prompt.mean())
+    assert found.error == pytest.approx(stats.sem(per_prompt))
+    assert math.isnan(over_prompts([1.0, 2.0], 1).error)
+
+
+def test_a_change_is_paired() -> None:
+    before = [0.0, 10.0, 20.0]
+    found = change(before, [value + 1 for value in before], 3)
+    assert (found.mean, found.error) == (1.0, 0.0)
+    assert found.believed
+    assert not change(before, [3.0, 7.0, 20.0], 3).believed
+
+
+def look(update: int, **more: Any) -> Look:
+    """Four prompts with one image each; the base scores 0.5 and 5 with spreads of about 0.1 and 1."""
+    kept = {
+        "trained": [0.4, 0.5, 0.6, 0.5],
+        "held": [4.0, 5.0, 6.0, 5.0],
+    }
+    kept |= {name: [value + more[name] for value in kept[name]] for name in kept if name in more}
+    diversity = [factor * more.get("diversity", 1.0) for factor in (0.20, 0.22, 0.18, 0.21)]
+    return Look(update, 4, kept, diversity, [0.0] * 4, [0.0] * 4, [0.0] * 4)
+
+
+BASE = look(0)
+TRAINED = {"trained": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("seen", "lost", "collapsed"),
+    [
+        (look(1, trained=0.3), [], False),
+        (look(1, trained=0.3, held=-1.0), [], False),
+        (look(1, trained=0.3, held=-2.0), ["held fell from 5 to 3"], True),
+        (look(1, trained=-0.3, held=-2.0), ["held fell from 5 to 3"], False),
+        (look(1, trained=0.3, diversity=0.7), [], False),
+        (look(1, trained=0.3, diversity=0.3), ["diversity fell from 0.2025 to 0.06075"], True),
+        (
+            look(1, trained=0.3, held=-3.0, diversity=0.1),
+            ["held fell from 5 to 2", "diversity fell from 0.2025 to 0.02025"],
+            True,
+        ),
+        (look(1, trained=-9.0), [], False),
+    ],
+)
+def test_a_collapse_is_a_gain_that_others_pay_for(seen: Look, lost: list[str], collapsed: bool) -> None:
+    verdict = judge(BASE, seen, TRAINED, tolerance=2.0)
+    assert list(verdict.lost) == lost
+    assert verdict.collapsed is collapsed
+
+
+def test_the_best_look_has_the_highest_reward_among_those_that_lost_nothing() -> None:
+    looks = [BASE, look(5, trained=0.2), look(10, trained=0.4, held=-1.0), look(15, trained=0.9, held=-3.0)]
+    assert best_look(looks, TRAINED, tolerance=2.0).update == 10
+    assert best_look(looks, TRAINED, tolerance=1.0).update == 5
+    assert best_look([BASE, look(5, trained=0.2, held=-4.0)], TRAINED, tolerance=2.0).update == 0
+
+
+def test_a_single_image_is_no_evidence() -> None:
+    base, seen = (
+        Look(update, 1, {"held": [score]}, [], [0.0], [0.0], [0.0]) for update, score in ((0, 5.0), (1, -5.0))
+    )
+    assert judge(base, seen, {}, tolerance=2.0).lost == ()

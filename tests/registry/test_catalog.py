@@ -1,0 +1,200 @@
+"""The catalog: found by entry points, one by one, so that no plugin can harm another."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+import pytest
+
+from draft_core import __version__
+from draft_core.errors import PluginError, RecipeError
+from draft_core.plugin import Field, MethodConfig, MethodSpec, StepPlan
+from draft_core.recipe.load import dump_recipe, load_recipe
+from draft_core.registry.catalog import read_catalog
+from draft_core.registry.hooks import ENTRY_POINT_GROUP, hookimpl
+from draft_core.registry.specs import RewardSpec, load_named
+from tests.support.tiny import BRIGHTNESS, GOOD, REDNESS, tiny_catalog
+
+
+class _FakeDistribution:
+    def __init__(self, name: str) -> None:
+        self.name, self.version = name, "1.0"
+
+
+@pytest.fixture
+def point(monkeypatch: pytest.MonkeyPatch) -> Callable[..., importlib.metadata.EntryPoint]:
+    """Makes the entry point of a module that holds these functions; None makes one that does not import."""
+
+    def make(name: str, hooks: dict[str, Any] | None) -> importlib.metadata.EntryPoint:
+        if hooks is not None:
+            module = types.ModuleType(f"fake_{name}")
+            vars(module).update(hooks)
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+        found = importlib.metadata.EntryPoint(name, f"fake_{name}", ENTRY_POINT_GROUP)
+        vars(found)["dist"] = _FakeDistribution(f"draft-{name}")
+        return found
+
+    return make
+
+
+def offering(*specs: Any) -> dict[str, Any]:
+    @hookimpl
+    def draft_register_rewards() -> Any:
+        return specs
+
+    return {"draft_register_rewards": draft_register_rewards}
+
+
+def test_a_plugin_is_found_with_its_distribution(point: Any) -> None:
+    catalog = read_catalog([point("good", offering(REDNESS))])
+    assert catalog.reward("redness").spec is REDNESS
+    assert str(catalog.reward("redness").distribution) == "draft-good 1.0"
+    assert catalog.versions() == {"draft-core": __version__, "draft-good": "1.0"}
+
+
+def test_broken_plugins_are_recorded_and_the_others_work(point: Any) -> None:
+    def raising() -> Any:
+        raise ZeroDivisionError("at registration")
+
+    @hookimpl
+    def draft_register_reward() -> Any:
+        return [REDNESS]
+
+    catalog = read_catalog(
+        [
+            point("missing", None),
+            point("raising", {"draft_register_rewards": hookimpl(raising, specname="draft_register_rewards")}),
+            point("wrong", offering("redness")),
+            point("misspelt", {"draft_register_reward": draft_register_reward}),
+            point("good", offering(REDNESS)),
+        ]
+    )
+    assert list(catalog.rewards) == ["redness"]
+    reasons = {plugin.distribution.name: plugin.reason for plugin in catalog.broken}
+    assert reasons["draft-missing"].startswith("ModuleNotFoundError: No module named 'fake_missing'")
+    assert reasons["draft-raising"] == "ZeroDivisionError: at registration"
+    assert "a hook returned 'redness', which is not a RewardSpec" in reasons["draft-wrong"]
+    assert "draft_register_reward" in reasons["draft-misspelt"]
+
+
+def test_a_plugin_for_another_interface_is_refused_by_name(point: Any) -> None:
+    catalog = read_catalog([point("new", {**offering(REDNESS), "DRAFT_API_VERSION": 2})])
+    assert not catalog.rewards
+    assert "written for version 2 of the plugin interface, this draft-core has 1" in catalog.broken[0].reason
+
+
+def test_two_distributions_that_claim_one_kind_are_both_named(point: Any) -> None:
+    catalog = read_catalog([point("one", offering(REDNESS, BRIGHTNESS)), point("two", offering(REDNESS))])
+    assert list(catalog.rewards) == ["brightness"]
+    with pytest.raises(
+        PluginError, match=r"'redness' is claimed by draft-one 1\.0 and draft-two 1\.0; uninstall all but"
+    ):
+        catalog.reward("redness")
+
+
+def test_an_entry_point_listed_twice_counts_once(point: Any) -> None:
+    good = point("good", offering(REDNESS))
+    assert list(read_catalog([good, good]).rewards) == ["redness"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "Red ness"}, "its kind is not lower-case words"),
+        ({"config": dict}, "its config is not a subclass of RewardConfig"),
+        ({"config": BRIGHTNESS.config}, "does not declare this kind"),
+        ({"factory": "tiny.Redness"}, "'tiny.Redness' is not of the form 'module:callable'"),
+        ({"reference": "tests.support.tiny:original"}, "a reference without a parity"),
+        ({"parity": 0.1}, "a reference without a parity"),
+        ({"reference": "tiny.original", "parity": 0.1}, "'tiny.original' is not of the form 'module:callable'"),
+        ({"reference": "tests.support.tiny:original", "parity": 0.0}, "its parity 0.0 is not a positive number"),
+        (
+            {"reference": "tests.support.tiny:original", "parity": float("nan")},
+            "its parity nan is not a positive number",
+        ),
+    ],
+)
+def test_a_spec_that_contradicts_itself_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        RewardSpec(**{**vars(REDNESS), **change})
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("no_such_module:thing", "cannot import no_such_module"),
+        ("tests.support.tiny:NoSuchThing", "module tests.support.tiny has no 'NoSuchThing'"),
+    ],
+)
+def test_a_factory_that_is_not_there_is_named(reference: str, message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        load_named(reference, where="reward 'x'")
+
+
+# Methods
+
+
+class EveryOtherConfig(MethodConfig):
+    """A method of somebody else's: every other step."""
+
+    kind: Literal["every-other"] = "every-other"
+    offset: int = Field(0, ge=0, le=1)
+
+    def plan(self, steps: int, rng: Random) -> StepPlan:
+        return StepPlan(steps, frozenset(range(self.offset, steps, 2)))
+
+
+def methods(*specs: Any) -> dict[str, Any]:
+    @hookimpl
+    def draft_register_methods() -> Any:
+        return specs
+
+    return {"draft_register_methods": draft_register_methods}
+
+
+EVERY_OTHER = MethodSpec(kind="every-other", summary="every other step", config=EveryOtherConfig)
+
+
+def test_a_strangers_method_is_named_in_a_recipe_like_our_own(point: Any, tmp_path: Path) -> None:
+    catalog = read_catalog([point("other", methods(EVERY_OTHER)), point("good", offering(REDNESS))])
+    assert catalog.plugins[0].methods == ("every-other",)
+    catalog = replace(catalog, pretrained=tiny_catalog(tmp_path).pretrained)
+    recipe = load_recipe({**GOOD, "method": {"kind": "every-other", "offset": 1}}, catalog=catalog)
+    assert recipe.method.plan(4, Random(0)).grad_steps == {1, 3}
+    assert "offset: 1" in dump_recipe(recipe)
+    with pytest.raises(RecipeError, match=r"method.ofset: unknown field 'ofset'; did you mean 'offset'\?"):
+        load_recipe({**GOOD, "method": {"kind": "every-other", "ofset": 1}}, catalog=catalog)
+    with pytest.raises(PluginError, match=r"unknown method 'every-othr'; did you mean 'every-other'\?"):
+        load_recipe({**GOOD, "method": {"kind": "every-othr"}}, catalog=catalog)
+
+
+def test_an_method_that_claims_one_of_our_names_is_a_conflict(point: Any) -> None:
+    class Mine(MethodConfig):
+        kind: Literal["draft-k"] = "draft-k"
+
+    catalog = read_catalog([point("mine", methods(MethodSpec(kind="draft-k", summary="mine", config=Mine)))])
+    assert "draft-k" not in catalog.methods
+    assert [str(claimant) for claimant in catalog.conflicts["draft-k"]] == [
+        f"draft-core {__version__}",
+        "draft-mine 1.0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MethodSpec(kind="Every", summary="s", config=EveryOtherConfig), "lower-case words"),
+        (lambda: MethodSpec(kind="every", summary="s", config=EveryOtherConfig), "does not declare this kind"),
+        (lambda: MethodSpec(kind="every", summary="s", config=int), "not a subclass of MethodConfig"),
+    ],
+)
+def test_an_impossible_method_spec_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        make()

@@ -1,0 +1,207 @@
+"""Whole runs on the tiny pipeline: looks on the way, the rule against collapse, the best checkpoint, going on."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from draft_core.errors import CheckpointError, RecipeError
+from draft_core.recipe.load import load_recipe
+from draft_core.reporting.run_record import read_run
+from draft_core.runs.run import RunResult, run_recipe
+from draft_core.training.checkpoints import checkpoints
+from tests.support.runs import without_pages
+from tests.support.tiny import GOOD
+
+EVALUATION = {"prompts": "tiny-heldout", "count": 2, "images_per_prompt": 2, "every": 2}
+
+
+@pytest.fixture
+def train(catalog: Any, tmp_path: Path) -> Any:
+    """Runs a recipe of six small updates with looks after 2, 4 and 6, and keeps what it said."""
+    notes: list[str] = []
+
+    def run(*overrides: str, pages: bool = False, **how: bool) -> RunResult:
+        data = {
+            **GOOD,
+            "train": {"steps": 6, "batch_size": 2, "learning_rate": 3e-2},
+            "evaluation": EVALUATION,
+            "metrics": [{"kind": "brightness"}],
+            "checkpoint": {"every": 3, "keep": 1},
+            "output": str(tmp_path / "run"),
+        }
+        recipe = load_recipe(data, overrides, catalog=catalog)
+
+        def progress(stage: str, done: int, total: int, note: str) -> None:
+            if stage == "note":
+                notes.append(note)
+
+        with pytest.MonkeyPatch.context() as patch:
+            if not pages:
+                patch.setattr("draft_core.runs.run.write_report", without_pages)
+            return run_recipe(recipe, catalog, progress=progress, **how)
+
+    run.notes = notes  # type: ignore[attr-defined]
+    return run
+
+
+def test_held_out_images_are_looked_at_on_the_way(train: Any, tmp_path: Path) -> None:
+    train("evaluation.tolerance=99")
+    record = read_run(tmp_path / "run")
+    assert [look.update for look in record.looks] == [0, 2, 4, 6]
+    assert set(record.before.scores) == {"redness", "brightness"}
+    assert max(record.before.drift) < 1 / 255, "the base model's images differ from themselves by their rounding"
+    assert min(record.last.drift) > 0
+    assert all(len(look.diversity) == 2 for look in record.looks)
+    assert len(list((tmp_path / "run" / "images" / "000004").glob("*.png"))) == 4
+    assert record.facts.prompts == ["a bird", "a fish"]
+    assert record.evaluation(record.last).images.shape == (4, 3, 16, 16)
+
+
+def test_a_run_that_exploits_its_reward_is_stopped_and_its_best_checkpoint_kept(train: Any, tmp_path: Path) -> None:
+    result = train("evaluation.tolerance=0.02", "train.learning_rate=0.1", "train.steps=40", pages=True)
+    assert result.verdict.collapsed
+    assert result.after.update < 40
+    assert "fell from" in result.verdict.lost[0]
+    assert any("collapsing" in note for note in train.notes)
+    record = read_run(tmp_path / "run")
+    assert list(record.facts.collapse) == list(result.verdict.lost)
+    assert "collapse" in (tmp_path / "run" / "report.html").read_text().lower()
+
+
+def test_with_warn_the_run_goes_on(train: Any) -> None:
+    result = train("evaluation.tolerance=0.02", "train.learning_rate=0.1", "evaluation.on_collapse=warn")
+    assert result.after.update == 6
+
+
+def test_the_best_lora_lies_beside_the_last(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def second(looks: Any, trained: Any, *, tolerance: float) -> Any:
+        return looks[min(1, len(looks) - 1)]
+
+    monkeypatch.setattr("draft_core.runs.run.best_look", second)
+    train("evaluation.tolerance=99")
+    folder = tmp_path / "run"
+    assert [path.name for path in checkpoints(folder / "checkpoints")] == ["000002", "000006"], "the best is spared"
+    best, last = (load_file(folder / name / "pytorch_lora_weights.safetensors") for name in ("lora-best", "lora"))
+    assert best.keys() == last.keys()
+    assert not all(torch.equal(best[name], last[name]) for name in best)
+    train("evaluation.tolerance=99", "train.steps=2", f"output={tmp_path / 'short'}")
+    short = load_file(tmp_path / "short" / "lora" / "pytorch_lora_weights.safetensors")
+    assert all(torch.equal(best[name], short[name]) for name in best), "it is the LoRA after two updates"
+    assert not (tmp_path / "short" / "lora-best").exists()
+
+
+def test_a_torn_checkpoint_is_left_aside_and_the_one_before_taken(train: Any, tmp_path: Path) -> None:
+    train("evaluation.tolerance=99", "checkpoint.keep=5")
+    folder = tmp_path / "run"
+    whole = load_file(folder / "lora" / "pytorch_lora_weights.safetensors")
+    (folder / "run.json").unlink()
+    torn = folder / "checkpoints" / "000006" / "adapter.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-7])
+    train("evaluation.tolerance=99", "checkpoint.keep=5")
+    assert any("000006" in note and "not the file that was written" in note for note in train.notes)
+    again = load_file(folder / "lora" / "pytorch_lora_weights.safetensors")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert [look.update for look in read_run(folder).looks] == [0, 2, 4, 6]
+    assert [report.update for report in read_run(folder).reports] == [1, 2, 3, 4, 5, 6]
+
+
+def test_no_usable_checkpoint_ends_with_one_sentence(train: Any, tmp_path: Path) -> None:
+    train()
+    for path in checkpoints(tmp_path / "run" / "checkpoints"):
+        (path / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match="none of its checkpoints can be used; start anew with --overwrite"):
+        train(resume=True)
+
+
+def test_another_recipe_or_version_is_shown_as_a_difference(train: Any, tmp_path: Path) -> None:
+    train()
+    with pytest.raises(RecipeError, match=r"train.learning_rate: 0.03 -> 0.01; continue it all the same with --resume"):
+        train("train.learning_rate=0.01", resume=True)
+    recipe = tmp_path / "run" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("tiny-plugin: '1.2'", "tiny-plugin: '1.1'"))
+    with pytest.raises(RecipeError, match=r"versions.tiny-plugin: 1.1 -> 1.2"):
+        train(resume=True)
+    result = train("train.learning_rate=0.01", "train.steps=8", resume=True, force=True)
+    assert result.after.update == 8
+
+
+def test_a_run_without_a_checkpoint_yet_begins_anew(train: Any, tmp_path: Path) -> None:
+    train()
+    whole = load_file(tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "run.json").unlink()
+    train()
+    again = load_file(tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_several_rewards_have_their_gradients_compared(train: Any, tmp_path: Path) -> None:
+    train("rewards=[{kind: redness}, {kind: redness, contrast: 2.0, weight: -0.1}]", "evaluation.tolerance=99")
+    record = read_run(tmp_path / "run")
+    assert record.looks[1].cosines == {"redness ~ redness#2": pytest.approx(-1.0, abs=1e-3)}
+    assert record.before.gradients == {}
+
+
+def test_a_checkpoint_of_another_run_is_an_error_and_stays(train: Any, tmp_path: Path) -> None:
+    train("checkpoint.keep=5")
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(CheckpointError, match="made with seed 0, this run has seed 7"):
+        train("checkpoint.keep=5", "train.seed=7", resume=True, force=True)
+    assert checkpoints(tmp_path / "run" / "checkpoints")
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.unusable"))
+
+
+def test_two_runs_never_write_one_folder(train: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(RecipeError, match="another process is writing a run there"):
+            train()
+    finally:
+        os.close(descriptor)
+    train()
+
+
+def test_a_run_killed_in_its_first_or_last_breath_can_be_begun_again(train: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "recipe.yaml.partial").write_text("model")
+    train()
+    (folder / "run.json").unlink()
+    (folder / "report.html").unlink()
+    (folder / "looks.jsonl").write_bytes((folder / "looks.jsonl").read_bytes() + b'{"update": 7, "\xc3')
+    train()
+    assert (folder / "report.html").is_file()
+    assert [look.update for look in read_run(folder).looks] == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "looks.jsonl", "metrics.jsonl", "report.html", "recipe.yaml"])
+def test_a_full_disk_ends_in_one_sentence_and_the_run_can_go_on(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    whole = train(f"output={tmp_path / 'whole'}")
+    real = Path.open
+
+    def full(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if "r" not in mode and path.name.removesuffix(".partial") == name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return real(path, mode, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(CheckpointError, match=r"No space left on device\); make room"):
+            train(pages=name == "report.html")
+    result = train()
+    one, other = (load_file(run.folder / "lora" / "pytorch_lora_weights.safetensors") for run in (result, whole))
+    assert all(torch.equal(one[key], other[key]) for key in one)

@@ -1,0 +1,221 @@
+"""The contract kit: a sound reward passes every check, and for each check there is a planted bug that it catches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from draft_core.cli import app as cli
+from draft_core.cli import rewards as cli_rewards
+from draft_core.plugin import Field
+from draft_core.registry.specs import RewardSpec
+from draft_core.rewards.protocol import FrozenModule
+from draft_core.testing import CHECKS, RewardContract, Subject, Violation
+from tests.support import tiny
+from tests.support.tiny import REDNESS, Redness, RednessConfig
+
+Score = Callable[[torch.Tensor, list[str]], torch.Tensor]
+
+
+def sound(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    """Smooth, and not linear."""
+    return images.float().square().mean(dim=(1, 2, 3)) + images.float().mean(dim=(2, 3)).prod(dim=1)
+
+
+class Planted(FrozenModule):
+    """A reward made of a function."""
+
+    def __init__(self, score: Score) -> None:
+        super().__init__()
+        self.score = score
+
+    def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return self.score(images, prompts)
+
+
+class Melting(torch.nn.Module):
+    """Live dropout as soon as a parent trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = torch.nn.Dropout(0.5)
+        self.eval()
+
+    def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return sound(self.dropout(images), prompts)
+
+
+class Trainable(Planted):
+    """Weights left trainable: `score.grad_fn is not None` stays true even for detached images."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda images, prompts: sound(images, prompts) * self.factor)
+        self.factor = torch.nn.Parameter(torch.ones(()))
+
+
+class Rooted(Planted):
+    """A constant that is no buffer, and stays on the CPU when the reward moves."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda images, prompts: sound(images * self.factor, prompts))
+        self.factor = torch.ones(3, 1, 1)
+
+
+class Forgetful(RednessConfig):
+    """A field that its JSON does not hold."""
+
+    secret: float = Field(1.0, exclude=True)
+
+
+def in_place(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    scores = sound(images, prompts)
+    if not images.requires_grad:
+        images.clamp_(0.3, 0.5)
+    return scores
+
+
+def only_first(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    weights = torch.zeros(len(images))
+    weights[0] = 1.0
+    detached = sound(images.detach(), prompts)
+    return weights * sound(images, prompts) + (1 - weights) * detached
+
+
+def wrong_slope(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    scores = sound(images, prompts)
+    return 2 * scores - scores.detach()
+
+
+def wavy(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    """Its slope is another one after the smallest step of a finite difference."""
+    return (1000 * images.float().mean(dim=(1, 2, 3))).sin()
+
+
+def wavy_with_wrong_slope(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    scores = wavy(images, prompts)
+    return 1.3 * scores - 0.3 * scores.detach()
+
+
+def batch_statistics(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    scores = sound(images, prompts)
+    return scores - scores.mean() + scores[:1]
+
+
+def square_only(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    return sound(images @ images, prompts)
+
+
+def noisy(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    return sound(images, prompts) * (1 + 1e-3 * torch.randn(len(images)))
+
+
+def rooted(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    return images.float().sqrt().mean(dim=(1, 2, 3))
+
+
+def as_given(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    return images.square().mean(dim=(1, 2, 3))
+
+
+def reads_prompts(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    return sound(images, prompts) + torch.tensor([float(len(prompt)) for prompt in prompts])
+
+
+DRAWN: dict[str, Any] = {
+    "one_score_per_image": Planted(lambda images, prompts: sound(images, prompts)[:, None]),
+    "inputs_are_left_alone": Planted(in_place),
+    "deterministic": Planted(noisy),
+    "no_leak_between_images": Planted(batch_statistics),
+    "frozen": Melting(),
+    "tensors_move_along": Rooted(),
+    "any_shape": Planted(square_only),
+    "overshoot_stays_finite": Planted(rooted),
+    "every_image_has_a_gradient": Planted(only_first),
+    "gradient_is_right": Planted(wrong_slope),
+    "half_precision_inputs": Planted(as_given),
+    "prompts_count_as_declared": Planted(reads_prompts),
+}
+
+
+def subject(reward: Any, spec: RewardSpec = REDNESS, **more: Any) -> Subject:
+    return Subject(spec, more.pop("config", RednessConfig()), reward=reward, **more)
+
+
+@pytest.mark.parametrize("reward", [Planted(sound), Redness(RednessConfig())], ids=["smooth", "linear"])
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_sound_reward_keeps_every_promise(name: str, reward: Any) -> None:
+    CHECKS[name](subject(reward))
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_each_check_catches_its_planted_bug(name: str) -> None:
+    with pytest.raises((Violation, RuntimeError)):
+        CHECKS[name](subject(DRAWN[name]))
+
+
+def test_a_strongly_curved_score_is_judged_along_the_way() -> None:
+    CHECKS["gradient_is_right"](subject(Planted(wavy)))
+    with pytest.raises(Violation, match="a finite difference along its gradient is off by"):
+        CHECKS["gradient_is_right"](subject(Planted(wavy_with_wrong_slope)))
+
+
+def test_further_bugs_of_the_neighbours_are_caught() -> None:
+    with pytest.raises(Violation, match="1 of its parameters are trainable, first factor"):
+        CHECKS["frozen"](subject(Trainable()))
+    with pytest.raises(Violation, match="its scores carry no gradient"):
+        CHECKS["every_image_has_a_gradient"](subject(Planted(lambda images, prompts: sound(images.detach(), prompts))))
+    with pytest.raises(Violation, match=r"returned torch\.float64"):
+        CHECKS["one_score_per_image"](subject(Planted(lambda images, prompts: sound(images, prompts).double())))
+    with pytest.raises(Violation, match="not finite"):
+        CHECKS["one_score_per_image"](subject(Planted(lambda images, prompts: sound(images, prompts) / 0)))
+    downwards = RewardSpec(**{**vars(REDNESS), "surrogate_gradient": True})
+    flipped = Planted(lambda images, prompts: 2 * sound(images, prompts).detach() - sound(images, prompts))
+    with pytest.raises(Violation, match="a step along its surrogate gradient changes the scores by"):
+        CHECKS["gradient_is_right"](subject(flipped, downwards))
+
+
+def test_capabilities_must_be_true() -> None:
+    measure = RewardSpec(**{**vars(REDNESS), "differentiable": False})
+    with pytest.raises(Violation, match="only measures, but its scores carry a gradient"):
+        CHECKS["every_image_has_a_gradient"](subject(Planted(sound), measure))
+    prompted = RewardSpec(**{**vars(REDNESS), "needs_prompt": True})
+    with pytest.raises(Violation, match="needs a prompt, but other prompts give the same scores"):
+        CHECKS["prompts_count_as_declared"](subject(Planted(sound), prompted))
+
+
+def test_a_config_that_does_not_survive_json_is_caught() -> None:
+    with pytest.raises(Violation, match="comes back from JSON as"):
+        CHECKS["config_survives_json"](subject(Planted(sound), config=Forgetful(secret=2.0)))
+
+
+def test_a_naming_module_that_imports_torch_is_caught() -> None:
+    with pytest.raises(Violation, match=r"importing draft_core\.sampler imports torch"):
+        CHECKS["naming_imports_no_torch"](subject(Planted(sound), naming_module="draft_core.sampling.sampler"))
+
+
+def test_every_check_has_a_planted_bug() -> None:
+    assert set(CHECKS) - set(DRAWN) == {"config_survives_json", "naming_imports_no_torch"}, "which have tests above"
+
+
+def test_the_class_runs_every_check_and_a_skip_needs_a_reason() -> None:
+    assert {name for name in dir(RewardContract) if name.startswith("test_")} == {f"test_{name}" for name in CHECKS}
+    for skip in ({"frozen": " "}, {"no_such_check": "because"}):
+        with pytest.raises(TypeError, match="is no check, or has no reason"):
+            type("TestMine", (RewardContract,), {"kind": "redness", "skip": skip})
+
+
+def test_the_command_names_what_is_broken(catalog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_rewards, "load_catalog", lambda: catalog)
+    monkeypatch.setattr(tiny, "Redness", lambda config: Planted(batch_statistics))
+    result = CliRunner().invoke(cli.app, ["rewards", "check", "redness"])
+    assert result.exit_code == 1
+    assert "broken no_leak_between_images: in a batch it scores" in result.output
+    assert "kept   one_score_per_image" in result.output
+    monkeypatch.setattr(tiny, "Redness", lambda config: Planted(sound))
+    result = CliRunner().invoke(cli.app, ["rewards", "check", "redness"])
+    assert result.exit_code == 0
+    assert f"redness: {len(CHECKS)} of {len(CHECKS)} checks passed" in result.output

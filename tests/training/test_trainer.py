@@ -1,0 +1,330 @@
+"""The trainer: it climbs, it resumes in every bit, and it stops where numbers end."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+
+from draft_core import DifferentiableSampler, DraftK, DraftLV, Objective, PrefixReuse, Trainer
+from draft_core.adapters.lora import adapters_off, add_lora, lora_state, squared_norm, trainable
+from draft_core.errors import CheckpointError, RewardError
+from draft_core.recipe.schema import TrainConfig
+from draft_core.rewards.normalization import RunningScale
+from draft_core.training.checkpoints import Checkpoint, write_checkpoint
+from tests.support.tiny import Nan, Redness, RednessConfig, byte_tokenizer, tiny_pipe
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return byte_tokenizer(tmp_path_factory.mktemp("tokens"))
+
+
+def trainer(
+    tokenizer: Any,
+    *,
+    reward: Any = None,
+    rank: int = 2,
+    method: Any = None,
+    cap: float | None = None,
+    kl: float = 0.0,
+    lora_norm: float = 0.0,
+    **settings: Any,
+) -> Trainer:
+    pipe = tiny_pipe(tokenizer=tokenizer)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        add_lora(pipe, rank=rank)
+    return Trainer(
+        DifferentiableSampler(
+            pipe, num_inference_steps=2, guidance_scale=3.0, base_model=partial(adapters_off, pipe) if kl else None
+        ),
+        Objective({"redness": reward or Redness(RednessConfig())}, caps={} if cap is None else {"redness": cap}),
+        method or DraftLV(resamples=1),
+        ["a", "b", "c"],
+        device="cpu",
+        kl=kl,
+        lora_norm=lora_norm,
+        **TrainConfig(**{"steps": 4, "batch_size": 2, "learning_rate": 3e-2, **settings}).model_dump(),
+    )
+
+
+def weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in lora_state(trainer.sampler.pipe).values()])
+
+
+def test_the_reward_rises(tokenizer: Any) -> None:
+    one = trainer(tokenizer, steps=25)
+    plan = one.method.plan(2, Random(0))
+
+    def reward() -> float:
+        generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+        with torch.no_grad():
+            rollout = one.sampler(["a", "b"], plan=plan, generator=generators)
+            return float(one.objective(rollout.images, rollout.prompts).total.mean())
+
+    before = reward()
+    reports = list(one)
+    assert [report.update for report in reports] == list(range(1, 26))
+    assert reward() > before + 0.01
+    assert all(report.loss == -report.reward == -report.scores["redness"] for report in reports)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_in_every_bit(tokenizer: Any, tmp_path: Path) -> None:
+    whole = trainer(tokenizer)
+    reports = list(whole)
+
+    first = trainer(tokenizer)
+    steps = iter(first)
+    next(steps), next(steps)
+    first.save_checkpoint(tmp_path / "000002")
+    second = trainer(tokenizer)
+    second.load_checkpoint(tmp_path / "000002")
+    resumed = list(second)
+
+    assert [report.update for report in resumed] == [3, 4]
+    assert [report.reward for report in resumed] == [report.reward for report in reports[2:]]
+    assert torch.equal(weights(second), weights(whole))
+
+
+def spied_gradients(one: Trainer) -> list[torch.Tensor]:
+    """The gradient of every optimiser step that the trainer takes, flat."""
+    taken: list[torch.Tensor] = []
+    step = one.optimizer.step
+
+    def spy() -> None:
+        taken.append(torch.cat([parameter.grad.flatten() for parameter in one.parameters]))
+        step()
+
+    one.optimizer.step = spy
+    return taken
+
+
+def test_accumulated_passes_are_one_large_batch(tokenizer: Any) -> None:
+    """Gradients, not updates: Adam would hide a wrong factor."""
+    settings = {"method": DraftLV(resamples=1), "max_grad_norm": 1e9}
+    whole = trainer(tokenizer, batch_size=2, **settings)
+    parts = trainer(tokenizer, batch_size=1, gradient_accumulation_steps=2, **settings)
+    gradients = []
+    for one in (whole, parts):
+        taken = spied_gradients(one)
+        next(iter(one))
+        gradients.append(taken[0])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
+
+
+def test_passes_one_after_another_have_the_gradient_of_all_images_at_once(tokenizer: Any) -> None:
+    one = trainer(tokenizer, method=DraftLV(resamples=2), max_grad_norm=1e9)
+    prompts, generator = one._draw(0)
+    rollout = one.sampler(prompts, plan=one.method.plan(2, Random(0)), generator=generator)
+    loss = -one.objective(rollout.images, rollout.prompts).total.mean()
+    expected = torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, one.parameters)])
+    together = trainer(tokenizer, method=DraftLV(resamples=2, batched=True), max_grad_norm=1e9)
+    for each in (one, together):
+        taken = spied_gradients(each)
+        next(iter(each))
+        torch.testing.assert_close(taken[0], expected, rtol=1e-4, atol=1e-9)
+
+
+def test_prefix_reuse_takes_a_step_after_each_pass_of_one_rollout(tokenizer: Any) -> None:
+    one = trainer(tokenizer, method=PrefixReuse(updates=3), steps=2)
+    taken = spied_gradients(one)
+    reports = list(one)
+    assert [report.optimizer_steps for report in reports] == [3, 3]
+    assert len(taken) == 6
+    assert not torch.equal(taken[0], taken[1])
+
+
+def test_the_first_step_of_a_reused_prefix_is_draft_1(tokenizer: Any) -> None:
+    gradients = []
+    for method in (PrefixReuse(updates=3), DraftK(k=1)):
+        one = trainer(tokenizer, method=method)
+        taken = spied_gradients(one)
+        next(iter(one))
+        gradients.append(taken[0])
+    assert torch.equal(*gradients)
+
+
+def test_a_rollout_that_drifts_too_far_is_given_up(tokenizer: Any) -> None:
+    far = trainer(tokenizer, method=PrefixReuse(updates=6, max_drift=1e-9))
+    near = trainer(tokenizer, method=PrefixReuse(updates=6, max_drift=10.0))
+    assert next(iter(far)).optimizer_steps == 2, "the samples, and the pass whose drift is found too large"
+    assert next(iter(near)).optimizer_steps == 6
+
+
+def test_a_capped_reward_gives_no_gradient_above_its_cap(tokenizer: Any) -> None:
+    one = trainer(tokenizer, cap=-5.0)
+    report = next(iter(one))
+    assert report.grad_norm == 0.0
+    assert report.reward == -5.0
+    assert report.scores["redness"] > -5.0
+
+
+def test_the_kl_term_is_the_squared_distance_from_the_base_model(tokenizer: Any) -> None:
+    """By hand: both predictions on the input of the one graded call, and the gradient through the tuned one alone."""
+    one = trainer(tokenizer, kl=2.0, method=DraftK(k=1))
+    pipe = one.sampler.pipe
+    with torch.no_grad():
+        for parameter in trainable(pipe):
+            parameter += 0.05
+    prompts, generator = one._draw(0)
+    assert one.sampler.steps == 2
+    inputs: list[Any] = []
+    hook = pipe.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: inputs.append((args, kwargs)), with_kwargs=True
+    )
+    rollout = one.sampler(prompts, plan=DraftK(k=1).plan(2, Random(0)), generator=generator)
+    hook.remove()
+    args, kwargs = inputs[1]
+    tuned = pipe.unet(*args, **kwargs)[0]
+    with torch.no_grad(), adapters_off(pipe):
+        base = pipe.unet(*args, **kwargs)[0]
+    expected = (tuned - base).square().mean()
+    assert rollout.divergence is not None
+    torch.testing.assert_close(rollout.divergence, expected)
+    found = torch.autograd.grad(rollout.divergence, one.parameters)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, one.parameters))
+
+
+def test_the_norm_of_the_lora_is_that_of_what_it_adds(tokenizer: Any) -> None:
+    pipe = trainer(tokenizer).sampler.pipe
+    with torch.no_grad():
+        for parameter in trainable(pipe):
+            parameter += 0.05
+    added = [
+        module.get_delta_weight("default").square().sum()
+        for module in pipe.unet.modules()
+        if hasattr(module, "get_delta_weight")
+    ]
+    torch.testing.assert_close(squared_norm(pipe), torch.stack(added).sum(), rtol=1e-5, atol=0)
+
+
+def test_regularisers_enter_the_loss_with_their_weight(tokenizer: Any) -> None:
+    one = trainer(tokenizer, kl=0.5, lora_norm=2.0)
+    with torch.no_grad():
+        for parameter in trainable(one.sampler.pipe):
+            parameter += 0.05
+    norm = float(squared_norm(one.sampler.pipe).detach())
+    report = next(iter(one))
+    assert report.penalties["lora_norm"] == pytest.approx(norm)
+    assert report.penalties["kl"] > 0
+    expected = -report.reward + 0.5 * report.penalties["kl"] + 2.0 * norm
+    assert report.loss == pytest.approx(expected)
+
+
+def test_every_prompt_is_used_before_one_comes_again(tokenizer: Any) -> None:
+    one = trainer(tokenizer)
+    order = [one._prompt(index) for index in range(12)]
+    assert [sorted(order[first : first + 3]) for first in (0, 3, 6, 9)] == [["a", "b", "c"]] * 4
+    assert len({tuple(order[first : first + 3]) for first in (0, 3, 6, 9)}) > 1
+
+
+def test_the_learning_rate_warms_up_from_above_zero(tokenizer: Any) -> None:
+    rates = [report.learning_rate for report in trainer(tokenizer, warmup_steps=2, learning_rate=0.3)]
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.3])
+
+
+def test_an_update_with_a_nan_is_skipped_by_name_and_the_weights_stay(tokenizer: Any) -> None:
+    one = trainer(tokenizer, reward=Nan(RednessConfig(), calls=[4]))  # two calls an update: the second one's second
+    steps = iter(one)
+    next(steps)
+    before = weights(one)
+    report = next(steps)
+    (reason,) = report.skipped
+    assert reason.startswith(f"reward 'redness' of the prompt '{min(one._prompt(2), one._prompt(3))}' became nan")
+    assert report.optimizer_steps == 0
+    assert torch.equal(weights(one), before)
+    assert next(steps).skipped == ()
+    assert not torch.equal(weights(one), before)
+    assert one.skipped == 1
+
+
+def test_too_many_skipped_updates_end_the_run(tokenizer: Any) -> None:
+    one = trainer(tokenizer, reward=Nan(RednessConfig(), calls=range(3, 99)), max_skipped=1)
+    steps = iter(one)
+    next(steps), next(steps)
+    with pytest.raises(
+        RewardError, match="update 3: 2 optimiser steps were skipped, the last one because reward 'redness'"
+    ):
+        next(steps)
+
+
+def test_each_reward_is_divided_by_its_running_scale(tokenizer: Any) -> None:
+    one = trainer(tokenizer, normalize="scale", steps=2, max_grad_norm=1e9)
+    taken = spied_gradients(one)
+    list(one)
+    plain = trainer(tokenizer, steps=2, max_grad_norm=1e9)
+    untouched = spied_gradients(plain)
+    list(plain)
+    assert one.scale is not None
+    size = one.scale.divisors["redness"]
+    assert 0 < size < 1
+    assert taken[0].norm() > untouched[0].norm(), "divided by a spread below 1"
+
+
+def test_the_gradient_of_the_normalised_reward_has_length_one_in_the_image() -> None:
+    images = torch.rand(2, 3, 8, 8, requires_grad=True)
+    images = images * 1.0
+    each = {"redness": Redness(RednessConfig(contrast=7.0))(images, ["a", "b"])}
+    scale = RunningScale("gradient")
+    scale.update(scale.measure(each, images))
+    total = Objective({"redness": Redness(RednessConfig())}).total(each, scale.divisors)
+    (gradient,) = torch.autograd.grad(total.sum(), images)
+    torch.testing.assert_close(gradient.flatten(1).norm(dim=1), torch.ones(2))
+
+
+def test_the_gradients_of_two_rewards_are_told_apart(tokenizer: Any) -> None:
+    one = trainer(tokenizer)
+    with torch.no_grad():
+        for parameter in trainable(one.sampler.pipe):
+            parameter += 0.05
+    same, opposite = Redness(RednessConfig()), Redness(RednessConfig(contrast=2.0))
+    one.objective = Objective({"same": same, "other": opposite}, {"other": -1.0})
+    before = weights(one)
+    norms, cosines = one.reward_gradients()
+    assert norms["other"] == pytest.approx(2 * norms["same"], rel=1e-4)
+    assert cosines == {"same ~ other": pytest.approx(-1.0, abs=1e-4)}
+    assert torch.equal(weights(one), before)
+    assert all(parameter.grad is None for parameter in one.parameters)
+
+
+@pytest.mark.parametrize("file", ["adapter.safetensors", "optimizer.pt", "state.json"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "noise"])
+def test_a_torn_checkpoint_is_refused(tokenizer: Any, tmp_path: Path, file: str, damage: str) -> None:
+    one = trainer(tokenizer)
+    next(iter(one))
+    path = one.save_checkpoint(tmp_path / "000001") / file
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"\x80\x02" * 50)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        trainer(tokenizer).load_checkpoint(tmp_path / "000001")
+
+
+def test_a_foreign_checkpoint_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    trainer(tokenizer).save_checkpoint(tmp_path / "000000")
+    with pytest.raises(CheckpointError, match="made with seed 0, this run has seed 5"):
+        trainer(tokenizer, seed=5).load_checkpoint(tmp_path / "000000")
+    with pytest.raises(CheckpointError, match="its LoRA does not fit"):
+        trainer(tokenizer, rank=3).load_checkpoint(tmp_path / "000000")
+
+
+@pytest.mark.parametrize("damage", ["another's", "half"])
+def test_a_checkpoint_whose_optimizer_is_of_other_parameters_is_refused(
+    tokenizer: Any, tmp_path: Path, damage: str
+) -> None:
+    own, other = trainer(tokenizer), trainer(tokenizer, rank=3)
+    for one in (own, other):
+        next(iter(one))
+    moments = (other if damage == "another's" else own).optimizer.state_dict()
+    if damage == "half":
+        moments["state"][0].pop("exp_avg_sq")
+    state = {"update": 1, "seed": 0, "skipped": 0, "scale": None}
+    write_checkpoint(tmp_path / "000001", Checkpoint(lora_state(own.sampler.pipe), moments, state))
+    with pytest.raises(CheckpointError, match=r"does not fit .*exp_avg.* of the optimizer"):
+        trainer(tokenizer).load_checkpoint(tmp_path / "000001")
