@@ -178,7 +178,7 @@ class Ideal:
             for args, kwargs in self.seen.calls[:first]:
                 self.seen.denoiser(*args, **kwargs)
         self._graded(self.seen.calls[first:])
-        for _ in range(self.plan.resamples):
+        for _ in range(self.trainer.method.renoising().copies):
             self._graded(self.seen.calls[-1:])
         for parameter in self.trainer.parameters:
             parameter.grad = None
@@ -230,7 +230,7 @@ def neighbour(trainer: Trainer, plan: StepPlan) -> None:
     with seams.replaced(seen.denoiser, "forward", detached), seen:
         images = [call_pipeline(trainer, prompts, generator)]
     args, kwargs = seen.calls[-1]
-    for _ in range(plan.resamples):
+    for _ in range(trainer.method.renoising().copies):
         latents = seams.denoiser_input(args, kwargs).detach()
         latents = moved(seen.denoiser, latents + 0.01 * torch.randn_like(latents), args, kwargs)
         images.append(decoded_like(trainer, latents, seen.decoded[0]))

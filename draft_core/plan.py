@@ -1,7 +1,4 @@
-"""A step plan: where the gradient may flow through one sampling run, as plain data.
-
-The shared vocabulary of both wings: methods make plans, the sampler runs them. Imports errors only.
-"""
+"""Where the gradient may flow through one sampling run, as plain data: methods make plans, the sampler runs them."""
 
 from __future__ import annotations
 
@@ -24,16 +21,8 @@ class StepPlan:
             sampler's own updates only, and no Jacobians of the denoiser multiply (DRTune, Wu et al. 2024).
         stop_at: leave the chain at this step, with the posterior mean of x0 that its prediction gives; None
             runs all of it (ReFL, Xu et al. 2023).
-        resamples: how often x0 is re-noised, detached, to the level of the last step and denoised once
-            more with gradient (DRaFT-LV, Clark et al. 2024, section 3.2).
-        batched: all re-noisings in one batch, faster on a GPU that a batch does not fill; else one after another,
-            and memory does not grow with their number.
-        step_each: the trainer takes an optimiser step after the samples and after each re-noising, instead of
-            one for all of them: one rollout serves 1 + resamples steps (prefix reuse).
-        prefix: the steps without gradient are taken on a schedule of only so many, without decoding, and the graded
-            images are the re-noisings of the x0 that they lead to; None takes the chain's own steps.
-        max_drift: with `step_each`, the rollout is given up once the re-noised images of a pass differ from its samples
-            by more than this, root mean square over pixels in [0, 1]; None sets no bound.
+        prefix: the steps without gradient are taken on a schedule of only so many, without decoding; the images
+            are then the re-noisings of the x0 that they lead to (`Renoising`). None takes the chain's own steps.
 
     Raises:
         SamplerError: if a step is outside 0..T-1, or the fields contradict each other.
@@ -43,11 +32,7 @@ class StepPlan:
     grad_steps: frozenset[int]
     detach_input: bool = False
     stop_at: int | None = None
-    resamples: int = 0
-    batched: bool = False
-    step_each: bool = False
     prefix: int | None = None
-    max_drift: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grad_steps", frozenset(self.grad_steps))
@@ -55,37 +40,20 @@ class StepPlan:
             raise SamplerError(f"a plan needs at least one step, not {self.steps}", where="StepPlan.steps")
         self._check_steps("grad_steps", sorted(self.grad_steps))
         self._check_steps("stop_at", [] if self.stop_at is None else [self.stop_at])
-        if self.resamples < 0:
-            raise SamplerError(f"resamples is {self.resamples}", where="StepPlan.resamples", next="use 0 or more")
         if self.stop_at is not None and any(step > self.stop_at for step in self.grad_steps):
             raise SamplerError(
                 f"it leaves the chain at step {self.stop_at}, before the graded step {max(self.grad_steps)}",
                 where="StepPlan.stop_at",
                 next="grade only steps that are reached",
             )
-        if self.stop_at is not None and self.resamples:
-            raise SamplerError(
-                "a chain that is left early has no last step to re-noise to",
-                where="StepPlan.resamples",
-                next="use either stop_at or resamples",
-            )
-        if self.step_each and self.batched:
-            raise SamplerError(
-                "re-noisings in one batch leave no room for a step after each",
-                where="StepPlan.batched",
-                next="use either batched or step_each",
-            )
-
         if self.prefix is not None:
             self._check_prefix(self.prefix)
 
     def _check_prefix(self, prefix: int) -> None:
         if not 1 <= prefix < self.steps:
             problem, advice = f"a prefix of {prefix} steps is not shorter than a chain of {self.steps}", "use fewer"
-        elif self.grad_steps != {self.steps - 1} or not self.resamples:
-            problem, advice = "a shortened prefix leads to the last step alone", "grade that, with resamples >= 1"
-        elif self.max_drift is not None:
-            problem, advice = "a shortened prefix makes no samples to drift from", "leave out max_drift"
+        elif self.grad_steps != {self.steps - 1}:
+            problem, advice = "a shortened prefix leads to the last step alone", "give it as the one grad step"
         else:
             return
         raise SamplerError(problem, where="StepPlan.prefix", next=advice)
@@ -99,19 +67,53 @@ class StepPlan:
             )
 
     @property
-    def passes(self) -> int:
-        """How many batches of images it makes, one after another or `together`."""
-        return self.resamples + (self.prefix is None)
-
-    @property
     def last(self) -> int:
         """The last step whose denoiser is called."""
         return self.steps - 1 if self.stop_at is None else self.stop_at
 
 
+@dataclass(frozen=True)
+class Renoising:
+    """What follows a sampling run: x0 re-noised to the level of the last step, and that step once more with gradient.
+
+    DRaFT-LV (Clark et al. 2024, section 3.2) and its relatives.
+
+    Arguments:
+        copies: how often x0, detached, is re-noised and denoised.
+        batched: all copies in one batch, faster on a GPU that a batch does not fill; else one after another, and
+            memory does not grow with their number.
+        step_each: an optimiser step after the samples and after each copy, instead of one for all of them: one run
+            serves 1 + copies steps (prefix reuse).
+        max_drift: with `step_each`, no further copies are made once those of a pass differ from the samples by more
+            than this, root mean square over pixels in [0, 1]; None sets no bound.
+
+    Raises:
+        SamplerError: if `copies` is negative, or the fields contradict each other.
+    """
+
+    copies: int = 0
+    batched: bool = False
+    step_each: bool = False
+    max_drift: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.copies < 0:
+            raise SamplerError(f"copies is {self.copies}", where="Renoising.copies", next="use 0 or more")
+        if self.step_each and self.batched:
+            raise SamplerError(
+                "re-noisings in one batch leave no room for a step after each",
+                where="Renoising.batched",
+                next="use either batched or step_each",
+            )
+
+
 class Method(Protocol):
-    """A method: it says for each update where the gradient may flow."""
+    """A training method of the DRaFT family: where the gradient flows in each update, and what is re-noised."""
 
     def plan(self, steps: int, rng: Random) -> StepPlan:
         """The plan of one update over `steps` sampler steps; random choices come from `rng` alone."""
+        ...
+
+    def renoising(self) -> Renoising:
+        """What follows each sampling run."""
         ...

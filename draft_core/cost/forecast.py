@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from draft_core.cost.probe import RECOMPUTING, Probe, Times
-from draft_core.plan import StepPlan
+from draft_core.plan import Renoising, StepPlan
 from draft_core.sampling import pipelines
 from draft_core.sampling.pipeline_call import Checkpointing, Decode, has_blocks
 from draft_core.sampling.sampler import DifferentiableSampler
@@ -137,12 +137,13 @@ def savings(trainer: Trainer, now: Memory) -> dict[str, int]:
 def count_calls(trainer: Trainer, plan: StepPlan, calls_a_step: float) -> Calls:
     """The calls of an update of `plan`, exact where each step calls the denoiser equally often."""
     batch = trainer.batch_size * trainer.images_per_prompt
-    renoisings = min(1, plan.resamples) if plan.batched else plan.resamples
+    renoising = trainer.method.renoising()
+    renoisings = min(1, renoising.copies) if renoising.batched else renoising.copies
     chain = len(plan.grad_steps) if plan.prefix is None else 0
     graded = round(calls_a_step * (chain + renoisings))
     plain = round(calls_a_step * (plan.last + 1 - len(plan.grad_steps) if plan.prefix is None else plan.prefix))
     plain += graded if trainer.kl else 0  # the base model, at each graded call
-    images = trainer.accumulation * batch * plan.passes
+    images = trainer.accumulation * batch * (renoising.copies + (plan.prefix is None))
     return Calls(
         plain=trainer.accumulation * plain,
         with_grad=trainer.accumulation * graded,
@@ -179,11 +180,11 @@ def _memory(trainer: Trainer, plan: StepPlan, probe: Probe) -> Memory:
         lora=sum(parameter.nbytes for parameter in trainer.parameters),
         gradient=numbers * FLOAT32,
         optimizer=ADAM_MOMENTS * numbers * FLOAT32,
-        activations=_activations(trainer.batch_size, plan, probe),
+        activations=_activations(trainer.batch_size, plan, trainer.method.renoising(), probe),
     )
 
 
-def _activations(batch: int, plan: StepPlan, probe: Probe) -> int:
+def _activations(batch: int, plan: StepPlan, renoising: Renoising, probe: Probe) -> int:
     """Peak of an update without the LoRA's gradient, linear in the batch and in the graded steps."""
     graded = len(plan.grad_steps)
 
@@ -203,7 +204,7 @@ def _activations(batch: int, plan: StepPlan, probe: Probe) -> int:
             known[batch, graded] = probe.peak(batch, graded)
         return known[batch, graded]
 
-    renoised = at(batch * plan.resamples, 1) if plan.batched and plan.resamples else 0.0
+    renoised = at(batch * renoising.copies, 1) if renoising.batched and renoising.copies else 0.0
     return round(max(at(batch, max(graded, 1)), renoised))
 
 
@@ -216,16 +217,19 @@ def _options(trainer: Trainer, plan: StepPlan, probe: Probe, now: Memory) -> Ite
     with _unchanged(sampler):
         for how in [how for how in checkpointings if how != sampler.gradient_checkpointing]:
             sampler.gradient_checkpointing = how
-            total = others + _activations(trainer.batch_size, plan, probe)
+            total = others + _activations(trainer.batch_size, plan, trainer.method.renoising(), probe)
             yield f"model.gradient_checkpointing: {str(how).lower()}", total
     with _unchanged(sampler):
         for decode in [how for how in decodes if how != sampler.decode]:
             sampler.decode = decode
-            yield f"model.decode: {decode}", others + _activations(trainer.batch_size, plan, probe)
+            yield (
+                f"model.decode: {decode}",
+                others + _activations(trainer.batch_size, plan, trainer.method.renoising(), probe),
+            )
     if trainer.batch_size > 1:
         half = -(-trainer.batch_size // 2)
         name = f"train.batch_size: {half}, train.gradient_accumulation_steps: {2 * trainer.accumulation}"
-        yield name, others + _activations(half, plan, probe)
+        yield name, others + _activations(half, plan, trainer.method.renoising(), probe)
     if trainer.accelerator.device.type == "cuda":
         yield "model.remember_prompts: true", now.total - leaving(now.weights)
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-if TYPE_CHECKING:
-    from draft_core.plan import StepPlan
-
+from draft_core.plan import Renoising, StepPlan
 
 __all__ = ["Config", "MethodConfig", "Field", "RewardConfig"]
 
@@ -54,3 +51,7 @@ class MethodConfig(Config):
             RecipeError: if a field does not fit `steps`.
         """
         raise NotImplementedError
+
+    def renoising(self) -> Renoising:
+        """What follows each sampling run; here nothing."""
+        return Renoising()

@@ -10,7 +10,7 @@ from random import Random
 from typing import Literal
 
 from draft_core.errors import RecipeError
-from draft_core.plan import StepPlan
+from draft_core.plan import Renoising, StepPlan
 from draft_core.registry.config import Field, MethodConfig
 from draft_core.registry.specs import MethodSpec
 
@@ -54,7 +54,11 @@ class DraftLV(MethodConfig):
 
     def plan(self, steps: int, rng: Random) -> StepPlan:
         """The last step graded, x0 re-noised `resamples` times; draws nothing from `rng`."""
-        return StepPlan(steps=steps, grad_steps=_last(1, steps), resamples=self.resamples, batched=self.batched)
+        return StepPlan(steps=steps, grad_steps=_last(1, steps))
+
+    def renoising(self) -> Renoising:
+        """`resamples` copies of each sample."""
+        return Renoising(copies=self.resamples, batched=self.batched)
 
 
 class PrefixReuse(MethodConfig):
@@ -76,13 +80,11 @@ class PrefixReuse(MethodConfig):
 
     def plan(self, steps: int, rng: Random) -> StepPlan:
         """The last step graded, and `updates - 1` re-noisings, each with its own step; draws nothing from `rng`."""
-        return StepPlan(
-            steps=steps,
-            grad_steps=_last(1, steps),
-            resamples=self.updates - 1,
-            step_each=True,
-            max_drift=self.max_drift,
-        )
+        return StepPlan(steps=steps, grad_steps=_last(1, steps))
+
+    def renoising(self) -> Renoising:
+        """`updates - 1` copies, each with its own step."""
+        return Renoising(copies=self.updates - 1, step_each=True, max_drift=self.max_drift)
 
 
 class ShortPrefix(MethodConfig):
@@ -104,13 +106,11 @@ class ShortPrefix(MethodConfig):
             RecipeError: if the prefix is not shorter than the chain.
         """
         _at_most("prefix_steps", self.prefix_steps, steps, spare=1)
-        return StepPlan(
-            steps=steps,
-            grad_steps=_last(1, steps),
-            resamples=self.updates,
-            step_each=self.updates > 1,
-            prefix=self.prefix_steps,
-        )
+        return StepPlan(steps=steps, grad_steps=_last(1, steps), prefix=self.prefix_steps)
+
+    def renoising(self) -> Renoising:
+        """`updates` copies of the short chain's x0, with a step after each if there are several."""
+        return Renoising(copies=self.updates, step_each=self.updates > 1)
 
 
 class Refl(MethodConfig):

@@ -14,7 +14,7 @@ from draft_core.sampling.noise_levels import renoised
 from draft_core.sampling.pipeline_call import Generator, Pass, Settings, length
 
 
-class Renoising(Pass):
+class Renoised(Pass):
     """The last step once more, from x0 re-noised (DRaFT-LV, Clark et al. 2024, algorithm 1).
 
     The pipeline's call runs again with all steps but the last one empty: the denoiser gives zeros, the

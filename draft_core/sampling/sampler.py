@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from draft_core.errors import SamplerError
-from draft_core.plan import StepPlan
+from draft_core.plan import Renoising, StepPlan
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.chain import Chain, LastStep, ShortChain, count_steps, lengths
 from draft_core.sampling.pipeline_call import Checkpointing, Decode, Generator, has_blocks
-from draft_core.sampling.replay import Renoising, renoised_start
+from draft_core.sampling.replay import Renoised, renoised_start
 from draft_core.sampling.rollout import Rollout
 
 # What a pipeline applies to finished images by way of numpy or PIL, which cuts the gradient.
@@ -28,6 +28,9 @@ IMAGE_FILTERS = ("safety_checker", "watermark")
 
 # Arguments by which a call's schedule is given whole, so that it cannot be made shorter.
 SCHEDULES = ("timesteps", "sigmas")
+
+
+NO_RENOISING = Renoising()
 
 
 class DifferentiableSampler:
@@ -90,19 +93,27 @@ class DifferentiableSampler:
                     errors.append(error)
         raise errors[0]
 
-    def __call__(self, prompts: Sequence[str] | None = None, *, plan: StepPlan, generator: Generator = None) -> Rollout:
+    def __call__(
+        self,
+        prompts: Sequence[str] | None = None,
+        *,
+        plan: StepPlan,
+        renoising: Renoising = NO_RENOISING,
+        generator: Generator = None,
+    ) -> Rollout:
         """The images of one run of `plan`, graded as it says, the re-noised ones behind the samples.
 
         Arguments:
             prompts: B prompts; None where `call_kwargs` carries prompt embeddings instead.
             plan: which steps are graded, of T = `self.steps`.
+            renoising: how many re-noised copies follow the samples; steps and drift in it are for the trainer.
             generator: source of the initial noise, as in the pipeline's call, and after it of the re-noisings;
                 None takes the one in `call_kwargs`, or torch's global state.
 
         Raises:
             SamplerError: if the plan's length is not the scheduler's, or the call gives no image tensor.
         """
-        passes = list(self.passes(prompts, plan=plan, generator=generator))
+        passes = list(self.passes(prompts, plan=plan, renoising=renoising, generator=generator))
         divergences = [one.divergence for one in passes if one.divergence is not None]
         return Rollout(
             images=torch.cat([one.images for one in passes]),
@@ -116,16 +127,11 @@ class DifferentiableSampler:
         prompts: Sequence[str] | None = None,
         *,
         plan: StepPlan,
+        renoising: Renoising = NO_RENOISING,
         generator: Generator = None,
-        over_all: Callable[[torch.Tensor], torch.Tensor] = lambda drift: drift,
     ) -> Iterator[Rollout]:
         """The samples, unless the plan's prefix is short, then their re-noised copies, each when it is asked for, so
         that one can be backpropagated before the next is made; arguments and errors as in `__call__`.
-
-        With `plan.max_drift` the passes end after the first that drifted further from the samples.
-
-        Arguments:
-            over_all: from the mean squared drift of this batch, (), to that of everything that ends together with it.
         """
         if isinstance(prompts, str) or prompts == []:
             raise SamplerError(f"prompts is {prompts!r}", where="prompts", next="give a list of one or more strings")
@@ -136,20 +142,20 @@ class DifferentiableSampler:
                 next="make the plan with `method.plan(sampler.steps, rng)`",
             )
         generator = generator or self.call_kwargs.get("generator")
-        samples = None
+        _check_renoising(plan, renoising)
         if plan.prefix is None:
             chain = Chain(self, prompts, plan, generator)
             samples = chain.sample()
             names = _prompt_of_each(prompts, len(samples))
             yield Rollout(samples, names, sample_count=len(samples), divergence=chain.mean_divergence())
-            if not plan.resamples:
+            if not renoising.copies:
                 return
             if chain.two_streams:
                 raise _no_replay(self.pipe)
-            samples, start = samples.detach(), chain.last_step
+            start = chain.last_step
         else:
             start = self._short_start(prompts, plan, generator)
-        yield from self._renoisings(start, plan, samples, over_all)
+        yield from self._renoisings(start, renoising)
 
     def _short_start(self, prompts: Sequence[str] | None, plan: StepPlan, generator: Generator) -> LastStep:
         if given := [name for name in SCHEDULES if self.call_kwargs.get(name) is not None]:
@@ -160,23 +166,27 @@ class DifferentiableSampler:
             )
         return ShortChain(self, prompts, plan, generator).last_step()
 
-    def _renoisings(
-        self,
-        start: LastStep,
-        plan: StepPlan,
-        samples: torch.Tensor | None,
-        over_all: Callable[[torch.Tensor], torch.Tensor],
-    ) -> Iterator[Rollout]:
-        noisy = [renoised_start(self, start) for _ in range(plan.resamples)]
-        for batch in [torch.cat(noisy)] if plan.batched and noisy else noisy:
-            renoising = Renoising(self, start, batch)
-            images = renoising.sample()
-            names = _prompt_of_each(start.prompts, len(images) // renoising.copies) * renoising.copies
-            yield Rollout(images, names, sample_count=0, divergence=renoising.mean_divergence())
-            if plan.max_drift is not None and samples is not None:
-                drift = over_all((images.detach() - samples).float().square().mean()).sqrt()
-                if float(drift) > plan.max_drift:
-                    return
+    def _renoisings(self, start: LastStep, renoising: Renoising) -> Iterator[Rollout]:
+        noisy = [renoised_start(self, start) for _ in range(renoising.copies)]
+        for batch in [torch.cat(noisy)] if renoising.batched and noisy else noisy:
+            replay = Renoised(self, start, batch)
+            images = replay.sample()
+            names = _prompt_of_each(start.prompts, len(images) // replay.copies) * replay.copies
+            yield Rollout(images, names, sample_count=0, divergence=replay.mean_divergence())
+
+
+def _check_renoising(plan: StepPlan, renoising: Renoising) -> None:
+    if plan.stop_at is not None and renoising.copies:
+        raise SamplerError(
+            "a chain that is left early has no last step to re-noise to",
+            where="StepPlan.stop_at",
+            next="use either stop_at or re-noised copies",
+        )
+    if plan.prefix is not None and (not renoising.copies or renoising.max_drift is not None):
+        problem = "makes no samples to drift from" if renoising.copies else "gives no images without re-noised copies"
+        raise SamplerError(
+            f"a shortened prefix {problem}", where="StepPlan.prefix", next="use Renoising(copies=1), without max_drift"
+        )
 
 
 def _no_replay(pipe: Any) -> SamplerError:

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 
 from draft_core.adapters.lora import lora_state, set_lora_state, squared_norm, trainable
 from draft_core.errors import CheckpointError, DraftError, RewardError
-from draft_core.plan import Method, StepPlan
+from draft_core.plan import Method, Renoising, StepPlan
 from draft_core.rewards.normalization import RunningScale
 from draft_core.rewards.objective import Objective, Scores
 from draft_core.sampling.rollout import Rollout
@@ -133,16 +133,18 @@ class Trainer:
         start = time.perf_counter()
         tally = _Tally(learning_rate=self._set_learning_rate())
         plan = self.method.plan(self.sampler.steps, Random(f"plan {self.seed} {self.done}"))
-        batches = [self._passes(micro, plan) for micro in range(self.accumulation)]
-        if plan.step_each:
+        renoising = self.method.renoising()
+        batches = [self._passes(micro, plan, renoising) for micro in range(self.accumulation)]
+        if renoising.step_each:
             for same_pass in zip(*batches, strict=False):  # the batch that drifts first ends the rollout for all
                 for one in same_pass:
                     self._accumulate_gradient(one, 1 / self.accumulation, tally)
                 self._optimize(tally)
         else:
+            images = self.batch_size * self.images_per_prompt * (renoising.copies + (plan.prefix is None))
             for batch in batches:
                 for one in batch:
-                    share = len(one.rollout.images) / (self.batch_size * self.images_per_prompt * plan.passes)
+                    share = len(one.rollout.images) / images
                     self._accumulate_gradient(one, share / self.accumulation, tally)
             self._optimize(tally)
         self.done += 1
@@ -155,11 +157,12 @@ class Trainer:
         tally.take_in(self.processes.gather(tally))
         return tally.report(self.done, self._regularizers(), seconds=time.perf_counter() - start)
 
-    def _passes(self, micro: int, plan: StepPlan) -> Iterator[_Pass]:
+    def _passes(self, micro: int, plan: StepPlan, renoising: Renoising) -> Iterator[_Pass]:
         """The samples of one batch and their re-noisings, one after another, with their scores."""
         prompts, generators = self._draw(micro)
         # prompts -> images, with gradient
-        rollouts = self.sampler.passes(prompts, plan=plan, generator=generators, over_all=self.processes.mean)
+        rollouts = self.sampler.passes(prompts, plan=plan, renoising=renoising, generator=generators)
+        samples = None
         while True:
             with self.accelerator.autocast():
                 rollout = next(rollouts, None)
@@ -167,6 +170,12 @@ class Trainer:
                     return
                 scores = self._scores(rollout)  # images  -> a score for each, (N,)
             yield _Pass(rollout, scores)
+            if samples is None:
+                samples = rollout.images.detach()
+            elif renoising.max_drift is not None:
+                drift = self.processes.mean((rollout.images.detach() - samples).float().square().mean()).sqrt()
+                if float(drift) > renoising.max_drift:
+                    return
 
     def _scores(self, rollout: Rollout) -> Scores:
         scores: Scores = self.objective(rollout.images, rollout.prompts)
@@ -231,7 +240,7 @@ class Trainer:
         """
         plan = self.method.plan(self.sampler.steps, Random(f"plan {self.seed} {self.done}"))
         running = self.scale.state() if self.scale else {}
-        one = next(self._passes(0, plan))
+        one = next(self._passes(0, plan, self.method.renoising()))
         flat = {}
         for name in one.scores.per_reward:
             alone = self.objective.total({name: one.scores.per_reward[name]}, self.scale.divisors if self.scale else {})

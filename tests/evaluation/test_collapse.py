@@ -15,12 +15,12 @@ from draft_core.evaluation.evaluate import Evaluation
 from draft_core.evaluation.image_measures import colourfulness, detail, distance
 
 
-def images(count: int = 3, side: int = 16, seed: int = 0) -> torch.Tensor:
+def noise_images(count: int = 3, side: int = 16, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
 def test_the_distance_is_zero_for_the_same_and_counts_shape_more_than_noise() -> None:
-    images = images()
+    images = noise_images()
     assert torch.equal(distance(images, images), torch.zeros(3))
     noise = 0.1 * torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     shift = torch.full_like(images, float(noise.square().mean().sqrt()))
@@ -30,7 +30,7 @@ def test_the_distance_is_zero_for_the_same_and_counts_shape_more_than_noise() ->
 
 def test_colourfulness_is_hasler_and_suesstruncks() -> None:
     """Equation by equation in numpy, as in the paper."""
-    images = images()
+    images = noise_images()
     expected = []
     for red, green, blue in images.numpy():
         rg, yb = red - green, 0.5 * (red + green) - blue
@@ -54,7 +54,7 @@ def evaluation(images: torch.Tensor, prompts: int, scores: dict[str, list[float]
 
 
 def test_a_look_compares_images_of_one_prompt_with_each_other_and_with_the_base() -> None:
-    images = images(count=4)
+    images = noise_images(count=4)
     base = evaluation(images, 2, {"r": [0.0, 0.0, 0.0, 0.0]})
     images = images.clone()
     images[1] = images[0]

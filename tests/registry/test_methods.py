@@ -9,6 +9,7 @@ import pytest
 
 from draft_core import AlignProp, Draft, DraftK, DraftLV, DRTune, FlowBPSparse, PrefixReuse, Refl, StepList, StepPlan
 from draft_core.errors import RecipeError, SamplerError
+from draft_core.plan import Renoising
 from draft_core.registry.config import MethodConfig
 from draft_core.registry.methods import BUILT_IN
 from draft_core.registry.specs import MethodSpec
@@ -19,7 +20,8 @@ RNG = Random(0)
 def test_each_method_says_where_the_gradient_flows() -> None:
     assert Draft().plan(4, RNG) == StepPlan(4, frozenset({0, 1, 2, 3}))
     assert DraftK(k=2).plan(4, RNG) == StepPlan(4, frozenset({2, 3}))
-    assert DraftLV(resamples=3).plan(4, RNG) == StepPlan(4, frozenset({3}), resamples=3)
+    assert DraftLV(resamples=3).plan(4, RNG) == StepPlan(4, frozenset({3}))
+    assert DraftLV(resamples=3).renoising() == Renoising(copies=3)
 
 
 def test_the_methods_reduce_to_each_other() -> None:
@@ -96,8 +98,10 @@ def test_a_step_list_that_equals_a_range_is_draft_k() -> None:
 
 def test_prefix_reuse_of_one_update_reduces_to_draft_1() -> None:
     one = PrefixReuse(updates=1).plan(6, RNG)
-    assert (one.grad_steps, one.resamples) == (DraftK(k=1).plan(6, RNG).grad_steps, 0)
-    assert PrefixReuse(updates=4).plan(6, RNG) == StepPlan(6, frozenset({5}), resamples=3, step_each=True)
+    assert one == DraftK(k=1).plan(6, RNG)
+    assert PrefixReuse(updates=1).renoising().copies == 0
+    assert PrefixReuse(updates=4).plan(6, RNG) == StepPlan(6, frozenset({5}))
+    assert PrefixReuse(updates=4).renoising() == Renoising(copies=3, step_each=True)
 
 
 @pytest.mark.parametrize(

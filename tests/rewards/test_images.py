@@ -22,7 +22,7 @@ from draft_core.rewards.images import (
 )
 
 
-def image(height: int, width: int) -> torch.Tensor:
+def noise_image(height: int, width: int) -> torch.Tensor:
     """Smooth shapes with hard edges and full range, in whole levels, (1, 3, H, W)."""
     generator = torch.Generator().manual_seed(height * 1000 + width)
     coarse = torch.rand(1, 3, 7, 5, generator=generator)
@@ -35,7 +35,7 @@ def image(height: int, width: int) -> torch.Tensor:
 @pytest.mark.parametrize("size", [(224, 224), (300, 401), (64, 64), (427, 640), (37, 91)])
 @pytest.mark.parametrize("target", [(224, 224), (112, 150), (48, 31)])
 def test_resize_is_pillows_to_the_level(size: tuple[int, int], target: tuple[int, int], filter: str) -> None:
-    image = image(*size)
+    image = noise_image(*size)
     ours = resize_like_pil(image, *target, filter=filter)
     pillow = to_pil(image[0]).resize(target[::-1], Image.Resampling[filter.upper()])
     expected = torch.from_numpy(np.asarray(pillow).copy()).permute(2, 0, 1)[None].float()
@@ -45,7 +45,7 @@ def test_resize_is_pillows_to_the_level(size: tuple[int, int], target: tuple[int
 @pytest.mark.parametrize("filter", FILTERS)
 @pytest.mark.parametrize("size", [(512, 224), (640, 427), (300, 60)])
 def test_rows_come_first_also_in_tall_images(size: tuple[int, int], filter: str) -> None:
-    image, how = image(*size), Image.Resampling[filter.upper()]
+    image, how = noise_image(*size), Image.Resampling[filter.upper()]
     ours = resize_like_pil(image, 160, 160, filter=filter)
     pillow = to_pil(image[0]).resize((160, size[0]), how).resize((160, 160), how)
     expected = torch.from_numpy(np.asarray(pillow).copy()).permute(2, 0, 1)[None].float()
@@ -61,7 +61,7 @@ def test_each_row_of_weights_sums_to_one(source: int, target: int, filter: str) 
 
 
 def test_resize_passes_the_gradient_of_its_linear_map() -> None:
-    image = image(20, 30).double().clamp(0.2, 0.8).requires_grad_()
+    image = noise_image(20, 30).double().clamp(0.2, 0.8).requires_grad_()
     direction = torch.randn(1, 3, 8, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     (grad,) = torch.autograd.grad((resize_like_pil(image, 8, 11) * direction).sum(), image)
     expected = resampling_weights(20, 8).T @ direction @ resampling_weights(30, 11)
@@ -69,7 +69,7 @@ def test_resize_passes_the_gradient_of_its_linear_map() -> None:
 
 
 def test_out_of_range_pixels_stay_finite_and_are_clamped() -> None:
-    image = image(20, 30) * 1.2 - 0.1
+    image = noise_image(20, 30) * 1.2 - 0.1
     resized = resize_like_pil(image, 8, 8)
     assert resized.min() >= 0
     assert resized.max() <= 1
@@ -99,7 +99,7 @@ def test_normalize_is_per_channel() -> None:
 
 
 def test_files_come_back_as_they_were_written(tmp_path: Path) -> None:
-    image = image(9, 13)
+    image = noise_image(9, 13)
     to_pil(image[0]).save(tmp_path / "image.png")
     torch.testing.assert_close(read_image(tmp_path / "image.png"), image)
 

@@ -14,6 +14,7 @@ from draft_core import DifferentiableSampler, Draft, DraftK, DraftLV, DRTune, Fl
 from draft_core.adapters.files import load_lora, save_lora
 from draft_core.adapters.lora import ATTENTION, adapters_off, add_lora, default_targets, trainable
 from draft_core.errors import SamplerError
+from draft_core.plan import Renoising
 from draft_core.sampling.seams import replaced
 from tests.support.drive import (
     call_of,
@@ -73,16 +74,16 @@ def test_samples_are_those_of_the_plain_call_in_every_bit(family: Family) -> Non
 
 
 @families()
-@pytest.mark.parametrize("together", [False, True], ids=["apart", "together"])
+@pytest.mark.parametrize("batched", [False, True], ids=["apart", "batched"])
 def test_a_replay_from_the_latents_of_the_last_step_gives_the_sample_again(family: Family, batched: bool) -> None:
     """DRaFT-LV's second pass skips all steps but the last, and must leave nothing of them out."""
     sampler = sampler_of(family, family.pipe())
-    if together and len(family.prompts or PROMPTS) == 1:
+    if batched and len(family.prompts or PROMPTS) == 1:
         with pytest.raises(SamplerError, match="batched prompts are not supported"):
-            replayed(sampler, family.prompts, batched=together)
+            replayed(sampler, family.prompts, batched=batched)
         return
-    samples, again = replayed(sampler, family.prompts, batched=together)
-    if together:
+    samples, again = replayed(sampler, family.prompts, batched=batched)
+    if batched:
         torch.testing.assert_close(again, torch.cat([samples, samples]), rtol=0, atol=1e-5)
     else:
         assert torch.equal(again, torch.cat([samples, samples]))
@@ -95,7 +96,7 @@ def test_a_chain_that_is_left_early_gives_finite_images_with_gradient(family: Fa
     for method in (Refl(last=2), DRTune(k=1, last=2)):
         for seed in (0, 1):  # both stops
             plan = method.plan(sampler.steps, Random(seed))
-            images = sampler(family.prompts, plan=plan, generator=seeded()).images
+            images = sampler(family.prompts, plan=plan, renoising=renoising, generator=seeded()).images
             assert images.isfinite().all()
             assert gradient(images, parameters(pipe)).norm() > 0
 
@@ -178,7 +179,9 @@ def test_prompts_and_negative_prompts_are_of_one_type(prompts: list[str], negati
         negative = ["blurry", "blurry"]
     pipe = FAMILIES[0].pipe()
     sampler = DifferentiableSampler(pipe, num_inference_steps=2, guidance_scale=4.0, negative_prompt=negative)
-    rollout = sampler(prompts, plan=DraftLV(resamples=1).plan(2, RNG), generator=seeded())
+    rollout = sampler(
+        prompts, plan=DraftLV(resamples=1).plan(2, RNG), renoising=Renoising(copies=1), generator=seeded()
+    )
     expected = pipe(
         prompts,
         negative_prompt=["blurry"] * len(prompts),
@@ -209,8 +212,9 @@ def test_several_for_each_prompt_stand_beside_it(family: Family) -> None:
     )
     assert family.prompts is not None
     for together in (False, True):
-        plan = DraftLV(resamples=2, batched=together).plan(sampler.steps, RNG)
-        rollout = sampler(family.prompts, plan=plan, generator=seeded())
+        lv = DraftLV(resamples=2, batched=batched)
+    plan, renoising = lv.plan(sampler.steps, RNG), lv.renoising()
+        rollout = sampler(family.prompts, plan=plan, renoising=renoising, generator=seeded())
         assert torch.equal(rollout.samples, plain(pipe, {**call_of(family), several: 2}))
         assert rollout.prompts == ("a cat", "a cat", "a red dog", "a red dog") * 3
 
@@ -225,7 +229,7 @@ def test_both_of_two_denoisers_are_adapted(family: Family) -> None:
     first = sum(weight.numel() for weight in parts[0])
     for method, reached in ((DraftK(k=1), (False, True)), (Draft(), (True, True))):
         plan = method.plan(sampler.steps, RNG)
-        images = sampler(family.prompts, plan=plan, generator=seeded()).images
+        images = sampler(family.prompts, plan=plan, renoising=renoising, generator=seeded()).images
         flat = gradient(images, [*parts[0], *parts[1]])
         assert (bool(flat[:first].any()), bool(flat[first:].any())) == reached
 

@@ -16,6 +16,7 @@ from diffusers.configuration_utils import register_to_config
 
 from draft_core import DifferentiableSampler, DraftK, DraftLV
 from draft_core.errors import DraftError, RecipeError, SamplerError
+from draft_core.plan import Renoising
 from draft_core.recipe.schema import ModelConfig
 from draft_core.registry.catalog import Catalog
 from draft_core.runs import build as builder
@@ -105,7 +106,9 @@ def test_a_single_step_that_cannot_be_started_from_given_latents_is_refused() ->
     flux3 = family("FLUX.3")
     sampler = DifferentiableSampler(flux3.pipe(), num_inference_steps=1, **flux3.call(torch.float32))
     with pytest.raises(SamplerError, match="Flux3ModularPipeline: its only step cannot be started from re-noised"):
-        sampler(["a cat"], plan=DraftLV(resamples=1).plan(1, Random(0)), generator=seeded())
+        sampler(
+            ["a cat"], plan=DraftLV(resamples=1).plan(1, Random(0), renoising=Renoising(copies=1)), generator=seeded()
+        )
     assert len(sampler(["a cat"], plan=DraftK(k=1).plan(1, Random(0)), generator=seeded()).images) == 1
 
 

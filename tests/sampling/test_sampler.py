@@ -22,6 +22,7 @@ from diffusers import (
 
 from draft_core import DifferentiableSampler, Draft, DraftK, DraftLV, StepPlan
 from draft_core.errors import SamplerError
+from draft_core.plan import Renoising
 from draft_core.sampling.seams import replaced
 from tests.support.tiny import PROMPTS, byte_tokenizer, embeddings, make_scheduler, tiny_pipe
 
@@ -146,7 +147,7 @@ def test_draft_k_of_all_steps_is_draft() -> None:
 def test_lv_without_resamples_is_draft_1() -> None:
     pipe = tiny_pipe()
     sampler = sampler_of(pipe)
-    one = sampler(plan=DraftLV(resamples=0).plan(STEPS, RNG), generator=seeded())
+    one = sampler(plan=DraftLV(resamples=0).plan(STEPS, RNG), renoising=Renoising(copies=0), generator=seeded())
     other = sampler(plan=DraftK(k=1).plan(STEPS, RNG), generator=seeded())
     assert torch.equal(one.images, other.images)
     assert torch.equal(gradient(pipe, one.images), gradient(pipe, other.images))
@@ -178,7 +179,9 @@ def test_lv_renoises_a_detached_x0_at_the_level_of_the_last_step(scheduler: Any,
 
     generator = seeded()
     with replaced(pipe.scheduler, "step", watch):
-        rollout = sampler(plan=DraftLV(resamples=1).plan(steps, RNG), generator=generator)
+        rollout = sampler(
+            plan=DraftLV(resamples=1).plan(steps, RNG), renoising=Renoising(copies=1), generator=generator
+        )
 
     *_, (_, x0), (noisy, _) = stepped
     assert len(stepped) == steps + 1, "one real step in the rollout's end, one in the re-noising"
@@ -209,7 +212,7 @@ def test_lv_images_are_one_plain_step_from_the_noisy_latents() -> None:
         return step(model_output, timestep, sample, *args, **kwargs)
 
     with replaced(pipe.scheduler, "step", watch):
-        rollout = sampler(plan=DraftLV(resamples=1).plan(STEPS, RNG), generator=seeded())
+        rollout = sampler(plan=DraftLV(resamples=1).plan(STEPS, RNG), renoising=Renoising(copies=1), generator=seeded())
     noisy, timestep, embeds = seen[-1], pipe.scheduler.timesteps[-1], embeddings()
     with torch.no_grad():
         both = pipe.unet(
@@ -289,7 +292,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
 def test_nothing_is_recorded_under_no_grad() -> None:
     sampler = sampler_of(tiny_pipe())
     with torch.no_grad():
-        rollout = sampler(plan=DraftLV(resamples=1).plan(STEPS, RNG), generator=seeded())
+        rollout = sampler(plan=DraftLV(resamples=1).plan(STEPS, RNG), renoising=Renoising(copies=1), generator=seeded())
     assert not rollout.images.requires_grad
 
 
@@ -345,7 +348,9 @@ def test_prompts_are_encoded_once_and_named_beside_every_image(tmp_path: Any) ->
         return forward(*args, **kwargs)
 
     with replaced(pipe.text_encoder, "forward", watch):
-        rollout = sampler(PROMPTS, plan=DraftLV(resamples=2).plan(2, RNG), generator=seeded())
+        rollout = sampler(
+            PROMPTS, plan=DraftLV(resamples=2).plan(2, RNG), renoising=Renoising(copies=2), generator=seeded()
+        )
     assert rollout.images.shape == (12, 3, 16, 16)
     assert rollout.sample_count == 4
     assert rollout.prompts == ("a cat", "a cat", "a red dog", "a red dog") * 3

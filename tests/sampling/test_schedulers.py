@@ -14,6 +14,7 @@ import torch
 
 from draft_core import DifferentiableSampler, Draft, DraftK, DraftLV, FlowBPSparse, Refl
 from draft_core.errors import SamplerError
+from draft_core.plan import Renoising
 from draft_core.sampling.noise_levels import posterior_mean
 from draft_core.sampling.seams import replaced
 from tests.support.drive import (
@@ -64,7 +65,7 @@ def test_the_posterior_mean_is_the_one_point_of_the_data_at_every_step(schedule:
 
 
 @schedules(levelled=True)
-@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("batched", [False, True])
 def test_re_noised_latents_have_the_level_from_which_the_last_step_starts(schedule: Schedule, batched: bool) -> None:
     pipe = newcomer(schedule.make())
     sampler = newcomer_sampler(pipe)
@@ -77,9 +78,10 @@ def test_re_noised_latents_have_the_level_from_which_the_last_step_starts(schedu
         ends.append(output[0])
         return output
 
-    plan = DraftLV(resamples=2, batched=together).plan(sampler.steps, Random(0))
+    lv = DraftLV(resamples=2, batched=batched)
+    plan, renoising = lv.plan(sampler.steps, Random(0)), lv.renoising()
     with replaced(pipe.scheduler, "step", watch):
-        rollout = sampler(PROMPTS, plan=plan, generator=seeded())
+        rollout = sampler(PROMPTS, plan=plan, renoising=renoising, generator=seeded())
     real, *again = starts[sampler.steps - 1 :]
     x0 = ends[sampler.steps - 1].detach()
     noisy = torch.cat(again)
@@ -115,7 +117,7 @@ def test_a_scheduler_that_cannot_add_noise_is_refused_by_name(schedule: Schedule
     for method in (Refl(last=2), DraftLV(resamples=1)):
         plan = method.plan(sampler.steps, Random(0))
         with pytest.raises(SamplerError, match=re.escape(f"{schedule.class_name} cannot add noise")):
-            sampler(PROMPTS, plan=plan, generator=seeded())
+            sampler(PROMPTS, plan=plan, renoising=renoising, generator=seeded())
 
 
 @pytest.mark.parametrize("limit", [{"clip_sample": True, "clip_sample_range": 0.5}, {"thresholding": True}], ids=str)
@@ -231,4 +233,6 @@ def test_a_pipeline_that_copies_its_scheduler_steps_the_copy_by_itself() -> None
         gradient(rollout.images, parameters(pipe)), gradient(expected, parameters(pipe)), rtol=1e-12, atol=1e-15
     )
     with pytest.raises(SamplerError, match="it copies its scheduler for a second chain, which cannot be replayed"):
-        sampler(PROMPTS, plan=DraftLV(resamples=1).plan(5, Random(0)), generator=seeded())
+        sampler(
+            PROMPTS, plan=DraftLV(resamples=1).plan(5, Random(0), renoising=Renoising(copies=1)), generator=seeded()
+        )

@@ -164,7 +164,7 @@ def test_the_share_of_each_batch_of_renoisings_adds_up_to_one(tmp_path: Any) -> 
         with torch.random.fork_rng():
             torch.manual_seed(0)
             add_lora(pipe, rank=2)
-        plan = StepPlan(STEPS, frozenset({STEPS - 1}), resamples=2, prefix=PREFIX, batched=together)
+        plan = StepPlan(STEPS, frozenset({STEPS - 1}), resamples=2, prefix=PREFIX, batched=batched)
         trainer = Trainer(
             DifferentiableSampler(pipe, num_inference_steps=STEPS, guidance_scale=GUIDANCE),
             Objective({"redness": Redness(RednessConfig())}),

@@ -91,8 +91,9 @@ def test_a_video_model_is_trained_with_an_image_reward() -> None:
 def test_re_noised_videos_are_beside_the_prompts_of_their_samples() -> None:
     pipe = WAN.pipe()
     sampler = sampler_of(WAN, pipe)
-    plan = DraftLV(resamples=2, batched=True).plan(sampler.steps, Random(0))
-    rollout = sampler(WAN.prompts, plan=plan, generator=seeded())
+    lv = DraftLV(resamples=2, batched=True)
+    plan, renoising = lv.plan(sampler.steps, Random(0)), lv.renoising()
+    rollout = sampler(WAN.prompts, plan=plan, renoising=renoising, generator=seeded())
     assert rollout.images.shape == (6, 5, 3, 16, 16)
     assert rollout.prompts == WAN.prompts * 3
     assert gradient(rollout.images, list(pipe.transformer.parameters())).norm() > 0

@@ -81,14 +81,15 @@ def gradient(images: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Ten
 
 def samples_difference(family: Family, pipe: Any, plan: StepPlan, expected: torch.Tensor) -> float:
     """Largest difference of the samples of a plan from the images of the plain call."""
-    rollout = sampler_of(family, pipe)(family.prompts, plan=plan, generator=seeded())
+    rollout = sampler_of(family, pipe)(family.prompts, plan=plan, renoising=renoising, generator=seeded())
     assert gradient(rollout.images, parameters(pipe)).norm() > 0
     return float((rollout.samples.detach() - expected).abs().max())
 
 
 def replayed(sampler: DifferentiableSampler, prompts: Any, *, batched: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Samples, and what the replay of their last step makes of the very latents that they took that step from."""
-    plan = DraftLV(resamples=2, batched=together).plan(sampler.steps, Random(0))
+    lv = DraftLV(resamples=2, batched=batched)
+    plan, renoising = lv.plan(sampler.steps, Random(0)), lv.renoising()
     starts: list[torch.Tensor] = []
 
     def watch(step: Any, *args: Any, **kwargs: Any) -> Any:
@@ -100,7 +101,7 @@ def replayed(sampler: DifferentiableSampler, prompts: Any, *, batched: bool) -> 
         mock.patch("draft_core.sampling.sampler.renoised_start", side_effect=lambda *_: starts[sampler.steps - 1]),
         same_global_noise(),
     ):
-        rollout = sampler(prompts, plan=plan, generator=seeded())
+        rollout = sampler(prompts, plan=plan, renoising=renoising, generator=seeded())
     return rollout.samples.detach(), rollout.images[rollout.sample_count :].detach()
 
 
@@ -136,7 +137,7 @@ def schedule_differences(schedule: Schedule, methods: Sequence[Any]) -> float:
     for method in methods:
         plan = method.plan(sampler.steps, Random(0))
         with same_global_noise():
-            rollout = sampler(PROMPTS, plan=plan, generator=seeded())
+            rollout = sampler(PROMPTS, plan=plan, renoising=renoising, generator=seeded())
         worst = max(worst, float((rollout.samples.detach() - expected).abs().max()))
     return worst
 
@@ -148,7 +149,7 @@ def schedule_gradient_error(schedule: Schedule) -> float:
     sampler = newcomer_sampler(pipe)
     plan = Draft().plan(sampler.steps, Random(0))
     with same_global_noise():
-        rollout = sampler(PROMPTS, plan=plan, generator=seeded())
+        rollout = sampler(PROMPTS, plan=plan, renoising=renoising, generator=seeded())
     assert expected.norm() > 0
     return float((gradient(rollout.images, parameters(pipe)) - expected).norm() / expected.norm())
 
