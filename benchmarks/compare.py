@@ -75,7 +75,7 @@ class Method:
     """A method as it takes part.
 
     Arguments:
-        checkpointing: recompute graded denoiser calls, which then count twice; what makes many steps fit into memory.
+        checkpointing: recompute recorded denoiser calls, which then count twice; what makes many steps fit into memory.
         timed_as: what to time in its place, where the cost of an update is drawn at random.
         timed: whether to time it; not where the drift ends an update, so that no two cost the same.
         sampler_steps: of the sampler that it trains on, where that is not the task's; it is judged by the task's.

@@ -177,13 +177,13 @@ class Ideal:
         with torch.no_grad():
             for args, kwargs in self.seen.calls[:first]:
                 self.seen.denoiser(*args, **kwargs)
-        self._graded(self.seen.calls[first:])
+        self._recorded(self.seen.calls[first:])
         for _ in range(self.trainer.method.renoising().copies):
-            self._graded(self.seen.calls[-1:])
+            self._recorded(self.seen.calls[-1:])
         for parameter in self.trainer.parameters:
             parameter.grad = None
 
-    def _graded(self, calls: Sequence[tuple[Any, Any]]) -> None:
+    def _recorded(self, calls: Sequence[tuple[Any, Any]]) -> None:
         """Denoiser calls that are chained like steps, decoder, reward, and the way back."""
         latents = seams.denoiser_input(*calls[0])
         recompute = self.trainer.sampler.gradient_checkpointing is True
@@ -218,7 +218,7 @@ def decoded_like(trainer: Trainer, latents: Tensor, batch: Tensor) -> Tensor:
 
 
 def neighbour(trainer: Trainer, plan: StepPlan) -> None:
-    """Autograd records every call, and the predictions before the graded ones are detached."""
+    """Autograd records every call, and the predictions before the recorded ones are detached."""
     first = min(plan.grad_steps)
     seen = Recorded(trainer)
 
@@ -320,7 +320,7 @@ def option_table(rounds: int) -> str:
 
 
 def together(case: Case) -> Trainer:
-    return emoji_trainer(replace(case, method={**case.method, "together": True}))
+    return emoji_trainer(replace(case, method={**case.method, "batched": True}))
 
 
 def channels_last(case: Case) -> Trainer:
@@ -364,7 +364,7 @@ def compiled(case: Case) -> Trainer:
 CANDIDATES: dict[str, Callable[[Case], Trainer]] = {
     "prompts remembered (`model.remember_prompts`)": lambda case: emoji_trainer(case, remember_prompts=True),
     "LoRA fused into the weights in the steps without gradient": fused_prefix,
-    "re-noisings in one batch (`method.together`)": together,
+    "re-noisings in one batch (`method.batched`)": together,
     "channels last": channels_last,
     "regional compilation (`compile_repeated_blocks`)": compiled,
     "bfloat16 weights (`model.dtype`)": lambda case: emoji_trainer(case, dtype="bfloat16"),

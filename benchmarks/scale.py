@@ -62,7 +62,7 @@ class Settings:
     """How an update is made.
 
     Arguments:
-        k: graded steps.
+        k: grad steps.
         checkpointing, decode: as in a recipe.
         size: of what is made, arguments of the pipeline's call.
     """
@@ -79,7 +79,7 @@ class Activations:
     """What an update allocates beside weights, LoRA, its gradient and the optimiser, in bytes.
 
     Arguments:
-        denoiser: kept by the graded calls when they are over.
+        denoiser: kept by the recorded calls when they are over.
         decoder: kept by the decode.
         peak: the most at one time.
     """
@@ -362,7 +362,7 @@ def option_table(name: str) -> str:
     for title, settings in OPTIONS.items():
         found = measured(name, replace(settings, size=SQUARE))
         rows.append([title, gib(found.denoiser), gib(found.decoder), gib(found.peak)])
-    heads = (f"{name}, one image of 1024 x 1024", "kept by the graded calls", "kept by the decoder", "at the peak")
+    heads = (f"{name}, one image of 1024 x 1024", "kept by the recorded calls", "kept by the decoder", "at the peak")
     return markdown(heads, rows)
 
 

@@ -16,8 +16,8 @@ class StepPlan:
     Arguments:
         steps: number of sampler steps T, counted as calls of `scheduler.step`.
         grad_steps: the steps whose denoiser call autograd records, 0 the first step and T - 1 the last.
-            The chain of the sampler's own updates is recorded from the first graded step on.
-        detach_input: a graded denoiser call sees detached latents, so that the gradient flows through the
+            The chain of the sampler's own updates is recorded from the first grad step on.
+        detach_input: a recorded denoiser call sees detached latents, so that the gradient flows through the
             sampler's own updates only, and no Jacobians of the denoiser multiply (DRTune, Wu et al. 2024).
         stop_at: leave the chain at this step, with the posterior mean of x0 that its prediction gives; None
             runs all of it (ReFL, Xu et al. 2023).
@@ -42,7 +42,7 @@ class StepPlan:
         self._check_steps("stop_at", [] if self.stop_at is None else [self.stop_at])
         if self.stop_at is not None and any(step > self.stop_at for step in self.grad_steps):
             raise SamplerError(
-                f"it leaves the chain at step {self.stop_at}, before the graded step {max(self.grad_steps)}",
+                f"it leaves the chain at step {self.stop_at}, before the grad step {max(self.grad_steps)}",
                 where="StepPlan.stop_at",
                 next="grade only steps that are reached",
             )

@@ -109,7 +109,7 @@ def forecast(trainer: Trainer) -> Forecast:
     """What an update of `trainer` will cost; no weight is changed.
 
     Seconds are those of a batch of one, times the batch: an upper estimate on a GPU that one image does not fill.
-    Memory is measured for batches of one and two, and for one and two graded steps, and extended linearly.
+    Memory is measured for batches of one and two, and for one and two grad steps, and extended linearly.
 
     Raises:
         DraftError: on a device whose memory cannot be measured.
@@ -140,14 +140,14 @@ def count_calls(trainer: Trainer, plan: StepPlan, calls_a_step: float) -> Calls:
     renoising = trainer.method.renoising()
     renoisings = min(1, renoising.copies) if renoising.batched else renoising.copies
     chain = len(plan.grad_steps) if plan.prefix is None else 0
-    graded = round(calls_a_step * (chain + renoisings))
+    recorded = round(calls_a_step * (chain + renoisings))
     plain = round(calls_a_step * (plan.last + 1 - len(plan.grad_steps) if plan.prefix is None else plan.prefix))
-    plain += graded if trainer.kl else 0  # the base model, at each graded call
+    plain += recorded if trainer.kl else 0  # the base model, at each recorded call
     images = trainer.accumulation * batch * (renoising.copies + (plan.prefix is None))
     return Calls(
         plain=trainer.accumulation * plain,
-        with_grad=trainer.accumulation * graded,
-        recomputed=trainer.accumulation * graded if trainer.sampler.gradient_checkpointing in RECOMPUTING else 0,
+        with_grad=trainer.accumulation * recorded,
+        recomputed=trainer.accumulation * recorded if trainer.sampler.gradient_checkpointing in RECOMPUTING else 0,
         decoded=images,
         scored=images,
     )
@@ -185,27 +185,27 @@ def _memory(trainer: Trainer, plan: StepPlan, probe: Probe) -> Memory:
 
 
 def _activations(batch: int, plan: StepPlan, renoising: Renoising, probe: Probe) -> int:
-    """Peak of an update without the LoRA's gradient, linear in the batch and in the graded steps."""
-    graded = len(plan.grad_steps)
+    """Peak of an update without the LoRA's gradient, linear in the batch and in the grad steps."""
+    recorded = len(plan.grad_steps)
 
-    def at(batch: int, graded: int) -> float:
+    def at(batch: int, recorded: int) -> float:
         """Bilinear through the four smallest updates."""
-        small = measured(1, graded)
-        return small + (batch - 1) * (measured(2, graded) - small) if batch > 1 else small
+        small = measured(1, recorded)
+        return small + (batch - 1) * (measured(2, recorded) - small) if batch > 1 else small
 
-    def measured(batch: int, graded: int) -> float:
+    def measured(batch: int, recorded: int) -> float:
         one = peaks(batch, 1)
-        return one + (graded - 1) * (peaks(batch, 2) - one) if graded > 1 else one
+        return one + (recorded - 1) * (peaks(batch, 2) - one) if recorded > 1 else one
 
     known: dict[tuple[int, int], int] = {}
 
-    def peaks(batch: int, graded: int) -> int:
-        if (batch, graded) not in known:
-            known[batch, graded] = probe.peak(batch, graded)
-        return known[batch, graded]
+    def peaks(batch: int, recorded: int) -> int:
+        if (batch, recorded) not in known:
+            known[batch, recorded] = probe.peak(batch, recorded)
+        return known[batch, recorded]
 
     renoised = at(batch * renoising.copies, 1) if renoising.batched and renoising.copies else 0.0
-    return round(max(at(batch, max(graded, 1)), renoised))
+    return round(max(at(batch, max(recorded, 1)), renoised))
 
 
 def _options(trainer: Trainer, plan: StepPlan, probe: Probe, now: Memory) -> Iterator[tuple[str, int]]:

@@ -32,7 +32,7 @@ class Times:
 
 
 class Probe:
-    """Small updates, in which all denoiser calls are empty but the graded ones and the first."""
+    """Small updates, in which all denoiser calls are empty but the recorded ones and the first."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -40,14 +40,14 @@ class Probe:
         self.device = trainer.accelerator.device
         self.denoisers = list(pipelines.find_denoisers(self.sampler.pipe).values())
 
-    def peak(self, batch: int, graded: int) -> int:
-        """Bytes that an update of so many prompts and graded last steps allocates at most."""
-        return peak_memory(partial(self.update, batch, graded), self.device)
+    def peak(self, batch: int, recorded: int) -> int:
+        """Bytes that an update of so many prompts and last grad steps allocates at most."""
+        return peak_memory(partial(self.update, batch, recorded), self.device)
 
-    def update(self, batch: int, graded: int) -> None:
+    def update(self, batch: int, recorded: int) -> None:
         """A rollout, its scores and its backward pass; the gradient is thrown away."""
         with self._mostly_empty():
-            scores = self._scores(batch, graded)
+            scores = self._scores(batch, recorded)
         self._backward(scores)
 
     def timed_update(self) -> Times:
@@ -62,21 +62,21 @@ class Probe:
             whole = clock.measure(lambda: self._scores(1, 1))
         scores, count, forwards = clock.result, len(calls), dict(clock.seconds)
         backward = clock.measure(lambda: self._backward(scores))  # may recompute, and the clock runs on
-        graded = self._graded_alone(calls[count - 1], clock)
-        steps = self.sampler.steps + (1 if self.trainer.kl else 0)  # the base model is asked at the graded step
+        recorded = self._recorded_alone(calls[count - 1], clock)
+        steps = self.sampler.steps + (1 if self.trainer.kl else 0)  # the base model is asked at the grad step
         return Times(
             calls_a_step=count / steps,
-            plain=forwards.get("plain", forwards["graded"]),
-            with_grad=graded,
+            plain=forwards.get("plain", forwards["with_grad"]),
+            with_grad=recorded,
             decoding_and_rewards=max(
-                0.0, whole + backward - graded - forwards.get("plain", 0.0) - forwards.get("encoding", 0.0)
+                0.0, whole + backward - recorded - forwards.get("plain", 0.0) - forwards.get("encoding", 0.0)
             ),
             encoding=forwards.get("encoding", 0.0),
         )
 
-    def _scores(self, batch: int, graded: int) -> torch.Tensor:
+    def _scores(self, batch: int, recorded: int) -> torch.Tensor:
         trainer, steps = self.trainer, self.sampler.steps
-        plan = StepPlan(steps=steps, grad_steps=frozenset(range(steps - min(graded, steps), steps)))
+        plan = StepPlan(steps=steps, grad_steps=frozenset(range(steps - min(recorded, steps), steps)))
         prompts = [trainer.prompts[place % len(trainer.prompts)] for place in range(batch)]
         noise = [torch.Generator("cpu").manual_seed(place) for place in range(batch * trainer.images_per_prompt)]
         with trainer.accelerator.autocast():
@@ -89,7 +89,7 @@ class Probe:
         for parameter in self.trainer.parameters:
             parameter.grad = None
 
-    def _graded_alone(self, call: tuple[Any, Any, Any], clock: _Clock) -> float:
+    def _recorded_alone(self, call: tuple[Any, Any, Any], clock: _Clock) -> float:
         """Seconds of one denoiser call with gradient and of its way back."""
         forward, *arguments = call
         args, kwargs = seams.mapped(torch.Tensor.detach, arguments)
@@ -106,7 +106,7 @@ class Probe:
         def on_denoise(denoiser: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
             if calls is not None:
                 calls.append((forward, args, kwargs))
-            run = clock.around("graded" if torch.is_grad_enabled() else "plain") if clock else _plainly
+            run = clock.around("with_grad" if torch.is_grad_enabled() else "plain") if clock else _plainly
             if torch.is_grad_enabled():
                 return run(forward, *args, **kwargs)
             key = (denoiser, seams.shapes_of(seams.denoiser_input(args, kwargs)))

@@ -61,9 +61,9 @@ class ModelConfig(Config):
     )
     gradient_checkpointing: bool | Literal["selective", "blocks"] = Field(
         False,
-        description="Recompute graded denoiser calls in the backward pass, one more call each: with `true` at once, so "
-        "that many graded steps take no more memory than one; with `blocks` one block after another, which takes least "
-        "for few graded steps. `selective` recomputes norms, activations and casts alone: half the memory of a UNet.",
+        description="Recompute recorded denoiser calls in the backward pass, one more call each: with `true` at once, so "
+        "that many grad steps take no more memory than one; with `blocks` one block after another, which takes least "
+        "for few grad steps. `selective` recomputes norms, activations and casts alone: half the memory of a UNet.",
     )
     decode: Literal["whole", "selective", "blocks", "checkpointed", "sliced"] = Field(
         "whole",
@@ -88,8 +88,8 @@ class RegularizersConfig(Config):
     kl: float = Field(
         0.0,
         ge=0,
-        description="Mean squared difference between tuned and base denoiser along the graded steps (DRaFT+). Costs "
-        "one more denoiser call for each graded one, and no memory for a second model.",
+        description="Mean squared difference between tuned and base denoiser along the grad steps (DRaFT+). Costs "
+        "one more denoiser call for each recorded one, and no memory for a second model.",
     )
     lora_norm: float = Field(0.0, ge=0, description="Squared Frobenius norm of what the LoRA adds to the weights.")
 

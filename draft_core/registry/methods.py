@@ -21,7 +21,7 @@ class Draft(MethodConfig):
     kind: Literal["draft"] = "draft"
 
     def plan(self, steps: int, rng: Random) -> StepPlan:
-        """All `steps` steps graded; draws nothing from `rng`."""
+        """All `steps` steps recorded; draws nothing from `rng`."""
         return StepPlan(steps=steps, grad_steps=frozenset(range(steps)))
 
 
@@ -32,7 +32,7 @@ class DraftK(MethodConfig):
     k: int = Field(1, ge=1, description="How many of the last sampler steps the gradient flows through.")
 
     def plan(self, steps: int, rng: Random) -> StepPlan:
-        """The last `k` of `steps` steps graded; draws nothing from `rng`.
+        """The last `k` of `steps` steps recorded; draws nothing from `rng`.
 
         Raises:
             RecipeError: if `k` exceeds `steps`.
@@ -53,7 +53,7 @@ class DraftLV(MethodConfig):
     batched: bool = Field(False, description="All re-noisings in one batch: faster on a large GPU, more memory.")
 
     def plan(self, steps: int, rng: Random) -> StepPlan:
-        """The last step graded, x0 re-noised `resamples` times; draws nothing from `rng`."""
+        """The last step recorded, x0 re-noised `resamples` times; draws nothing from `rng`."""
         return StepPlan(steps=steps, grad_steps=_last(1, steps))
 
     def renoising(self) -> Renoising:
@@ -79,7 +79,7 @@ class PrefixReuse(MethodConfig):
     )
 
     def plan(self, steps: int, rng: Random) -> StepPlan:
-        """The last step graded, and `updates - 1` re-noisings, each with its own step; draws nothing from `rng`."""
+        """The last step recorded, and `updates - 1` re-noisings, each with its own step; draws nothing from `rng`."""
         return StepPlan(steps=steps, grad_steps=_last(1, steps))
 
     def renoising(self) -> Renoising:
@@ -100,7 +100,7 @@ class ShortPrefix(MethodConfig):
     updates: int = Field(1, ge=1, le=64, description="Optimiser steps from one prefix, each on a fresh re-noising.")
 
     def plan(self, steps: int, rng: Random) -> StepPlan:
-        """The last step graded, from `updates` re-noisings of a short chain's x0; draws nothing from `rng`.
+        """The last step recorded, from `updates` re-noisings of a short chain's x0; draws nothing from `rng`.
 
         Raises:
             RecipeError: if the prefix is not shorter than the chain.
@@ -123,7 +123,7 @@ class Refl(MethodConfig):
     last: int = Field(10, ge=1, description="The step is drawn from so many of the last ones, m; 1 is DRaFT-1.")
 
     def plan(self, steps: int, rng: Random) -> StepPlan:
-        """One of the last `last` steps, uniform, graded and left with the posterior mean.
+        """One of the last `last` steps, uniform, recorded and left with the posterior mean.
 
         Raises:
             RecipeError: if `last` exceeds `steps`.
@@ -141,7 +141,7 @@ class AlignProp(MethodConfig):
     k_max: int | None = Field(None, ge=1, description="Largest K; left out, all T steps.")
 
     def plan(self, steps: int, rng: Random) -> StepPlan:
-        """The last K steps graded, K uniform over k_min..k_max.
+        """The last K steps recorded, K uniform over k_min..k_max.
 
         Raises:
             RecipeError: if the range is empty or exceeds `steps`.
@@ -157,15 +157,15 @@ class DRTune(MethodConfig):
     """DRTune: evenly spread steps, each with its input detached, and an early stop (Wu et al. 2024, arXiv 2405.00760).
 
     The gradient reaches a step through the sampler's own updates alone. One of the last `last` steps is drawn
-    to leave the chain at, with the posterior mean; `k` steps up to it, evenly spaced from a random offset, are graded.
+    to leave the chain at, with the posterior mean; `k` steps up to it, evenly spaced from a random offset, are recorded.
     """
 
     kind: Literal["drtune"] = "drtune"
-    k: int = Field(5, ge=1, description="How many steps are graded.")
+    k: int = Field(5, ge=1, description="How many steps are recorded.")
     last: int = Field(10, ge=1, description="The chain is left at one of so many of the last steps; 1 runs all of it.")
 
     def plan(self, steps: int, rng: Random) -> StepPlan:
-        """`k` graded steps with detached input, and the step where the chain is left.
+        """`k` grad steps with detached input, and the step where the chain is left.
 
         Raises:
             RecipeError: if `last`, or `k` with the earliest stop, exceeds `steps`.
@@ -175,8 +175,8 @@ class DRTune(MethodConfig):
         _at_most("k", self.k, steps - self.last + 1)
         stride = reached // self.k
         offset = rng.randint(0, reached - 1 - (self.k - 1) * stride)
-        graded = frozenset(range(offset, offset + (self.k - 1) * stride + 1, stride))
-        return StepPlan(steps=steps, grad_steps=graded, detach_input=True, stop_at=reached - 1)
+        recorded = frozenset(range(offset, offset + (self.k - 1) * stride + 1, stride))
+        return StepPlan(steps=steps, grad_steps=recorded, detach_input=True, stop_at=reached - 1)
 
 
 class FlowBPSparse(MethodConfig):
@@ -191,7 +191,7 @@ class FlowBPSparse(MethodConfig):
     k: int = Field(5, ge=1, description="Size of the active set, drawn uniformly without replacement.")
 
     def plan(self, steps: int, rng: Random) -> StepPlan:
-        """`k` random steps graded, with detached input.
+        """`k` random steps recorded, with detached input.
 
         Raises:
             RecipeError: if `k` exceeds `steps`.
@@ -204,11 +204,11 @@ class StepList(MethodConfig):
     """The steps that are named, and no others: for experiments; `steps: [-3, -2, -1]` is DRaFT-3."""
 
     kind: Literal["steps"] = "steps"
-    steps: tuple[int, ...] = Field((-1,), min_length=1, description="Graded steps; -1 is the last one, 0 the first.")
-    detach_input: bool = Field(False, description="Whether the graded denoiser calls see detached latents.")
+    steps: tuple[int, ...] = Field((-1,), min_length=1, description="Recorded steps; -1 is the last one, 0 the first.")
+    detach_input: bool = Field(False, description="Whether the recorded denoiser calls see detached latents.")
 
     def plan(self, steps: int, rng: Random) -> StepPlan:
-        """The listed steps graded; draws nothing from `rng`.
+        """The listed steps recorded; draws nothing from `rng`.
 
         Raises:
             RecipeError: if one of them is outside the chain.
@@ -220,8 +220,8 @@ class StepList(MethodConfig):
                     where="method.steps",
                     next=f"use 0 to {steps - 1}, or -{steps} to -1 from the end",
                 )
-        graded = frozenset(step % steps for step in self.steps)
-        return StepPlan(steps=steps, grad_steps=graded, detach_input=self.detach_input)
+        recorded = frozenset(step % steps for step in self.steps)
+        return StepPlan(steps=steps, grad_steps=recorded, detach_input=self.detach_input)
 
 
 BUILT_IN = (

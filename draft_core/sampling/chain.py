@@ -137,7 +137,7 @@ class Chain(Pass):
     def on_control(self, helper: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
         return self.network(helper, lambda args, kwargs: forward(*args, **kwargs), forward, args, kwargs)
 
-    def network(self, network: Any, graded: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+    def network(self, network: Any, recorded: Any, forward: Any, args: Any, kwargs: Any) -> Any:
         key = (network, seams.shapes_of(seams.denoiser_input(args, kwargs)))
         if self.left() and key in self.blanks:
             return self.blanks[key]
@@ -145,7 +145,7 @@ class Chain(Pass):
         if self.step in self.plan.grad_steps:
             if self.plan.detach_input:
                 args, kwargs = seams.with_detached_input(args, kwargs)
-            output = graded(args, kwargs)
+            output = recorded(args, kwargs)
         else:
             with torch.no_grad():
                 output = forward(*args, **kwargs)

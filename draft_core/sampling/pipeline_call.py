@@ -45,7 +45,7 @@ class Pass:
         self.step = 0
         self.caller_records = torch.is_grad_enabled()
         self.two_streams = False  # whether the call copied its scheduler, for a chain of its own
-        self.divergences: list[torch.Tensor] = []  # one for each graded denoiser call
+        self.divergences: list[torch.Tensor] = []  # one for each recorded denoiser call
 
     def sample(self) -> torch.Tensor:
         """The images of the call, (N, 3, H, W), in [0, 1]."""
@@ -151,7 +151,7 @@ class Pass:
         return seams.with_first(outputs[0], "sample", images)
 
     def denoise_with_gradient(self, denoiser: Any, forward: Any, args: Any, kwargs: Any) -> Any:
-        """A graded denoiser call, and beside it how far it is from the base model's."""
+        """A recorded denoiser call, and beside it how far it is from the base model's."""
         how = self.sampler.gradient_checkpointing
         with _keeping(how, denoiser):
             output = _recomputed(denoiser, forward, *args, **kwargs) if how is True else forward(*args, **kwargs)
@@ -162,7 +162,7 @@ class Pass:
         return output
 
     def mean_divergence(self) -> torch.Tensor | None:
-        """Over the graded denoiser calls; None without a base model, or where nothing is graded."""
+        """Over the recorded denoiser calls; None without a base model, or where nothing is recorded."""
         return torch.stack(self.divergences).mean() if self.divergences else None
 
 

@@ -20,7 +20,7 @@ class Rollout:
             samples, as the plain pipeline call gives them; then the re-noised ones, one batch after another.
         prompts: the prompt of each image, N strings.
         sample_count: how many of the images are samples.
-        divergence: mean squared difference between the predictions of the tuned and the base denoiser over the graded
+        divergence: mean squared difference between the predictions of the tuned and the base denoiser over the recorded
             calls, with gradient, (); None unless the sampler was given a base model.
     """
 

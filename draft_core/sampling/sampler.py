@@ -43,7 +43,7 @@ class DifferentiableSampler:
     Arguments:
         pipe: a diffusers pipeline, classic or modular, with a scheduler and a denoiser (`unet` or `transformer`).
         num_inference_steps: as in the pipeline's call.
-        gradient_checkpointing: recompute each graded denoiser call in the backward pass, so that a graded step stores
+        gradient_checkpointing: recompute each recorded denoiser call in the backward pass, so that a grad step stores
             its input only; "blocks" one block of the denoiser after another, so that no more than one is ever stored
             whole; "selective" only what costs next to nothing, `activations.kept_small`.
         decode: "whole" stores all that the decoder's backward pass needs, for all images; "selective" recomputes of it
@@ -101,11 +101,11 @@ class DifferentiableSampler:
         renoising: Renoising = NO_RENOISING,
         generator: Generator = None,
     ) -> Rollout:
-        """The images of one run of `plan`, graded as it says, the re-noised ones behind the samples.
+        """The images of one run of `plan`, recorded as it says, the re-noised ones behind the samples.
 
         Arguments:
             prompts: B prompts; None where `call_kwargs` carries prompt embeddings instead.
-            plan: which steps are graded, of T = `self.steps`.
+            plan: which steps are recorded, of T = `self.steps`.
             renoising: how many re-noised copies follow the samples; steps and drift in it are for the trainer.
             generator: source of the initial noise, as in the pipeline's call, and after it of the re-noisings;
                 None takes the one in `call_kwargs`, or torch's global state.

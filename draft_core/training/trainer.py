@@ -51,7 +51,7 @@ class Trainer:
         max_grad_norm: gradients with a larger L2 norm are scaled down to it.
         mixed_precision: "no", "fp16" or "bf16", accelerate's autocast around sampling and scoring.
         seed: of prompts, noise and plans.
-        kl: weight of the divergence between tuned and base denoiser along the graded steps; needs a sampler with a
+        kl: weight of the divergence between tuned and base denoiser along the grad steps; needs a sampler with a
             base model (the KL of two Gaussians of equal variance is their squared distance; DRaFT+, NVIDIA NeMo).
         lora_norm: weight of the squared Frobenius norm of what the LoRA adds to the weights.
         normalize: "none", "scale" or "gradient": what each reward is divided by before its weight, `RunningScale`.

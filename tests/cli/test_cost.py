@@ -28,7 +28,7 @@ def test_json_carries_calls_seconds_memory_and_savings(recipe: Path) -> None:
     result = CliRunner().invoke(app, ["plan", str(recipe), "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert found["calls"] == {"plain": 2, "graded": 3, "recomputed": 0, "decoded": 6, "scored": 6}
+    assert found["calls"] == {"plain": 2, "with_grad": 3, "recomputed": 0, "decoded": 6, "scored": 6}
     assert found["steps"] == 7
     assert found["seconds"]["total"] > 0
     assert found["memory"]["total"] > sum(found["memory"]["weights"].values())

@@ -22,7 +22,7 @@ CASES: dict[str, dict[str, Any]] = {
     "draft-1": {"method": {"kind": "draft-k", "k": 1}},
     "draft-k": {"method": {"kind": "draft-k", "k": 3}, "train": {"batch_size": 3}},
     "draft-lv": {"method": {"kind": "draft-lv", "resamples": 2}},
-    "together": {"method": {"kind": "draft-lv", "resamples": 3, "together": True}},
+    "together": {"method": {"kind": "draft-lv", "resamples": 3, "batched": True}},
     "prefix-reuse": {"method": {"kind": "prefix-reuse", "updates": 3}},
     "refl": {"method": {"kind": "refl", "last": 3}},
     "drtune": {"method": {"kind": "drtune", "k": 2, "last": 2}},
@@ -49,11 +49,11 @@ def built(catalog: Catalog, case: Mapping[str, Any]) -> Trainer:
 
 def counted(trainer: Trainer) -> dict[str, int]:
     """What the networks are asked in one update, taken down by hooks."""
-    counts = dict.fromkeys(("plain", "graded", "decoded", "scored"), 0)
+    counts = dict.fromkeys(("plain", "with_grad", "decoded", "scored"), 0)
     pipe = trainer.sampler.pipe
 
     def denoised(module: Any, args: Any, output: Any) -> None:
-        counts["graded" if torch.is_grad_enabled() else "plain"] += 1
+        counts["with_grad" if torch.is_grad_enabled() else "plain"] += 1
 
     def added(name: str) -> Any:
         def add(module: Any, args: Any) -> None:
@@ -81,7 +81,7 @@ def test_the_first_update_makes_exactly_these_calls_in_about_this_memory(
     calls, memory, found = predicted.calls, predicted.memory, {}
     real = peak_memory(lambda: found.update(counted(trainer)))  # it also makes the optimiser's state
     assert found["plain"] == calls.plain
-    assert found["graded"] == calls.grad_steps + calls.recomputed
+    assert found["with_grad"] == calls.with_grad + calls.recomputed
     assert found["scored"] == calls.scored
     assert found["decoded"] == calls.decoded * (1 if trainer.sampler.decode == "whole" else 2)
     assert memory.activations + memory.gradient + memory.optimizer == pytest.approx(real, rel=0.3)
@@ -119,6 +119,6 @@ def test_a_saving_holds_what_it_promises(catalog: Catalog) -> None:
 
 def test_the_seconds_add_up(catalog: Catalog) -> None:
     seconds = forecast(built(catalog, {})).seconds
-    parts = (seconds.plain, seconds.grad_steps, seconds.decoding_and_rewards, seconds.encoding)
+    parts = (seconds.plain, seconds.with_grad, seconds.decoding_and_rewards, seconds.encoding)
     assert all(part > 0 for part in parts)
     assert seconds.total == pytest.approx(sum(parts))

@@ -41,13 +41,13 @@ def test_k_larger_than_t_is_refused_with_both_numbers() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"steps": 0, "graded": frozenset()}, "at least one step"),
-        ({"steps": 2, "graded": frozenset({2})}, r"graded steps \[2\] are outside 0..1"),
-        ({"steps": 2, "graded": frozenset({1}), "resamples": -1}, "resamples is -1"),
-        ({"steps": 2, "graded": frozenset({1}), "stop_at": 2}, r"stop_at steps \[2\] are outside"),
-        ({"steps": 3, "graded": frozenset({2}), "stop_at": 1}, "leaves the chain at step 1, before the graded step 2"),
-        ({"steps": 3, "graded": frozenset({1}), "stop_at": 1, "resamples": 1}, "no last step to re-noise"),
-        ({"steps": 2, "graded": frozenset({1}), "together": True, "step_each": True}, "no room for a step after each"),
+        ({"steps": 0, "grad_steps": frozenset()}, "at least one step"),
+        ({"steps": 2, "grad_steps": frozenset({2})}, r"grad_steps steps \[2\] are outside 0..1"),
+        ({"steps": 2, "grad_steps": frozenset({1}), "stop_at": 2}, r"stop_at steps \[2\] are outside"),
+        (
+            {"steps": 3, "grad_steps": frozenset({2}), "stop_at": 1},
+            "leaves the chain at step 1, before the grad step 2",
+        ),
     ],
 )
 def test_an_impossible_plan_is_refused(arguments: dict, message: str) -> None:

@@ -76,8 +76,8 @@ def test_out_of_range_pixels_stay_finite_and_are_clamped() -> None:
 
 
 def test_the_shortest_side_is_resized() -> None:
-    assert resize_shortest_like_pil(image(300, 401), 224).shape == (1, 3, 224, 299)
-    assert resize_shortest_like_pil(image(401, 300), 224).shape == (1, 3, 299, 224)
+    assert resize_shortest_like_pil(noise_image(300, 401), 224).shape == (1, 3, 224, 299)
+    assert resize_shortest_like_pil(noise_image(401, 300), 224).shape == (1, 3, 299, 224)
 
 
 @pytest.mark.parametrize(("rounding", "left"), [("half-even", 38), ("floor", 37)])

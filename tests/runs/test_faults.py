@@ -221,12 +221,12 @@ def test_images_and_looks_that_are_lost_are_made_again(catalog: Catalog, whole: 
 
 def broken_reward(monkeypatch: pytest.MonkeyPatch, catalog: Catalog, fault: Callable[[torch.Tensor], Any]) -> Catalog:
     """The catalog with a redness whose seventh score with a gradient is `fault` of the sound one."""
-    graded = iter(range(1, 99))
+    recorded = iter(range(1, 99))
 
     class Broken(Redness):
         def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
             scores = super().forward(images, prompts)
-            return fault(scores) if images.requires_grad and next(graded) == 7 else scores
+            return fault(scores) if images.requires_grad and next(recorded) == 7 else scores
 
     monkeypatch.setattr(tiny, "Broken", Broken, raising=False)
     entry = Entry(

@@ -68,8 +68,7 @@ def test_samples_are_those_of_the_plain_call_in_every_bit(family: Family) -> Non
         expected = plain(pipe, call_of(family))
     assert steps == len(counted)
     for method in (DraftK(k=1), Draft(), DraftLV(resamples=1), FlowBPSparse(k=1)):
-        plan = method.plan(steps, Random(0))
-        assert samples_difference(family, pipe, plan, expected) == 0, method.kind
+        assert samples_difference(family, pipe, method, expected) == 0, method.kind
     assert torch.equal(plain(pipe, call_of(family)), expected), "and the plain call is as before"
 
 
@@ -96,7 +95,7 @@ def test_a_chain_that_is_left_early_gives_finite_images_with_gradient(family: Fa
     for method in (Refl(last=2), DRTune(k=1, last=2)):
         for seed in (0, 1):  # both stops
             plan = method.plan(sampler.steps, Random(seed))
-            images = sampler(family.prompts, plan=plan, renoising=renoising, generator=seeded()).images
+            images = sampler(family.prompts, plan=plan, generator=seeded()).images
             assert images.isfinite().all()
             assert gradient(images, parameters(pipe)).norm() > 0
 
@@ -211,9 +210,9 @@ def test_several_for_each_prompt_stand_beside_it(family: Family) -> None:
         pipe, num_inference_steps=family.steps, **family.call(torch.float32), **{several: 2}
     )
     assert family.prompts is not None
-    for together in (False, True):
+    for batched in (False, True):
         lv = DraftLV(resamples=2, batched=batched)
-    plan, renoising = lv.plan(sampler.steps, RNG), lv.renoising()
+        plan, renoising = lv.plan(sampler.steps, RNG), lv.renoising()
         rollout = sampler(family.prompts, plan=plan, renoising=renoising, generator=seeded())
         assert torch.equal(rollout.samples, plain(pipe, {**call_of(family), several: 2}))
         assert rollout.prompts == ("a cat", "a cat", "a red dog", "a red dog") * 3
@@ -229,7 +228,7 @@ def test_both_of_two_denoisers_are_adapted(family: Family) -> None:
     first = sum(weight.numel() for weight in parts[0])
     for method, reached in ((DraftK(k=1), (False, True)), (Draft(), (True, True))):
         plan = method.plan(sampler.steps, RNG)
-        images = sampler(family.prompts, plan=plan, renoising=renoising, generator=seeded()).images
+        images = sampler(family.prompts, plan=plan, generator=seeded()).images
         flat = gradient(images, [*parts[0], *parts[1]])
         assert (bool(flat[:first].any()), bool(flat[first:].any())) == reached
 

@@ -28,10 +28,10 @@ def sampler_of(steps: int, batch: int = BATCH, **options: Any) -> Differentiable
 def peak(method: Any, steps: int, batch: int = BATCH, **options: Any) -> int:
     """Bytes of one rollout with its backward pass, each pass by itself as in the trainer."""
     sampler = sampler_of(steps, batch, **options)
-    plan = method.plan(sampler.steps, Random(0))
+    plan, renoising = method.plan(sampler.steps, Random(0)), method.renoising()
 
     def work() -> None:
-        for rollout in sampler.passes(plan=plan, generator=torch.Generator().manual_seed(1)):
+        for rollout in sampler.passes(plan=plan, renoising=renoising, generator=torch.Generator().manual_seed(1)):
             rollout.images.square().sum().backward()
             del rollout  # or its graph would live until the next one is made
 
@@ -40,7 +40,8 @@ def peak(method: Any, steps: int, batch: int = BATCH, **options: Any) -> int:
 
 def gradient(method: Any, steps: int = 4, **options: Any) -> torch.Tensor:
     sampler = sampler_of(steps, **options)
-    rollout = sampler(plan=method.plan(sampler.steps, Random(0)), generator=torch.Generator().manual_seed(1))
+    plan, renoising = method.plan(sampler.steps, Random(0)), method.renoising()
+    rollout = sampler(plan=plan, renoising=renoising, generator=torch.Generator().manual_seed(1))
     ramp = torch.linspace(-1, 1, rollout.images[0].numel()).view_as(rollout.images[0])
     (rollout.images.square() * ramp).sum().backward()
     return torch.cat([p.grad.flatten() for p in sampler.pipe.unet.parameters() if p.grad is not None])

@@ -19,7 +19,7 @@ from draft_core.errors import DraftError, RecipeError, SamplerError
 from draft_core.plan import Renoising
 from draft_core.recipe.schema import ModelConfig
 from draft_core.registry.catalog import Catalog
-from draft_core.runs import build as builder
+from draft_core.runs import pipeline_loading
 from draft_core.runs.build import build_sampler
 from draft_core.runs.pipeline_loading import load_pipeline
 from tests.support.drive import call_of, plain, replayed, sampler_of, seeded
@@ -89,7 +89,7 @@ def test_a_guider_without_a_scale_is_refused_by_name() -> None:
     pipe = family("Wan 2.1, video, modular").pipe()
     pipe.update_components(guider=Unscaled())
     with pytest.raises(RecipeError, match="the Unscaled of WanModularPipeline has no guidance_scale; leave the field"):
-        builder._guided(pipe, 3.0)
+        pipeline_loading.guided(pipe, 3.0)
 
 
 def test_a_pipeline_that_takes_one_prompt_a_call_says_so() -> None:
@@ -107,7 +107,7 @@ def test_a_single_step_that_cannot_be_started_from_given_latents_is_refused() ->
     sampler = DifferentiableSampler(flux3.pipe(), num_inference_steps=1, **flux3.call(torch.float32))
     with pytest.raises(SamplerError, match="Flux3ModularPipeline: its only step cannot be started from re-noised"):
         sampler(
-            ["a cat"], plan=DraftLV(resamples=1).plan(1, Random(0), renoising=Renoising(copies=1)), generator=seeded()
+            ["a cat"], plan=DraftLV(resamples=1).plan(1, Random(0)), renoising=Renoising(copies=1), generator=seeded()
         )
     assert len(sampler(["a cat"], plan=DraftK(k=1).plan(1, Random(0)), generator=seeded()).images) == 1
 

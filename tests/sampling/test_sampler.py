@@ -66,7 +66,7 @@ def test_samples_are_those_of_the_plain_call_in_every_bit(scheduler: Any, method
     plain = pipe(
         num_inference_steps=STEPS, generator=seeded(), output_type="pt", guidance_scale=4.0, **embeddings()
     ).images
-    rollout = sampler(plan=method.plan(sampler.steps, RNG), generator=seeded())
+    rollout = sampler(plan=method.plan(sampler.steps, RNG), renoising=method.renoising(), generator=seeded())
     assert torch.equal(rollout.samples, plain)
     assert gradient(pipe, rollout.images).norm() > 0
 
@@ -88,13 +88,13 @@ def test_exactly_the_planned_denoiser_calls_are_recorded(method: Any) -> None:
         inputs.append(args[0])
 
     pipe.unet.register_forward_hook(watch)
-    sampler(plan=plan, generator=seeded())
+    sampler(plan=plan, renoising=method.renoising(), generator=seeded())
     rollout, blanks_and_last = recorded[:STEPS], recorded[STEPS:]
     assert rollout == [step in plan.grad_steps for step in range(STEPS)]
     # a re-noising calls the real denoiser once; its other calls return constants
-    assert blanks_and_last == [*[False] * (STEPS - 1), True] * plan.resamples
+    assert blanks_and_last == [*[False] * (STEPS - 1), True] * method.renoising().copies
     first = STEPS - len(plan.grad_steps)
-    assert not inputs[first].requires_grad, "the gradient stops where the first graded step begins"
+    assert not inputs[first].requires_grad, "the gradient stops where the first grad step begins"
 
 
 def test_k_equal_to_t_is_naive_autograd_through_the_unwrapped_call() -> None:
@@ -229,7 +229,7 @@ def test_lv_images_are_one_plain_step_from_the_noisy_latents() -> None:
 def test_each_resample_draws_fresh_noise_and_the_generator_fixes_all() -> None:
     sampler = sampler_of(tiny_pipe())
     plan = DraftLV(resamples=2).plan(STEPS, RNG)
-    one, other = (sampler(plan=plan, generator=seeded()).images for _ in range(2))
+    one, other = (sampler(plan=plan, renoising=Renoising(copies=2), generator=seeded()).images for _ in range(2))
     assert torch.equal(one, other)
     _, first, second = one.chunk(3)
     assert not torch.equal(first, second)
@@ -272,7 +272,8 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
     grads = []
     for on in (False, True):
         sampler = sampler_of(pipe, dtype=torch.float64, gradient_checkpointing=on)
-        grads.append(gradient(pipe, sampler(plan=plan, generator=seeded()).images))
+        images = sampler(plan=plan, renoising=Renoising(copies=1), generator=seeded()).images
+        grads.append(gradient(pipe, images))
     torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-15)
     saved = []
     for on in (False, True):
@@ -369,9 +370,9 @@ def test_prompts_are_encoded_once_and_named_beside_every_image(tmp_path: Any) ->
 def test_one_generator_for_each_image() -> None:
     sampler = sampler_of(tiny_pipe())
     plan = DraftLV(resamples=1).plan(STEPS, RNG)
-    together = sampler(plan=plan, generator=[seeded(1), seeded(2)])
-    again = sampler(plan=plan, generator=[seeded(1), seeded(2)])
-    assert torch.equal(together.images, again.images)
+    once = Renoising(copies=1)
+    one, again = (sampler(plan=plan, renoising=once, generator=[seeded(1), seeded(2)]) for _ in range(2))
+    assert torch.equal(one.images, again.images)
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_a_replay_from_the_latents_of_the_last_step_gives_the_sample_again(sched
 def test_a_scheduler_that_cannot_add_noise_is_refused_by_name(schedule: Schedule) -> None:
     sampler = newcomer_sampler(newcomer(schedule.make()))
     for method in (Refl(last=2), DraftLV(resamples=1)):
-        plan = method.plan(sampler.steps, Random(0))
+        plan, renoising = method.plan(sampler.steps, Random(0)), method.renoising()
         with pytest.raises(SamplerError, match=re.escape(f"{schedule.class_name} cannot add noise")):
             sampler(PROMPTS, plan=plan, renoising=renoising, generator=seeded())
 
@@ -234,5 +234,5 @@ def test_a_pipeline_that_copies_its_scheduler_steps_the_copy_by_itself() -> None
     )
     with pytest.raises(SamplerError, match="it copies its scheduler for a second chain, which cannot be replayed"):
         sampler(
-            PROMPTS, plan=DraftLV(resamples=1).plan(5, Random(0), renoising=Renoising(copies=1)), generator=seeded()
+            PROMPTS, plan=DraftLV(resamples=1).plan(5, Random(0)), renoising=Renoising(copies=1), generator=seeded()
         )

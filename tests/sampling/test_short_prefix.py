@@ -12,6 +12,7 @@ import torch
 from draft_core import DifferentiableSampler, DraftK, Objective, ShortPrefix, StepPlan, Trainer
 from draft_core.adapters.lora import add_lora
 from draft_core.errors import RecipeError, SamplerError
+from draft_core.plan import Renoising
 from draft_core.recipe.schema import TrainConfig
 from draft_core.sampling.chain import Chain, ShortChain
 from draft_core.sampling.chain import Schedule as WholeSchedule
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 
 STEPS, PREFIX, GUIDANCE = 6, 2, 3.0
 RNG = Random(0)
+ONCE = Renoising(copies=1)
 ADVICE = "use a scheduler without memory (DDIM, Euler), or a method that runs the whole chain."
 # Schedulers whose last step builds on earlier predictions.
 REMEMBERING = {
@@ -44,7 +46,7 @@ def test_it_is_the_last_step_of_the_whole_schedule_from_the_x0_of_a_short_one(sc
     pipe = tiny_pipe(make_scheduler(getattr(diffusers, scheduler)), torch.float64)
     words = embeddings(torch.float64)
     sampler = DifferentiableSampler(pipe, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **words)
-    found = sampler(plan=plan_of(STEPS), generator=seeded()).images
+    found = sampler(plan=plan_of(STEPS), renoising=ONCE, generator=seeded()).images
 
     generator = seeded()
     call = {"guidance_scale": GUIDANCE, "generator": generator, **words}
@@ -68,7 +70,7 @@ def test_it_is_the_last_step_of_the_whole_schedule_from_the_x0_of_a_short_one(sc
 def refusal(sampler: DifferentiableSampler, prompts: Any, plan: StepPlan) -> str:
     """The sentence with which it is refused; empty where it is not."""
     try:
-        sampler(prompts, plan=plan, generator=seeded())
+        sampler(prompts, plan=plan, renoising=ONCE, generator=seeded())
     except SamplerError as error:
         return str(error)
     return ""
@@ -89,7 +91,7 @@ def test_every_family_takes_a_short_prefix_or_says_why_not(family: Family) -> No
         assert sentence.endswith(ADVICE)
         assert type(pipe.scheduler).__name__ in REMEMBERING
         return
-    rollout = sampler(family.prompts, plan=plan, generator=seeded())
+    rollout = sampler(family.prompts, plan=plan, renoising=ONCE, generator=seeded())
     assert rollout.images.isfinite().all()
     assert rollout.sample_count == 0
     assert gradient(rollout.images, parameters(pipe)).norm() > 0
@@ -135,7 +137,7 @@ def test_it_calls_the_denoiser_as_often_as_it_says_and_decodes_nothing_in_vain()
         replaced(pipe.unet, "forward", watch),
         replaced(pipe.vae, "decode", lambda f, *a, **k: decoded.append(True) or f(*a, **k)),
     ):
-        rollout = sampler(plan=plan_of(STEPS, updates=3), generator=seeded())
+        rollout = sampler(plan=plan_of(STEPS, updates=3), renoising=Renoising(copies=3), generator=seeded())
     assert calls == [False] * PREFIX + [True] * 3
     assert len(decoded) == 3
     assert len(rollout.images) == 3 * 2
@@ -159,16 +161,16 @@ def test_the_trainer_takes_a_step_for_each_renoising(tmp_path: Any) -> None:
 def test_the_share_of_each_batch_of_renoisings_adds_up_to_one(tmp_path: Any) -> None:
     """Without a step after each: one gradient, the mean over all images, apart and together."""
     gradients = []
-    for together in (False, True):
+    for batched in (False, True):
         pipe = tiny_pipe(tokenizer=byte_tokenizer(tmp_path))
         with torch.random.fork_rng():
             torch.manual_seed(0)
             add_lora(pipe, rank=2)
-        plan = StepPlan(STEPS, frozenset({STEPS - 1}), resamples=2, prefix=PREFIX, batched=batched)
+        plan = StepPlan(STEPS, frozenset({STEPS - 1}), prefix=PREFIX)
         trainer = Trainer(
             DifferentiableSampler(pipe, num_inference_steps=STEPS, guidance_scale=GUIDANCE),
             Objective({"redness": Redness(RednessConfig())}),
-            Fixed(plan),
+            Fixed(plan, Renoising(copies=2, batched=batched)),
             ["a", "b", "c"],
             device="cpu",
             **TrainConfig(steps=1, batch_size=2, max_grad_norm=1e9).model_dump(),
@@ -190,11 +192,14 @@ def spied(trainer: Trainer, gradients: list[torch.Tensor]) -> None:
 
 
 class Fixed:
-    def __init__(self, plan: StepPlan) -> None:
-        self.fixed = plan
+    def __init__(self, plan: StepPlan, renoising: Renoising) -> None:
+        self.fixed = plan, renoising
 
     def plan(self, steps: int, rng: Random) -> StepPlan:
-        return self.fixed
+        return self.fixed[0]
+
+    def renoising(self) -> Renoising:
+        return self.fixed[1]
 
 
 @pytest.mark.parametrize(
@@ -202,13 +207,11 @@ class Fixed:
     [
         ({"prefix": 6}, "a prefix of 6 steps is not shorter than a chain of 6; use fewer"),
         ({"prefix": 0}, "a prefix of 0 steps"),
-        ({"graded": frozenset({4, 5})}, "leads to the last step alone; grade that, with resamples >= 1"),
-        ({"resamples": 0}, "leads to the last step alone"),
-        ({"max_drift": 0.1}, "makes no samples to drift from; leave out max_drift"),
+        ({"grad_steps": frozenset({4, 5})}, "leads to the last step alone; give it as the one grad step"),
     ],
 )
 def test_an_impossible_plan_is_refused(changed: dict[str, Any], message: str) -> None:
-    fields = {"steps": STEPS, "graded": frozenset({STEPS - 1}), "resamples": 1, "prefix": PREFIX, **changed}
+    fields = {"steps": STEPS, "grad_steps": frozenset({STEPS - 1}), "prefix": PREFIX, **changed}
     with pytest.raises(SamplerError, match=message):
         StepPlan(**fields)
 
@@ -223,7 +226,7 @@ def test_a_schedule_that_is_given_whole_is_refused() -> None:
     call = {"timesteps": [900, 600, 300, 100], **embeddings()}
     sampler = DifferentiableSampler(pipe, num_inference_steps=4, guidance_scale=GUIDANCE, **call)
     with pytest.raises(SamplerError, match="the call is given its timesteps, so its prefix cannot have a schedule"):
-        sampler(plan=plan_of(sampler.steps), generator=seeded())
+        sampler(plan=plan_of(sampler.steps), renoising=ONCE, generator=seeded())
 
 
 def test_the_schedule_is_walked_without_a_network() -> None:

@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 
-from draft_core import DifferentiableSampler, Draft, DraftLV, StepPlan
+from draft_core import DifferentiableSampler, Draft, DraftLV
 from draft_core.sampling.noise_levels import posterior_mean
 from draft_core.sampling.pipelines import is_modular
 from draft_core.sampling.seams import replaced, step_call
@@ -79,9 +79,11 @@ def gradient(images: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Ten
     return torch.cat([grad.flatten() for grad in grads])
 
 
-def samples_difference(family: Family, pipe: Any, plan: StepPlan, expected: torch.Tensor) -> float:
-    """Largest difference of the samples of a plan from the images of the plain call."""
-    rollout = sampler_of(family, pipe)(family.prompts, plan=plan, renoising=renoising, generator=seeded())
+def samples_difference(family: Family, pipe: Any, method: Any, expected: torch.Tensor) -> float:
+    """Largest difference of the samples of a method from the images of the plain call."""
+    sampler = sampler_of(family, pipe)
+    plan, renoising = method.plan(sampler.steps, Random(0)), method.renoising()
+    rollout = sampler(family.prompts, plan=plan, renoising=renoising, generator=seeded())
     assert gradient(rollout.images, parameters(pipe)).norm() > 0
     return float((rollout.samples.detach() - expected).abs().max())
 
@@ -135,7 +137,7 @@ def schedule_differences(schedule: Schedule, methods: Sequence[Any]) -> float:
     sampler = newcomer_sampler(pipe)
     worst = 0.0
     for method in methods:
-        plan = method.plan(sampler.steps, Random(0))
+        plan, renoising = method.plan(sampler.steps, Random(0)), method.renoising()
         with same_global_noise():
             rollout = sampler(PROMPTS, plan=plan, renoising=renoising, generator=seeded())
         worst = max(worst, float((rollout.samples.detach() - expected).abs().max()))
@@ -149,7 +151,7 @@ def schedule_gradient_error(schedule: Schedule) -> float:
     sampler = newcomer_sampler(pipe)
     plan = Draft().plan(sampler.steps, Random(0))
     with same_global_noise():
-        rollout = sampler(PROMPTS, plan=plan, renoising=renoising, generator=seeded())
+        rollout = sampler(PROMPTS, plan=plan, generator=seeded())
     assert expected.norm() > 0
     return float((gradient(rollout.images, parameters(pipe)) - expected).norm() / expected.norm())
 

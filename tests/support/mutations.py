@@ -229,7 +229,7 @@ VALUES: dict[str, list[Any]] = {
     "method": [
         *({"kind": "draft"}, {"kind": "draft-k", "k": 2}, {"kind": "refl", "last": 2}, {"kind": "alignprop"}),
         *({"kind": "drtune", "k": 1, "last": 2}, {"kind": "flowbp-sparse", "k": 2}, {"kind": "steps", "steps": [0, 0]}),
-        *({"kind": "draft-lv", "resamples": 0}, {"kind": "draft-lv", "resamples": 2, "together": True}),
+        *({"kind": "draft-lv", "resamples": 0}, {"kind": "draft-lv", "resamples": 2, "batched": True}),
         *({"kind": "prefix-reuse", "updates": 3}, {"kind": "prefix-reuse", "updates": 3, "max_drift": 1e-9}),
     ],
     "rewards.0.weight": [0, -1, 1e-320, 1e308],

@@ -74,12 +74,12 @@ def flat(reward: Resized, config: ResizedConfig) -> Callable[[list[Image.Image],
 
 
 def spec(config: type[ResizedConfig] = ResizedConfig, **more: Any) -> RewardSpec:
-    settings = {"reference": "resized:original", "parity": 1e-3, **more}
+    settings = {"reference": "tests.support.resized:original", "parity": 1e-3, **more}
     return RewardSpec(
         kind=config.model_fields["kind"].default,
         summary="how bright the small image is",
         config=config,
-        factory="resized:Resized",
+        factory="tests.support.resized:Resized",
         unit="level",
         code_license="Apache-2.0",
         needs_prompt=config is ResizedPromptConfig,

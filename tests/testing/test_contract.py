@@ -193,7 +193,7 @@ def test_a_config_that_does_not_survive_json_is_caught() -> None:
 
 
 def test_a_naming_module_that_imports_torch_is_caught() -> None:
-    with pytest.raises(Violation, match=r"importing draft_core\.sampler imports torch"):
+    with pytest.raises(Violation, match=r"importing draft_core\.sampling\.sampler imports torch"):
         CHECKS["naming_imports_no_torch"](subject(Planted(sound), naming_module="draft_core.sampling.sampler"))
 
 

@@ -49,7 +49,7 @@ def test_a_sound_port_is_as_near_as_it_says() -> None:
 
 
 def test_a_reference_that_is_the_reward_itself_differs_by_nothing() -> None:
-    certificate = certify(subject(reference="resized:itself"))
+    certificate = certify(subject(reference="tests.support.resized:itself"))
     assert certificate.worst == 0
     assert all(row.std > 0 for row in certificate.rows)
 
@@ -102,7 +102,7 @@ def test_further_images_may_have_any_size() -> None:
 
 def test_scores_that_are_all_alike_prove_nothing() -> None:
     with pytest.raises(RewardError, match=r"resized', 224 x 224: its original scores all 6 alike \(0.25, standard dev"):
-        certify(subject(reference="resized:flat"))
+        certify(subject(reference="tests.support.resized:flat"))
     with pytest.raises(RewardError, match="alike"):
         certify(subject(), sizes=[], images=images((30, 40)) * 2)
 
@@ -118,7 +118,7 @@ def test_scores_that_are_not_finite_are_named() -> None:
     ("reference", "message"),
     [
         (None, "reward 'resized': it names no original to be compared with"),
-        ("resized:nothing", "module resized has no 'nothing'"),
+        ("tests.support.resized:nothing", "module tests.support.resized has no 'nothing'"),
         ("no_such_library:original", "cannot import no_such_library"),
     ],
 )
@@ -192,14 +192,14 @@ def test_the_command_prints_a_table_and_the_verdict(draft: Any) -> None:
         f"torch {torch.__version__.partition('+')[0]}",
     ):
         assert part in text
-    assert "resized: as near as vouched for: " in text
+    assert "tests.support.resized: as near as vouched for: " in text
     assert "0.001 vouched for" in text
 
 
 def test_the_command_exits_with_1_if_the_port_is_worse_than_it_says(draft: Any) -> None:
     code, text = draft("rewards compare resized --set filter=bilinear")
     assert code == 1
-    assert "resized: further off than vouched for: " in text
+    assert "tests.support.resized: further off than vouched for: " in text
 
 
 def test_the_command_in_json_and_in_markdown(draft: Any) -> None:

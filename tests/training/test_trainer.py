@@ -165,7 +165,7 @@ def test_a_capped_reward_gives_no_gradient_above_its_cap(tokenizer: Any) -> None
 
 
 def test_the_kl_term_is_the_squared_distance_from_the_base_model(tokenizer: Any) -> None:
-    """By hand: both predictions on the input of the one graded call, and the gradient through the tuned one alone."""
+    """By hand: both predictions on the input of the one recorded call, and the gradient through the tuned one alone."""
     one = trainer(tokenizer, kl=2.0, method=DraftK(k=1))
     pipe = one.sampler.pipe
     with torch.no_grad():
