@@ -23,6 +23,7 @@ class StepPlan:
             runs all of it (ReFL, Xu et al. 2023).
         prefix: the steps without gradient are taken on a schedule of only so many, without decoding; the images
             are then the re-noisings of the x0 that they lead to (`Renoising`). None takes the chain's own steps.
+        keep_trajectory: every step is kept, detached, for `sampler.replay` (policy gradients, importance weights).
 
     Raises:
         SamplerError: if a step is outside 0..T-1, or the fields contradict each other.
@@ -33,6 +34,7 @@ class StepPlan:
     detach_input: bool = False
     stop_at: int | None = None
     prefix: int | None = None
+    keep_trajectory: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grad_steps", frozenset(self.grad_steps))

@@ -1,15 +1,22 @@
-"""What a scheduler's step means: its noise level, x0 brought back to it, and the x0 that a prediction points at.
+"""What a scheduler's step means: its noise level, its Gaussian, and the x0 that a prediction points at.
 
 One rule for all schedulers, read off their own `add_noise` or `scale_noise`.
 """
 
 from __future__ import annotations
 
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 
 from draft_core.errors import SamplerError
+from draft_core.sampling.seams import StepCall, first_of, restore_scheduler, scheduler_state
 
 # Families whose prediction is the flow's velocity, noise - x0, say it by these names or by having `scale_noise`.
 FLOW = ("flow_prediction", "flow")
@@ -91,3 +98,110 @@ def _limited(scheduler: Any, mean: torch.Tensor) -> torch.Tensor:
     if getattr(scheduler.config, "clip_sample", False):
         return mean.clamp(-scheduler.config.clip_sample_range, scheduler.config.clip_sample_range)
     return mean
+
+
+# The Gaussian of a step
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A normal distribution with independent components.
+
+    Arguments:
+        mean: shaped like the latents, with gradient where the prediction has one.
+        std: shaped like the latents; zero of a deterministic step.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def log_probability(self, sample: torch.Tensor) -> torch.Tensor:
+        """The mean over dimensions of log N(sample; mean, std), (B,).
+
+        The mean and not the sum, whose ratios overflow at once; multiply by the number of dimensions for densities.
+
+        Raises:
+            SamplerError: if the step is deterministic.
+        """
+        if not bool((self.std > 0).all()):
+            raise SamplerError(
+                "a step without noise has no log-probability",
+                where="scheduler",
+                next="use a scheduler that draws noise (eta: 1 for DDIM, stochastic_sampling for flow Euler), or "
+                "`gaussian_between` with eta above 0",
+            )
+        z = (sample - self.mean) / self.std
+        return (-0.5 * (z.square() + math.log(2 * math.pi)) - self.std.log()).flatten(1).mean(1)
+
+
+def step_gaussian(scheduler: Any, call: StepCall) -> Gaussian:
+    """The distribution of the latents after a step, as the scheduler itself describes it.
+
+    Its own step with its noise set to 0 gives the mean, with noise 1 the mean plus the standard deviation: every step
+    of diffusers is affine in the noise it draws. The scheduler is afterwards as it was before.
+
+    Raises:
+        SamplerError: if it draws its noise elsewhere (torchsde's Brownian trees).
+    """
+    module = sys.modules[type(scheduler).__module__]
+    if hasattr(module, "BrownianTreeNoiseSampler"):
+        raise SamplerError(
+            f"{type(scheduler).__name__} draws its noise from torchsde, where it cannot be replaced",
+            where="scheduler",
+            next="use another stochastic scheduler (DDPM, DDIM with eta, Euler ancestral, DPMSolver with sde-)",
+        )
+    before = scheduler_state(scheduler)
+    ends = []
+    for value in (0.0, 1.0):
+        with _noise_of(module, value):
+            ends.append(first_of(call.run(), "prev_sample"))
+        restore_scheduler(scheduler, before)
+    return Gaussian(ends[0], (ends[1] - ends[0]).detach())
+
+
+@contextmanager
+def _noise_of(module: Any, value: float) -> Iterator[None]:
+    """Every draw of normal noise in a scheduler's module gives this value."""
+
+    def drawn(shape: Any, *args: Any, dtype: Any = None, device: Any = None, **kwargs: Any) -> torch.Tensor:
+        return torch.full(tuple(shape), value, dtype=dtype, device=device)
+
+    def drawn_like(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.full_like(tensor, value)
+
+    def drawn_sizes(*sizes: Any, **kwargs: Any) -> torch.Tensor:
+        return drawn(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes, **kwargs)
+
+    with ExitStack() as stack:
+        if hasattr(module, "randn_tensor"):
+            stack.enter_context(mock.patch.object(module, "randn_tensor", drawn))
+        stack.enter_context(mock.patch.object(torch, "randn_like", drawn_like))
+        stack.enter_context(mock.patch.object(torch, "randn", drawn_sizes))
+        yield
+
+
+def gaussian_between(
+    latents: torch.Tensor,
+    x0: torch.Tensor,
+    here: tuple[torch.Tensor, torch.Tensor],
+    there: tuple[torch.Tensor, torch.Tensor],
+    eta: float,
+) -> Gaussian:
+    """One general step from one noise level to a lower one, for schedulers that draw no noise of their own.
+
+    With x = alpha x0 + sigma eps the step draws N(alpha' x0 + sqrt(sigma'^2 - s^2) eps, s^2), where
+    s = eta sigma'/sigma sqrt(sigma^2 - (alpha/alpha')^2 sigma'^2): DDIM's step for alpha^2 + sigma^2 = 1 (Song et al.
+    2021, arXiv 2010.02502, equation 12), the ancestral Euler step for alpha = 1 and eta = 1, flow Euler for eta = 0.
+
+    Arguments:
+        latents: (B, ...) at the level `here`.
+        x0: the posterior mean, shaped like the latents.
+        here, there: (alpha, sigma) of each level, as `noise_level` gives them.
+        eta: 0 draws no noise, 1 as much as the ancestral step.
+    """
+    (alpha, sigma), (next_alpha, next_sigma) = here, there
+    eps = (latents - alpha * x0) / sigma
+    lost = (sigma.square() - (alpha / next_alpha).square() * next_sigma.square()).clamp(min=0)
+    std = eta * next_sigma / sigma * lost.sqrt()
+    mean = next_alpha * x0 + (next_sigma.square() - std.square()).clamp(min=0).sqrt() * eps
+    return Gaussian(mean, std.expand(mean.shape))

@@ -1,6 +1,7 @@
-"""One pass through a pipeline's own call: what happens at each seam while a plan is carried out.
+"""The pipeline's own call, steered: what happens at its scheduler's step, its networks and its encoders.
 
-A rollout is a pass, and so is each re-noising of it. No method's name and no family's loop is known here.
+No method's name and no family's loop is known here. A `Steering` decides; the classes that do are in `chain` and
+`replay`, and none inherits from another.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from torch.utils.checkpoint import checkpoint
 
 from draft_core.errors import SamplerError, one_line
 from draft_core.sampling import pipelines, seams
+from draft_core.sampling.randomness import Generator
 from draft_core.sampling.recomputation import convolutions_small, kept_small
 
-Generator = torch.Generator | list[torch.Generator] | None
 Decode = Literal["whole", "selective", "blocks", "checkpointed", "sliced"]
 Checkpointing = Literal[False, True, "selective", "blocks"]
 NEGATIVE = "negative_prompt"  # with a number behind it for a second encoder
 
 
 class Settings(Protocol):
-    """What a pass has to know of its sampler, `sampler.DifferentiableSampler`."""
+    """What a call has to know of its sampler, `sampler.DifferentiableSampler`."""
 
     pipe: Any
     num_inference_steps: int
@@ -34,57 +35,122 @@ class Settings(Protocol):
     call_kwargs: dict[str, Any]
 
 
-class Pass:
-    """One pass through the pipeline's call: what happens at each seam, and the index of the step under way."""
+Forward = Callable[..., Any]
+
+
+class Steering(Protocol):
+    """What decides at each seam of one call."""
+
+    def records(self) -> bool:
+        """Whether autograd records what belongs to the present step: all between two calls of `scheduler.step`."""
+        ...
+
+    def arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The keywords of the pipeline's call, from those that the sampler would give."""
+        ...
+
+    def further_seams(self) -> list[tuple[Any, str, Any]]:
+        """Owner, name and wrapper of further methods to replace, where they exist."""
+        ...
+
+    def step(self, call: seams.StepCall) -> Any:
+        """What the pipeline gets for a scheduler step."""
+        ...
+
+    def network(self, network: Any, record: Forward, forward: Forward, args: Any, kwargs: Any) -> Any:
+        """What the pipeline gets for a call of a denoiser, or of a network that helps it along.
+
+        Arguments:
+            record: the call with gradient, its graph kept as the sampler says; takes `args` and `kwargs`.
+            forward: the call as it is.
+        """
+        ...
+
+    def encode(self, encode: Callable[[], Any]) -> Any:
+        """What the pipeline gets for the call of a frozen encoder, which `encode` makes."""
+        ...
+
+
+class PipelineCall:
+    """One call of a sampler's pipeline.
+
+    Arguments:
+        sampler: the pipeline and how it is called.
+        prompts: B prompts; None where the call is given embeddings.
+        generator: source of noise.
+
+    Attributes:
+        two_streams: whether the call copied its scheduler, for a chain of its own; known afterwards.
+        divergences: squared distance of the base model's prediction, one for each recorded denoiser call.
+    """
 
     def __init__(self, sampler: Settings, prompts: Sequence[str] | None, generator: Generator) -> None:
         self.sampler = sampler
         self.pipe = sampler.pipe
         self.prompts = prompts
         self.generator = generator
-        self.step = 0
         self.caller_records = torch.is_grad_enabled()
-        self.two_streams = False  # whether the call copied its scheduler, for a chain of its own
-        self.divergences: list[torch.Tensor] = []  # one for each recorded denoiser call
+        self.two_streams = False
+        self.divergences: list[torch.Tensor] = []
 
-    def sample(self) -> torch.Tensor:
-        """The images of the call, (N, 3, H, W), in [0, 1]."""
-        denoisers = pipelines.find_denoisers(self.pipe)
+    def run(self, steering: Steering) -> Any:
+        """What the call returns: images (N, 3, H, W) in [0, 1], or latents where the steering asks for those."""
         with ExitStack() as stack:
             stack.enter_context(seams.grad_mode_restored())
             stack.enter_context(pipelines.quiet(self.pipe))
             stack.enter_context(seams.graph_released(self.pipe.scheduler))
-            stepping = stack.enter_context(seams.replaced(self.pipe.scheduler, "step", self.on_scheduler))
-            for denoiser in denoisers.values():
-                stack.enter_context(seams.replaced(denoiser, "forward", partial(self.on_denoise, denoiser)))
+
+            def step(original: Any, *args: Any, **kwargs: Any) -> Any:
+                output = steering.step(seams.step_call(original, args, kwargs))
+                self._set_recording(steering)
+                return output
+
+            def network(module: Any, record: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
+                self._set_recording(steering)  # a modular pipeline's call switches it off at its start
+                return steering.network(module, partial(record, module, forward), forward, args, kwargs)
+
+            def encode(forward: Any, *args: Any, **kwargs: Any) -> Any:
+                return steering.encode(partial(_frozen, forward, *args, **kwargs))
+
+            stepping = stack.enter_context(seams.replaced(self.pipe.scheduler, "step", step))
+            for denoiser in pipelines.find_denoisers(self.pipe).values():
+                stack.enter_context(seams.replaced(denoiser, "forward", partial(network, denoiser, self._denoise)))
             for helper in pipelines.modules_named(self.pipe, "controlnet").values():
-                stack.enter_context(seams.replaced(helper, "forward", partial(self.on_control, helper)))
+                stack.enter_context(seams.replaced(helper, "forward", partial(network, helper, _help)))
             for encoder in pipelines.modules_named(self.pipe, "encoder").values():
-                stack.enter_context(seams.replaced(encoder, "forward", self.on_encode))
-            for owner, name, wrapper in self.further_seams():
+                stack.enter_context(seams.replaced(encoder, "forward", encode))
+            for owner, name, wrapper in [
+                (getattr(self.pipe, "vae", None), "decode", self._decode),
+                *steering.further_seams(),
+            ]:
                 if hasattr(owner, name):
                     stack.enter_context(seams.replaced(owner, name, wrapper))
             call = stack.enter_context(pipelines.differentiable(self.pipe))
-            self.set_recording()
+            self._set_recording(steering)
             try:
-                images = call(**self.arguments())
+                images = call(**steering.arguments(self._arguments()))
             except (TypeError, ValueError) as error:  # how pipelines refuse their arguments
                 raise SamplerError(
                     f"its call raised {type(error).__name__} ({one_line(error)})",
                     where=type(self.pipe).__name__,
                     next="see what its call takes",
                 ) from error
-        self.check_images(images)
-        self.two_streams = stepping.copied
+            self.two_streams = stepping.copied
+        if not isinstance(images, torch.Tensor):
+            raise SamplerError(
+                f"its call returned {type(images).__name__}, not a tensor of images", where=type(self.pipe).__name__
+            )
         return images
 
-    def further_seams(self) -> list[tuple[Any, str, Any]]:
-        """Owner, name and wrapper of methods that not every pipeline has."""
-        return [(getattr(self.pipe, "vae", None), "decode", self.on_decode)]
+    def _set_recording(self, steering: Steering) -> None:
+        torch.set_grad_enabled(self.caller_records and steering.records())
 
-    def arguments(self) -> dict[str, Any]:
-        """What the pipeline's call is called with."""
-        prompt = {} if self.prompts is None else self.texts(self.prompts)
+    def mean_divergence(self) -> torch.Tensor | None:
+        """Over the recorded denoiser calls; None without a base model, or where nothing is recorded."""
+        return torch.stack(self.divergences).mean() if self.divergences else None
+
+    def _arguments(self) -> dict[str, Any]:
+        prompt = {} if self.prompts is None else self._texts(self.prompts)
         fixed = {
             "generator": self.generator,
             "output_type": "pt",
@@ -92,7 +158,7 @@ class Pass:
         }
         return {**self.sampler.call_kwargs, **prompt, **fixed}
 
-    def texts(self, prompts: Sequence[str]) -> dict[str, Any]:
+    def _texts(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Prompts and negative prompts as pipelines want them: of one type, and one prompt as a bare string."""
         negative = {name: value for name, value in self.sampler.call_kwargs.items() if name.startswith(NEGATIVE)}
         if len(prompts) == 1:  # some take no list at all
@@ -101,45 +167,7 @@ class Pass:
         many = {name: [value] * len(prompts) for name, value in negative.items() if isinstance(value, str)}
         return {"prompt": list(prompts), **many}
 
-    def check_images(self, images: Any) -> None:
-        """Refuses what is no tensor of images."""
-        if not isinstance(images, torch.Tensor):
-            raise SamplerError(
-                f"its call returned {type(images).__name__}, not a tensor of images", where=type(self.pipe).__name__
-            )
-
-    # Between two `scheduler.step` calls everything belongs to one step.
-
-    def records(self) -> bool:
-        """Whether autograd records what belongs to the present step."""
-        return False
-
-    def set_recording(self) -> None:
-        """Switches autograd's recording on or off, as the present step wants it."""
-        torch.set_grad_enabled(self.caller_records and self.records())
-
-    def on_scheduler(self, step: Any, *args: Any, **kwargs: Any) -> Any:
-        """A call of `scheduler.step`, whatever the order of its arguments."""
-        return self.on_step(seams.step_call(step, args, kwargs))
-
-    def on_step(self, call: seams.StepCall) -> Any:
-        """What the pipeline gets for a scheduler step."""
-        raise NotImplementedError
-
-    def on_denoise(self, denoiser: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
-        """What the pipeline gets for a denoiser call."""
-        raise NotImplementedError
-
-    def on_control(self, helper: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
-        """A network that helps the denoiser along is recorded like it, and does not count as one."""
-        raise NotImplementedError
-
-    def on_encode(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
-        """An encoder's output; encoders are frozen."""
-        with torch.no_grad():
-            return forward(*args, **kwargs)
-
-    def on_decode(self, decode: Any, latents: Any, *args: Any, **kwargs: Any) -> Any:
+    def _decode(self, decode: Any, latents: Any, *args: Any, **kwargs: Any) -> Any:
         """The decoder's output, its graph kept as the sampler's `decode` says."""
         how = self.sampler.decode
         if how in ("whole", "selective", "blocks") or not isinstance(latents, torch.Tensor):
@@ -150,7 +178,7 @@ class Pass:
         images = torch.cat([seams.first_of(output, "sample") for output in outputs])
         return seams.with_first(outputs[0], "sample", images)
 
-    def denoise_with_gradient(self, denoiser: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+    def _denoise(self, denoiser: Any, forward: Any, args: Any, kwargs: Any) -> Any:
         """A recorded denoiser call, and beside it how far it is from the base model's."""
         how = self.sampler.gradient_checkpointing
         with _keeping(how, denoiser):
@@ -161,15 +189,15 @@ class Pass:
             self.divergences.append((seams.tensors_in(output)[0] - expected).float().square().mean())
         return output
 
-    def mean_divergence(self) -> torch.Tensor | None:
-        """Over the recorded denoiser calls; None without a base model, or where nothing is recorded."""
-        return torch.stack(self.divergences).mean() if self.divergences else None
+
+def _help(helper: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+    """A network that helps the denoiser along is recorded like it, and does not count as one."""
+    return forward(*args, **kwargs)
 
 
-def length(value: Any) -> int:
-    """The items of a list or a batch; 0 for anything else."""
-    batched = isinstance(value, list) or (isinstance(value, torch.Tensor) and value.ndim > 0)
-    return len(value) if batched else 0
+def _frozen(forward: Any, *args: Any, **kwargs: Any) -> Any:
+    with torch.no_grad():
+        return forward(*args, **kwargs)
 
 
 def _is_one_text(value: Any) -> bool:
@@ -199,3 +227,9 @@ def _recomputed(network: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
             return function(*args, **kwargs)
 
     return checkpoint(smaller, *args, use_reentrant=False, **kwargs)
+
+
+def length(value: Any) -> int:
+    """The items of a list or a batch; 0 for anything else."""
+    batched = isinstance(value, list) or (isinstance(value, torch.Tensor) and value.ndim > 0)
+    return len(value) if batched else 0

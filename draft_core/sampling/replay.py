@@ -1,7 +1,8 @@
-"""A step of a chain once more, from other latents."""
+"""Steps of a run once more, from latents that the caller gives: what re-noising and other methods are built on."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,92 +10,173 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from draft_core.errors import SamplerError
 from draft_core.sampling import pipelines, seams
-from draft_core.sampling.chain import LastStep
-from draft_core.sampling.noise_levels import renoised
-from draft_core.sampling.pipeline_call import Generator, Pass, Settings, length
+from draft_core.sampling.chain import undecoded
+from draft_core.sampling.noise_levels import Gaussian, posterior_mean, renoised, step_gaussian
+from draft_core.sampling.pipeline_call import Forward, PipelineCall, Settings, length
+from draft_core.sampling.randomness import repeated
+from draft_core.sampling.rollout import Origin, StepStart
 
 
-class Renoised(Pass):
-    """The last step once more, from x0 re-noised (DRaFT-LV, Clark et al. 2024, algorithm 1).
+class StepOutput:
+    """One replayed step: its prediction, and what the scheduler makes of it, with gradient if the caller records.
 
-    The pipeline's call runs again with all steps but the last one empty: the denoiser gives zeros, the
-    latents stay as they are. The step before the last returns the re-noised latents and puts the
-    scheduler into the state it had there in the rollout; a single-step run gets them with its initial latents.
-
-    Arguments:
-        start: of the last step.
-        noisy: the re-noised latents, those of all samples once or several times.
+    Attributes:
+        number: of the step, 0 the first.
+        timestep: as the pipeline gave it to the scheduler.
+        latents: before the step, as they were given.
+        prediction: of the denoiser, after guidance.
     """
 
-    def __init__(self, sampler: Settings, start: LastStep, noisy: torch.Tensor) -> None:
-        self.noisy = noisy
-        self.copies = len(noisy) // len(start.x0)
-        prompts = None if start.prompts is None else list(start.prompts) * self.copies
-        super().__init__(sampler, prompts, _forked(start.generator))
-        self.start = start
-        self.encoded = iter(start.encoded)
-        self.last = start.number
-        if self.last:
-            self.stub = seams.repeated({"": start.output}, start.x0.shape, self.copies)[""]
+    def __init__(self, scheduler: Any, number: int, call: seams.StepCall) -> None:
+        self.number = number
+        self.timestep = call.timestep
+        self.latents = call.sample
+        self.prediction = call.model_output
+        self._scheduler = scheduler
+        self._call = call
+        self._state = seams.scheduler_state(scheduler)
 
-    def further_seams(self) -> list[tuple[Any, str, Any]]:
-        return [*super().further_seams(), (self.pipe, "prepare_latents", self.on_prepare)]
+    def gaussian(self) -> Gaussian:
+        """The distribution of the latents after the step; each part shaped like the latents.
 
-    def arguments(self) -> dict[str, Any]:
-        arguments = super().arguments()
-        if self.copies > 1:
-            embedded = self.sampler.call_kwargs.get("prompt_embeds")
-            prompts = embedded if self.start.prompts is None else self.start.prompts
-            lengths = {len(self.start.x0)} | (set() if prompts is None else {len(prompts)})
-            arguments = {name: _repeated(name, value, self.copies, lengths) for name, value in arguments.items()}
-        if self.last == 0 and pipelines.is_modular(self.pipe):  # no method there to replace
-            arguments["latents"] = self.noisy / getattr(self.pipe.scheduler, "init_noise_sigma", 1.0)
-        return arguments
+        Raises:
+            SamplerError: if the scheduler draws its noise where it cannot be replaced.
+        """
+        gaussian: Gaussian = self._asked(lambda: step_gaussian(self._scheduler, self._call))
+        return gaussian
+
+    def posterior_mean(self) -> torch.Tensor:
+        """E[x0 | x_t], shaped like the latents.
+
+        Raises:
+            SamplerError: if it is not known for the scheduler's prediction type.
+        """
+        mean: torch.Tensor = self._asked(
+            lambda: posterior_mean(self._scheduler, self.prediction, self.timestep, self.latents)
+        )
+        return mean
+
+    def _asked(self, question: Callable[[], Any]) -> Any:
+        """The answer with the scheduler as it was before the step; afterwards it is as it is now."""
+        now = seams.scheduler_state(self._scheduler)
+        seams.restore_scheduler(self._scheduler, self._state)
+        try:
+            return question()
+        finally:
+            seams.restore_scheduler(self._scheduler, now)
+
+
+Visit = Callable[[StepOutput], None]
+
+
+class _Over(BaseException):
+    """Leaves the pipeline's call once all wanted steps are taken; no pipeline catches it."""
+
+
+class Replay:
+    """The pipeline's call again with all steps but the given ones empty: networks give zeros, latents stay.
+
+    The step before a given one returns the given latents, and puts the scheduler into the state that it had there in
+    the run; the first step gets them with its initial latents. The call draws what it drew in the run.
+
+    Arguments:
+        origin: of the run.
+        given: step number -> latents before it, those of the whole batch, once or several times.
+        visit: called at each of these steps, before the scheduler's own; it may backpropagate at once.
+    """
+
+    def __init__(self, sampler: Settings, origin: Origin, given: Mapping[int, torch.Tensor], visit: Visit) -> None:
+        self.sampler = sampler
+        self.pipe = sampler.pipe
+        self.origin = origin
+        self.given = dict(given)
+        self.visit = visit
+        self.last = max(self.given)
+        self.decodes = False
+        self.copies = len(self.given[self.last]) // len(origin.latents)
+        self.encoded = iter(origin.encoded)
+        self.number = 0
+        self.stub: Any = None  # a step's output, whose latents are replaced
+        self.call: PipelineCall
+
+    def images(self) -> torch.Tensor:
+        """The images that the last step leads to, (N, 3, H, W) in [0, 1]; it must be among the given ones."""
+        self.decodes = True
+        images: torch.Tensor = self._run()
+        return images
+
+    def steps(self) -> None:
+        """The given steps, and nothing decoded."""
+        try:
+            self._run()
+        except _Over:
+            return
+
+    def _run(self) -> Any:
+        prompts = None if self.origin.prompts is None else list(self.origin.prompts) * self.copies
+        with repeated(self.origin.generator, self.origin.noise_state, self.copies) as generator:
+            self.call = PipelineCall(self.sampler, prompts, generator)
+            return self.call.run(self)
 
     def records(self) -> bool:
-        return self.step == self.last
+        """What belongs to a given step, and the decoding after the last."""
+        return self.number in self.given
 
-    def on_step(self, call: seams.StepCall) -> Any:
-        if self.step == self.last:
-            if self.last == 0:
-                self.check_start(call.sample)
-            return call.run()
-        self.step += 1
-        sample = call.sample
-        if self.step == self.last:
-            assert self.start.state is not None
-            state = seams.repeated(self.start.state, self.start.x0.shape, self.copies)
+    def arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """For a batch so many times as large; without the decoder where no images are wanted."""
+        origin, first = self.origin, self.given.get(0)
+        if self.copies > 1:
+            embedded = self.sampler.call_kwargs.get("prompt_embeds")
+            prompts = embedded if origin.prompts is None else origin.prompts
+            lengths = {len(origin.latents)} | (set() if prompts is None else {len(prompts)})
+            arguments = {
+                name: value if name == "generator" else _repeated(name, value, self.copies, lengths)
+                for name, value in arguments.items()
+            }
+        if first is not None and pipelines.is_modular(self.pipe):  # no method there to replace
+            arguments["latents"] = first / getattr(self.pipe.scheduler, "init_noise_sigma", 1.0)
+        return arguments if self.decodes else {**arguments, **undecoded(self.pipe)}
+
+    def further_seams(self) -> list[tuple[Any, str, Any]]:
+        """The initial latents, where the first step is given."""
+        return [(self.pipe, "prepare_latents", self._prepare)] if 0 in self.given else []
+
+    def step(self, call: seams.StepCall) -> Any:
+        """The scheduler's own at given steps; at others the latents stay, or become those of the next."""
+        number, sample = self.number, call.sample
+        if number in self.given:
+            if number == 0:
+                self._check_start(sample)
+            self.visit(StepOutput(self.pipe.scheduler, number, call))
+            if number == self.last:
+                if not self.decodes:
+                    raise _Over
+                return call.run()
+            sample = sample.detach()
+        self.number += 1
+        stub = None
+        if self.number in self.given:
+            start = self._start(self.number)
+            assert start.state is not None
+            state = seams.repeated(start.state, self.origin.latents.shape, self.copies)
             seams.restore_scheduler(self.pipe.scheduler, state)
-            sample = self.noisy
-        self.set_recording()
-        return seams.with_first(self.stub, "prev_sample", sample)
+            sample = self.given[self.number]
+            stub = start.output
+        if stub is None:
+            stub = self._start(min(one for one in self.given if one >= self.number)).output
+        stub = seams.repeated({"": stub}, self.origin.latents.shape, self.copies)[""]
+        return seams.with_first(stub, "prev_sample", sample)
 
-    def on_denoise(self, denoiser: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.step == self.last:
-            self.set_recording()
-            return self.denoise_with_gradient(denoiser, forward, args, kwargs)
-        return self.blank_of(denoiser, args, kwargs)
+    def _start(self, number: int) -> StepStart:
+        return self.origin.starts[number]
 
-    def on_control(self, helper: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.step == self.last:
-            self.set_recording()
-            return forward(*args, **kwargs)
-        return self.blank_of(helper, args, kwargs)
-
-    def check_start(self, latents: torch.Tensor) -> None:
-        """A single step has none before it to hand the latents in by, and a call may not take them as they are."""
-        same_shape = latents.shape == self.noisy.shape
-        if not same_shape or not torch.allclose(latents.to(self.noisy.dtype), self.noisy, rtol=1e-2, atol=1e-3):
-            raise SamplerError(
-                "its only step cannot be started from re-noised latents",
-                where=type(self.pipe).__name__,
-                next="use two steps or more, or a method without re-noising",
-            )
-
-    def blank_of(self, network: Any, args: Any, kwargs: Any) -> Any:
+    def network(self, network: Any, record: Forward, forward: Forward, args: Any, kwargs: Any) -> Any:
+        """With gradient at given steps; zeros at others."""
+        if self.number in self.given:
+            return record(args, kwargs)
         shapes = seams.shapes_of(seams.denoiser_input(args, kwargs))
-        blanks = self.start.blanks
-        if (network, shapes) not in blanks:  # a larger batch than the rollout's
+        blanks = self.origin.blanks
+        if (network, shapes) not in blanks:  # a larger batch than the run's
             enlarged = (
                 _enlarged(blank, recorded, shapes, self.copies)
                 for (known, recorded), blank in blanks.items()
@@ -103,24 +185,36 @@ class Renoised(Pass):
             blanks[network, shapes] = next(blank for blank in enlarged if blank is not None)
         return blanks[network, shapes]
 
-    def on_encode(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.copies > 1:
-            return super().on_encode(forward, *args, **kwargs)
-        return next(self.encoded)
+    def encode(self, encode: Callable[[], Any]) -> Any:
+        """What the encoder returned in the run; for a larger batch what it returns now."""
+        return encode() if self.copies > 1 else next(self.encoded)
 
-    def on_prepare(self, prepare_latents: Any, *args: Any, **kwargs: Any) -> Any:
+    def _check_start(self, latents: torch.Tensor) -> None:
+        """The first step has none before it to hand the latents in by, and a call may not take them as they are."""
+        given = self.given[0]
+        same_shape = latents.shape == given.shape
+        if not same_shape or not torch.allclose(latents.to(given.dtype), given, rtol=1e-2, atol=1e-3):
+            raise SamplerError(
+                "its only step cannot be started from re-noised latents",
+                where=type(self.pipe).__name__,
+                next="use two steps or more, or a method without re-noising",
+            )
+
+    def _prepare(self, prepare_latents: Any, *args: Any, **kwargs: Any) -> Any:
         prepared = prepare_latents(*args, **kwargs)
-        if self.last > 0:
-            return prepared
         if isinstance(prepared, torch.Tensor):
-            return self.noisy
-        return (self.noisy, *prepared[1:])  # packed latents come with their position ids
+            return self.given[0]
+        return (self.given[0], *prepared[1:])  # packed latents come with their position ids
 
 
-def renoised_start(sampler: Settings, start: LastStep) -> torch.Tensor:
+def unvisited(output: StepOutput) -> None:
+    """A visit that does nothing."""
+
+
+def renoised_start(sampler: Settings, origin: Origin) -> torch.Tensor:
     """x_1 = alpha_1 x0 + sigma_1 eps, like x0, at the noise level from which the last step starts."""
-    x0 = start.x0
-    noise = randn_tensor(x0.shape, generator=start.generator, device=x0.device, dtype=x0.dtype)
+    x0, start = origin.latents, origin.last
+    noise = randn_tensor(x0.shape, generator=origin.generator, device=x0.device, dtype=x0.dtype)
     if start.state is not None:  # sigma schedulers look their level up by the current index
         seams.restore_scheduler(sampler.pipe.scheduler, start.state)
     return renoised(sampler.pipe.scheduler, x0, start.timestep, noise)
@@ -146,11 +240,3 @@ def _repeated(name: str, value: Any, copies: int, lengths: set[int]) -> Any:
     if name == "prompt" or not batch or isinstance(value[0], (int, float)):
         return value
     return value * copies if isinstance(value, list) else value.repeat(copies, *[1] * (value.ndim - 1))
-
-
-def _forked(generator: Generator) -> Generator:
-    """A generator of its own for the replay, seeded from the run's, so that the run's advances by one draw."""
-    if generator is None or isinstance(generator, list):
-        return generator and [fork for one in generator if isinstance(fork := _forked(one), torch.Generator)]
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-    return torch.Generator(generator.device).manual_seed(int(seed))

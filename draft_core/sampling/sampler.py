@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
@@ -18,10 +18,11 @@ import torch
 from draft_core.errors import SamplerError
 from draft_core.plan import Renoising, StepPlan
 from draft_core.sampling import pipelines, seams
-from draft_core.sampling.chain import Chain, LastStep, ShortChain, count_steps, lengths
-from draft_core.sampling.pipeline_call import Checkpointing, Decode, Generator, has_blocks
-from draft_core.sampling.replay import Renoised, renoised_start
-from draft_core.sampling.rollout import Rollout
+from draft_core.sampling.chain import PlannedRun, ShortRun, count_steps, lengths
+from draft_core.sampling.pipeline_call import Checkpointing, Decode, has_blocks
+from draft_core.sampling.randomness import Generator
+from draft_core.sampling.replay import Replay, Visit, renoised_start, unvisited
+from draft_core.sampling.rollout import Origin, Rollout
 
 # What a pipeline applies to finished images by way of numpy or PIL, which cuts the gradient.
 IMAGE_FILTERS = ("safety_checker", "watermark")
@@ -144,35 +145,105 @@ class DifferentiableSampler:
         generator = generator or self.call_kwargs.get("generator")
         _check_renoising(plan, renoising)
         if plan.prefix is None:
-            chain = Chain(self, prompts, plan, generator)
-            samples = chain.sample()
-            names = _prompt_of_each(prompts, len(samples))
-            yield Rollout(samples, names, sample_count=len(samples), divergence=chain.mean_divergence())
+            run = PlannedRun(self, prompts, plan, generator)
+            samples = run.sample()
+            origin = run.origin()
+            yield Rollout(
+                samples,
+                _prompt_of_each(prompts, len(samples)),
+                sample_count=len(samples),
+                divergence=run.call.mean_divergence(),
+                latents=None if origin is None else origin.latents,
+                trajectory=tuple(run.trajectory),
+                origin=origin,
+            )
+            del samples, run  # or their graph would live as long as the re-noisings are made
             if not renoising.copies:
                 return
-            if chain.two_streams:
-                raise _no_replay(self.pipe)
-            start = chain.last_step
         else:
-            start = self._short_start(prompts, plan, generator)
-        yield from self._renoisings(start, renoising)
+            origin = self._short_origin(prompts, plan, generator)
+        assert origin is not None  # a chain that is left early is refused above
+        yield from self._renoisings(origin, renoising)
 
-    def _short_start(self, prompts: Sequence[str] | None, plan: StepPlan, generator: Generator) -> LastStep:
-        if given := [name for name in SCHEDULES if self.call_kwargs.get(name) is not None]:
+    def replay(
+        self, rollout: Rollout, given: Mapping[int, torch.Tensor], visit: Visit = unvisited, *, decode: bool = False
+    ) -> torch.Tensor | None:
+        """Takes steps of a run again from given latents, through the pipeline's own call; other steps cost nothing.
+
+        The call draws what it drew in the run, whatever that was for. Autograd records the given steps if the caller
+        records; what `visit` backpropagates at once needs the memory of one denoiser call.
+
+        Arguments:
+            rollout: of this sampler, by a plan with `keep_trajectory` unless only the last step is given.
+            given: step number -> latents before it, shaped like `rollout.latents`, or several such batches in one.
+            visit: called at each of these steps with its `StepOutput`.
+            decode: return the images that the last step leads to, (N, 3, H, W) in [0, 1]; it must be given.
+
+        Returns:
+            The images, or None without `decode`.
+
+        Raises:
+            SamplerError: if the run did not keep one of these steps, or cannot be replayed.
+        """
+        origin = rollout.origin
+        if origin is None:
             raise SamplerError(
-                f"the call is given its {given[0]}, so its prefix cannot have a schedule of its own",
+                "it was left early, or holds re-noised images alone",
+                where="rollout",
+                next="replay what `sampler(...)` gave for a plan without stop_at",
+            )
+        _check_given(origin, given, decode=decode)
+        if origin.two_streams:
+            raise _no_replay(self.pipe)
+        replay = Replay(self, origin, given, visit)
+        if decode:
+            return replay.images()
+        replay.steps()
+        return None
+
+    def _short_origin(self, prompts: Sequence[str] | None, plan: StepPlan, generator: Generator) -> Origin:
+        if names := [name for name in SCHEDULES if self.call_kwargs.get(name) is not None]:
+            raise SamplerError(
+                f"the call is given its {names[0]}, so its prefix cannot have a schedule of its own",
                 where=type(self.pipe).__name__,
                 next="leave them out, or use a method that runs the whole chain",
             )
-        return ShortChain(self, prompts, plan, generator).last_step()
+        return ShortRun(self, prompts, plan, generator).origin()
 
-    def _renoisings(self, start: LastStep, renoising: Renoising) -> Iterator[Rollout]:
-        noisy = [renoised_start(self, start) for _ in range(renoising.copies)]
+    def _renoisings(self, origin: Origin, renoising: Renoising) -> Iterator[Rollout]:
+        if origin.two_streams:
+            raise _no_replay(self.pipe)
+        noisy = [renoised_start(self, origin) for _ in range(renoising.copies)]
         for batch in [torch.cat(noisy)] if renoising.batched and noisy else noisy:
-            replay = Renoised(self, start, batch)
-            images = replay.sample()
-            names = _prompt_of_each(start.prompts, len(images) // replay.copies) * replay.copies
-            yield Rollout(images, names, sample_count=0, divergence=replay.mean_divergence())
+            replay = Replay(self, origin, {origin.last.number: batch}, unvisited)
+            images = replay.images()
+            names = _prompt_of_each(origin.prompts, len(images) // replay.copies) * replay.copies
+            yield Rollout(images, names, sample_count=0, divergence=replay.call.mean_divergence())
+
+
+def _check_given(origin: Origin, given: Mapping[int, torch.Tensor], *, decode: bool) -> None:
+    if not given:
+        raise SamplerError("no step is given", where="given", next="give {step: latents}")
+    if unknown := sorted(set(given) - origin.starts.keys()):
+        raise SamplerError(
+            f"the run did not keep step {unknown[0]}, only {sorted(origin.starts)}",
+            where="given",
+            next="sample with StepPlan(..., keep_trajectory=True)",
+        )
+    shape = tuple(origin.latents.shape)
+    for number, latents in given.items():
+        if tuple(latents.shape[1:]) != shape[1:] or len(latents) % len(origin.latents):
+            raise SamplerError(
+                f"the latents of step {number} are {tuple(latents.shape)}, the run's {shape}",
+                where="given",
+                next="give latents of that shape, or several such batches in one",
+            )
+    if len({len(latents) for latents in given.values()}) > 1:
+        raise SamplerError("the given latents are batches of different size", where="given", next="give equal ones")
+    if decode and origin.last.number not in given:
+        raise SamplerError(
+            f"images need the last step, {origin.last.number}", where="decode", next="give its latents too"
+        )
 
 
 def _check_renoising(plan: StepPlan, renoising: Renoising) -> None:

@@ -14,8 +14,7 @@ from draft_core.adapters.lora import add_lora
 from draft_core.errors import RecipeError, SamplerError
 from draft_core.plan import Renoising
 from draft_core.recipe.schema import TrainConfig
-from draft_core.sampling.chain import Chain, ShortChain
-from draft_core.sampling.chain import Schedule as WholeSchedule
+from draft_core.sampling.chain import DryRun, PlannedRun, ShortRun
 from draft_core.sampling.seams import replaced
 from tests.support.drive import PROMPTS, gradient, newcomer_sampler, parameters, sampler_of, seeded
 from tests.support.families import FAMILIES, Family
@@ -107,15 +106,17 @@ def test_the_scheduler_stands_before_its_last_step_as_after_a_whole_chain(schedu
     assert sentence.endswith(ADVICE) == (schedule.class_name in REMEMBERING)
     if sentence:
         return
-    start = ShortChain(sampler, PROMPTS, plan, seeded()).last_step()
-    chain = Chain(sampler, PROMPTS, DraftK(k=1).plan(sampler.steps, RNG), seeded())
-    chain.sample()
-    assert torch.equal(torch.as_tensor(start.timestep), torch.as_tensor(chain.last_step.timestep))
+    start = ShortRun(sampler, PROMPTS, plan, seeded()).origin().last
+    run = PlannedRun(sampler, PROMPTS, DraftK(k=1).plan(sampler.steps, RNG), seeded())
+    run.sample()
+    origin = run.origin()
+    assert origin is not None
+    assert torch.equal(torch.as_tensor(start.timestep), torch.as_tensor(origin.last.timestep))
     assert start.state is not None
-    assert chain.last_step.state is not None
-    assert start.state.keys() == chain.last_step.state.keys()
+    assert origin.last.state is not None
+    assert start.state.keys() == origin.last.state.keys()
     for name, value in start.state.items():
-        expected = chain.last_step.state[name]
+        expected = origin.last.state[name]
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(value, expected, equal_nan=True)
         elif isinstance(value, (int, float, bool, str, type(None))):
@@ -232,9 +233,10 @@ def test_a_schedule_that_is_given_whole_is_refused() -> None:
 def test_the_schedule_is_walked_without_a_network() -> None:
     pipe = tiny_pipe()
     sampler = DifferentiableSampler(pipe, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **embeddings())
-    chain = ShortChain(sampler, None, plan_of(sampler.steps), seeded())
-    chain.sample()
+    short = ShortRun(sampler, None, plan_of(sampler.steps), seeded())
+    short.origin()
     with replaced(pipe.unet, "forward", lambda forward, *args, **kwargs: pytest.fail("a network was called")):
-        schedule = WholeSchedule(chain)
-        schedule.sample()
-    assert schedule.step == STEPS
+        whole = DryRun(sampler, None, short.blanks, last=STEPS - 1)
+        whole.replay_encoders(short.encoded)
+        assert whole.run() == STEPS
+    assert whole.start is not None
