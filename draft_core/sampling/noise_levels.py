@@ -21,6 +21,10 @@ from draft_core.sampling.seams import StepCall, first_of, restore_scheduler, sch
 # Families whose prediction is the flow's velocity, noise - x0, say it by these names or by having `scale_noise`.
 FLOW = ("flow_prediction", "flow")
 
+# In units of its deviation, how far from the mean a step is looked at: a power of two, and so large that the difference
+# is not lost in the rounding of the mean.
+FAR = 256.0
+
 
 def renoised(scheduler: Any, x0: torch.Tensor, timestep: Any, noise: torch.Tensor) -> torch.Tensor:
     """alpha x0 + sigma eps, like `x0`, at the noise level of `timestep` in the scheduler's present state.
@@ -137,8 +141,8 @@ class Gaussian:
 def step_gaussian(scheduler: Any, call: StepCall) -> Gaussian:
     """The distribution of the latents after a step, as the scheduler itself describes it.
 
-    Its own step with its noise set to 0 gives the mean, with noise 1 the mean plus the standard deviation: every step
-    of diffusers is affine in the noise it draws. The scheduler is afterwards as it was before.
+    Its own step with its noise set to 0 gives the mean; with noise n the mean plus n standard deviations, since every
+    step of diffusers is affine in the noise it draws. The scheduler is afterwards as it was before.
 
     Raises:
         SamplerError: if it draws its noise elsewhere (torchsde's Brownian trees).
@@ -152,11 +156,11 @@ def step_gaussian(scheduler: Any, call: StepCall) -> Gaussian:
         )
     before = scheduler_state(scheduler)
     ends = []
-    for value in (0.0, 1.0):
+    for value in (0.0, FAR):
         with _noise_of(module, value):
             ends.append(first_of(call.run(), "prev_sample"))
         restore_scheduler(scheduler, before)
-    return Gaussian(ends[0], (ends[1] - ends[0]).detach())
+    return Gaussian(ends[0], ((ends[1] - ends[0]) / FAR).detach())
 
 
 @contextmanager

@@ -195,9 +195,9 @@ class Replay:
         same_shape = latents.shape == given.shape
         if not same_shape or not torch.allclose(latents.to(given.dtype), given, rtol=1e-2, atol=1e-3):
             raise SamplerError(
-                "its only step cannot be started from re-noised latents",
+                "its first step cannot be started from given latents",
                 where=type(self.pipe).__name__,
-                next="use two steps or more, or a method without re-noising",
+                next="replay later steps; for re-noising use two steps or more",
             )
 
     def _prepare(self, prepare_latents: Any, *args: Any, **kwargs: Any) -> Any:

@@ -121,6 +121,9 @@ class DifferentiableSampler:
             prompts=tuple(prompt for one in passes for prompt in one.prompts),
             sample_count=passes[0].sample_count,
             divergence=torch.stack(divergences).mean() if divergences else None,
+            latents=passes[0].latents,
+            trajectory=passes[0].trajectory,
+            origin=passes[0].origin,
         )
 
     def passes(

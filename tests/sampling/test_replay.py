@@ -14,8 +14,8 @@ from draft_core.errors import SamplerError
 from draft_core.sampling import randomness
 from draft_core.sampling.replay import StepOutput
 from draft_core.sampling.seams import replaced, step_call
-from tests.support.drive import PROMPTS, gradient, newcomer_sampler, parameters, sampler_of, seeded
 from tests.support.drawing import DRAWING, Drawing
+from tests.support.drive import PROMPTS, gradient, newcomer_sampler, parameters, sampler_of, seeded
 from tests.support.families import FAMILIES, Family
 from tests.support.newcomer import newcomer
 from tests.support.tiny import embeddings, make_scheduler, tiny_pipe
@@ -48,6 +48,10 @@ def test_the_prediction_at_every_step_is_the_recorded_one(family: Family) -> Non
     assert torch.equal(rollout.trajectory[-1].after, rollout.latents)
     for record in rollout.trajectory:
         seen: list[StepOutput] = []
+        if record.number == 0 and family.name.startswith("FLUX.3"):  # its blocks make their latents by themselves
+            with pytest.raises(SamplerError, match="cannot be started from given latents"):
+                sampler.replay(rollout, {0: record.before}, seen.append)
+            continue
         with torch.no_grad():
             sampler.replay(rollout, {record.number: record.before}, seen.append)
         assert [one.number for one in seen] == [record.number]
@@ -56,7 +60,7 @@ def test_the_prediction_at_every_step_is_the_recorded_one(family: Family) -> Non
 
 @pytest.mark.parametrize(("scheduler", "call"), STOCHASTIC, ids=lambda value: getattr(value, "__name__", ""))
 def test_mean_and_deviation_explain_the_latents_that_were_drawn(scheduler: Any, call: dict[str, Any]) -> None:
-    """(after - mean) / std is the very noise that the scheduler drew."""
+    """What is left of the latents after mean and deviation is the very noise that the scheduler drew."""
     pipe = tiny_pipe(make_scheduler(scheduler))
     sampler = DifferentiableSampler(pipe, num_inference_steps=5, guidance_scale=4.0, **call, **embeddings())
     module = type(pipe.scheduler).__module__
@@ -79,9 +83,8 @@ def test_mean_and_deviation_explain_the_latents_that_were_drawn(scheduler: Any, 
             if not gaussian.std.any():
                 torch.testing.assert_close(record.after, gaussian.mean, rtol=0, atol=1e-6)
                 return
-            residual = (record.after - gaussian.mean) / gaussian.std
-            nearest = min(float((residual - one).abs().max()) for one in drawn)
-            assert nearest < 1e-5 * float(residual.abs().max()) + 1e-5 / float(gaussian.std.max())
+            left = [float((record.after - gaussian.mean - gaussian.std * noise).abs().max()) for noise in drawn]
+            assert min(left) <= 1e-5 * float(record.before.abs().max())
             explained += 1
 
         with torch.no_grad():
@@ -102,7 +105,7 @@ def test_several_steps_are_visited_in_one_call_and_backpropagated_at_once() -> N
     hook = pipe.unet.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     sampler.replay(rollout, {step: rollout.trajectory[step].before for step in (1, 3)}, visit)
     hook.remove()
-    assert (seen, calls) == ([1, 3], [True, True]), "no other step calls the denoiser"
+    assert (seen, calls) == ([1, 3], [False, True, False, True]), "the steps before are empty, those after are left out"
     assert pipe.unet.conv_in.weight.grad is not None
     assert pipe.unet.conv_in.weight.grad.any()
 
@@ -152,7 +155,9 @@ def test_a_replay_with_other_noise_is_found_out(monkeypatch: pytest.MonkeyPatch)
     assert not torch.equal(again, rollout.samples)
 
 
-@pytest.mark.parametrize("generator", [seeded, lambda: [seeded(1), seeded(2)], lambda: None], ids=["one", "list", "global"])
+@pytest.mark.parametrize(
+    "generator", [seeded, lambda: [seeded(1), seeded(2)], lambda: None], ids=["one", "list", "global"]
+)
 def test_a_replay_leaves_the_source_of_noise_where_it_is(generator: Any) -> None:
     sampler = DifferentiableSampler(tiny_pipe(), num_inference_steps=3, guidance_scale=4.0, **embeddings())
     source = generator()
