@@ -171,11 +171,12 @@ def test_what_torchsde_draws_is_refused_by_name(name: str) -> None:
 def test_ddims_log_probability_is_that_of_an_independent_one() -> None:
     """Song et al. 2021, equations 12 and 16, by hand; the mean over dimensions."""
     scheduler = diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()  # else its square roots are single precision
     scheduler.set_timesteps(STEPS)
     generator = torch.Generator().manual_seed(3)
-    latents = torch.randn(SHAPE, generator=generator)
+    latents = torch.randn(SHAPE, generator=generator, dtype=torch.float64)
     for number, timestep in enumerate(scheduler.timesteps[:-1]):
-        eps = torch.randn(SHAPE, generator=generator)
+        eps = torch.randn(SHAPE, generator=generator, dtype=torch.float64)
         arguments = {"model_output": eps, "timestep": timestep, "sample": latents, "eta": 1.0}
         gaussian = step_gaussian(scheduler, seams.step_call(scheduler.step, (), arguments))
         after = scheduler.step(**arguments, generator=generator).prev_sample
