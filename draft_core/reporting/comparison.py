@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from draft_core.errors import DraftError
-from draft_core.reporting.curves import LOOKED_AT, Line, Panel, look_line, score, training_line
+from draft_core.reporting.curves import IMAGE_MEASURES, Line, Panel, evaluation_line, score, training_line
 from draft_core.reporting.image_grid import strips
 from draft_core.reporting.page import (
     BUDGET,
@@ -56,7 +56,7 @@ def write_comparison(records: Sequence[RunRecord], page: Path) -> Path:
         small=all(is_small(run.record) for run in runs),
         scores=list(dict.fromkeys(name for run in runs for name in run.rows)),
         training=drawn(_training_panels(runs)),
-        looked=drawn(_look_panels(runs)),
+        evaluated=drawn(_evaluation_panels(runs)),
         images=images,
         remarks=remarks,
         differences=[(run.name, _difference(runs[0], run)) for run in runs[1:]],
@@ -94,18 +94,18 @@ def _training_panels(runs: Sequence[Compared]) -> list[Panel]:
     ]
 
 
-def _look_panels(runs: Sequence[Compared]) -> list[Panel]:
+def _evaluation_panels(runs: Sequence[Compared]) -> list[Panel]:
     scores = dict.fromkeys(name for run in runs for name in run.record.before.scores)
     panels = [Panel(name, _score_lines(runs, name)) for name in scores]
-    for title, values in LOOKED_AT.items():
-        lines = [look_line(run.record.looks, values, run.name) for run in runs if values(run.record.before)]
+    for title, values in IMAGE_MEASURES.items():
+        lines = [evaluation_line(run.record.evaluations, values, run.name) for run in runs if values(run.record.before)]
         if lines:
             panels.append(Panel(title, lines))
     return panels
 
 
 def _score_lines(runs: Sequence[Compared], name: str) -> list[Line]:
-    return [look_line(run.record.looks, score(name), run.name) for run in runs if name in run.record.before.scores]
+    return [evaluation_line(run.record.evaluations, score(name), run.name) for run in runs if name in run.record.before.scores]
 
 
 # Images
@@ -123,13 +123,13 @@ def _images(runs: Sequence[Compared]) -> tuple[list[tuple[str, dict[str, str]]],
     wanted: dict[Any, Sequence[torch.Tensor]] = {}
     for run in runs:
         before = "before" if alike else f"{run.name}, before"
-        for heading, look in (
+        for heading, evaluation in (
             (before, run.record.before),
             (f"{run.name}, update {run.record.last.update}", run.record.last),
         ):
             if heading == "before" and run.record is not first:
                 continue
-            seen = run.record.evaluation(look)
+            seen = run.record.evaluation(evaluation)
             for prompt in prompts:
                 drawn_of = images_of(seen, seen.prompts.index(prompt))
                 wanted[prompt, heading] = [drawn_of[seen.seeds.index(seed)] for seed in seeds]

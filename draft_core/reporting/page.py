@@ -1,4 +1,4 @@
-"""The page of a finished run, its model card and its images: what a person looks at when a run is over."""
+"""The page of a finished run, its model card and its images: what a person reads when a run is over."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from packaging.version import Version
 from PIL import Image
 
 from draft_core.adapters.files import loading_lines, lora_folder
-from draft_core.evaluation.collapse import Change, Look, change, judge, over_prompts
+from draft_core.evaluation.collapse import Change, EvalRecord, change, judge, over_prompts
 from draft_core.evaluation.evaluate import Evaluation
 from draft_core.reporting.curves import (
     BEST,
     COLLAPSE,
-    LOOKED_AT,
+    IMAGE_MEASURES,
     Mark,
     Panel,
     gradient_panels,
-    look_panels,
+    evaluation_panels,
     save_png,
     svg,
     training_panels,
@@ -50,20 +50,20 @@ def write_report(record: RunRecord) -> Path:
     """
     lora_folder(record.folder)  # refuses a run whose LoRA is gone
     folder, found = record.folder, marks(record)
-    before_after(shown_looks(record), record).save(folder / "before_after.png")
-    panels = [*training_panels(record, found), *look_panels(record, found), *gradient_panels(record, found)]
+    before_after(shown_evaluations(record), record).save(folder / "before_after.png")
+    panels = [*training_panels(record, found), *evaluation_panels(record, found), *gradient_panels(record, found)]
     save_png(panels, folder / "curve.png")
-    for name, look in loras(record).items():
-        write_card(record, folder / name, look)
+    for name, evaluation in loras(record).items():
+        write_card(record, folder / name, evaluation)
     page = folder / "report.html"
     page.write_text(page_of(record), encoding="utf-8")
     return page
 
 
-def loras(record: RunRecord) -> dict[str, Look]:
-    """Each folder of a LoRA in the run's -> the look at its update."""
+def loras(record: RunRecord) -> dict[str, EvalRecord]:
+    """Each folder of a LoRA in the run's -> the evaluation at its update."""
     found = {"lora": record.last, "lora-best": record.best}
-    return {name: look for name, look in found.items() if (record.folder / name).is_dir()}
+    return {name: evaluation for name, evaluation in found.items() if (record.folder / name).is_dir()}
 
 
 def page_of(record: RunRecord) -> str:
@@ -76,13 +76,13 @@ def page_of(record: RunRecord) -> str:
         facts=record.facts,
         verdict=verdict_of(record),
         rows=rows(record),
-        looks=shown_looks(record),
+        evaluations=shown_evaluations(record),
         small=is_small(record),
         shown_seeds=record.facts.seeds[:COLUMNS],
         images=images,
         scaled=scaled,
         training=drawn(training_panels(record, found)),
-        looked=drawn(look_panels(record, found)),
+        evaluated=drawn(evaluation_panels(record, found)),
         gradients=drawn(gradient_panels(record, found)),
         skipped=[(report.update, reason) for report in record.reports for reason in report.skipped],
         seconds_per_update=fmean(report.seconds for report in record.reports),
@@ -153,10 +153,10 @@ def verdict_of(record: RunRecord) -> RunVerdict:
 
 
 def collapsed_at(record: RunRecord) -> int | None:
-    """The first update whose look counted as a collapse, None if there is none."""
+    """The first update whose evaluation counted as a collapse, None if there is none."""
     facts = record.facts
     verdicts = (
-        (look.update, judge(record.before, look, facts.rewards, tolerance=facts.tolerance)) for look in record.looks
+        (evaluation.update, judge(record.before, evaluation, facts.rewards, tolerance=facts.tolerance)) for evaluation in record.evaluations
     )
     return next((update for update, verdict in verdicts if verdict.collapsed), None)
 
@@ -164,10 +164,10 @@ def collapsed_at(record: RunRecord) -> int | None:
 def _best(record: RunRecord) -> str:
     best = record.best
     if best is record.last:
-        return f"The best look is the last one, after update {best.update}: lora/."
+        return f"The best evaluation is the last one, after update {best.update}: lora/."
     if best is record.before:
-        return "No look beats the base model's without a loss elsewhere."
-    return f"The best look is the one after update {best.update}: lora-best/."
+        return "No evaluation beats the base model's without a loss elsewhere."
+    return f"The best evaluation is the one after update {best.update}: lora-best/."
 
 
 def _sentence(text: str) -> str:
@@ -175,10 +175,10 @@ def _sentence(text: str) -> str:
 
 
 def marks(record: RunRecord) -> list[Mark]:
-    """Where the best look and the collapse are, if they are anywhere but at an end of the run."""
+    """Where the best evaluation and the collapse are, if they are anywhere but at an end of the run."""
     found = []
     if record.best is not record.before:
-        found.append(Mark(record.best.update, "best look", BEST))
+        found.append(Mark(record.best.update, "best evaluation", BEST))
     collapse = collapsed_at(record)
     if collapse is not None:
         found.append(Mark(collapse, "collapse", COLLAPSE))
@@ -191,7 +191,7 @@ class Row:
 
     Arguments:
         role: "trained", "held out", or "images" for what is measured of them without a reward.
-        change: from before to the last look.
+        change: from before to the last evaluation.
     """
 
     name: str
@@ -208,15 +208,15 @@ class Row:
 
 
 def rows(record: RunRecord) -> list[Row]:
-    """Every score of the looks, the trained ones first, then what is measured of the images."""
+    """Every score of the evaluations, the trained ones first, then what is measured of the images."""
     trained = list(record.facts.rewards)
     named = [*trained, *(name for name in record.before.scores if name not in trained)]
     series = [
-        (name, "trained" if name in trained else "held out", [look.scores[name] for look in _three(record)])
+        (name, "trained" if name in trained else "held out", [evaluation.scores[name] for evaluation in _three(record)])
         for name in named
     ]
-    for name, values in LOOKED_AT.items():
-        before, best, last = (values(look) for look in _three(record))
+    for name, values in IMAGE_MEASURES.items():
+        before, best, last = (values(evaluation) for evaluation in _three(record))
         if name == "drift":  # of the base model from itself: what rounding to a file's levels left of it
             before = [0.0] * len(before)
         if before:
@@ -230,7 +230,7 @@ def _row(name: str, role: str, each: Sequence[Sequence[float]], prompts: int) ->
     return Row(name, role, means[0], means[1], means[2], change(before, last, prompts))
 
 
-def _three(record: RunRecord) -> tuple[Look, Look, Look]:
+def _three(record: RunRecord) -> tuple[EvalRecord, EvalRecord, EvalRecord]:
     return record.before, record.best, record.last
 
 
@@ -246,8 +246,8 @@ def plus_minus(value: Change, *, sign: bool = False) -> str:
 # Images
 
 
-def shown_looks(record: RunRecord) -> dict[str, Look]:
-    """Heading -> look: before, best where it is neither end, and last."""
+def shown_evaluations(record: RunRecord) -> dict[str, EvalRecord]:
+    """Heading -> evaluation: before, best where it is neither end, and last."""
     found = {"before": record.before, f"last, update {record.last.update}": record.last}
     if record.best in (record.before, record.last):
         return found
@@ -255,14 +255,14 @@ def shown_looks(record: RunRecord) -> dict[str, Look]:
     return {first: before, f"best, update {record.best.update}": record.best, last: after}
 
 
-def before_after(looks: dict[str, Look], record: RunRecord) -> Image.Image:
-    """One row a prompt: its images at each look, from the same seeds."""
-    seen = [record.evaluation(look) for look in looks.values()]
+def before_after(evaluations: dict[str, EvalRecord], record: RunRecord) -> Image.Image:
+    """One row a prompt: its images at each evaluation, from the same seeds."""
+    seen = [record.evaluation(evaluation) for evaluation in evaluations.values()]
     lines = [
         (prompt, [image for one in seen for image in images_of(one, row)])
         for row, prompt in enumerate(record.facts.prompts[:ROWS])
     ]
-    return sheet(lines, headings=list(looks), group=len(record.facts.seeds))
+    return sheet(lines, headings=list(evaluations), group=len(record.facts.seeds))
 
 
 def images_of(evaluation: Evaluation, prompt: int) -> torch.Tensor:
@@ -272,8 +272,8 @@ def images_of(evaluation: Evaluation, prompt: int) -> torch.Tensor:
 
 
 def _images(record: RunRecord) -> tuple[list[tuple[str, dict[str, str]]], dict[float, str]]:
-    """For each prompt the URI of its strip at each look; and for each scale of the LoRA the URI of a strip."""
-    seen = {heading: record.evaluation(look) for heading, look in shown_looks(record).items()}
+    """For each prompt the URI of its strip at each evaluation; and for each scale of the LoRA the URI of a strip."""
+    seen = {heading: record.evaluation(evaluation) for heading, evaluation in shown_evaluations(record).items()}
     wanted: dict[Any, Sequence[torch.Tensor]] = {
         (row, heading): list(images_of(one, row)[:COLUMNS])
         for row in range(len(record.facts.prompts[:ROWS]))
@@ -301,16 +301,16 @@ def drawn(panels: Sequence[Panel]) -> list[dict[str, str]]:
 # Model card and usage
 
 
-def write_card(record: RunRecord, folder: Path, look: Look) -> None:
+def write_card(record: RunRecord, folder: Path, evaluation: EvalRecord) -> None:
     """Puts README.md and its image beside a LoRA, as the Hub shows them."""
-    heading = f"update {look.update}"
-    before_after({"before": record.before, heading: look}, record).save(folder / "before_after.png")
+    heading = f"update {evaluation.update}"
+    before_after({"before": record.before, heading: evaluation}, record).save(folder / "before_after.png")
     facts = record.facts
     scores = [
         (
             row,
-            over_prompts(look.scores[row.name], look.prompts),
-            change(record.before.scores[row.name], look.scores[row.name], look.prompts),
+            over_prompts(evaluation.scores[row.name], evaluation.prompts),
+            change(record.before.scores[row.name], evaluation.scores[row.name], evaluation.prompts),
         )
         for row in rows(record)
         if row.role != "images"
@@ -320,9 +320,9 @@ def write_card(record: RunRecord, folder: Path, look: Look) -> None:
         run=record,
         facts=facts,
         verdict=verdict_of(record),
-        look=look,
+        evaluation=evaluation,
         scores=scores,
-        is_best=look is record.best,
+        is_best=evaluation is record.best,
         on_hub=_is_hub_name(facts.model),
         usage=usage(
             record, Path("path/to/this/folder"), base=None if facts.model != facts.location else facts.location

@@ -67,7 +67,7 @@ def identity_of(folder: Path) -> Identity | None:
 
 
 def are_readable(folder: Path, of: int) -> bool:
-    """Whether the images of a look are whole."""
+    """Whether the images of an evaluation are whole."""
     try:
         load_images(folder, of)
     except DraftError:

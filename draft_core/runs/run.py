@@ -1,4 +1,4 @@
-"""One run from recipe to report: images before, updates, looks on the way, images after, and all of it kept.
+"""One run from recipe to report: images before, updates, evaluations on the way, images after, and all of it kept.
 
 A run can be killed at any moment: what is on disk is whole, and the same command goes on where it stopped.
 """
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from draft_core.adapters.files import save_lora
 from draft_core.adapters.lora import adapters_off, adapters_scaled, lora_state, set_lora_state
 from draft_core.errors import CheckpointError, DraftError, Interrupted, RecipeError, first_line
-from draft_core.evaluation.collapse import Look, Verdict, best_look, judge, look_at
+from draft_core.evaluation.collapse import EvalRecord, Verdict, best_evaluation, judge, eval_record
 from draft_core.evaluation.evaluate import Evaluation, evaluate
 from draft_core.recipe.load import dump_recipe
 from draft_core.recipe.resolve import locate_pretrained, resolve_prompts
@@ -32,7 +32,7 @@ from draft_core.registry.catalog import Catalog
 from draft_core.reporting.page import write_report
 from draft_core.reporting.run_record import (
     FACTS,
-    LOOKS,
+    EVALUATIONS,
     METRICS,
     RECIPE,
     Facts,
@@ -56,7 +56,7 @@ from draft_core.training.distributed import Processes, another_is_gone, forget_s
 from draft_core.training.step_report import StepReport
 from draft_core.training.trainer import Trainer
 
-# Without an evaluation in the recipe, so many of the training prompts are looked at, and the report says so.
+# Without an evaluation in the recipe, so many of the training prompts are evaluated, and the report says so.
 IMAGED_PROMPTS = 8
 SCALED_PROMPTS = 4  # are drawn at each of `evaluation.scales`, from the first seed
 
@@ -74,14 +74,14 @@ class RunResult:
     """Where a finished run left its things, and what it saw before, at its best and in the end.
 
     Arguments:
-        verdict: of the last look: what was lost, and whether the run collapsed.
+        verdict: of the last evaluation: what was lost, and whether the run collapsed.
     """
 
     folder: Path
     report: Path
-    before: Look
-    best: Look
-    after: Look
+    before: EvalRecord
+    best: EvalRecord
+    after: EvalRecord
     verdict: Verdict
 
 
@@ -150,7 +150,7 @@ class _Run:
         prompts = resolve_prompts(self.evaluation.prompts, catalog, where="evaluation.prompts")
         self.prompts = prompts[: self.evaluation.count]
         self.seeds = range(self.evaluation.seed, self.evaluation.seed + self.evaluation.images_per_prompt)
-        self.looks: list[Look] = []
+        self.evaluations: list[EvalRecord] = []
         self.started = time.perf_counter()
         self.earlier_seconds = 0.0  # of the parts before an interruption
         self.saved = -1  # the update whose checkpoint was written last
@@ -179,7 +179,7 @@ class _Run:
             self.draw_scales()
             report = self.write(lambda: self.finish(verdict))
             self.processes.leave_at_exit()
-        return RunResult(self.folder, report, self.looks[0], best, self.looks[-1], verdict)
+        return RunResult(self.folder, report, self.evaluations[0], best, self.evaluations[-1], verdict)
 
     def require_call(self, device: torch.device) -> None:
         """That the pipeline can be called as the recipe says, found before anything is drawn or deleted."""
@@ -237,7 +237,7 @@ class _Run:
         facts = self.facts(verdict)
         recipe = (self.folder / RECIPE).read_text(encoding="utf-8")
         reports = read_rows(self.folder / METRICS, StepReport)
-        report = write_report(RunRecord(self.folder, facts, recipe, reports, self.looks))
+        report = write_report(RunRecord(self.folder, facts, recipe, reports, self.evaluations))
         write_facts(self.folder, facts)
         return report
 
@@ -245,12 +245,12 @@ class _Run:
 
     def restore(self) -> None:
         """Puts the run where its newest usable checkpoint left it, or at its beginning."""
-        used, self.earlier_seconds, self.looks = self.write(self.restore_main)
+        used, self.earlier_seconds, self.evaluations = self.write(self.restore_main)
         if used is not None and self.processes.place > 0:
             self.trainer.load_checkpoint(used)
 
-    def restore_main(self) -> tuple[Path | None, float, list[Look]]:
-        """The checkpoint that was found and loaded, the seconds that the run took until then, and its looks."""
+    def restore_main(self) -> tuple[Path | None, float, list[EvalRecord]]:
+        """The checkpoint that was found and loaded, the seconds that the run took until then, and its evaluations."""
         used, seconds = None, 0.0
         for folder in reversed(checkpoints(self.folder / "checkpoints")):
             try:
@@ -277,9 +277,9 @@ class _Run:
         done = self.trainer.done
         (self.folder / FACTS).unlink(missing_ok=True)
         rewrite_rows(self.folder / METRICS, self.rows_until(METRICS, StepReport, done))
-        looks = self.rows_until(LOOKS, Look, done) if are_readable(self.folder, 0) else []
-        rewrite_rows(self.folder / LOOKS, looks)
-        return used, seconds, looks
+        evaluations = self.rows_until(EVALUATIONS, EvalRecord, done) if are_readable(self.folder, 0) else []
+        rewrite_rows(self.folder / EVALUATIONS, evaluations)
+        return used, seconds, evaluations
 
     def rows_until(self, name: str, kind: Any, update: int) -> list[Any]:
         return [row for row in read_rows(self.folder / name, kind) if row.update <= update]
@@ -288,9 +288,9 @@ class _Run:
 
     def train(self) -> Verdict:
         """All updates that are left, or as many as the rule against collapse allows."""
-        if not self.looks:
+        if not self.evaluations:
             with adapters_off(self.trainer.sampler.pipe):
-                self.look("before", of_base=True)
+                self.evaluation("before", of_base=True)
         verdict = self.verdict()
         if self.ends_with(verdict):
             return verdict
@@ -300,7 +300,7 @@ class _Run:
                 track(report)
                 self.note_of(report)
                 if self.is_due(report.update):
-                    verdict = self.look(f"look {report.update}")
+                    verdict = self.evaluation(f"evaluation {report.update}")
                 self.save_if_due(report.update)
                 if self.ends_with(verdict):
                     self.save()
@@ -312,8 +312,8 @@ class _Run:
                         next="continue with the same command, or with --resume",
                         exit_code=128 + number,
                     )
-        if self.looks[-1].update != self.trainer.done:  # no update was left to make, and the look at the last is gone
-            verdict = self.look("after")
+        if self.evaluations[-1].update != self.trainer.done:  # no update was left to make, and the evaluation at the last is gone
+            verdict = self.evaluation("after")
         return verdict
 
     def note_of(self, report: StepReport) -> None:
@@ -324,26 +324,26 @@ class _Run:
     def is_due(self, update: int) -> bool:
         return update % self.evaluation.every == 0 or update == self.trainer.steps
 
-    def look(self, stage: str, *, of_base: bool = False) -> Verdict:
+    def evaluation(self, stage: str, *, of_base: bool = False) -> Verdict:
         """Draws and scores the held-out images, writes down what is seen, and judges it."""
         seen = self.evaluate(stage)
         update = 0 if of_base else self.trainer.done
         gradients, cosines = self.trainer.reward_gradients() if update and len(self.weights) > 1 else ({}, {})
-        self.looks.append(self.write(lambda: self.write_look(update, seen, gradients, cosines)))
+        self.evaluations.append(self.write(lambda: self.write_evaluation(update, seen, gradients, cosines)))
         verdict = self.verdict()
         if verdict.lost:
             what = "collapsing" if verdict.collapsed else "losing"
             self.progress("note", 0, 0, f"update {update}: {what}, {'; '.join(verdict.lost)}")
         return verdict
 
-    def write_look(
+    def write_evaluation(
         self, update: int, seen: Evaluation, gradients: Mapping[str, float], cosines: Mapping[str, float]
-    ) -> Look:
+    ) -> EvalRecord:
         save_images(self.folder, update, seen.images)
         images = load_images(self.folder, 0)  # in the levels of the files, also in an uninterrupted run
-        look = look_at(seen, replace(seen, images=images), update, gradients=gradients, cosines=cosines)
-        append_row(self.folder / LOOKS, look)
-        return look
+        evaluation = eval_record(seen, replace(seen, images=images), update, gradients=gradients, cosines=cosines)
+        append_row(self.folder / EVALUATIONS, evaluation)
+        return evaluation
 
     def evaluate(self, stage: str) -> Evaluation:
         return self.draw(stage, self.judges, self.prompts, self.seeds)
@@ -367,18 +367,18 @@ class _Run:
         return self.trainer.objective.weights
 
     def verdict(self) -> Verdict:
-        return judge(self.looks[0], self.looks[-1], self.weights, tolerance=self.evaluation.tolerance)
+        return judge(self.evaluations[0], self.evaluations[-1], self.weights, tolerance=self.evaluation.tolerance)
 
     def ends_with(self, verdict: Verdict) -> bool:
         return verdict.collapsed and self.evaluation.on_collapse == "stop"
 
-    def best(self) -> Look:
-        return best_look(self.looks, self.weights, tolerance=self.evaluation.tolerance)
+    def best(self) -> EvalRecord:
+        return best_evaluation(self.evaluations, self.weights, tolerance=self.evaluation.tolerance)
 
     # Saving
 
     def save_if_due(self, update: int) -> None:
-        is_best = self.looks[-1].update == update and self.best().update == update
+        is_best = self.evaluations[-1].update == update and self.best().update == update
         if is_best or update % self.recipe.checkpoint.every == 0 or update == self.trainer.steps:
             self.save()
 
@@ -400,8 +400,8 @@ class _Run:
         self.saved = self.trainer.done
         return saved
 
-    def save_loras(self) -> Look:
-        """Writes the last LoRA, and the best one where that is another; returns the best look."""
+    def save_loras(self) -> EvalRecord:
+        """Writes the last LoRA, and the best one where that is another; returns the best evaluation."""
         pipe, best = self.trainer.sampler.pipe, self.best()
         save_lora(pipe, self.folder / "lora")
         shutil.rmtree(self.folder / "lora-best", ignore_errors=True)
@@ -418,7 +418,7 @@ class _Run:
 
     @property
     def scales(self) -> list[float]:
-        """At which the report shows the LoRA, beside 0 and 1, which are looked at anyway."""
+        """At which the report shows the LoRA, beside 0 and 1, which are evaluated anyway."""
         return sorted({*self.evaluation.scales} - {0.0, 1.0})
 
     def draw_scales(self) -> None:

@@ -77,9 +77,9 @@ def words(html: str) -> str:
         (FINE, "fine", "Fine", "neither a held-out score nor diversity was lost", "after update 20: lora/"),
         ({"jpeg": [1, 2]}, "fine", "Fine", "no held-out score was there", "after update 10: lora/"),
         (COLLAPSED, "collapsed", "Collapsed at update 20", "clip fell from 0.50", "after update 10: lora-best/"),
-        ({"jpeg": [1, 1], "clip": [0.5, 0.1]}, "collapsed", "Collapsed", "clip fell", "No look beats"),
-        ({"jpeg": [2, 1], "clip": [0.5, 0.1]}, "lost", "Something was lost", "clip fell", "No look beats"),
-        ({"jpeg": [2, 1], "clip": [0.5, 0.5]}, "idle", "The trained reward fell", "from 2.0", "No look beats"),
+        ({"jpeg": [1, 1], "clip": [0.5, 0.1]}, "collapsed", "Collapsed", "clip fell", "No evaluation beats"),
+        ({"jpeg": [2, 1], "clip": [0.5, 0.1]}, "lost", "Something was lost", "clip fell", "No evaluation beats"),
+        ({"jpeg": [2, 1], "clip": [0.5, 0.5]}, "idle", "The trained reward fell", "from 2.0", "No evaluation beats"),
     ],
 )
 def test_the_verdict_says_what_came_of_it(
@@ -108,7 +108,7 @@ def test_rows_carry_means_and_standard_errors_over_prompts(tmp_path: Path) -> No
     table = {row.name: row for row in rows(record)}
     assert list(table) == ["jpeg", "clip", "diversity", "drift", "colour", "detail"]
     assert [row.role for row in table.values()] == ["trained", "held out", *["images"] * 4]
-    first, last = (torch.tensor(look.scores["clip"]).view(5, 2).mean(1) for look in (record.before, record.last))
+    first, last = (torch.tensor(evaluation.scores["clip"]).view(5, 2).mean(1) for evaluation in (record.before, record.last))
     row = table["clip"]
     assert row.before.mean == pytest.approx(float(first.mean()))
     assert row.before.error == pytest.approx(float(first.std()) / 5**0.5, rel=1e-3)
@@ -142,7 +142,7 @@ def test_the_page_is_whole_self_contained_escaped_and_every_image_has_a_text(tmp
     assert page.open == []
     assert page.outside == []
     assert all(image["alt"] for image in page.images)
-    assert len(page.images) == 5 * 3 + 3 + 6 + 2  # looks of prompts, scales, held-out curves, training curves
+    assert len(page.images) == 5 * 3 + 3 + 6 + 2  # evaluations of prompts, scales, held-out curves, training curves
     assert "<b>fish</b>" not in html
     assert "a <b>fish</b>" in page.text
     assert "lora-best" in usage(record, tmp_path / "run" / "lora-best", base="x")
@@ -168,7 +168,7 @@ def test_gradients_skipped_updates_and_gaps_are_told(tmp_path: Path) -> None:
         tmp_path / "run",
         {"jpeg": [1, 2], "clip": [1, 2]},
         trained={"jpeg": 1.0, "clip": 0.5},
-        look={"gradients": {"jpeg": 0.02, "clip": 0.04}, "cosines": {"jpeg ~ clip": -0.25}},
+        evaluation={"gradients": {"jpeg": 0.02, "clip": 0.04}, "cosines": {"jpeg ~ clip": -0.25}},
         report={"skipped": ("reward jpeg is NaN",), "grad_norm": float("nan")},
     )
     page = words(page_of(record))

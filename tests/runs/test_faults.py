@@ -154,12 +154,12 @@ def test_a_file_system_that_turns_read_only_ends_the_run_and_is_noticed_before_a
     assert same(weights(output), weights(whole))
 
 
-@pytest.mark.parametrize("stage", ["train", "look 4"])
+@pytest.mark.parametrize("stage", ["train", "evaluation 4"])
 def test_a_folder_that_is_deleted_in_the_midst_ends_the_run_and_is_not_made_again(
     catalog: Catalog, whole: Path, tmp_path: Path, stage: str
 ) -> None:
     output = tmp_path / "run"
-    update = {"train": 3, "look 4": 1}[stage]
+    update = {"train": 3, "evaluation 4": 1}[stage]
     with pytest.raises(CheckpointError, match="run: the folder of the run was deleted, moved or emptied while it ran"):
         run(output, catalog, progress=at(update, lambda: shutil.rmtree(output), stage))
     assert not output.exists()
@@ -199,7 +199,7 @@ def test_a_folder_that_is_moved_and_a_file_or_another_run_in_its_place_end_the_r
     assert same(weights(output), weights(whole))
 
 
-def test_images_and_looks_that_are_lost_are_made_again(catalog: Catalog, whole: Path, tmp_path: Path) -> None:
+def test_images_and_evaluations_that_are_lost_are_made_again(catalog: Catalog, whole: Path, tmp_path: Path) -> None:
     """After a power failure files can be empty that were there before."""
     output = tmp_path / "run"
     shutil.copytree(whole, output)
@@ -209,10 +209,10 @@ def test_images_and_looks_that_are_lost_are_made_again(catalog: Catalog, whole: 
     run(output, catalog)
     assert (output / "images" / "000000" / "000.png").read_bytes() == before
     (output / "run.json").unlink()
-    (output / "looks.jsonl").write_text("")
+    (output / "evaluations.jsonl").write_text("")
     run(output, catalog)
     record, expected = read_run(output), read_run(whole)
-    assert record.looks == expected.looks
+    assert record.evaluations == expected.evaluations
     assert same(weights(output), weights(whole))
 
 

@@ -1,4 +1,4 @@
-"""Whole runs on the tiny pipeline: looks on the way, the rule against collapse, the best checkpoint, going on."""
+"""Whole runs on the tiny pipeline: evaluations on the way, the rule against collapse, the best checkpoint, going on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EVALUATION = {"prompts": "tiny-heldout", "count": 2, "images_per_prompt": 2, "ev
 
 @pytest.fixture
 def train(catalog: Any, tmp_path: Path) -> Any:
-    """Runs a recipe of six small updates with looks after 2, 4 and 6, and keeps what it said."""
+    """Runs a recipe of six small updates with evaluations after 2, 4 and 6, and keeps what it said."""
     notes: list[str] = []
 
     def run(*overrides: str, pages: bool = False, **how: bool) -> RunResult:
@@ -53,14 +53,14 @@ def train(catalog: Any, tmp_path: Path) -> Any:
     return run
 
 
-def test_held_out_images_are_looked_at_on_the_way(train: Any, tmp_path: Path) -> None:
+def test_held_out_images_are_evaluated_on_the_way(train: Any, tmp_path: Path) -> None:
     train("evaluation.tolerance=99")
     record = read_run(tmp_path / "run")
-    assert [look.update for look in record.looks] == [0, 2, 4, 6]
+    assert [evaluation.update for evaluation in record.evaluations] == [0, 2, 4, 6]
     assert set(record.before.scores) == {"redness", "brightness"}
     assert max(record.before.drift) < 1 / 255, "the base model's images differ from themselves by their rounding"
     assert min(record.last.drift) > 0
-    assert all(len(look.diversity) == 2 for look in record.looks)
+    assert all(len(evaluation.diversity) == 2 for evaluation in record.evaluations)
     assert len(list((tmp_path / "run" / "images" / "000004").glob("*.png"))) == 4
     assert record.facts.prompts == ["a bird", "a fish"]
     assert record.evaluation(record.last).images.shape == (4, 3, 16, 16)
@@ -83,10 +83,10 @@ def test_with_warn_the_run_goes_on(train: Any) -> None:
 
 
 def test_the_best_lora_lies_beside_the_last(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def second(looks: Any, trained: Any, *, tolerance: float) -> Any:
-        return looks[min(1, len(looks) - 1)]
+    def second(evaluations: Any, trained: Any, *, tolerance: float) -> Any:
+        return evaluations[min(1, len(evaluations) - 1)]
 
-    monkeypatch.setattr("draft_core.runs.run.best_look", second)
+    monkeypatch.setattr("draft_core.runs.run.best_evaluation", second)
     train("evaluation.tolerance=99")
     folder = tmp_path / "run"
     assert [path.name for path in checkpoints(folder / "checkpoints")] == ["000002", "000006"], "the best is spared"
@@ -110,7 +110,7 @@ def test_a_torn_checkpoint_is_left_aside_and_the_one_before_taken(train: Any, tm
     assert any("000006" in note and "not the file that was written" in note for note in train.notes)
     again = load_file(folder / "lora" / "pytorch_lora_weights.safetensors")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
-    assert [look.update for look in read_run(folder).looks] == [0, 2, 4, 6]
+    assert [evaluation.update for evaluation in read_run(folder).evaluations] == [0, 2, 4, 6]
     assert [report.update for report in read_run(folder).reports] == [1, 2, 3, 4, 5, 6]
 
 
@@ -147,7 +147,7 @@ def test_a_run_without_a_checkpoint_yet_begins_anew(train: Any, tmp_path: Path) 
 def test_several_rewards_have_their_gradients_compared(train: Any, tmp_path: Path) -> None:
     train("rewards=[{kind: redness}, {kind: redness, contrast: 2.0, weight: -0.1}]", "evaluation.tolerance=99")
     record = read_run(tmp_path / "run")
-    assert record.looks[1].cosines == {"redness ~ redness#2": pytest.approx(-1.0, abs=1e-3)}
+    assert record.evaluations[1].cosines == {"redness ~ redness#2": pytest.approx(-1.0, abs=1e-3)}
     assert record.before.gradients == {}
 
 
@@ -180,13 +180,13 @@ def test_a_run_killed_in_its_first_or_last_breath_can_be_begun_again(train: Any,
     train()
     (folder / "run.json").unlink()
     (folder / "report.html").unlink()
-    (folder / "looks.jsonl").write_bytes((folder / "looks.jsonl").read_bytes() + b'{"update": 7, "\xc3')
+    (folder / "evaluations.jsonl").write_bytes((folder / "evaluations.jsonl").read_bytes() + b'{"update": 7, "\xc3')
     train()
     assert (folder / "report.html").is_file()
-    assert [look.update for look in read_run(folder).looks] == [0, 2, 4, 6]
+    assert [evaluation.update for evaluation in read_run(folder).evaluations] == [0, 2, 4, 6]
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "looks.jsonl", "metrics.jsonl", "report.html", "recipe.yaml"])
+@pytest.mark.parametrize("name", ["optimizer.pt", "evaluations.jsonl", "metrics.jsonl", "report.html", "recipe.yaml"])
 def test_a_full_disk_ends_in_one_sentence_and_the_run_can_go_on(
     train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

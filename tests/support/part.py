@@ -94,7 +94,7 @@ def held(denoiser: torch.nn.Module) -> float:
 
 
 def recipe_of(folder: Path, catalog: Any, *overrides: str) -> Any:
-    """A short run with looks, held-out scores and checkpoints, four images an update."""
+    """A short run with evaluations, held-out scores and checkpoints, four images an update."""
     data = {
         **GOOD,
         "train": {"steps": 4, "batch_size": 2, "learning_rate": 3e-2},
