@@ -105,7 +105,11 @@ def _evaluation_panels(runs: Sequence[Compared]) -> list[Panel]:
 
 
 def _score_lines(runs: Sequence[Compared], name: str) -> list[Line]:
-    return [evaluation_line(run.record.evaluations, score(name), run.name) for run in runs if name in run.record.before.scores]
+    return [
+        evaluation_line(run.record.evaluations, score(name), run.name)
+        for run in runs
+        if name in run.record.before.scores
+    ]
 
 
 # Images

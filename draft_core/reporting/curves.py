@@ -120,10 +120,14 @@ def score(name: str) -> Callable[[EvalRecord], Sequence[float]]:
     return lambda evaluation: evaluation.scores[name]
 
 
-def evaluation_line(evaluations: Sequence[EvalRecord], values: Callable[[EvalRecord], Sequence[float]], label: str = "") -> Line:
+def evaluation_line(
+    evaluations: Sequence[EvalRecord], values: Callable[[EvalRecord], Sequence[float]], label: str = ""
+) -> Line:
     """Means over the images of each evaluation, and their standard errors over prompts."""
     means = [over_prompts(values(evaluation), evaluation.prompts) for evaluation in evaluations]
-    return Line([evaluation.update for evaluation in evaluations], [m.mean for m in means], [m.error for m in means], label)
+    return Line(
+        [evaluation.update for evaluation in evaluations], [m.mean for m in means], [m.error for m in means], label
+    )
 
 
 def gradient_panels(record: RunRecord, marks: Sequence[Mark] = ()) -> list[Panel]:
@@ -132,8 +136,14 @@ def gradient_panels(record: RunRecord, marks: Sequence[Mark] = ()) -> list[Panel
     if not evaluations:
         return []
     updates = [evaluation.update for evaluation in evaluations]
-    norms = [Line(updates, [evaluation.gradients[name] for evaluation in evaluations], label=name) for name in evaluations[0].gradients]
-    cosines = [Line(updates, [evaluation.cosines[pair] for evaluation in evaluations], label=pair) for pair in evaluations[0].cosines]
+    norms = [
+        Line(updates, [evaluation.gradients[name] for evaluation in evaluations], label=name)
+        for name in evaluations[0].gradients
+    ]
+    cosines = [
+        Line(updates, [evaluation.cosines[pair] for evaluation in evaluations], label=pair)
+        for pair in evaluations[0].cosines
+    ]
     return [Panel("gradient norm of each reward", norms, marks), Panel("cosine between gradients", cosines, marks)]
 
 

@@ -16,7 +16,7 @@ from packaging.version import Version
 from PIL import Image
 
 from draft_core.adapters.files import loading_lines, lora_folder
-from draft_core.evaluation.collapse import Change, EvalRecord, change, judge, over_prompts
+from draft_core.evaluation.collapse import Change, EvalRecord, change, over_prompts
 from draft_core.evaluation.evaluate import Evaluation
 from draft_core.reporting.curves import (
     BEST,
@@ -126,7 +126,7 @@ class RunVerdict:
 def verdict_of(record: RunRecord) -> RunVerdict:
     """The run in three sentences."""
     weights, last = record.facts.rewards, record.last
-    judgement = judge(record.before, last, weights, tolerance=record.facts.tolerance)
+    judgement = record.rule.verdict(record.before, last)
     gain = change(record.before.total(weights), last.total(weights), last.prompts)
     before = over_prompts(record.before.total(weights), last.prompts).mean
     moved = f"the trained reward went from {before:.4g} to {before + gain.mean:.4g}"
@@ -156,7 +156,7 @@ def collapsed_at(record: RunRecord) -> int | None:
     """The first update whose evaluation counted as a collapse, None if there is none."""
     facts = record.facts
     verdicts = (
-        (evaluation.update, judge(record.before, evaluation, facts.rewards, tolerance=facts.tolerance)) for evaluation in record.evaluations
+        (evaluation.update, record.rule.verdict(record.before, evaluation)) for evaluation in record.evaluations
     )
     return next((update for update, verdict in verdicts if verdict.collapsed), None)
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from draft_core.errors import CheckpointError, one_line
-from draft_core.evaluation.collapse import EvalRecord, best_evaluation
+from draft_core.evaluation.collapse import CollapseRule, EvalRecord
 from draft_core.evaluation.evaluate import Evaluation
 from draft_core.rewards.images import read_image, to_pil
 from draft_core.training.step_report import StepReport
@@ -48,7 +48,7 @@ class Facts:
         prompts: of the evaluations, P.
         seeds: of the evaluations, S for each prompt.
         prompts_are_unseen: whether these prompts were kept out of training.
-        tolerance: of `monitor.judge`.
+        tolerance: of `CollapseRule`.
         call: the pipeline's arguments that the images were made with.
         images_per_update: samples in one update.
         versions: distribution -> version.
@@ -106,7 +106,12 @@ class RunRecord:
     @property
     def best(self) -> EvalRecord:
         """The highest trained reward without a loss elsewhere; the base model's evaluation where there is none such."""
-        return best_evaluation(self.evaluations, self.facts.rewards, tolerance=self.facts.tolerance)
+        return self.rule.best(self.evaluations)
+
+    @property
+    def rule(self) -> CollapseRule:
+        """By which the run's evaluations are judged."""
+        return CollapseRule(self.facts.rewards, self.facts.tolerance)
 
     def at_scales(self) -> dict[float, torch.Tensor]:
         """Scale of the LoRA -> images (N, 3, H, W) of the first N prompts from the first seed; empty if none were."""

@@ -108,7 +108,9 @@ def test_rows_carry_means_and_standard_errors_over_prompts(tmp_path: Path) -> No
     table = {row.name: row for row in rows(record)}
     assert list(table) == ["jpeg", "clip", "diversity", "drift", "colour", "detail"]
     assert [row.role for row in table.values()] == ["trained", "held out", *["images"] * 4]
-    first, last = (torch.tensor(evaluation.scores["clip"]).view(5, 2).mean(1) for evaluation in (record.before, record.last))
+    first, last = (
+        torch.tensor(evaluation.scores["clip"]).view(5, 2).mean(1) for evaluation in (record.before, record.last)
+    )
     row = table["clip"]
     assert row.before.mean == pytest.approx(float(first.mean()))
     assert row.before.error == pytest.approx(float(first.std()) / 5**0.5, rel=1e-3)

@@ -154,12 +154,12 @@ def test_a_file_system_that_turns_read_only_ends_the_run_and_is_noticed_before_a
     assert same(weights(output), weights(whole))
 
 
-@pytest.mark.parametrize("stage", ["train", "evaluation 4"])
+@pytest.mark.parametrize("stage", ["train", "evaluate 4"])
 def test_a_folder_that_is_deleted_in_the_midst_ends_the_run_and_is_not_made_again(
     catalog: Catalog, whole: Path, tmp_path: Path, stage: str
 ) -> None:
     output = tmp_path / "run"
-    update = {"train": 3, "evaluation 4": 1}[stage]
+    update = {"train": 3, "evaluate 4": 1}[stage]
     with pytest.raises(CheckpointError, match="run: the folder of the run was deleted, moved or emptied while it ran"):
         run(output, catalog, progress=at(update, lambda: shutil.rmtree(output), stage))
     assert not output.exists()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 from draft_core.errors import CheckpointError, RecipeError
+from draft_core.evaluation.collapse import CollapseRule
 from draft_core.recipe.load import load_recipe
 from draft_core.reporting.run_record import read_run
+from draft_core.runs.folder import LOCK, RunFolder
 from draft_core.runs.run import RunResult, run_recipe
 from draft_core.training.checkpoints import checkpoints
+from draft_core.training.distributed import Processes
 from tests.support.runs import without_pages
 from tests.support.tiny import GOOD
 
@@ -83,10 +87,10 @@ def test_with_warn_the_run_goes_on(train: Any) -> None:
 
 
 def test_the_best_lora_lies_beside_the_last(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def second(evaluations: Any, trained: Any, *, tolerance: float) -> Any:
-        return evaluations[min(1, len(evaluations) - 1)]
+    def second(rule: CollapseRule, records: Any) -> Any:
+        return records[min(1, len(records) - 1)]
 
-    monkeypatch.setattr("draft_core.runs.run.best_evaluation", second)
+    monkeypatch.setattr(CollapseRule, "best", second)
     train("evaluation.tolerance=99")
     folder = tmp_path / "run"
     assert [path.name for path in checkpoints(folder / "checkpoints")] == ["000002", "000006"], "the best is spared"
@@ -160,17 +164,67 @@ def test_a_checkpoint_of_another_run_is_an_error_and_stays(train: Any, tmp_path:
     assert not list((tmp_path / "run" / "checkpoints").glob("*.unusable"))
 
 
-def test_two_runs_never_write_one_folder(train: Any, tmp_path: Path) -> None:
+HOLDER = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from draft_core.runs.folder import RunFolder
+from draft_core.training.distributed import Processes
+with RunFolder(SimpleNamespace(output=Path(sys.argv[1])), Processes(cpu=True)).locked():
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_runs_never_write_one_folder_and_a_killed_one_lets_go(train: Any, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    folder.mkdir()
-    descriptor = os.open(folder, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout
     try:
+        assert holder.stdout.readline() == "locked\n"
         with pytest.raises(RecipeError, match="another process is writing a run there"):
             train()
+        assert [path.name for path in folder.iterdir()] == [LOCK]
     finally:
-        os.close(descriptor)
+        holder.kill()
+        holder.communicate()
+    assert (folder / LOCK).is_file(), "a lock file is left, and nobody holds it"
     train()
+    assert read_run(folder).last.update == 6
+
+
+def test_two_runs_of_one_moment_never_write_one_folder(train: Any, catalog: Any, tmp_path: Path) -> None:
+    """Both have seen that nobody writes there; one of them locks it first."""
+    folder = tmp_path / "run"
+    first = RunFolder(SimpleNamespace(output=folder), Processes(cpu=True))  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("draft_core.runs.continuation.refuse_if_locked", lambda folder: None)
+        with first.locked(), pytest.raises(RecipeError, match="another process is writing a run there"):
+            train()
+    train()
+
+
+def test_a_lock_alone_is_an_empty_folder_and_a_foreign_folder_is_left_as_it_is(train: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(RecipeError, match="is not empty and holds no run"):
+        train()
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+    (folder / "thesis.txt").unlink()
+    (folder / LOCK).touch()
+    with pytest.raises(CheckpointError, match="there is no run to resume"):
+        train(resume=True)
+    train("train.steps=1")
+
+
+def test_nothing_that_only_unix_has_is_imported_at_the_top() -> None:
+    """On Windows there are no such modules."""
+    hide = "import sys; sys.modules['fcntl'] = sys.modules['resource'] = None"
+    ask = "import torch; from draft_core.runs.provenance import peak_memory; print(peak_memory(torch.device('cpu')))"
+    code = f"import torch, filelock, diffusers, peft, accelerate, matplotlib\n{hide}; import draft_core.runs.run\n{ask}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout.strip() == "0"
 
 
 def test_a_run_killed_in_its_first_or_last_breath_can_be_begun_again(train: Any, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One process of several: `python part.py FOLDER`, started by test_processes.py through `draft_core.cli.launch`.
+"""One process of several: `python part.py FOLDER`, started by test_distributed.py through `draft_core.cli.launch`.
 
 What the gradient cases build is also built alone by the test, with as many images in one batch.
 """
