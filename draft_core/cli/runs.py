@@ -77,7 +77,7 @@ def sample(
     from draft_core.adapters.files import load_lora, lora_folder
     from draft_core.adapters.lora import set_scale
     from draft_core.evaluation.evaluate import evaluate
-    from draft_core.reporting.image_grid import sheet
+    from draft_core.reporting.image_grid import draw_grid
     from draft_core.reporting.page import images_of
     from draft_core.rewards.objective import Objective
     from draft_core.runs.pipeline_loading import load_pipeline
@@ -130,7 +130,7 @@ def sample(
     rows = [(text, [image for one in made for image in images_of(one, row)]) for row, text in enumerate(texts)]
     headings = [f"scale {factor:g}" for factor in scales] if len(scales) > 1 else []
     output.parent.mkdir(parents=True, exist_ok=True)
-    sheet(rows, headings=headings, group=images).save(output)
+    draw_grid(rows, headings=headings, group=images).save(output)
     out.print(f"wrote {output}", highlight=False)
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder, and how it is read again: updates, evaluations, images and facts, all plain data."""
+"""What a run leaves in its folder, and how it is read again: read it for the format of a file there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch
 
 from draft_core.errors import CheckpointError, one_line
 from draft_core.evaluation.collapse import CollapseRule, EvalRecord
-from draft_core.evaluation.evaluate import Evaluation
 from draft_core.rewards.images import read_image, to_pil
 from draft_core.training.step_report import StepReport
 
@@ -112,24 +111,6 @@ class RunRecord:
     def rule(self) -> CollapseRule:
         """By which the run's evaluations are judged."""
         return CollapseRule(self.facts.rewards, self.facts.tolerance)
-
-    def at_scales(self) -> dict[float, torch.Tensor]:
-        """Scale of the LoRA -> images (N, 3, H, W) of the first N prompts from the first seed; empty if none were."""
-        between = {scale: load_images(self.folder, scale_name(scale)) for scale in self.facts.scales}
-        if not between:
-            return {}
-        count = len(next(iter(between.values())))
-        first = slice(0, count * len(self.facts.seeds), len(self.facts.seeds))
-        ends = {0.0: self.before, 1.0: self.last}
-        whole = {scale: load_images(self.folder, evaluation.update)[first] for scale, evaluation in ends.items()}
-        return dict(sorted({**between, **whole}.items()))
-
-    def evaluation(self, evaluation: EvalRecord) -> Evaluation:
-        """The images and scores of an evaluation."""
-        scores = {name: torch.tensor(values) for name, values in evaluation.scores.items()}
-        return Evaluation(
-            tuple(self.facts.prompts), tuple(self.facts.seeds), load_images(self.folder, evaluation.update), scores
-        )
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -245,7 +226,7 @@ def load_images(folder: Path, of: int | str) -> torch.Tensor:
     """What `save_images` saved, in 8-bit levels.
 
     Raises:
-        DraftError: if a image is missing or no image.
+        DraftError: if an image is missing or no image.
     """
     place = _place(folder, of)
     files = sorted(place.glob("*.png"))

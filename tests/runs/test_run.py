@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from draft_core.errors import CheckpointError, RecipeError
 from draft_core.evaluation.collapse import CollapseRule
 from draft_core.recipe.load import load_recipe
-from draft_core.reporting.run_record import read_run
+from draft_core.reporting.run_record import load_images, read_run
 from draft_core.runs.folder import LOCK, RunFolder
 from draft_core.runs.run import RunResult, run_recipe
 from draft_core.training.checkpoints import checkpoints
@@ -67,7 +67,7 @@ def test_held_out_images_are_evaluated_on_the_way(train: Any, tmp_path: Path) ->
     assert all(len(evaluation.diversity) == 2 for evaluation in record.evaluations)
     assert len(list((tmp_path / "run" / "images" / "000004").glob("*.png"))) == 4
     assert record.facts.prompts == ["a bird", "a fish"]
-    assert record.evaluation(record.last).images.shape == (4, 3, 16, 16)
+    assert load_images(record.folder, record.last.update).shape == (4, 3, 16, 16)
 
 
 def test_a_run_that_exploits_its_reward_is_stopped_and_its_best_checkpoint_kept(train: Any, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from torch.distributed import fsdp
 
 from draft_core.cli.launch import _free_port
 from draft_core.errors import DraftError, RecipeError
-from draft_core.reporting.run_record import read_run
+from draft_core.reporting.run_record import load_images, read_run
 from draft_core.runs.run import run_recipe
 from draft_core.training.checkpoints import checkpoints
 from draft_core.training.distributed import Processes
@@ -173,7 +173,7 @@ def test_a_run_of_two_processes_is_written_once_and_sees_what_one_sees(folder: P
         for name in ("redness", "brightness"):
             torch.testing.assert_close(here.scores[name], there.scores[name], rtol=0, atol=1e-5)
         assert here.gradients == there.gradients == {}
-        images = [record.evaluation(evaluation).images for record, evaluation in ((together, here), (alone, there))]
+        images = [load_images(record.folder, evaluation.update) for record, evaluation in ((together, here), (alone, there))]
         torch.testing.assert_close(*images, rtol=0, atol=1.5 / 255)
     for here, there in zip(together.reports, alone.reports, strict=True):
         torch.testing.assert_close([here.loss, here.grad_norm], [there.loss, there.grad_norm], rtol=1e-4, atol=1e-6)
