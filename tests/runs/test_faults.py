@@ -99,11 +99,18 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True, capture_output=True)
+        while os.path.ismount(place):
+            subprocess.run(["umount", "--lazy", str(place)], check=True, capture_output=True)
 
 
 def mount(place: Path, *words: str) -> None:
     subprocess.run(["mount", *words, str(place)], check=True, capture_output=True)
+
+
+def turn_read_only(disk: Path) -> None:
+    """Lays a read-only view over the disk: the disk itself cannot turn, because the run's lock is open in it."""
+    mount(disk, "--bind", str(disk))
+    mount(disk, "-o", "remount,bind,ro")
 
 
 def fill(disk: Path, left: int) -> None:
@@ -140,7 +147,7 @@ def test_a_file_system_that_turns_read_only_ends_the_run_and_is_noticed_before_a
 ) -> None:
     output = disk / "run"
     with pytest.raises(CheckpointError, match=r"cannot be written \(Read-only file system\); make room or mend the"):
-        run(output, catalog, progress=at(3, lambda: mount(disk, "-o", "remount,ro")))
+        run(output, catalog, progress=at(3, lambda: turn_read_only(disk)))
     with monkeypatch.context() as patch:
         patch.setattr("draft_core.runs.run.build", lambda *args, **kwargs: pytest.fail("a model was loaded"))
         with pytest.raises(RecipeError, match="run is not writable; mend its permissions, or choose another"):
@@ -149,7 +156,7 @@ def test_a_file_system_that_turns_read_only_ends_the_run_and_is_noticed_before_a
             run(disk / "new" / "one", catalog)
         with pytest.raises(RecipeError, match=r"recipe\.yaml is a file; name a folder"):
             run(output / "recipe.yaml" / "x", catalog)
-    mount(disk, "-o", "remount,rw")
+    subprocess.run(["umount", str(disk)], check=True, capture_output=True)
     run(output, catalog)
     assert same(weights(output), weights(whole))
 
