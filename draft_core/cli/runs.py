@@ -57,6 +57,10 @@ def sample(
 
     Example: draft sample emoji --lora runs/demo --prompts "a red apple" --scale 0,0.5,1
     """
+    scales = [_number(text, where=f"--scale {scale}") for text in scale.split(",")]
+    if lora is None and scales != [1.0]:
+        raise DraftError("there is no LoRA to scale", where=f"--scale {scale}", next="give one with --lora")
+
     from draft_core.recipe.resolve import locate_pretrained
 
     catalog = load_catalog()

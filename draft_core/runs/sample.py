@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from draft_core.adapters.files import load_lora, lora_folder
-from draft_core.adapters.lora import adapters_scaled
+from draft_core.adapters.lora import ADAPTER, adapters_scaled
 from draft_core.errors import DraftError, first_line
 from draft_core.evaluation.evaluate import evaluate
 from draft_core.registry.catalog import Catalog, load_catalog
@@ -107,4 +107,5 @@ def _load(pipe: Any, folder: Path, name: str) -> None:
 
 
 def _is_adapted(pipe: Any) -> bool:
-    return any(hasattr(denoiser, "peft_config") for denoiser in find_denoisers(pipe).values())
+    """Whether a LoRA that `load_lora` or `add_lora` made is in it."""
+    return any(ADAPTER in getattr(denoiser, "peft_config", {}) for denoiser in find_denoisers(pipe).values())
