@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +24,7 @@ from draft_core.runs.folder import LOCK, RunFolder
 from draft_core.runs.run import RunResult, run_recipe
 from draft_core.training.checkpoints import checkpoints
 from draft_core.training.distributed import Processes
+from tests.support.golden import assert_golden
 from tests.support.runs import without_pages
 from tests.support.tiny import GOOD
 
@@ -68,6 +71,25 @@ def test_held_out_images_are_evaluated_on_the_way(train: Any, tmp_path: Path) ->
     assert len(list((tmp_path / "run" / "images" / "000004").glob("*.png"))) == 4
     assert record.facts.prompts == ["a bird", "a fish"]
     assert load_images(record.folder, record.last.update).shape == (4, 3, 16, 16)
+
+
+def kinds(value: Any, path: str = "") -> Iterator[str]:
+    """A line for each key of a JSON value and its type; of a list the types of its items."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from kinds(item, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        yield from sorted({line for item in value for line in kinds(item, f"{path}[]")}) or [f"{path}[]"]
+    else:
+        yield f"{path}: {type(value).__name__}"
+
+
+def test_the_keys_and_types_of_run_json_are_those_of_the_file(train: Any, tmp_path: Path) -> None:
+    train("evaluation.tolerance=99", "train.steps=1", "evaluation.scales=[0.5]")
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    facts["versions"] = {"DISTRIBUTION": next(iter(facts["versions"].values()))}
+    facts["rewards"] = {"REWARD": next(iter(facts["rewards"].values()))}
+    assert_golden("run.json.txt", "\n".join(kinds(facts)))
 
 
 def test_a_run_that_exploits_its_reward_is_stopped_and_its_best_checkpoint_kept(train: Any, tmp_path: Path) -> None:
