@@ -14,7 +14,7 @@ UPDATE = "DRAFT_UPDATE_GOLDEN"  # set to 1, the environment variable has the fil
 def assert_golden(name: str, text: str) -> None:
     """That `text` is what the file of this name holds.
 
-    Where the change is wanted: `DRAFT_UPDATE_GOLDEN=1 python -m pytest TEST`, and read the difference before committing.
+    Where the change is wanted: `DRAFT_UPDATE_GOLDEN=1 python -m pytest TEST`, then read the difference.
     """
     file = FOLDER / name
     text = "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
