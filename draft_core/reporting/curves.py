@@ -90,8 +90,8 @@ def training_line(reports: Sequence[StepReport], values: Sequence[float], label:
     """A running mean with the standard deviation in its window, and what it runs over."""
     means, spreads = _running(values)
     shown = range(0, len(values), 1 + len(values) // POINTS)
-    updates = [reports[place].update for place in shown]
-    kept = [[series[place] for place in shown] for series in (means, spreads, values)]
+    updates = [reports[index].update for index in shown]
+    kept = [[series[index] for index in shown] for series in (means, spreads, values)]
     return Line(updates, kept[0], kept[1], label, kept[2])
 
 
@@ -150,7 +150,7 @@ def gradient_panels(record: RunRecord, marks: Sequence[Mark] = ()) -> list[Panel
 def _running(values: Sequence[float]) -> tuple[list[float], list[float]]:
     """Means and standard deviations over a tenth of the run, centred and cut off at the ends, without NaN."""
     half = max(1, len(values) // 20)
-    windows = [values[max(0, place - half) : place + half + 1] for place in range(len(values))]
+    windows = [values[max(0, index - half) : index + half + 1] for index in range(len(values))]
     finite = [[value for value in window if math.isfinite(value)] for window in windows]
     return [fmean(w) if w else math.nan for w in finite], [pstdev(w) if w else math.nan for w in finite]
 
@@ -183,8 +183,8 @@ def save_png(panels: Sequence[Panel], path: Path) -> None:
 
 
 def _draw(axes: Any, panel: Panel) -> None:
-    for place, line in enumerate(panel.lines):
-        colour = COLOURS[place % len(COLOURS)]
+    for index, line in enumerate(panel.lines):
+        colour = COLOURS[index % len(COLOURS)]
         if line.every:
             axes.plot(line.updates, line.every, color=colour, linewidth=0.8, alpha=0.35)
         if line.errors:

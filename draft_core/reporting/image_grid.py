@@ -45,8 +45,8 @@ def draw_grid(
 
     canvas = Image.new("RGB", (x(columns - 1) + step, top + len(rows) * step), "white")
     draw = ImageDraw.Draw(canvas)
-    for place, heading in enumerate(headings):
-        draw.text((x(place * (group or 1)), MARGIN), heading, fill="black", font=font)
+    for number, heading in enumerate(headings):
+        draw.text((x(number * (group or 1)), MARGIN), heading, fill="black", font=font)
     for row, (label, images) in enumerate(rows):
         y = top + row * step
         draw.multiline_text((MARGIN, y + CELL // 3), "\n".join(_wrapped(label)), fill="black", font=font)

@@ -171,7 +171,7 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
 
 
 def rewrite_rows(path: Path, rows: Iterable[StepReport | EvalRecord]) -> None:
-    """Puts these rows in the place of what a file held."""
+    """Replaces what a file held by these rows."""
     write_whole(path, "".join(_line(row) for row in rows))
 
 
@@ -215,11 +215,11 @@ def save_images(folder: Path, of: int | str, images: torch.Tensor) -> None:
     Arguments:
         of: the update they were evaluated after, or `scale_name`.
     """
-    place = _place(folder, of)
-    for made in (place.parent, place):  # but not the folder of the run, if that is gone
+    images_folder = _folder_of(folder, of)
+    for made in (images_folder.parent, images_folder):  # but not the folder of the run, if that is gone
         made.mkdir(exist_ok=True)
     for number, image in enumerate(images):
-        to_pil(image).save(place / f"{number:03d}.png")
+        to_pil(image).save(images_folder / f"{number:03d}.png")
 
 
 def load_images(folder: Path, of: int | str) -> torch.Tensor:
@@ -228,10 +228,10 @@ def load_images(folder: Path, of: int | str) -> torch.Tensor:
     Raises:
         DraftError: if an image is missing or no image.
     """
-    place = _place(folder, of)
-    files = sorted(place.glob("*.png"))
+    images_folder = _folder_of(folder, of)
+    files = sorted(images_folder.glob("*.png"))
     if not files:
-        raise CheckpointError("there are no images in it", where=str(place), next="train the run again")
+        raise CheckpointError("there are no images in it", where=str(images_folder), next="train the run again")
     return torch.cat([read_image(file) for file in files])
 
 
@@ -240,5 +240,5 @@ def scale_name(scale: float) -> str:
     return f"scale-{scale:g}"
 
 
-def _place(folder: Path, of: int | str) -> Path:
+def _folder_of(folder: Path, of: int | str) -> Path:
     return folder / IMAGES / (of if isinstance(of, str) else f"{of:06d}")

@@ -82,7 +82,7 @@ def sample(
                 batch_size=images_per_prompt,
                 progress=_named("sample" if len(scales) == 1 else f"scale {scale:g}", progress),
             )
-        made.append(evaluation.images.unflatten(0, (len(prompts), images_per_prompt)))
+        made.append(evaluation.images.view(len(prompts), images_per_prompt, *evaluation.images.shape[1:]))
     return torch.stack(made)
 
 
