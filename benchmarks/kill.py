@@ -50,12 +50,12 @@ def state(output: Path) -> dict[str, Any]:
     """What must not differ: weights, rewards and held-out scores."""
     lines = {
         name: [json.loads(line) for line in (output / name).read_text().splitlines()]
-        for name in ("metrics.jsonl", "looks.jsonl")
+        for name in ("metrics.jsonl", "evaluations.jsonl")
     }
     return {
         "weights": load_file(output / "lora" / "pytorch_lora_weights.safetensors"),
         "rewards": [(line["update"], line["reward"], line["scores"]) for line in lines["metrics.jsonl"]],
-        "looks": [(line["update"], line["scores"], line["diversity"], line["drift"]) for line in lines["looks.jsonl"]],
+        "evaluations": [(line["update"], line["scores"], line["diversity"], line["drift"]) for line in lines["evaluations.jsonl"]],
     }
 
 
@@ -72,7 +72,7 @@ def killed_often(recipe: Path, output: Path, kills: int, seconds: float, rng: ra
             further = rng.randint(1, 2)
             while process.poll() is None and updates(output) < before + further:
                 time.sleep(0.01)
-            time.sleep(rng.uniform(0, 0.05) * seconds)  # into the next update, look or checkpoint
+            time.sleep(rng.uniform(0, 0.05) * seconds)  # into the next update, evaluation or checkpoint
         ended = process.poll() is not None
         process.kill()
         text, _ = process.communicate()

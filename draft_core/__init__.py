@@ -9,7 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from draft_core.adapters.lora import add_lora
     from draft_core.errors import DraftError
+    from draft_core.evaluation.evaluate import evaluate
     from draft_core.plan import StepPlan
     from draft_core.recipe.load import load_recipe
     from draft_core.registry.catalog import load_catalog
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from draft_core.rewards.objective import Objective
     from draft_core.runs.build import build, load_reward
     from draft_core.runs.pipeline_loading import load_pipeline
+    from draft_core.runs.run import run_recipe
+    from draft_core.runs.sample import sample
     from draft_core.sampling.sampler import DifferentiableSampler
     from draft_core.training.trainer import Trainer
 
@@ -49,11 +53,15 @@ _HOMES = {
     "StepList": "registry.methods",
     "StepPlan": "plan",
     "Trainer": "training.trainer",
+    "add_lora": "adapters.lora",
     "build": "runs.build",
+    "evaluate": "evaluation.evaluate",
     "load_catalog": "registry.catalog",
     "load_pipeline": "runs.pipeline_loading",
     "load_recipe": "recipe.load",
     "load_reward": "runs.build",
+    "run_recipe": "runs.run",
+    "sample": "runs.sample",
 }
 
 __all__ = [
@@ -72,11 +80,15 @@ __all__ = [
     "StepList",
     "StepPlan",
     "Trainer",
+    "add_lora",
     "build",
+    "evaluate",
     "load_catalog",
     "load_pipeline",
     "load_recipe",
     "load_reward",
+    "run_recipe",
+    "sample",
 ]
 
 

@@ -1,5 +1,6 @@
-"""The command line, `draft`: each command reads its words, calls the library, and prints what came out. What needs torch is imported inside the command that
-needs it, so that listing and checking stay instant.
+"""The command line, `draft`: each command reads its words, calls the library, and prints what came out.
+
+What needs torch is imported inside the command that needs it, so that listing and checking stay instant.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ class _OneSentenceErrors(TyperGroup):
         try:
             return super().invoke(ctx)
         except DraftError as error:
-            place = os.environ.get("RANK", "0")
-            if place != "0":
+            rank = os.environ.get("RANK", "0")
+            if rank != "0":
                 if error.told or isinstance(error, Interrupted):
                     raise typer.Exit from None
-                err.print(f"[bold]process {place}:[/]", end=" ")
+                err.print(f"[bold]process {rank}:[/]", end=" ")
             err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
             raise typer.Exit(error.exit_code) from None
 

@@ -1,4 +1,4 @@
-"""One command, several processes on this machine: started together, stopped together, and why they ended.
+"""One command in several processes of this machine: it starts them, stops them, and says why they ended.
 
 The processes are torch's (`torch.distributed.elastic.multiprocessing`), and find each other as under `torchrun` or
 `accelerate launch`.
@@ -22,6 +22,7 @@ from draft_core.errors import DraftError
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name))
 HOUR = 3600  # seconds that an update under way may take after the first Ctrl-C
 MOMENT = 5  # and after the second
+KILLED = int(getattr(signal, "SIGKILL", 9))  # Windows has no name for it
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
@@ -33,13 +34,13 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         DraftError: if one was killed, or ended for a reason that is no sentence of its own.
     """
     port = _free_port()
-    everyone = range(processes)
+    ranks = range(processes)
     with _handlers_restored(), _hushed():
         context = start_processes(
             name="draft",
             entrypoint=sys.executable,
-            args={place: tuple(arguments) for place in everyone},
-            envs={place: _surroundings(place, processes, port) for place in everyone},
+            args={rank: tuple(arguments) for rank in ranks},
+            envs={rank: _environment(rank, processes, port) for rank in ranks},
             logs_specs=DefaultLogsSpecs(),
         )
         try:
@@ -59,32 +60,32 @@ def _exit_code(failures: Mapping[int, Any]) -> int:
     """Of the first that failed; those after it were ended because of it."""
     if not failures:
         return 0
-    place, first = min(failures.items(), key=lambda item: item[1].timestamp)
-    killed = [(place, failure) for place, failure in failures.items() if failure.exitcode == -signal.SIGKILL]
+    rank, first = min(failures.items(), key=lambda item: item[1].timestamp)
+    killed = [(rank, failure) for rank, failure in failures.items() if failure.exitcode == -KILLED]
     if killed:  # nobody but the system or a person sends it; others may fail in the same instant for want of this one
-        place, first = killed[0]
+        rank, first = killed[0]
     if first.exitcode < 0:
-        memory = ", by the system for want of memory perhaps" if first.exitcode == -signal.SIGKILL else ""
+        memory = ", by the system for want of memory perhaps" if first.exitcode == -KILLED else ""
         raise DraftError(
             f"it was killed ({signal.Signals(-first.exitcode).name}{memory}), and the others were ended",
-            where=f"process {place}",
+            where=f"process {rank}",
             next="what was saved is whole; continue with the same command",
         )
     if first.exitcode == 1:
         raise DraftError(
             "it failed, and the others were ended",
-            where=f"process {place}",
+            where=f"process {rank}",
             next="see its traceback above; what was saved is whole",
         )
     return int(first.exitcode)  # it has said why
 
 
-def _surroundings(place: int, processes: int, port: int) -> dict[str, str]:
-    """What torch and accelerate read to know their place."""
+def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
+    """What torch and accelerate read to know their rank."""
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
     return {
-        "RANK": str(place),
-        "LOCAL_RANK": str(place),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",

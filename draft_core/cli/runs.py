@@ -1,17 +1,18 @@
-"""The commands about what a run leaves: its page, several compared, its LoRA sampled, mixed, exported and published. What needs torch is imported inside the command that
-needs it, so that `--help` stays instant.
+"""The commands about what a run leaves: its page, a comparison of several, and its LoRA sampled, mixed and published.
+
+What needs torch is imported inside the command that needs it, so that `--help` stays instant.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from draft_core.cli.terminal import ProgressLines, out, quiet_libraries
 from draft_core.errors import DraftError, first_line
-from draft_core.registry.catalog import load_catalog
+from draft_core.registry.catalog import Catalog, load_catalog
 
 runs_app = typer.Typer()
 
@@ -56,81 +57,37 @@ def sample(
 
     Example: draft sample emoji --lora runs/demo --prompts "a red apple" --scale 0,0.5,1
     """
-    from draft_core.recipe.resolve import locate_pretrained, resolve_prompts
-
     scales = [_number(text, where=f"--scale {scale}") for text in scale.split(",")]
     if lora is None and scales != [1.0]:
         raise DraftError("there is no LoRA to scale", where=f"--scale {scale}", next="give one with --lora")
+
+    from draft_core.recipe.resolve import locate_pretrained
+
     catalog = load_catalog()
     locate_pretrained(model, catalog)
-    known = catalog.prompt_lists()
-    texts = [
-        text
-        for given in prompts
-        for text in (
-            resolve_prompts(given, catalog, where="--prompts")
-            if given in known or Path(given).is_file()
-            else resolve_prompts([given], catalog, where="--prompts")
-        )
-    ]
+    texts = _texts(prompts, catalog)
 
-    from draft_core.adapters.files import load_lora, lora_folder
-    from draft_core.adapters.lora import set_scale
-    from draft_core.evaluation.evaluate import evaluate
-    from draft_core.reporting.image_grid import sheet
-    from draft_core.reporting.page import images_of
-    from draft_core.rewards.objective import Objective
-    from draft_core.runs.pipeline_loading import load_pipeline
-    from draft_core.sampling.pipelines import find_denoisers
-    from draft_core.sampling.sampler import DifferentiableSampler
+    from draft_core.reporting.image_grid import draw_grid
+    from draft_core.runs.sample import sample as draw_samples
 
     quiet_libraries()
-    folder = lora_folder(lora) if lora else None
-    pipe = load_pipeline(model, catalog=catalog)
-    if folder:
-        try:
-            load_lora(pipe, folder)
-        except (
-            RuntimeError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-        ) as error:  # diffusers', peft's or torch's
-            raise DraftError(
-                f"it cannot be loaded into {model} ({first_line(error)})",
-                where=str(folder),
-                next="give a LoRA of this model, and copy it again if it is one",
-            ) from error
-        if not any(hasattr(denoiser, "peft_config") for denoiser in find_denoisers(pipe).values()):
-            raise DraftError(
-                f"it adapts no layer of {model}", where=str(folder), next="give a LoRA of this model's denoiser"
-            )
-    call: dict[str, Any] = dict(catalog.pretrained[model].spec.call) if model in catalog.pretrained else {}
-    call |= {} if guidance is None else {"guidance_scale": guidance}
-    inference_steps = steps or call.pop("num_inference_steps", 50)
-    call.pop("num_inference_steps", None)
-    sampler = DifferentiableSampler(pipe, num_inference_steps=inference_steps, **call)
-    made = []
     with ProgressLines() as progress:
-        for factor in scales:
-            stage = "sample" if len(scales) == 1 else f"scale {factor:g}"
-            if folder:
-                set_scale(pipe, factor)
-            made.append(
-                evaluate(
-                    sampler,
-                    Objective({}),
-                    texts,
-                    range(seed, seed + images),
-                    batch_size=images,
-                    progress=lambda done, total, stage=stage: progress(stage, done, total, "images"),  # type: ignore[misc]
-                )
-            )
-    rows = [(text, [image for one in made for image in images_of(one, row)]) for row, text in enumerate(texts)]
+        made = draw_samples(
+            model,
+            texts,
+            lora=lora,
+            scales=scales,
+            images_per_prompt=images,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            catalog=catalog,
+            progress=progress,
+        )
+    rows = [(text, list(made[:, number].flatten(0, 1))) for number, text in enumerate(texts)]
     headings = [f"scale {factor:g}" for factor in scales] if len(scales) > 1 else []
     output.parent.mkdir(parents=True, exist_ok=True)
-    sheet(rows, headings=headings, group=images).save(output)
+    draw_grid(rows, headings=headings, group=images).save(output)
     out.print(f"wrote {output}", highlight=False)
 
 
@@ -216,6 +173,20 @@ def _publish(folder: Path, repo_id: str, *, private: bool) -> str:
             next="check the network and what the token may do, then give the same command again",
         ) from error
     return str(repo)
+
+
+def _texts(prompts: list[str], catalog: Catalog) -> list[str]:
+    """The prompts that were given, with a plugin's list and a text file read."""
+    from draft_core.recipe.resolve import resolve_prompts
+
+    known = catalog.prompt_lists()
+    return [
+        text
+        for given in prompts
+        for text in resolve_prompts(
+            given if given in known or Path(given).is_file() else [given], catalog, where="--prompts"
+        )
+    ]
 
 
 def _weighed(source: str) -> tuple[Path, float]:

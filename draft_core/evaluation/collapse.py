@@ -1,10 +1,11 @@
-"""What became of the held-out images: the numbers of one evaluation, and whether a run exploits its reward."""
+"""The numbers of one evaluation, and the rule that says whether a run exploits its reward: read it to change either."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -16,8 +17,8 @@ DIVERSITY_FLOOR = 0.5  # of the base model's diversity
 
 
 @dataclass(frozen=True)
-class Look:
-    """What was seen of the held-out images after some update, as plain numbers.
+class EvalRecord:
+    """The numbers of the held-out images after some update.
 
     Arguments:
         update: updates made so far; 0 is the base model.
@@ -28,7 +29,7 @@ class Look:
         colour: for each image its colourfulness (Hasler and Suesstrunk 2003), in [0, 1].
         detail: for each image the root mean square of what a 2 x 2 mean removes, in [0, 1].
         gradients: reward name -> L2 norm of its own weighted LoRA gradient on one training batch; empty for one reward.
-        cosines: "one ~ other" -> cosine between two rewards' LoRA gradients.
+        cosines: "A ~ B" -> cosine between two rewards' LoRA gradients.
     """
 
     update: int
@@ -51,18 +52,18 @@ class Look:
         return [sum(row) for row in zip(*columns, strict=True)]
 
 
-def look_at(
+def eval_record(
     evaluation: Evaluation,
     base: Evaluation,
     update: int,
     *,
     gradients: Mapping[str, float] | None = None,
     cosines: Mapping[str, float] | None = None,
-) -> Look:
+) -> EvalRecord:
     """The numbers of an evaluation, compared with the base model's on the same prompts and seeds."""
     prompts, seeds = len(evaluation.prompts), len(evaluation.seeds)
     images = evaluation.images
-    return Look(
+    return EvalRecord(
         update=update,
         prompts=prompts,
         scores={name: scores.tolist() for name, scores in evaluation.scores.items()},
@@ -80,7 +81,7 @@ def look_at(
 
 @dataclass(frozen=True)
 class Change:
-    """A mean over prompts, and its standard error: those of one look, or of the difference between two."""
+    """A mean over prompts, and its standard error: those of one evaluation, or of the difference between two."""
 
     mean: float
     error: float
@@ -105,7 +106,7 @@ def change(before: Sequence[float], after: Sequence[float], prompts: int) -> Cha
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a look says of the run so far.
+    """What an evaluation says of the run so far.
 
     Arguments:
         lost: what fell too far, each as a sentence's subject with its numbers; empty while all is well.
@@ -116,35 +117,60 @@ class Verdict:
     collapsed: bool
 
 
-def judge(base: Look, look: Look, trained: Mapping[str, float], *, tolerance: float) -> Verdict:
-    """Whether the trained rewards rise while what is not trained on falls.
+@dataclass(frozen=True)
+class CollapseRule:
+    """When a run counts as collapsing, and which of its evaluations is the best.
 
     A held-out score is lost when its mean fell by more than `tolerance` standard deviations between the base model's
-    images, diversity when it fell below half of the base model's, both beyond chance.
+    images, diversity when it fell below half of the base model's, both beyond chance. A run collapses when something
+    is lost while the trained reward rose beyond chance.
 
     Arguments:
         trained: name -> weight of the rewards that are trained on; every other score is held out.
+        tolerance: in standard deviations of a score between the base model's images.
+        on_collapse: "stop" ends the run at a collapse, "warn" lets it go on.
     """
-    lost = []
-    for name, before in base.scores.items():
-        if name in trained:
-            continue
-        fall = change(before, look.scores[name], look.prompts)
+
+    trained: Mapping[str, float]
+    tolerance: float
+    on_collapse: Literal["stop", "warn"] = "warn"
+
+    def verdict(self, base: EvalRecord, record: EvalRecord) -> Verdict:
+        """What was lost between the base model's evaluation and another of the same prompts and seeds."""
+        lost = [self._fall_of_score(name, base, record) for name in base.scores if name not in self.trained]
+        lost.append(_fall_of_diversity(base, record))
+        found = tuple(sentence for sentence in lost if sentence)
+        gain = change(base.total(self.trained), record.total(self.trained), record.prompts)
+        return Verdict(found, collapsed=bool(found) and gain.mean > 0 and gain.believed)
+
+    def best(self, records: Sequence[EvalRecord]) -> EvalRecord:
+        """The record with the highest trained reward among those that lost nothing.
+
+        Arguments:
+            records: the base model's first; it is the best if all others lost something.
+        """
+        sound = [record for record in records if not self.verdict(records[0], record).lost]
+        return max(sound, key=lambda record: over_prompts(record.total(self.trained), record.prompts).mean)
+
+    def ends(self, verdict: Verdict) -> bool:
+        """Whether a run with this verdict makes no further updates."""
+        return verdict.collapsed and self.on_collapse == "stop"
+
+    def _fall_of_score(self, name: str, base: EvalRecord, record: EvalRecord) -> str | None:
+        before = base.scores[name]
+        fall = change(before, record.scores[name], record.prompts)
         spread = float(torch.tensor(before, dtype=torch.float64).std(correction=0))
-        if fall.mean < -tolerance * spread and fall.believed:
-            was = over_prompts(before, look.prompts).mean
-            lost.append(f"{name} fell from {was:.4g} to {was + fall.mean:.4g}")
-    if base.diversity:
-        fall = change(base.diversity, look.diversity, look.prompts)
-        was = over_prompts(base.diversity, look.prompts).mean
-        if was + fall.mean < DIVERSITY_FLOOR * was and fall.believed:
-            lost.append(f"diversity fell from {was:.4g} to {was + fall.mean:.4g}")
-    gain = change(base.total(trained), look.total(trained), look.prompts)
-    return Verdict(tuple(lost), collapsed=bool(lost) and gain.mean > 0 and gain.believed)
+        if not (fall.mean < -self.tolerance * spread and fall.believed):
+            return None
+        was = over_prompts(before, record.prompts).mean
+        return f"{name} fell from {was:.4g} to {was + fall.mean:.4g}"
 
 
-def best_look(looks: Sequence[Look], trained: Mapping[str, float], *, tolerance: float) -> Look:
-    """The look with the highest trained reward among those that lost nothing; the base model's if all others did."""
-    base = looks[0]
-    sound = [look for look in looks if not judge(base, look, trained, tolerance=tolerance).lost]
-    return max(sound, key=lambda look: over_prompts(look.total(trained), look.prompts).mean)
+def _fall_of_diversity(base: EvalRecord, record: EvalRecord) -> str | None:
+    if not base.diversity:
+        return None
+    fall = change(base.diversity, record.diversity, record.prompts)
+    was = over_prompts(base.diversity, record.prompts).mean
+    if not (was + fall.mean < DIVERSITY_FLOOR * was and fall.believed):
+        return None
+    return f"diversity fell from {was:.4g} to {was + fall.mean:.4g}"

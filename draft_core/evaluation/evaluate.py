@@ -1,9 +1,4 @@
-"""What a run is judged by: images of held-out prompts from fixed seeds, their scores, and what became of them.
-
-A reward that is optimised says nothing of what was lost. So at fixed intervals the same images are drawn again
-and scored by rewards that are not trained on, and their diversity, their distance from the base model's, their
-colour and their detail are measured.
-"""
+"""Held-out images drawn from fixed seeds, and their scores: the library's `evaluate`, which runs and `sample` share."""
 
 from __future__ import annotations
 
@@ -23,7 +18,7 @@ from draft_core.sampling.sampler import DifferentiableSampler
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Images of some prompts and what each reward says of them.
+    """Images of some prompts and their scores.
 
     Arguments:
         prompts: P prompts.
@@ -48,52 +43,63 @@ def evaluate(
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
-    batch_size: int,
+    batch_size: int = 4,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     progress: Callable[[int, int], None] = lambda done, total: None,
     share: tuple[int, int] = (0, 1),
     gather: Callable[[Any], list[Any]] = lambda part: [part],
 ) -> Evaluation:
-    """The evaluation of the pipeline as it is now; builds no graph.
+    """Images of the pipeline as it is now, one for each prompt and seed, and their scores; builds no graph.
 
-    A image depends on its prompt and its seed alone: plain diffusers makes the same one from
+    An image depends on its prompt and its seed alone: plain diffusers makes the same one from
     `pipe(prompt, generator=torch.Generator("cpu").manual_seed(seed), ...)`.
 
     Arguments:
-        batch_size: images made in one pass.
-        autocast: makes the precision context that each pass runs in.
+        sampler: of the pipeline, with or without a LoRA.
+        rewards: what scores the images; `Objective({})` for images without scores.
+        prompts: P prompts, at least one.
+        seeds: S seeds, at least one.
+        batch_size: images made in one call of the pipeline.
+        autocast: makes the precision context that each call runs in.
         progress: called with how many images are done, and of how many.
-        share: (place, count): this process makes every `count`-th image, from number `place` on; all make equally
-            many, some of them twice where they do not come out even.
-        gather: gives what each process made, by place.
+        share: (rank, world size) of this process: it makes every `world size`-th image, from number `rank` on; all
+            make equally many, some of them twice where they do not come out even.
+        gather: gives what each process made, by rank.
+
+    Returns:
+        images (P S, 3, H, W) in [0, 1] on the CPU, and scores (P S,) before weights.
+
+    Raises:
+        RewardError: if a reward fails or breaks its contract.
+        SamplerError: if the pipeline cannot be called so.
     """
-    everything = [(prompt, seed) for prompt in prompts for seed in seeds]
-    place, count = share
-    rounds = math.ceil(len(everything) / count)
-    pairs = [everything[(turn * count + place) % len(everything)] for turn in range(rounds)]
+    pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    rank, world_size = share
+    rounds = math.ceil(len(pairs) / world_size)
+    own = [pairs[(turn * world_size + rank) % len(pairs)] for turn in range(rounds)]
     plan = StepPlan(sampler.steps, frozenset())
     images, scores = [], []
-    for first in range(0, len(pairs), batch_size):
-        batch = pairs[first : first + batch_size]
+    for first in range(0, len(own), batch_size):
+        batch = own[first : first + batch_size]
         names = [prompt for prompt, _ in batch]
         generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in batch]
         with torch.no_grad(), autocast():
             samples = sampler(names, plan=plan, generator=generators).images
             scores.append(rewards(samples, names).per_reward)
         images.append(_still(samples).float().cpu())
-        progress(min((first + len(batch)) * count, len(everything)), len(everything))
-    joined = {name: torch.cat([one[name] for one in scores]).cpu() for name in scores[0]}
+        progress(min((first + len(batch)) * world_size, len(pairs)), len(pairs))
+    joined = {name: torch.cat([batch_scores[name] for batch_scores in scores]).cpu() for name in scores[0]}
     parts = gather((torch.cat(images), joined))
     return Evaluation(
         tuple(prompts),
         tuple(seeds),
-        _dealt([images for images, _ in parts], len(everything)),
-        {name: _dealt([each[name] for _, each in parts], len(everything)) for name in joined},
+        _in_order([images for images, _ in parts], len(pairs)),
+        {name: _in_order([scores[name] for _, scores in parts], len(pairs)) for name in joined},
     )
 
 
-def _dealt(parts: Sequence[Tensor], total: int) -> Tensor:
-    """The first `total` of what was dealt out by turns, in its order again."""
+def _in_order(parts: Sequence[Tensor], total: int) -> Tensor:
+    """The first `total` of what the processes made by turns, in the order of the pairs."""
     return torch.stack(list(parts), dim=1).flatten(0, 1)[:total]
 
 

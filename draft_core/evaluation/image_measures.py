@@ -9,20 +9,17 @@ from torch.nn.functional import avg_pool2d, interpolate
 LEVELS = 4  # of the pyramid in which images are compared: full size, a half, a quarter, an eighth
 
 
-# What is measured of images
-
-
-def distance(one: Tensor, other: Tensor) -> Tensor:
+def distance(first: Tensor, second: Tensor) -> Tensor:
     """Root mean square difference (N,) of images (N, 3, H, W) in [0, 1], averaged over a pyramid of sizes.
 
     Coarse levels weigh shape and colour as much as fine ones weigh edges; it needs no network and no download.
     """
     levels = []
     for _ in range(LEVELS):
-        levels.append((one - other).square().flatten(1).mean(1).sqrt())
-        if min(one.shape[-2:]) < 2:
+        levels.append((first - second).square().flatten(1).mean(1).sqrt())
+        if min(first.shape[-2:]) < 2:
             break
-        one, other = avg_pool2d(one, 2), avg_pool2d(other, 2)
+        first, second = avg_pool2d(first, 2), avg_pool2d(second, 2)
     return torch.stack(levels).mean(0)
 
 

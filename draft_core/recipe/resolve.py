@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from draft_core.errors import RecipeError, one_line
+from draft_core.recipe.schema import EvaluationConfig, RecipeBase
 from draft_core.recipe.yaml_text import exists, short
 from draft_core.registry.catalog import Catalog
 
@@ -54,4 +56,53 @@ def locate_pretrained(name: str, catalog: Catalog, *, where: str = "model") -> s
     error = catalog.unknown("model", short(name), catalog.pretrained, where=where)
     raise RecipeError(
         error.what, where=where, next=f"{error.next}; a folder must exist, a hub name has the form org/model"
+    )
+
+
+# Without an evaluation in the recipe, so many of the training prompts are evaluated, and the report says so.
+EVALUATED_PROMPTS = 8
+
+
+@dataclass(frozen=True)
+class ResolvedRecipe:
+    """A recipe with all its names looked up once.
+
+    Arguments:
+        recipe: with the versions and the number of processes it is run with.
+        prompts: for training.
+        evaluation: the recipe's, or the default where it has none.
+        evaluation_prompts: as many as `evaluation.count` at most.
+        seeds: of the images of each evaluated prompt.
+        location: what `from_pretrained` takes for the model: a folder or a hub name.
+    """
+
+    recipe: RecipeBase
+    prompts: tuple[str, ...]
+    evaluation: EvaluationConfig
+    evaluation_prompts: tuple[str, ...]
+    seeds: range
+    location: str
+
+
+def resolve_recipe(
+    recipe: RecipeBase, catalog: Catalog, *, versions: Mapping[str, str], processes: int
+) -> ResolvedRecipe:
+    """The recipe with its prompt lists read and its model located.
+
+    Arguments:
+        versions: distribution -> version, of what the run is made with.
+        processes: how many make it.
+
+    Raises:
+        RecipeError: if there is no such list, file or model.
+    """
+    evaluation = recipe.evaluation or EvaluationConfig(prompts=recipe.prompts, count=EVALUATED_PROMPTS)
+    evaluated = resolve_prompts(evaluation.prompts, catalog, where="evaluation.prompts")
+    return ResolvedRecipe(
+        recipe=recipe.model_copy(update={"versions": dict(versions), "processes": processes}),
+        prompts=tuple(resolve_prompts(recipe.prompts, catalog)),
+        evaluation=evaluation,
+        evaluation_prompts=tuple(evaluated[: evaluation.count]),
+        seeds=range(evaluation.seed, evaluation.seed + evaluation.images_per_prompt),
+        location=locate_pretrained(recipe.model.pretrained, catalog),
     )

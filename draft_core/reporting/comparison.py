@@ -11,32 +11,36 @@ from typing import Any
 import torch
 
 from draft_core.errors import DraftError
-from draft_core.reporting.curves import LOOKED_AT, Line, Panel, look_line, score, training_line
-from draft_core.reporting.image_grid import strips
-from draft_core.reporting.page import (
-    BUDGET,
-    COLUMNS,
-    ROWS,
-    Row,
-    RunVerdict,
-    drawn,
-    images_of,
-    is_small,
-    render,
-    rows,
-    verdict_of,
-)
+from draft_core.reporting.curves import IMAGE_MEASURES, Line, Panel, evaluation_line, score, training_line
+from draft_core.reporting.image_grid import strip_uris
+from draft_core.reporting.images import BUDGET, COLUMNS, ROWS, is_small
+from draft_core.reporting.page import drawn
+from draft_core.reporting.rendering import render
 from draft_core.reporting.run_record import RunRecord
+from draft_core.reporting.summary import Row, RunSummary, RunVerdict, summarize
 
 
 @dataclass(frozen=True)
-class Compared:
-    """One run of several."""
+class NamedRun:
+    """One run of several, under the name that the page gives it."""
 
     name: str
-    record: RunRecord
-    verdict: RunVerdict
-    rows: Mapping[str, Row]
+    summary: RunSummary
+
+    @property
+    def record(self) -> RunRecord:
+        """What its folder tells."""
+        return self.summary.record
+
+    @property
+    def verdict(self) -> RunVerdict:
+        """What came of it."""
+        return self.summary.verdict
+
+    @property
+    def rows(self) -> Mapping[str, Row]:
+        """Score -> its line of the table."""
+        return {row.name: row for row in self.summary.rows}
 
 
 def write_comparison(records: Sequence[RunRecord], page: Path) -> Path:
@@ -45,18 +49,15 @@ def write_comparison(records: Sequence[RunRecord], page: Path) -> Path:
     Raises:
         DraftError: if a run is named twice.
     """
-    runs = [
-        Compared(name, record, verdict_of(record), {row.name: row for row in rows(record)})
-        for name, record in zip(_names(records), records, strict=True)
-    ]
+    runs = [NamedRun(name, summarize(record)) for name, record in zip(_names(records), records, strict=True)]
     images, remarks = _images(runs)
     html = render(
         "comparison.html.j2",
         runs=runs,
-        small=all(is_small(run.record) for run in runs),
+        small=all(is_small(run.summary) for run in runs),
         scores=list(dict.fromkeys(name for run in runs for name in run.rows)),
         training=drawn(_training_panels(runs)),
-        looked=drawn(_look_panels(runs)),
+        evaluated=drawn(_evaluation_panels(runs)),
         images=images,
         remarks=remarks,
         differences=[(run.name, _difference(runs[0], run)) for run in runs[1:]],
@@ -71,7 +72,7 @@ def _names(records: Sequence[RunRecord]) -> list[str]:
     paths = [record.folder.resolve() for record in records]
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
-        raise DraftError("the run is named twice", where=str(twice), next="name each once")
+        raise DraftError("the run is named twice", where=str(twice), next="name every run once")
     names = [path.name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
@@ -79,7 +80,7 @@ def _names(records: Sequence[RunRecord]) -> list[str]:
 # Curves
 
 
-def _training_panels(runs: Sequence[Compared]) -> list[Panel]:
+def _training_panels(runs: Sequence[NamedRun]) -> list[Panel]:
     names = dict.fromkeys(name for run in runs for name in run.record.reports[0].scores)
     return [
         Panel(
@@ -94,24 +95,28 @@ def _training_panels(runs: Sequence[Compared]) -> list[Panel]:
     ]
 
 
-def _look_panels(runs: Sequence[Compared]) -> list[Panel]:
+def _evaluation_panels(runs: Sequence[NamedRun]) -> list[Panel]:
     scores = dict.fromkeys(name for run in runs for name in run.record.before.scores)
     panels = [Panel(name, _score_lines(runs, name)) for name in scores]
-    for title, values in LOOKED_AT.items():
-        lines = [look_line(run.record.looks, values, run.name) for run in runs if values(run.record.before)]
+    for title, values in IMAGE_MEASURES.items():
+        lines = [evaluation_line(run.record.evaluations, values, run.name) for run in runs if values(run.record.before)]
         if lines:
             panels.append(Panel(title, lines))
     return panels
 
 
-def _score_lines(runs: Sequence[Compared], name: str) -> list[Line]:
-    return [look_line(run.record.looks, score(name), run.name) for run in runs if name in run.record.before.scores]
+def _score_lines(runs: Sequence[NamedRun], name: str) -> list[Line]:
+    return [
+        evaluation_line(run.record.evaluations, score(name), run.name)
+        for run in runs
+        if name in run.record.before.scores
+    ]
 
 
 # Images
 
 
-def _images(runs: Sequence[Compared]) -> tuple[list[tuple[str, dict[str, str]]], list[str]]:
+def _images(runs: Sequence[NamedRun]) -> tuple[list[tuple[str, dict[str, str]]], list[str]]:
     """For each prompt that all runs drew: heading -> URI of a strip; and what is not the same in all runs."""
     prompts, seeds, remarks = _in_common(runs)
     if not prompts or not seeds:
@@ -123,48 +128,48 @@ def _images(runs: Sequence[Compared]) -> tuple[list[tuple[str, dict[str, str]]],
     wanted: dict[Any, Sequence[torch.Tensor]] = {}
     for run in runs:
         before = "before" if alike else f"{run.name}, before"
-        for heading, look in (
+        for heading, evaluation in (
             (before, run.record.before),
             (f"{run.name}, update {run.record.last.update}", run.record.last),
         ):
             if heading == "before" and run.record is not first:
                 continue
-            seen = run.record.evaluation(look)
+            facts = run.record.facts
             for prompt in prompts:
-                drawn_of = images_of(seen, seen.prompts.index(prompt))
-                wanted[prompt, heading] = [drawn_of[seen.seeds.index(seed)] for seed in seeds]
-    encoded = strips(wanted, budget=BUDGET)
+                of_prompt = run.summary.images_of(evaluation, list(facts.prompts).index(prompt))
+                wanted[prompt, heading] = [of_prompt[list(facts.seeds).index(seed)] for seed in seeds]
+    encoded = strip_uris(wanted, budget=BUDGET)
     return [
         (prompt, {heading: uri for (of, heading), uri in encoded.items() if of == prompt}) for prompt in prompts
     ], remarks
 
 
-def _base(run: Compared) -> tuple[Any, ...]:
+def _base(run: NamedRun) -> tuple[Any, ...]:
     facts = run.record.facts
     return facts.model, facts.dtype, facts.call
 
 
-def _in_common(runs: Sequence[Compared]) -> tuple[list[str], list[int], list[str]]:
+def _in_common(runs: Sequence[NamedRun]) -> tuple[list[str], list[int], list[str]]:
     """Prompts and seeds of all runs, as many as are shown, and what some of them lack."""
     facts, remarks = [run.record.facts for run in runs], []
     prompts = [prompt for prompt in facts[0].prompts if all(prompt in other.prompts for other in facts)]
     seeds = [seed for seed in facts[0].seeds if all(seed in other.seeds for other in facts)]
-    for what, shared, each in (
-        ("prompts", len(prompts), [len(one.prompts) for one in facts]),
-        ("seeds", len(seeds), [len(one.seeds) for one in facts]),
+    for what, shared, counts in (
+        ("prompts", len(prompts), [len(other.prompts) for other in facts]),
+        ("seeds", len(seeds), [len(other.seeds) for other in facts]),
     ):
         if not shared:
             remarks.append(f"No {what} are the same in all runs, so there are no images to compare.")
-        elif any(count != shared for count in each):
-            counts = ", ".join(f"{count} in {run.name}" for count, run in zip(each, runs, strict=True))
-            remarks.append(f"All runs share {shared} of their {what} ({counts}); scores are over all of each run's.")
+        elif any(count != shared for count in counts):
+            listed = ", ".join(f"{count} in {run.name}" for count, run in zip(counts, runs, strict=True))
+            remarks.append(f"All runs share {shared} of their {what} ({listed}); scores are over all images of a run.")
     return prompts[:ROWS], seeds[:COLUMNS], remarks
 
 
 # Recipes
 
 
-def _difference(first: Compared, other: Compared) -> list[str]:
+def _difference(first: NamedRun, other: NamedRun) -> list[str]:
     """Lines of a unified diff from one recipe to another, without its header."""
     lines = difflib.unified_diff(
         first.record.recipe_yaml.splitlines(), other.record.recipe_yaml.splitlines(), lineterm="", n=2

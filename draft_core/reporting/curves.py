@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from draft_core.evaluation.collapse import Look, over_prompts
+from draft_core.evaluation.collapse import EvalRecord, over_prompts
 from draft_core.reporting.run_record import RunRecord
 from draft_core.training.step_report import StepReport
 
@@ -90,57 +90,67 @@ def training_line(reports: Sequence[StepReport], values: Sequence[float], label:
     """A running mean with the standard deviation in its window, and what it runs over."""
     means, spreads = _running(values)
     shown = range(0, len(values), 1 + len(values) // POINTS)
-    updates = [reports[place].update for place in shown]
-    kept = [[series[place] for place in shown] for series in (means, spreads, values)]
+    updates = [reports[index].update for index in shown]
+    kept = [[series[index] for index in shown] for series in (means, spreads, values)]
     return Line(updates, kept[0], kept[1], label, kept[2])
 
 
-LOOKED_AT: dict[str, Callable[[Look], Sequence[float]]] = {
-    "diversity": lambda look: look.diversity,
-    "drift": lambda look: look.drift,
-    "colour": lambda look: look.colour,
-    "detail": lambda look: look.detail,
+IMAGE_MEASURES: dict[str, Callable[[EvalRecord], Sequence[float]]] = {
+    "diversity": lambda evaluation: evaluation.diversity,
+    "drift": lambda evaluation: evaluation.drift,
+    "colour": lambda evaluation: evaluation.colour,
+    "detail": lambda evaluation: evaluation.detail,
 }
 
 
-def look_panels(record: RunRecord, marks: Sequence[Mark] = ()) -> list[Panel]:
-    """Each score and each measure of the looks' images, with the standard error over prompts."""
+def evaluation_panels(record: RunRecord, marks: Sequence[Mark] = ()) -> list[Panel]:
+    """Each score and each measure of the evaluations' images, with the standard error over prompts."""
     panels = []
     for name in record.before.scores:
         role = "trained" if name in record.facts.rewards else "held out"
-        panels.append(Panel(f"{name} ({role})", [look_line(record.looks, score(name))], marks))
-    for title, values in LOOKED_AT.items():
+        panels.append(Panel(f"{name} ({role})", [evaluation_line(record.evaluations, score(name))], marks))
+    for title, values in IMAGE_MEASURES.items():
         if values(record.before):
-            panels.append(Panel(title, [look_line(record.looks, values)], marks))
+            panels.append(Panel(title, [evaluation_line(record.evaluations, values)], marks))
     return panels
 
 
-def score(name: str) -> Callable[[Look], Sequence[float]]:
-    """What takes the scores of one reward from a look."""
-    return lambda look: look.scores[name]
+def score(name: str) -> Callable[[EvalRecord], Sequence[float]]:
+    """What takes the scores of one reward from an evaluation."""
+    return lambda evaluation: evaluation.scores[name]
 
 
-def look_line(looks: Sequence[Look], values: Callable[[Look], Sequence[float]], label: str = "") -> Line:
-    """Means over the images of each look, and their standard errors over prompts."""
-    means = [over_prompts(values(look), look.prompts) for look in looks]
-    return Line([look.update for look in looks], [m.mean for m in means], [m.error for m in means], label)
+def evaluation_line(
+    evaluations: Sequence[EvalRecord], values: Callable[[EvalRecord], Sequence[float]], label: str = ""
+) -> Line:
+    """Means over the images of each evaluation, and their standard errors over prompts."""
+    means = [over_prompts(values(evaluation), evaluation.prompts) for evaluation in evaluations]
+    return Line(
+        [evaluation.update for evaluation in evaluations], [m.mean for m in means], [m.error for m in means], label
+    )
 
 
 def gradient_panels(record: RunRecord, marks: Sequence[Mark] = ()) -> list[Panel]:
     """The gradient norm of each reward by itself and the cosines between them; nothing for a single reward."""
-    looks = [look for look in record.looks if look.gradients]
-    if not looks:
+    evaluations = [evaluation for evaluation in record.evaluations if evaluation.gradients]
+    if not evaluations:
         return []
-    updates = [look.update for look in looks]
-    norms = [Line(updates, [look.gradients[name] for look in looks], label=name) for name in looks[0].gradients]
-    cosines = [Line(updates, [look.cosines[pair] for look in looks], label=pair) for pair in looks[0].cosines]
+    updates = [evaluation.update for evaluation in evaluations]
+    norms = [
+        Line(updates, [evaluation.gradients[name] for evaluation in evaluations], label=name)
+        for name in evaluations[0].gradients
+    ]
+    cosines = [
+        Line(updates, [evaluation.cosines[pair] for evaluation in evaluations], label=pair)
+        for pair in evaluations[0].cosines
+    ]
     return [Panel("gradient norm of each reward", norms, marks), Panel("cosine between gradients", cosines, marks)]
 
 
 def _running(values: Sequence[float]) -> tuple[list[float], list[float]]:
     """Means and standard deviations over a tenth of the run, centred and cut off at the ends, without NaN."""
     half = max(1, len(values) // 20)
-    windows = [values[max(0, place - half) : place + half + 1] for place in range(len(values))]
+    windows = [values[max(0, index - half) : index + half + 1] for index in range(len(values))]
     finite = [[value for value in window if math.isfinite(value)] for window in windows]
     return [fmean(w) if w else math.nan for w in finite], [pstdev(w) if w else math.nan for w in finite]
 
@@ -173,8 +183,8 @@ def save_png(panels: Sequence[Panel], path: Path) -> None:
 
 
 def _draw(axes: Any, panel: Panel) -> None:
-    for place, line in enumerate(panel.lines):
-        colour = COLOURS[place % len(COLOURS)]
+    for index, line in enumerate(panel.lines):
+        colour = COLOURS[index % len(COLOURS)]
         if line.every:
             axes.plot(line.updates, line.every, color=colour, linewidth=0.8, alpha=0.35)
         if line.errors:

@@ -1,4 +1,4 @@
-"""Images side by side: sheets as files, strips as data URIs that a page carries in itself."""
+"""Images side by side: a grid as one image, or rows as data URIs that a page carries in itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from draft_core.rewards.images import to_pil
 
-CELL = 128  # side of a image on a sheet in pixels; small images are enlarged to it, large ones reduced
+CELL = 128  # side of an image in a grid, in pixels; small images are enlarged to it, large ones reduced
 MARGIN = 8
 GROUP_GAP = 3 * MARGIN  # between groups of columns, beside the margin
 FONT_SIZE = 15
@@ -24,7 +24,7 @@ QUALITY = 85  # of their JPEG
 Key = TypeVar("Key", bound=Hashable)
 
 
-def sheet(
+def draw_grid(
     rows: Sequence[tuple[str, Sequence[torch.Tensor]]], *, headings: Sequence[str] = (), group: int = 0
 ) -> Image.Image:
     """Rows of images (3, H, W) in [0, 1] with a label on the left.
@@ -45,8 +45,8 @@ def sheet(
 
     canvas = Image.new("RGB", (x(columns - 1) + step, top + len(rows) * step), "white")
     draw = ImageDraw.Draw(canvas)
-    for place, heading in enumerate(headings):
-        draw.text((x(place * (group or 1)), MARGIN), heading, fill="black", font=font)
+    for number, heading in enumerate(headings):
+        draw.text((x(number * (group or 1)), MARGIN), heading, fill="black", font=font)
     for row, (label, images) in enumerate(rows):
         y = top + row * step
         draw.multiline_text((MARGIN, y + CELL // 3), "\n".join(_wrapped(label)), fill="black", font=font)
@@ -69,10 +69,10 @@ def _wrapped(label: str, width: int = 26) -> list[str]:
     return lines[:4]
 
 
-def strips(rows: Mapping[Key, Sequence[torch.Tensor]], *, budget: int) -> dict[Key, str]:
+def strip_uris(rows: Mapping[Key, Sequence[torch.Tensor]], *, budget: int) -> dict[Key, str]:
     """Each row of images (3, H, W) in [0, 1] as one image in a data URI.
 
-    Small images stay as they are; large ones are reduced as far as all of them together need to fit.
+    Small images stay as they are; large ones are reduced until all of them fit.
 
     Arguments:
         budget: bytes that all URIs may take; exceeded only where the smallest size does not fit it.

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder, and how it is read again: updates, looks, images and facts, all plain data."""
+"""What a run leaves in its folder, and how it is read again: read it for the format of a file there."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from typing import Any, TypeVar
 import torch
 
 from draft_core.errors import CheckpointError, one_line
-from draft_core.evaluation.collapse import Look, best_look
-from draft_core.evaluation.evaluate import Evaluation
+from draft_core.evaluation.collapse import CollapseRule, EvalRecord
 from draft_core.rewards.images import read_image, to_pil
 from draft_core.training.step_report import StepReport
 
-Row = TypeVar("Row", StepReport, Look)
+Row = TypeVar("Row", StepReport, EvalRecord)
 
 METRICS = "metrics.jsonl"  # one StepReport a line
-LOOKS = "looks.jsonl"  # one Look a line
+EVALUATIONS = "evaluations.jsonl"  # one EvalRecord a line
 FACTS = "run.json"  # written when the run is over
 RECIPE = "recipe.yaml"
-IMAGES = "images"  # a folder for each look, UPDATE/IMAGE.png, and for each scale, scale-SCALE/IMAGE.png
+IMAGES = "images"  # a folder for each evaluation, UPDATE/IMAGE.png, and for each scale, scale-SCALE/IMAGE.png
 
 
 @dataclass(frozen=True)
@@ -45,18 +44,18 @@ class Facts:
         location: what `DiffusionPipeline.from_pretrained` takes for the model.
         method: its kind.
         rewards: name -> weight of what was trained on; every other score is held out.
-        prompts: of the looks, P.
-        seeds: of the looks, S for each prompt.
+        prompts: of the evaluations, P.
+        seeds: of the evaluations, S for each prompt.
         prompts_are_unseen: whether these prompts were kept out of training.
-        tolerance: of `monitor.judge`.
+        tolerance: of `CollapseRule`.
         call: the pipeline's arguments that the images were made with.
         images_per_update: samples in one update.
         versions: distribution -> version.
         licences: of everything used.
         device: where it ran.
         peak_memory_bytes: of the GPU where there was one, of the process otherwise.
-        seconds: wall time of updates and looks, over all resumptions.
-        collapse: why the run counted as collapsing at its last look; empty if it did not.
+        seconds: wall time of updates and evaluations, over all resumptions.
+        collapse: why the run counted as collapsing at its last evaluation; empty if it did not.
         scales: of the LoRA, beside 0 and 1, at which some of the images were drawn in the end.
         dtype: of the frozen weights, by torch's name.
         output: what the pipeline's call returns: "images" or "frames".
@@ -91,40 +90,27 @@ class RunRecord:
     facts: Facts
     recipe_yaml: str
     reports: Sequence[StepReport]
-    looks: Sequence[Look]
+    evaluations: Sequence[EvalRecord]
 
     @property
-    def before(self) -> Look:
-        """The base model's look."""
-        return self.looks[0]
+    def before(self) -> EvalRecord:
+        """The base model's evaluation."""
+        return self.evaluations[0]
 
     @property
-    def last(self) -> Look:
-        """The look after the last update."""
-        return self.looks[-1]
+    def last(self) -> EvalRecord:
+        """The evaluation after the last update."""
+        return self.evaluations[-1]
 
     @property
-    def best(self) -> Look:
-        """The highest trained reward without a loss elsewhere; the base model's look where there is none such."""
-        return best_look(self.looks, self.facts.rewards, tolerance=self.facts.tolerance)
+    def best(self) -> EvalRecord:
+        """The highest trained reward without a loss elsewhere; the base model's evaluation where there is none such."""
+        return self.rule.best(self.evaluations)
 
-    def at_scales(self) -> dict[float, torch.Tensor]:
-        """Scale of the LoRA -> images (N, 3, H, W) of the first N prompts from the first seed; empty if none were."""
-        between = {scale: load_images(self.folder, scale_name(scale)) for scale in self.facts.scales}
-        if not between:
-            return {}
-        count = len(next(iter(between.values())))
-        first = slice(0, count * len(self.facts.seeds), len(self.facts.seeds))
-        ends = {0.0: self.before, 1.0: self.last}
-        whole = {scale: load_images(self.folder, look.update)[first] for scale, look in ends.items()}
-        return dict(sorted({**between, **whole}.items()))
-
-    def evaluation(self, look: Look) -> Evaluation:
-        """The images and scores of a look."""
-        scores = {name: torch.tensor(values) for name, values in look.scores.items()}
-        return Evaluation(
-            tuple(self.facts.prompts), tuple(self.facts.seeds), load_images(self.folder, look.update), scores
-        )
+    @property
+    def rule(self) -> CollapseRule:
+        """By which the run's evaluations are judged."""
+        return CollapseRule(self.facts.rewards, self.facts.tolerance)
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -141,7 +127,7 @@ def read_run(folder: Path) -> RunRecord:
             facts=Facts(**facts),
             recipe_yaml=(folder / RECIPE).read_text(encoding="utf-8"),
             reports=read_rows(folder / METRICS, StepReport),
-            looks=read_rows(folder / LOOKS, Look),
+            evaluations=read_rows(folder / EVALUATIONS, EvalRecord),
         )
     except FileNotFoundError as error:
         raise CheckpointError(
@@ -153,8 +139,8 @@ def read_run(folder: Path) -> RunRecord:
         raise CheckpointError(
             f"its record cannot be read ({one_line(error)})", where=str(folder), next="train it again"
         ) from error
-    if not record.reports or len(record.looks) < 2:
-        raise CheckpointError(f"{METRICS} or {LOOKS} is empty", where=str(folder), next="train it again")
+    if not record.reports or len(record.evaluations) < 2:
+        raise CheckpointError(f"{METRICS} or {EVALUATIONS} is empty", where=str(folder), next="train it again")
     return record
 
 
@@ -166,7 +152,7 @@ def write_facts(folder: Path, facts: Facts) -> None:
 # Lines
 
 
-def append_row(path: Path, row: StepReport | Look) -> None:
+def append_row(path: Path, row: StepReport | EvalRecord) -> None:
     """Adds one line to a file, and has it written before it returns."""
     with path.open("a", encoding="utf-8") as file:
         file.write(_line(row))
@@ -184,12 +170,12 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
     return rows
 
 
-def rewrite_rows(path: Path, rows: Iterable[StepReport | Look]) -> None:
-    """Puts these rows in the place of what a file held."""
+def rewrite_rows(path: Path, rows: Iterable[StepReport | EvalRecord]) -> None:
+    """Replaces what a file held by these rows."""
     write_whole(path, "".join(_line(row) for row in rows))
 
 
-def _line(row: StepReport | Look) -> str:
+def _line(row: StepReport | EvalRecord) -> str:
     return json.dumps(_without_nan(asdict(row)), allow_nan=False) + "\n"
 
 
@@ -227,25 +213,25 @@ def save_images(folder: Path, of: int | str, images: torch.Tensor) -> None:
     """Images (N, 3, H, W) in [0, 1] as 8-bit PNG.
 
     Arguments:
-        of: the update they were looked at after, or `scale_name`.
+        of: the update they were evaluated after, or `scale_name`.
     """
-    place = _place(folder, of)
-    for made in (place.parent, place):  # but not the folder of the run, if that is gone
+    images_folder = _folder_of(folder, of)
+    for made in (images_folder.parent, images_folder):  # but not the folder of the run, if that is gone
         made.mkdir(exist_ok=True)
     for number, image in enumerate(images):
-        to_pil(image).save(place / f"{number:03d}.png")
+        to_pil(image).save(images_folder / f"{number:03d}.png")
 
 
 def load_images(folder: Path, of: int | str) -> torch.Tensor:
     """What `save_images` saved, in 8-bit levels.
 
     Raises:
-        DraftError: if a image is missing or no image.
+        DraftError: if an image is missing or no image.
     """
-    place = _place(folder, of)
-    files = sorted(place.glob("*.png"))
+    images_folder = _folder_of(folder, of)
+    files = sorted(images_folder.glob("*.png"))
     if not files:
-        raise CheckpointError("there are no images in it", where=str(place), next="train the run again")
+        raise CheckpointError("there are no images in it", where=str(images_folder), next="train the run again")
     return torch.cat([read_image(file) for file in files])
 
 
@@ -254,5 +240,5 @@ def scale_name(scale: float) -> str:
     return f"scale-{scale:g}"
 
 
-def _place(folder: Path, of: int | str) -> Path:
+def _folder_of(folder: Path, of: int | str) -> Path:
     return folder / IMAGES / (of if isinstance(of, str) else f"{of:06d}")

@@ -24,15 +24,18 @@ from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.trainer import Trainer
 
 
-def build(recipe: RecipeBase, *, catalog: Catalog | None = None) -> Trainer:
+def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Sequence[str] | None = None) -> Trainer:
     """The trainer of a recipe: pipeline loaded, LoRA added, rewards built, everything on its device.
+
+    Arguments:
+        prompts: those of the recipe where they are resolved already; else its list or file is read here.
 
     Raises:
         DraftError: if the device, a package or a weight is missing; what costs nothing is checked first.
     """
     catalog = catalog if catalog is not None else load_catalog()
     _check_machine(recipe)
-    prompts = resolve_prompts(recipe.prompts, catalog)
+    prompts = prompts if prompts is not None else resolve_prompts(recipe.prompts, catalog)
     objective = build_objective(recipe.rewards, catalog)
     sampler = build_sampler(recipe.model, seed=recipe.train.seed, catalog=catalog)
     if recipe.regularizers.kl:

@@ -1,165 +1,295 @@
-"""The folder of a run: whose it is, and whether a run may start or go on in it."""
+"""The folder of a run: locked, written whole, restored; read it for what a kill or a full disk can do to a run."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
+import torch
+from filelock import FileLock, Timeout
 
-from draft_core.errors import CheckpointError, DraftError, RecipeError, one_line
+from draft_core.adapters.files import save_lora
+from draft_core.adapters.lora import lora_state, set_lora_state
+from draft_core.errors import CheckpointError, DraftError, RecipeError
+from draft_core.evaluation.collapse import EvalRecord
 from draft_core.recipe.load import dump_recipe
 from draft_core.recipe.schema import RecipeBase
-from draft_core.reporting.run_record import FACTS, RECIPE, load_images
-
-# What may change between the parts of a run without changing what it computes.
-HARMLESS = (
-    "train.steps",
-    "train.sharding",
-    "train.max_skipped",
-    "checkpoint",
-    "tensorboard",
-    "output",
-    "evaluation.on_collapse",
-    "evaluation.scales",
+from draft_core.reporting.run_record import (
+    EVALUATIONS,
+    FACTS,
+    METRICS,
+    RECIPE,
+    Facts,
+    RunRecord,
+    append_row,
+    load_images,
+    read_rows,
+    rewrite_rows,
+    save_images,
+    write_facts,
+    write_whole,
 )
+from draft_core.training.checkpoints import checkpoints, prune, read_checkpoint
+from draft_core.training.distributed import Processes
+from draft_core.training.step_report import StepReport
+from draft_core.training.trainer import Trainer
 
-Identity = tuple[int, int]  # device and inode of a folder
+LOCK = ".lock"  # in the folder; it stays there, and only a process that lives holds it
+
+T = TypeVar("T")
+Identity = tuple[int, int]  # device and inode of the lock file, which is open as long as the lock is held
 
 
-@contextmanager
-def folder_locked(folder: Path) -> Iterator[Identity]:
-    """The folder is this process' alone inside; the system lifts the lock when the process ends, however it does.
+@dataclass
+class Restored:
+    """Where a run stands when it starts or goes on.
 
-    Gives what tells the folder from another of its name.
-
-    Raises:
-        RecipeError: if another process holds it.
+    Arguments:
+        checkpoint: what was loaded; None at the beginning.
+        seconds: that the run took until then.
+        evaluations: made until then.
+        notes: what a person should know of it, a sentence each.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+
+    checkpoint: Path | None = None
+    seconds: float = 0.0
+    evaluations: list[EvalRecord] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class RunFolder:
+    """The folder of one run, which one run at a time writes.
+
+    Every process calls every method, the main process alone reads and writes. A method that writes raises
+    `CheckpointError` where the folder is no longer the one that was locked.
+
+    Arguments:
+        recipe: of the run, its `output` the folder.
+        processes: of the run.
+    """
+
+    def __init__(self, recipe: RecipeBase, processes: Processes) -> None:
+        self.path = recipe.output
+        self.recipe = recipe
+        self.processes = processes
+        self.lock = FileLock(self.path / LOCK)  # the main process acquires it
+        self.identity: Identity | None = None
+        self.saved = -1  # the update whose checkpoint was written last
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder is this run's alone inside.
+
+        Raises:
+            RecipeError: if another process holds it.
+        """
+        self.processes.on_main(self._lock)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RecipeError(
-                "another process is writing a run there",
-                where=f"output {folder}",
-                next="wait for it, or choose another",
-            ) from None
-        found = os.fstat(descriptor)
-        yield found.st_dev, found.st_ino
-    finally:
-        os.close(descriptor)
+            yield
+        finally:
+            self.lock.release()
+
+    def write(self, work: Callable[[], T]) -> T:
+        """What `work`, which writes into the folder, returns in the main process; every process gets it.
+
+        Raises:
+            CheckpointError: if the folder is no longer the one that was locked; nothing is then written elsewhere.
+        """
+        return self.processes.on_main(lambda: self._written(work))
+
+    def begin(self, *, anew: bool) -> None:
+        """The folder with its recipe, and with nothing else where the run starts anew.
+
+        A deletion that is killed leaves the old recipe, by which the folder is still known.
+        """
+        self.processes.on_main(partial(_prepare, self.path, self.recipe, anew=anew))
+
+    def append(self, report: StepReport) -> None:
+        """Adds an update's report."""
+        self.write(partial(append_row, self.path / METRICS, report))
+
+    def save_images(self, of: int | str, images: torch.Tensor) -> None:
+        """Writes images (N, 3, H, W) in [0, 1] as 8-bit PNG files."""
+        self.write(partial(save_images, self.path, of, images))
+
+    def restore(self, trainer: Trainer) -> Restored:
+        """Puts the trainer where the newest usable checkpoint left it, or leaves it at its beginning.
+
+        Raises:
+            CheckpointError: if a checkpoint is of another run, or none of several can be used.
+        """
+        found = self.write(partial(self._restore, trainer))
+        if found.checkpoint is not None and self.processes.place > 0:
+            trainer.load_checkpoint(found.checkpoint)
+        return found
+
+    def checkpoint(self, trainer: Trainer, *, seconds: float, spare: int) -> Path:
+        """Saves the trainer, deletes checkpoints that are too old, and gives the new one.
+
+        Arguments:
+            seconds: that the run took until now.
+            spare: the update whose checkpoint is kept however old it is.
+        """
+        return self.write(partial(self._checkpoint, trainer, seconds, spare))
+
+    def save_loras(self, pipe: Any, *, last: int, best: int) -> None:
+        """Writes the pipeline's LoRA, and that of the best update where it is neither the last nor the base model's."""
+        self.write(partial(_save_loras, self.path, pipe, last, best))
+
+    def finish(self, facts: Facts, evaluations: Sequence[EvalRecord], report: Callable[[RunRecord], Path]) -> Path:
+        """Writes the report, and last of all the facts, which mark the run as finished; gives the page."""
+
+        def finished() -> Path:
+            recipe = (self.path / RECIPE).read_text(encoding="utf-8")
+            page = report(RunRecord(self.path, facts, recipe, read_rows(self.path / METRICS, StepReport), evaluations))
+            write_facts(self.path, facts)
+            return page
+
+        return self.write(finished)
+
+    # In the main process
+
+    def _lock(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise _is_locked(self.path) from None
+        self.identity = _identity_of(self.path / LOCK)
+
+    def _written(self, work: Callable[[], T]) -> T:
+        if _identity_of(self.path / LOCK) != self.identity or not (self.path / RECIPE).is_file():
+            raise CheckpointError(
+                "the folder of the run was deleted, moved or emptied while it ran",
+                where=str(self.path),
+                next="put it back to go on, or delete what is left of it, and give the same command again",
+            )
+        return work()
+
+    def _restore(self, trainer: Trainer) -> Restored:
+        found = _load_newest(self.path, trainer, self.processes.count)
+        (self.path / FACTS).unlink(missing_ok=True)
+        rewrite_rows(self.path / METRICS, _rows_until(self.path / METRICS, StepReport, trainer.done))
+        if _are_readable(self.path, 0):
+            found.evaluations = _rows_until(self.path / EVALUATIONS, EvalRecord, trainer.done)
+        rewrite_rows(self.path / EVALUATIONS, found.evaluations)
+        return found
+
+    def _checkpoint(self, trainer: Trainer, seconds: float, spare: int) -> Path:
+        folder = self.path / "checkpoints"
+        if self.saved == trainer.done:  # writing it again would first delete what is there
+            return folder / f"{trainer.done:06d}"
+        saved = trainer.save_checkpoint(
+            folder / f"{trainer.done:06d}",
+            recipe=dump_recipe(self.recipe),
+            versions=self.recipe.versions,
+            seconds=seconds,
+            processes=self.processes.count,
+        )
+        prune(folder, keep=self.recipe.checkpoint.keep, spare=[spare])
+        self.saved = trainer.done
+        return saved
 
 
-def identity_of(folder: Path) -> Identity | None:
-    """What tells a folder from another of its name; None where there is none."""
+# What the main process does
+
+
+def _prepare(folder: Path, recipe: RecipeBase, *, anew: bool) -> None:
+    for item in folder.iterdir() if anew else []:
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        elif item.name not in (RECIPE, LOCK):
+            item.unlink()
+    write_whole(folder / RECIPE, dump_recipe(recipe))
+
+
+def _load_newest(path: Path, trainer: Trainer, processes: int) -> Restored:
+    """Loads the newest checkpoint that can be read, and sets those aside that cannot."""
+    notes = []
+    for folder in reversed(checkpoints(path / "checkpoints")):
+        try:
+            read_checkpoint(folder)
+        except CheckpointError as error:
+            notes.append(f"{error} It is left aside, and the one before it taken.")
+            aside = folder.with_name(folder.name + ".unusable")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            continue
+        state = trainer.load_checkpoint(folder)  # one of another run is an error, and stays where it is
+        before, now = state.get("processes", 1), processes
+        change = "" if before == now else f", with {now} process(es) instead of {before}: equal but for rounding"
+        notes.append(f"going on after update {trainer.done}{change}")
+        return Restored(folder, float(state.get("seconds", 0.0)), notes=notes)
+    if any((path / "checkpoints").glob("*.unusable")):
+        raise CheckpointError(
+            "none of its checkpoints can be used", where=str(path), next="start anew with --overwrite"
+        )
+    return Restored(notes=notes)
+
+
+def _rows_until(path: Path, kind: Any, update: int) -> list[Any]:
+    return [row for row in read_rows(path, kind) if row.update <= update]
+
+
+def _save_loras(folder: Path, pipe: Any, last: int, best: int) -> None:
+    save_lora(pipe, folder / "lora")
+    shutil.rmtree(folder / "lora-best", ignore_errors=True)
+    if best in (0, last):
+        return
+    state = lora_state(pipe)
     try:
-        found = folder.stat()
+        set_lora_state(pipe, dict(read_checkpoint(folder / "checkpoints" / f"{best:06d}").adapter))
+        save_lora(pipe, folder / "lora-best")
+    finally:
+        set_lora_state(pipe, state)
+
+
+# Whose a folder is
+
+
+def refuse_if_locked(folder: Path) -> None:
+    """Raises a `RecipeError` where another process writes a run in the folder; leaves the folder as it is."""
+    if not (folder / LOCK).is_file():
+        return
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise _is_locked(folder) from None
+    except OSError:  # nobody can write there
+        return
+    lock.release()
+
+
+def is_run_file(path: Path) -> bool:
+    """Whether a file in the folder is more than the lock and what a run leaves that is killed in its first moment."""
+    return path.name != LOCK and not path.name.endswith(".partial")
+
+
+def _is_locked(folder: Path) -> RecipeError:
+    return RecipeError(
+        "another process is writing a run there", where=f"output {folder}", next="wait for it, or choose another"
+    )
+
+
+def _identity_of(lock: Path) -> Identity | None:
+    """What tells a lock file from another of its name; None where there is none."""
+    try:
+        found = lock.stat()
     except OSError:
         return None
     return found.st_dev, found.st_ino
 
 
-def are_readable(folder: Path, of: int) -> bool:
-    """Whether the images of a look are whole."""
+def _are_readable(folder: Path, update: int) -> bool:
+    """Whether the images of an evaluation are whole."""
     try:
-        load_images(folder, of)
+        load_images(folder, update)
     except DraftError:
         return False
     return True
-
-
-def is_continued(recipe: RecipeBase, folder: Path, *, resume: bool, overwrite: bool, force: bool) -> bool:
-    """Whether there is a run in the output folder that this one goes on with.
-
-    Raises:
-        DraftError: if the folder is not for this run.
-    """
-    where = f"output {folder}"
-    if folder.is_file():
-        raise RecipeError("it is a file", where=where, next="name a folder")
-    if folder.is_dir():
-        with folder_locked(folder):  # asked now, before a model is loaded
-            pass
-    _require_writable(folder, where)
-    # a run that was killed while it wrote its first file has left no more than that file's beginning
-    if not (folder.is_dir() and any(not item.name.endswith(".partial") for item in folder.iterdir())):
-        if resume:
-            raise CheckpointError("there is no run to resume", where=where, next="leave out --resume")
-        return False
-    if not (folder / RECIPE).is_file():
-        raise RecipeError("the folder is not empty and holds no run", where=where, next="choose another folder")
-    if overwrite:
-        return False
-    ways = "replace it with --overwrite, or choose another folder with --set output=..."
-    different = _differences(folder, recipe)
-    if different and not force:
-        raise RecipeError(
-            f"the folder holds a run already, with another recipe or other versions: {'; '.join(different)}",
-            where=where,
-            next=f"continue it all the same with --resume --force, {ways}",
-        )
-    if (folder / FACTS).is_file() and not resume:
-        raise RecipeError(
-            "the folder holds a finished run already", where=where, next=f"continue it with --resume, {ways}"
-        )
-    return True
-
-
-def _require_writable(folder: Path, where: str) -> None:
-    """That the folder can be made and written into, as far as that can be known without doing it."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise RecipeError(f"{there} is a file", where=where, next="name a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        ways = "mend its permissions, or choose another with --set output=..."
-        raise RecipeError(f"{there} is not writable", where=where, next=ways)
-
-
-def _differences(folder: Path, recipe: RecipeBase) -> list[str]:
-    """What the run in the folder was started with and would now be otherwise: "field: then -> now"."""
-    try:
-        then = _by_images(yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"it cannot be read ({one_line(error)})", where=str(folder / RECIPE), next="use --overwrite"
-        ) from error
-    now = _by_images(yaml.safe_load(dump_recipe(recipe)))
-    before, after = _flat(then), _flat(now)
-    return [
-        f"{name}: {before.get(name, 'nothing')} -> {after.get(name, 'nothing')}"
-        for name in sorted({*before, *after})
-        if before.get(name) != after.get(name)
-        and not any(name == harmless or name.startswith(f"{harmless}.") for harmless in HARMLESS)
-    ]
-
-
-def _by_images(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with what an update is made of instead of how that is shared out over processes and passes."""
-    train = dict(recipe["train"])
-    images = {"images per update": images_per_update(recipe)}
-    if train.get("normalize") == "scale" or recipe["method"].get("max_drift") is not None:  # of one pass
-        images["images per pass"] = images["images per update"] // train["gradient_accumulation_steps"]
-    for field in ("batch_size", "gradient_accumulation_steps"):
-        train.pop(field)
-    rest = {name: value for name, value in recipe.items() if name != "processes"}
-    return {**rest, "train": train, **images}
-
-
-def images_per_update(recipe: Mapping[str, Any]) -> int:
-    """Of all processes and accumulated batches; `recipe` as a mapping, as it is in its file."""
-    train = recipe["train"]
-    return int(recipe.get("processes", 1) * train["batch_size"] * train["gradient_accumulation_steps"])
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        return {path: value}
-    return {name: leaf for key, item in items for name, leaf in _flat(item, f"{path}.{key}".lstrip(".")).items()}

@@ -10,8 +10,6 @@ from types import FrameType
 
 from draft_core.errors import Interrupted
 
-# Signals
-
 
 @dataclass
 class Stop:

@@ -102,6 +102,11 @@ def guided(pipe: Any, scale: float | None) -> dict[str, Any]:
 
 
 def tile_decode(pipe: Any) -> None:
+    """Lets the decoder work in tiles, which takes less memory.
+
+    Raises:
+        RecipeError: if it cannot.
+    """
     enable = getattr(getattr(pipe, "vae", None), "enable_tiling", None)
     if enable is None:
         raise RecipeError(

@@ -1,4 +1,4 @@
-"""The looks: what is measured of images, and what follows from it."""
+"""The evaluations: what is measured of images, and what follows from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from draft_core.evaluation.collapse import Look, best_look, change, judge, look_at, over_prompts
+from draft_core.evaluation.collapse import CollapseRule, EvalRecord, change, eval_record, over_prompts
 from draft_core.evaluation.evaluate import Evaluation
 from draft_core.evaluation.image_measures import colourfulness, detail, distance
 
@@ -53,18 +53,18 @@ def evaluation(images: torch.Tensor, prompts: int, scores: dict[str, list[float]
     return Evaluation(names, seeds, images, {name: torch.tensor(values) for name, values in scores.items()})
 
 
-def test_a_look_compares_images_of_one_prompt_with_each_other_and_with_the_base() -> None:
+def test_an_evaluation_compares_images_of_one_prompt_with_each_other_and_with_the_base() -> None:
     images = noise_images(count=4)
     base = evaluation(images, 2, {"r": [0.0, 0.0, 0.0, 0.0]})
     images = images.clone()
     images[1] = images[0]
-    look = look_at(evaluation(images, 2, {"r": [1.0, 2.0, 3.0, 4.0]}), base, 7)
-    assert look.update == 7
-    assert look.scores == {"r": [1.0, 2.0, 3.0, 4.0]}
-    assert look.diversity[0] == 0.0
-    assert look.diversity[1] == pytest.approx(float(distance(images[2:3], images[3:4])))
-    assert [drift > 0 for drift in look.drift] == [False, True, False, False]
-    single = look_at(evaluation(images, 4, {"r": [0.0] * 4}), base, 7)
+    found = eval_record(evaluation(images, 2, {"r": [1.0, 2.0, 3.0, 4.0]}), base, 7)
+    assert found.update == 7
+    assert found.scores == {"r": [1.0, 2.0, 3.0, 4.0]}
+    assert found.diversity[0] == 0.0
+    assert found.diversity[1] == pytest.approx(float(distance(images[2:3], images[3:4])))
+    assert [drift > 0 for drift in found.drift] == [False, True, False, False]
+    single = eval_record(evaluation(images, 4, {"r": [0.0] * 4}), base, 7)
     assert single.diversity == [], "one image a prompt has nothing to differ from"
 
 
@@ -85,7 +85,7 @@ def test_a_change_is_paired() -> None:
     assert not change(before, [3.0, 7.0, 20.0], 3).believed
 
 
-def look(update: int, **more: Any) -> Look:
+def record(update: int, **more: Any) -> EvalRecord:
     """Four prompts with one image each; the base scores 0.5 and 5 with spreads of about 0.1 and 1."""
     kept = {
         "trained": [0.4, 0.5, 0.6, 0.5],
@@ -93,45 +93,53 @@ def look(update: int, **more: Any) -> Look:
     }
     kept |= {name: [value + more[name] for value in kept[name]] for name in kept if name in more}
     diversity = [factor * more.get("diversity", 1.0) for factor in (0.20, 0.22, 0.18, 0.21)]
-    return Look(update, 4, kept, diversity, [0.0] * 4, [0.0] * 4, [0.0] * 4)
+    return EvalRecord(update, 4, kept, diversity, [0.0] * 4, [0.0] * 4, [0.0] * 4)
 
 
-BASE = look(0)
+BASE = record(0)
 TRAINED = {"trained": 1.0}
 
 
 @pytest.mark.parametrize(
     ("seen", "lost", "collapsed"),
     [
-        (look(1, trained=0.3), [], False),
-        (look(1, trained=0.3, held=-1.0), [], False),
-        (look(1, trained=0.3, held=-2.0), ["held fell from 5 to 3"], True),
-        (look(1, trained=-0.3, held=-2.0), ["held fell from 5 to 3"], False),
-        (look(1, trained=0.3, diversity=0.7), [], False),
-        (look(1, trained=0.3, diversity=0.3), ["diversity fell from 0.2025 to 0.06075"], True),
+        (record(1, trained=0.3), [], False),
+        (record(1, trained=0.3, held=-1.0), [], False),
+        (record(1, trained=0.3, held=-2.0), ["held fell from 5 to 3"], True),
+        (record(1, trained=-0.3, held=-2.0), ["held fell from 5 to 3"], False),
+        (record(1, trained=0.3, diversity=0.7), [], False),
+        (record(1, trained=0.3, diversity=0.3), ["diversity fell from 0.2025 to 0.06075"], True),
         (
-            look(1, trained=0.3, held=-3.0, diversity=0.1),
+            record(1, trained=0.3, held=-3.0, diversity=0.1),
             ["held fell from 5 to 2", "diversity fell from 0.2025 to 0.02025"],
             True,
         ),
-        (look(1, trained=-9.0), [], False),
+        (record(1, trained=-9.0), [], False),
     ],
 )
-def test_a_collapse_is_a_gain_that_others_pay_for(seen: Look, lost: list[str], collapsed: bool) -> None:
-    verdict = judge(BASE, seen, TRAINED, tolerance=2.0)
+def test_a_collapse_is_a_gain_that_others_pay_for(seen: EvalRecord, lost: list[str], collapsed: bool) -> None:
+    verdict = CollapseRule(TRAINED, 2.0).verdict(BASE, seen)
     assert list(verdict.lost) == lost
     assert verdict.collapsed is collapsed
 
 
-def test_the_best_look_has_the_highest_reward_among_those_that_lost_nothing() -> None:
-    looks = [BASE, look(5, trained=0.2), look(10, trained=0.4, held=-1.0), look(15, trained=0.9, held=-3.0)]
-    assert best_look(looks, TRAINED, tolerance=2.0).update == 10
-    assert best_look(looks, TRAINED, tolerance=1.0).update == 5
-    assert best_look([BASE, look(5, trained=0.2, held=-4.0)], TRAINED, tolerance=2.0).update == 0
+def test_the_best_evaluation_has_the_highest_reward_among_those_that_lost_nothing() -> None:
+    records = [BASE, record(5, trained=0.2), record(10, trained=0.4, held=-1.0), record(15, trained=0.9, held=-3.0)]
+    assert CollapseRule(TRAINED, 2.0).best(records).update == 10
+    assert CollapseRule(TRAINED, 1.0).best(records).update == 5
+    assert CollapseRule(TRAINED, 2.0).best([BASE, record(5, trained=0.2, held=-4.0)]).update == 0
 
 
 def test_a_single_image_is_no_evidence() -> None:
     base, seen = (
-        Look(update, 1, {"held": [score]}, [], [0.0], [0.0], [0.0]) for update, score in ((0, 5.0), (1, -5.0))
+        EvalRecord(update, 1, {"held": [score]}, [], [0.0], [0.0], [0.0]) for update, score in ((0, 5.0), (1, -5.0))
     )
-    assert judge(base, seen, {}, tolerance=2.0).lost == ()
+    assert CollapseRule({}, 2.0).verdict(base, seen).lost == ()
+
+
+def test_a_collapse_ends_a_run_that_asks_for_it() -> None:
+    verdict = CollapseRule(TRAINED, 2.0).verdict(BASE, record(1, trained=0.3, held=-2.0))
+    assert CollapseRule(TRAINED, 2.0, "stop").ends(verdict)
+    assert not CollapseRule(TRAINED, 2.0, "warn").ends(verdict)
+    lost_alone = CollapseRule(TRAINED, 2.0).verdict(BASE, record(1, trained=-0.3, held=-2.0))
+    assert not CollapseRule(TRAINED, 2.0, "stop").ends(lost_alone)

@@ -14,7 +14,7 @@ import draft_core
 from draft_core import build, load_pipeline, load_recipe
 from draft_core.errors import DraftError, RecipeError
 from draft_core.evaluation.evaluate import evaluate
-from draft_core.reporting.image_grid import sheet
+from draft_core.reporting.image_grid import draw_grid
 from draft_core.rewards.objective import Objective
 from draft_core.rewards.placement import OnDevice
 from draft_core.runs.build import build_objective
@@ -128,8 +128,8 @@ def test_an_evaluated_image_depends_on_prompt_and_seed_alone(catalog: Any) -> No
     assert whole.means() == {"redness": pytest.approx(float(whole.scores["redness"].mean()))}
 
 
-def test_a_sheet_enlarges_small_images_and_reduces_large_ones(tmp_path: Path) -> None:
+def test_a_grid_enlarges_small_images_and_reduces_large_ones(tmp_path: Path) -> None:
     rows = [("small and large", [torch.zeros(3, 16, 16), torch.ones(3, 300, 200)])]
-    image = sheet(rows, headings=["one", "two"])
+    image = draw_grid(rows, headings=["one", "two"])
     assert image.height == 8 + 15 + 8 + 136
     assert image.getpixel((image.width - 2 * 136 + 60, 90)) == (0, 0, 0)

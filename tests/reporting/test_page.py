@@ -7,6 +7,7 @@ import io
 import re
 import shutil
 import subprocess
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,15 @@ from PIL import Image
 from draft_core.errors import DraftError
 from draft_core.evaluation.collapse import Change
 from draft_core.recipe.load import load_recipe
+from draft_core.reporting.card import usage
 from draft_core.reporting.comparison import write_comparison
 from draft_core.reporting.curves import Panel, svg, training_line
-from draft_core.reporting.image_grid import strips
-from draft_core.reporting.page import _duration, page_of, plus_minus, rows, usage, verdict_of, write_report
+from draft_core.reporting.image_grid import strip_uris
+from draft_core.reporting.page import page_of, write_report
+from draft_core.reporting.rendering import duration, plus_minus
 from draft_core.reporting.run_record import load_images, read_run
-from draft_core.rewards.images import to_pil
+from draft_core.reporting.summary import summarize
+from draft_core.rewards.images import read_image, to_pil
 from draft_core.runs.run import run_recipe
 from tests.support.runs import made_run
 from tests.support.tiny import GOOD
@@ -77,27 +81,27 @@ def words(html: str) -> str:
         (FINE, "fine", "Fine", "neither a held-out score nor diversity was lost", "after update 20: lora/"),
         ({"jpeg": [1, 2]}, "fine", "Fine", "no held-out score was there", "after update 10: lora/"),
         (COLLAPSED, "collapsed", "Collapsed at update 20", "clip fell from 0.50", "after update 10: lora-best/"),
-        ({"jpeg": [1, 1], "clip": [0.5, 0.1]}, "collapsed", "Collapsed", "clip fell", "No look beats"),
-        ({"jpeg": [2, 1], "clip": [0.5, 0.1]}, "lost", "Something was lost", "clip fell", "No look beats"),
-        ({"jpeg": [2, 1], "clip": [0.5, 0.5]}, "idle", "The trained reward fell", "from 2.0", "No look beats"),
+        ({"jpeg": [1, 1], "clip": [0.5, 0.1]}, "collapsed", "Collapsed", "clip fell", "No evaluation beats"),
+        ({"jpeg": [2, 1], "clip": [0.5, 0.1]}, "lost", "Something was lost", "clip fell", "No evaluation beats"),
+        ({"jpeg": [2, 1], "clip": [0.5, 0.5]}, "idle", "The trained reward fell", "from 2.0", "No evaluation beats"),
     ],
 )
 def test_the_verdict_says_what_came_of_it(
     scores: Any, kind: str, headline: str, reason: str, best: str, tmp_path: Path
 ) -> None:
     record = made_run(tmp_path / "run", scores, trained=TRAINED)
-    verdict = verdict_of(record)
+    verdict = summarize(record).verdict
     assert (verdict.kind, verdict.headline[: len(headline)]) == (kind, headline)
     assert reason in verdict.reason
     assert best in verdict.best
-    page = words(page_of(record))
+    page = words(page_of(summarize(record)))
     assert all(part in page for part in (verdict.headline, verdict.reason, verdict.best))
 
 
 def test_with_one_prompt_there_is_no_error_and_it_is_said(tmp_path: Path) -> None:
     record = made_run(tmp_path / "run", FINE, trained=TRAINED, prompts=["a bird"])
-    assert verdict_of(record).headline == "One prompt tells little"
-    assert "nan" not in words(page_of(record))
+    assert summarize(record).verdict.headline == "One prompt tells little"
+    assert "nan" not in words(page_of(summarize(record)))
 
 
 # The table
@@ -105,17 +109,19 @@ def test_with_one_prompt_there_is_no_error_and_it_is_said(tmp_path: Path) -> Non
 
 def test_rows_carry_means_and_standard_errors_over_prompts(tmp_path: Path) -> None:
     record = made_run(tmp_path / "run", COLLAPSED, trained=TRAINED)
-    table = {row.name: row for row in rows(record)}
+    table = {row.name: row for row in summarize(record).rows}
     assert list(table) == ["jpeg", "clip", "diversity", "drift", "colour", "detail"]
     assert [row.role for row in table.values()] == ["trained", "held out", *["images"] * 4]
-    first, last = (torch.tensor(look.scores["clip"]).view(5, 2).mean(1) for look in (record.before, record.last))
+    first, last = (
+        torch.tensor(evaluation.scores["clip"]).view(5, 2).mean(1) for evaluation in (record.before, record.last)
+    )
     row = table["clip"]
     assert row.before.mean == pytest.approx(float(first.mean()))
     assert row.before.error == pytest.approx(float(first.std()) / 5**0.5, rel=1e-3)
     assert row.change.error == pytest.approx(float((last - first).std()) / 5**0.5, rel=1e-3)
     assert row.percent == pytest.approx(100 * (float(last.mean()) / float(first.mean()) - 1))
     assert table["drift"].before.mean == 0
-    assert f"clip held out {plus_minus(row.before)}" in words(page_of(record))
+    assert f"clip held out {plus_minus(row.before)}" in words(page_of(summarize(record)))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +133,7 @@ def test_a_mean_is_given_to_the_digits_of_its_error(mean: float, error: float, t
 
 
 def test_durations() -> None:
-    assert [_duration(seconds) for seconds in (7.4, 155, 3725)] == ["7 s", "2 min 35 s", "1 h 2 min"]
+    assert [duration(seconds) for seconds in (7.4, 155, 3725)] == ["7 s", "2 min 35 s", "1 h 2 min"]
 
 
 # The page
@@ -142,7 +148,7 @@ def test_the_page_is_whole_self_contained_escaped_and_every_image_has_a_text(tmp
     assert page.open == []
     assert page.outside == []
     assert all(image["alt"] for image in page.images)
-    assert len(page.images) == 5 * 3 + 3 + 6 + 2  # looks of prompts, scales, held-out curves, training curves
+    assert len(page.images) == 5 * 3 + 3 + 6 + 2  # evaluations of prompts, scales, held-out curves, training curves
     assert "<b>fish</b>" not in html
     assert "a <b>fish</b>" in page.text
     assert "lora-best" in usage(record, tmp_path / "run" / "lora-best", base="x")
@@ -150,14 +156,16 @@ def test_the_page_is_whole_self_contained_escaped_and_every_image_has_a_text(tmp
     for folder in ("lora", "lora-best"):
         assert (tmp_path / "run" / folder / "before_after.png").is_file()
     assert "10 updates of 4" in (tmp_path / "run" / "lora-best" / "README.md").read_text()
-    with Image.open(tmp_path / "run" / "before_after.png") as sheet:  # three groups of two images
-        assert sheet.getpixel((sheet.width - 60, 90)) != (255, 255, 255)
-        assert sheet.width > 6 * 136 + 2 * 24
+    with Image.open(tmp_path / "run" / "before_after.png") as grid:  # three groups of two images
+        assert grid.getpixel((grid.width - 60, 90)) != (255, 255, 255)
+        assert grid.width > 6 * 136 + 2 * 24
 
 
 def test_images_on_the_page_are_those_of_the_files(tmp_path: Path) -> None:
     record = made_run(tmp_path / "run", FINE, trained=TRAINED)
-    first = next(image for image in Page(page_of(record)).images if image["alt"] == "a bird, before: seeds 0, 1")
+    first = next(
+        image for image in Page(page_of(summarize(record))).images if image["alt"] == "a bird, before: seeds 0, 1"
+    )
     with Image.open(io.BytesIO(base64.b64decode((first["src"] or "").split(",")[1]))) as strip:
         shown = strip.crop((0, 0, 16, 16))
     assert shown.tobytes() == to_pil(load_images(tmp_path / "run", 0)[0]).tobytes()
@@ -168,10 +176,10 @@ def test_gradients_skipped_updates_and_gaps_are_told(tmp_path: Path) -> None:
         tmp_path / "run",
         {"jpeg": [1, 2], "clip": [1, 2]},
         trained={"jpeg": 1.0, "clip": 0.5},
-        look={"gradients": {"jpeg": 0.02, "clip": 0.04}, "cosines": {"jpeg ~ clip": -0.25}},
+        evaluation={"gradients": {"jpeg": 0.02, "clip": 0.04}, "cosines": {"jpeg ~ clip": -0.25}},
         report={"skipped": ("reward jpeg is NaN",), "grad_norm": float("nan")},
     )
-    page = words(page_of(record))
+    page = words(page_of(summarize(record)))
     assert "jpeg + 0.5 x clip" in page
     assert "cosine jpeg ~ clip -0.25" in page
     assert "10 optimiser steps were skipped" in page
@@ -181,10 +189,30 @@ def test_gradients_skipped_updates_and_gaps_are_told(tmp_path: Path) -> None:
 
 def test_large_images_are_reduced_until_they_fit() -> None:
     noise = torch.rand(2, 3, 512, 512, generator=torch.Generator().manual_seed(0))
-    free = strips({"a": noise}, budget=10**9)["a"]
-    tight = strips({"a": noise}, budget=60_000)["a"]
+    free = strip_uris({"a": noise}, budget=10**9)["a"]
+    tight = strip_uris({"a": noise}, budget=60_000)["a"]
     assert free.startswith("data:image/jpeg")
     assert len(tight) <= 60_000 < len(free)
+
+
+@pytest.mark.parametrize("pages", ["report", "comparison"])
+def test_every_image_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: str) -> None:
+    records = [made_run(tmp_path / name, COLLAPSED, trained=TRAINED) for name in ("one", "other")]
+    shutil.copytree(tmp_path / "one" / "lora", tmp_path / "one" / "lora-best")
+    read: Counter[Path] = Counter()
+
+    def counted(path: Path) -> torch.Tensor:
+        read[path] += 1
+        return read_image(path)
+
+    monkeypatch.setattr("draft_core.reporting.run_record.read_image", counted)
+    if pages == "report":
+        write_report(records[0])
+        shown = ("000000", "000010", "000030", "scale-0.5")
+        assert {path.parent.name for path in read} == set(shown), "before, best, last and the scale; no other"
+    else:
+        write_comparison(records, tmp_path / "comparison.html")
+    assert set(read.values()) == {1}
 
 
 def test_a_long_run_has_no_longer_curves() -> None:
@@ -227,7 +255,7 @@ def trained(catalog: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_scales_lie_between_the_base_model_and_the_lora(trained: Path) -> None:
     record = read_run(trained)
-    scales = record.at_scales()
+    scales = summarize(record).scaled
     assert list(scales) == [0.0, 0.5, 1.0]
     torch.testing.assert_close(scales[0.0], load_images(trained, 0))
     torch.testing.assert_close(scales[1.0], load_images(trained, 2))

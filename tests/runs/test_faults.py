@@ -99,11 +99,18 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True, capture_output=True)
+        while os.path.ismount(place):
+            subprocess.run(["umount", "--lazy", str(place)], check=True, capture_output=True)
 
 
 def mount(place: Path, *words: str) -> None:
     subprocess.run(["mount", *words, str(place)], check=True, capture_output=True)
+
+
+def turn_read_only(disk: Path) -> None:
+    """Lays a read-only view over the disk: the disk itself cannot turn, because the run's lock is open in it."""
+    mount(disk, "--bind", str(disk))
+    mount(disk, "-o", "remount,bind,ro")
 
 
 def fill(disk: Path, left: int) -> None:
@@ -140,7 +147,7 @@ def test_a_file_system_that_turns_read_only_ends_the_run_and_is_noticed_before_a
 ) -> None:
     output = disk / "run"
     with pytest.raises(CheckpointError, match=r"cannot be written \(Read-only file system\); make room or mend the"):
-        run(output, catalog, progress=at(3, lambda: mount(disk, "-o", "remount,ro")))
+        run(output, catalog, progress=at(3, lambda: turn_read_only(disk)))
     with monkeypatch.context() as patch:
         patch.setattr("draft_core.runs.run.build", lambda *args, **kwargs: pytest.fail("a model was loaded"))
         with pytest.raises(RecipeError, match="run is not writable; mend its permissions, or choose another"):
@@ -149,17 +156,17 @@ def test_a_file_system_that_turns_read_only_ends_the_run_and_is_noticed_before_a
             run(disk / "new" / "one", catalog)
         with pytest.raises(RecipeError, match=r"recipe\.yaml is a file; name a folder"):
             run(output / "recipe.yaml" / "x", catalog)
-    mount(disk, "-o", "remount,rw")
+    subprocess.run(["umount", str(disk)], check=True, capture_output=True)
     run(output, catalog)
     assert same(weights(output), weights(whole))
 
 
-@pytest.mark.parametrize("stage", ["train", "look 4"])
+@pytest.mark.parametrize("stage", ["train", "evaluate 4"])
 def test_a_folder_that_is_deleted_in_the_midst_ends_the_run_and_is_not_made_again(
     catalog: Catalog, whole: Path, tmp_path: Path, stage: str
 ) -> None:
     output = tmp_path / "run"
-    update = {"train": 3, "look 4": 1}[stage]
+    update = {"train": 3, "evaluate 4": 1}[stage]
     with pytest.raises(CheckpointError, match="run: the folder of the run was deleted, moved or emptied while it ran"):
         run(output, catalog, progress=at(update, lambda: shutil.rmtree(output), stage))
     assert not output.exists()
@@ -199,7 +206,7 @@ def test_a_folder_that_is_moved_and_a_file_or_another_run_in_its_place_end_the_r
     assert same(weights(output), weights(whole))
 
 
-def test_images_and_looks_that_are_lost_are_made_again(catalog: Catalog, whole: Path, tmp_path: Path) -> None:
+def test_images_and_evaluations_that_are_lost_are_made_again(catalog: Catalog, whole: Path, tmp_path: Path) -> None:
     """After a power failure files can be empty that were there before."""
     output = tmp_path / "run"
     shutil.copytree(whole, output)
@@ -209,10 +216,10 @@ def test_images_and_looks_that_are_lost_are_made_again(catalog: Catalog, whole: 
     run(output, catalog)
     assert (output / "images" / "000000" / "000.png").read_bytes() == before
     (output / "run.json").unlink()
-    (output / "looks.jsonl").write_text("")
+    (output / "evaluations.jsonl").write_text("")
     run(output, catalog)
     record, expected = read_run(output), read_run(whole)
-    assert record.looks == expected.looks
+    assert record.evaluations == expected.evaluations
     assert same(weights(output), weights(whole))
 
 

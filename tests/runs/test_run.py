@@ -1,12 +1,15 @@
-"""Whole runs on the tiny pipeline: looks on the way, the rule against collapse, the best checkpoint, going on."""
+"""Whole runs on the tiny pipeline: evaluations on the way, the rule against collapse, the best checkpoint, going on."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import os
+import json
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +17,14 @@ import torch
 from safetensors.torch import load_file
 
 from draft_core.errors import CheckpointError, RecipeError
+from draft_core.evaluation.collapse import CollapseRule
 from draft_core.recipe.load import load_recipe
-from draft_core.reporting.run_record import read_run
+from draft_core.reporting.run_record import load_images, read_run
+from draft_core.runs.folder import LOCK, RunFolder
 from draft_core.runs.run import RunResult, run_recipe
 from draft_core.training.checkpoints import checkpoints
+from draft_core.training.distributed import Processes
+from tests.support.golden import assert_golden
 from tests.support.runs import without_pages
 from tests.support.tiny import GOOD
 
@@ -26,7 +33,7 @@ EVALUATION = {"prompts": "tiny-heldout", "count": 2, "images_per_prompt": 2, "ev
 
 @pytest.fixture
 def train(catalog: Any, tmp_path: Path) -> Any:
-    """Runs a recipe of six small updates with looks after 2, 4 and 6, and keeps what it said."""
+    """Runs a recipe of six small updates with evaluations after 2, 4 and 6, and keeps what it said."""
     notes: list[str] = []
 
     def run(*overrides: str, pages: bool = False, **how: bool) -> RunResult:
@@ -53,17 +60,36 @@ def train(catalog: Any, tmp_path: Path) -> Any:
     return run
 
 
-def test_held_out_images_are_looked_at_on_the_way(train: Any, tmp_path: Path) -> None:
+def test_held_out_images_are_evaluated_on_the_way(train: Any, tmp_path: Path) -> None:
     train("evaluation.tolerance=99")
     record = read_run(tmp_path / "run")
-    assert [look.update for look in record.looks] == [0, 2, 4, 6]
+    assert [evaluation.update for evaluation in record.evaluations] == [0, 2, 4, 6]
     assert set(record.before.scores) == {"redness", "brightness"}
     assert max(record.before.drift) < 1 / 255, "the base model's images differ from themselves by their rounding"
     assert min(record.last.drift) > 0
-    assert all(len(look.diversity) == 2 for look in record.looks)
+    assert all(len(evaluation.diversity) == 2 for evaluation in record.evaluations)
     assert len(list((tmp_path / "run" / "images" / "000004").glob("*.png"))) == 4
     assert record.facts.prompts == ["a bird", "a fish"]
-    assert record.evaluation(record.last).images.shape == (4, 3, 16, 16)
+    assert load_images(record.folder, record.last.update).shape == (4, 3, 16, 16)
+
+
+def kinds(value: Any, path: str = "") -> Iterator[str]:
+    """A line for each key of a JSON value and its type; of a list the types of its items."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from kinds(item, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        yield from sorted({line for item in value for line in kinds(item, f"{path}[]")}) or [f"{path}[]"]
+    else:
+        yield f"{path}: {type(value).__name__}"
+
+
+def test_the_keys_and_types_of_run_json_are_those_of_the_file(train: Any, tmp_path: Path) -> None:
+    train("evaluation.tolerance=99", "train.steps=1", "evaluation.scales=[0.5]")
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    facts["versions"] = {"DISTRIBUTION": next(iter(facts["versions"].values()))}
+    facts["rewards"] = {"REWARD": next(iter(facts["rewards"].values()))}
+    assert_golden("run.json.txt", "\n".join(kinds(facts)))
 
 
 def test_a_run_that_exploits_its_reward_is_stopped_and_its_best_checkpoint_kept(train: Any, tmp_path: Path) -> None:
@@ -83,10 +109,10 @@ def test_with_warn_the_run_goes_on(train: Any) -> None:
 
 
 def test_the_best_lora_lies_beside_the_last(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def second(looks: Any, trained: Any, *, tolerance: float) -> Any:
-        return looks[min(1, len(looks) - 1)]
+    def second(rule: CollapseRule, records: Any) -> Any:
+        return records[min(1, len(records) - 1)]
 
-    monkeypatch.setattr("draft_core.runs.run.best_look", second)
+    monkeypatch.setattr(CollapseRule, "best", second)
     train("evaluation.tolerance=99")
     folder = tmp_path / "run"
     assert [path.name for path in checkpoints(folder / "checkpoints")] == ["000002", "000006"], "the best is spared"
@@ -110,7 +136,7 @@ def test_a_torn_checkpoint_is_left_aside_and_the_one_before_taken(train: Any, tm
     assert any("000006" in note and "not the file that was written" in note for note in train.notes)
     again = load_file(folder / "lora" / "pytorch_lora_weights.safetensors")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
-    assert [look.update for look in read_run(folder).looks] == [0, 2, 4, 6]
+    assert [evaluation.update for evaluation in read_run(folder).evaluations] == [0, 2, 4, 6]
     assert [report.update for report in read_run(folder).reports] == [1, 2, 3, 4, 5, 6]
 
 
@@ -147,7 +173,7 @@ def test_a_run_without_a_checkpoint_yet_begins_anew(train: Any, tmp_path: Path) 
 def test_several_rewards_have_their_gradients_compared(train: Any, tmp_path: Path) -> None:
     train("rewards=[{kind: redness}, {kind: redness, contrast: 2.0, weight: -0.1}]", "evaluation.tolerance=99")
     record = read_run(tmp_path / "run")
-    assert record.looks[1].cosines == {"redness ~ redness#2": pytest.approx(-1.0, abs=1e-3)}
+    assert record.evaluations[1].cosines == {"redness ~ redness#2": pytest.approx(-1.0, abs=1e-3)}
     assert record.before.gradients == {}
 
 
@@ -160,17 +186,67 @@ def test_a_checkpoint_of_another_run_is_an_error_and_stays(train: Any, tmp_path:
     assert not list((tmp_path / "run" / "checkpoints").glob("*.unusable"))
 
 
-def test_two_runs_never_write_one_folder(train: Any, tmp_path: Path) -> None:
+HOLDER = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from draft_core.runs.folder import RunFolder
+from draft_core.training.distributed import Processes
+with RunFolder(SimpleNamespace(output=Path(sys.argv[1])), Processes(cpu=True)).locked():
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_runs_never_write_one_folder_and_a_killed_one_lets_go(train: Any, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    folder.mkdir()
-    descriptor = os.open(folder, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout
     try:
+        assert holder.stdout.readline() == "locked\n"
         with pytest.raises(RecipeError, match="another process is writing a run there"):
             train()
+        assert [path.name for path in folder.iterdir()] == [LOCK]
     finally:
-        os.close(descriptor)
+        holder.kill()
+        holder.communicate()
+    assert (folder / LOCK).is_file(), "a lock file is left, and nobody holds it"
     train()
+    assert read_run(folder).last.update == 6
+
+
+def test_two_runs_of_one_moment_never_write_one_folder(train: Any, catalog: Any, tmp_path: Path) -> None:
+    """Both have seen that nobody writes there; one of them locks it first."""
+    folder = tmp_path / "run"
+    first = RunFolder(SimpleNamespace(output=folder), Processes(cpu=True))  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("draft_core.runs.continuation.refuse_if_locked", lambda folder: None)
+        with first.locked(), pytest.raises(RecipeError, match="another process is writing a run there"):
+            train()
+    train()
+
+
+def test_a_lock_alone_is_an_empty_folder_and_a_foreign_folder_is_left_as_it_is(train: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(RecipeError, match="is not empty and holds no run"):
+        train()
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+    (folder / "thesis.txt").unlink()
+    (folder / LOCK).touch()
+    with pytest.raises(CheckpointError, match="there is no run to resume"):
+        train(resume=True)
+    train("train.steps=1")
+
+
+def test_nothing_that_only_unix_has_is_imported_at_the_top() -> None:
+    """On Windows there are no such modules."""
+    hide = "import sys; sys.modules['fcntl'] = sys.modules['resource'] = None"
+    ask = "import torch; from draft_core.runs.provenance import peak_memory; print(peak_memory(torch.device('cpu')))"
+    code = f"import torch, filelock, diffusers, peft, accelerate, matplotlib\n{hide}; import draft_core.runs.run\n{ask}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout.strip() == "0"
 
 
 def test_a_run_killed_in_its_first_or_last_breath_can_be_begun_again(train: Any, tmp_path: Path) -> None:
@@ -180,13 +256,13 @@ def test_a_run_killed_in_its_first_or_last_breath_can_be_begun_again(train: Any,
     train()
     (folder / "run.json").unlink()
     (folder / "report.html").unlink()
-    (folder / "looks.jsonl").write_bytes((folder / "looks.jsonl").read_bytes() + b'{"update": 7, "\xc3')
+    (folder / "evaluations.jsonl").write_bytes((folder / "evaluations.jsonl").read_bytes() + b'{"update": 7, "\xc3')
     train()
     assert (folder / "report.html").is_file()
-    assert [look.update for look in read_run(folder).looks] == [0, 2, 4, 6]
+    assert [evaluation.update for evaluation in read_run(folder).evaluations] == [0, 2, 4, 6]
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "looks.jsonl", "metrics.jsonl", "report.html", "recipe.yaml"])
+@pytest.mark.parametrize("name", ["optimizer.pt", "evaluations.jsonl", "metrics.jsonl", "report.html", "recipe.yaml"])
 def test_a_full_disk_ends_in_one_sentence_and_the_run_can_go_on(
     train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

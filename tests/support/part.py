@@ -1,4 +1,4 @@
-"""One process of several: `python part.py FOLDER`, started by test_processes.py through `draft_core.cli.launch`.
+"""One process of several: `python part.py FOLDER`, started by test_distributed.py through `draft_core.cli.launch`.
 
 What the gradient cases build is also built alone by the test, with as many images in one batch.
 """
@@ -94,7 +94,7 @@ def held(denoiser: torch.nn.Module) -> float:
 
 
 def recipe_of(folder: Path, catalog: Any, *overrides: str) -> Any:
-    """A short run with looks, held-out scores and checkpoints, four images an update."""
+    """A short run with evaluations, held-out scores and checkpoints, four images an update."""
     data = {
         **GOOD,
         "train": {"steps": 4, "batch_size": 2, "learning_rate": 3e-2},

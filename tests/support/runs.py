@@ -10,10 +10,10 @@ import torch
 
 from draft_core.adapters.files import save_lora
 from draft_core.adapters.lora import add_lora, trainable
-from draft_core.evaluation.collapse import Look, look_at
+from draft_core.evaluation.collapse import EvalRecord, eval_record
 from draft_core.evaluation.evaluate import Evaluation
 from draft_core.reporting.run_record import (
-    LOOKS,
+    EVALUATIONS,
     METRICS,
     RECIPE,
     Facts,
@@ -29,7 +29,7 @@ from draft_core.reporting.run_record import (
 from draft_core.training.step_report import StepReport
 from tests.support.tiny import tiny_pipe
 
-EVERY = 10  # updates between looks
+EVERY = 10  # updates between evaluations
 PROMPTS = ("a bird", "a <b>fish</b>", "a dog", "a fox", "a cat")
 SEEDS = (0, 1)
 
@@ -63,10 +63,10 @@ def made_run(
     size: int = 16,
     model: str = "tiny",
     facts: Mapping[str, Any] | None = None,
-    look: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
     report: Mapping[str, Any] | None = None,
 ) -> RunRecord:
-    """A finished run whose looks have these mean scores, one value a look; scores differ a little between prompts."""
+    """A finished run whose evaluations have these mean scores, one value an evaluation; scores differ a little between prompts."""
     folder.mkdir(parents=True)
     count = len(prompts) * len(seeds)
     generator = torch.Generator().manual_seed(7)
@@ -78,8 +78,8 @@ def made_run(
         save_images(folder, number * EVERY, images * (1 - 0.1 * number))
         base = Evaluation(tuple(prompts), tuple(seeds), load_images(folder, 0), {})
         seen = Evaluation(tuple(prompts), tuple(seeds), load_images(folder, number * EVERY), values)
-        made = look_at(seen, base, number * EVERY)
-        append_row(folder / LOOKS, Look(**{**vars(made), **(look or {} if number else {})}))
+        made = eval_record(seen, base, number * EVERY)
+        append_row(folder / EVALUATIONS, EvalRecord(**{**vars(made), **(evaluation or {} if number else {})}))
     for update in range(1, (length - 1) * EVERY + 1):
         row = {"update": update, "loss": 0.0, "reward": 0.0, "grad_norm": 1.0, "learning_rate": 0.1, "seconds": 0.5}
         row["scores"] = dict.fromkeys(trained, update / 10)

@@ -1,4 +1,4 @@
-"""Several processes are one run: the same gradients and looks, everything written once, and an end with a sentence.
+"""Several processes are one run: the same gradients and evaluations, everything written once, and an end with a sentence.
 
 On the CPU, by gloo; what part.py does in each of two processes is done here by one, with twice the batch. Two machines
 are two launchers on this one.
@@ -24,7 +24,7 @@ from torch.distributed import fsdp
 
 from draft_core.cli.launch import _free_port
 from draft_core.errors import DraftError, RecipeError
-from draft_core.reporting.run_record import read_run
+from draft_core.reporting.run_record import load_images, read_run
 from draft_core.runs.run import run_recipe
 from draft_core.training.checkpoints import checkpoints
 from draft_core.training.distributed import Processes
@@ -158,7 +158,7 @@ def test_a_run_of_two_processes_is_written_once_and_sees_what_one_sees(folder: P
     run_recipe(one, catalog)
     alone, together = read_run(tmp_path / "run"), read_run(folder / "first")
     assert [report.update for report in together.reports] == [1, 2, 3, 4]
-    assert [look.update for look in together.looks] == [0, 2, 4]
+    assert [evaluation.update for evaluation in together.evaluations] == [0, 2, 4]
     assert [path.name for path in checkpoints(folder / "first" / "checkpoints")] == ["000002", "000004"]
     names = [
         sorted(str(path.relative_to(run)) for path in run.rglob("*")) for run in (tmp_path / "run", folder / "first")
@@ -167,13 +167,13 @@ def test_a_run_of_two_processes_is_written_once_and_sees_what_one_sees(folder: P
     assert (folder / "lines-0").read_text().splitlines()[-1] == "scale 0.75 2 images"
     assert (folder / "lines-1").read_text() == "", "the other process says nothing"
     assert together.facts.images_per_update == alone.facts.images_per_update == 4
-    for here, there in zip(together.looks, alone.looks, strict=True):
+    for here, there in zip(together.evaluations, alone.evaluations, strict=True):
         for name in ("diversity", "drift", "colour", "detail"):
             torch.testing.assert_close(getattr(here, name), getattr(there, name), rtol=0, atol=1e-3)
         for name in ("redness", "brightness"):
             torch.testing.assert_close(here.scores[name], there.scores[name], rtol=0, atol=1e-5)
         assert here.gradients == there.gradients == {}
-        images = [record.evaluation(look).images for record, look in ((together, here), (alone, there))]
+        images = [load_images(record.folder, evaluation.update) for record, evaluation in ((together, here), (alone, there))]
         torch.testing.assert_close(*images, rtol=0, atol=1.5 / 255)
     for here, there in zip(together.reports, alone.reports, strict=True):
         torch.testing.assert_close([here.loss, here.grad_norm], [there.loss, there.grad_norm], rtol=1e-4, atol=1e-6)
@@ -208,7 +208,7 @@ def command(tmp_path: Path) -> tuple[list[str], dict[str, str]]:
     words = ["-m", "draft_core", "train", str(path)]
     words += ["--set", "train.steps=99999", "--set", "evaluation.every=99999", "--set", "evaluation.scales=[]"]
     surroundings = {"PYTHONPATH": f"{ROOT}{os.pathsep}{site}", "DRAFT_PLUGINS": "tiny-plugin"}
-    return words, {**surroundings, "HF_HOME": str(tmp_path)}  # where accelerate looks for settings of the user
+    return words, {**surroundings, "HF_HOME": str(tmp_path)}  # where accelerate searches settings of the user
 
 
 def assert_same(one: Path, other: Path) -> None:

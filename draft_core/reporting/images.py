@@ -1,0 +1,53 @@
+"""The images of a run as a page and a card show them: a grid as one file, strips inside a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from draft_core.evaluation.collapse import EvalRecord
+from draft_core.reporting.image_grid import LOSSLESS, draw_grid, strip_uris
+from draft_core.reporting.summary import RunSummary
+
+ROWS = 16  # prompts of which images are shown
+COLUMNS = 4  # images of each prompt on the page
+BUDGET = 2_000_000  # bytes of images on a page
+
+
+def before_after(summary: RunSummary, evaluations: Mapping[str, EvalRecord]) -> Image.Image:
+    """One row a prompt: its images at each evaluation, from the same seeds.
+
+    Arguments:
+        evaluations: heading -> one of `summary.shown`.
+    """
+    facts = summary.record.facts
+    rows = [
+        (prompt, [image for seen in evaluations.values() for image in summary.images_of(seen, number)])
+        for number, prompt in enumerate(facts.prompts[:ROWS])
+    ]
+    return draw_grid(rows, headings=list(evaluations), group=len(facts.seeds))
+
+
+def prompt_strips(summary: RunSummary) -> tuple[list[tuple[str, dict[str, str]]], dict[float, str]]:
+    """For each prompt the URI of its strip at each evaluation; and for each scale of the LoRA the URI of a strip."""
+    prompts = summary.record.facts.prompts[:ROWS]
+    wanted: dict[Any, Sequence[torch.Tensor]] = {
+        (number, heading): list(summary.images_of(seen, number)[:COLUMNS])
+        for number in range(len(prompts))
+        for heading, seen in summary.shown.items()
+    }
+    scaled = {scale: list(images) for scale, images in summary.scaled.items()}
+    encoded = strip_uris({**wanted, **scaled}, budget=BUDGET)
+    of_prompts = [
+        (prompt, {heading: encoded[number, heading] for heading in summary.shown})
+        for number, prompt in enumerate(prompts)
+    ]
+    return of_prompts, {scale: encoded[scale] for scale in scaled}
+
+
+def is_small(summary: RunSummary) -> bool:
+    """Whether its images are so small that a page shows their pixels."""
+    return max(next(iter(summary.images.values())).shape[-2:]) <= LOSSLESS

@@ -1,0 +1,209 @@
+"""What came of a run, computed once and then rendered: verdict, table, marks and images of every page and card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from draft_core.adapters.files import lora_folder
+from draft_core.evaluation.collapse import Change, EvalRecord, change, over_prompts
+from draft_core.reporting.curves import BEST, COLLAPSE, IMAGE_MEASURES, Mark
+from draft_core.reporting.rendering import plus_minus
+from draft_core.reporting.run_record import RunRecord, load_images, scale_name
+
+METHODS = {"draft": "DRaFT", "draft-k": "DRaFT-K", "draft-lv": "DRaFT-LV"}
+
+
+@dataclass(frozen=True)
+class RunVerdict:
+    """What a person should know first.
+
+    Arguments:
+        kind: "collapsed": rewards rose at the cost of what is not trained on; "lost": something fell, the reward did
+            not rise; "idle": no change beyond chance, or none that can be told; "fine": all is well.
+        headline: a few words.
+        reason: one sentence with numbers.
+        best: which update to use, one sentence.
+    """
+
+    kind: Literal["collapsed", "lost", "idle", "fine"]
+    headline: str
+    reason: str
+    best: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: means over prompts with their standard errors, and the paired change.
+
+    Arguments:
+        role: "trained", "held out", or "images" for what is measured of them without a reward.
+        change: from before to the last evaluation.
+    """
+
+    name: str
+    role: str
+    before: Change
+    best: Change
+    last: Change
+    change: Change
+
+    @property
+    def percent(self) -> float | None:
+        """The change in percent of the magnitude before, None where that is zero, and for what is not a score."""
+        return 100 * self.change.mean / abs(self.before.mean) if self.before.mean and self.role != "images" else None
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """All that pages and cards say and show of one run.
+
+    Arguments:
+        record: what the summary was computed from.
+        best: the best evaluation; the base model's where all others lost something.
+        rows: the table's lines, trained scores first, then held-out scores, then what is measured of the images.
+        marks: the best evaluation and the collapse, if they are anywhere but at an end of the run.
+        shown: heading -> evaluation whose images are shown: before, best where it is neither end, and last.
+        loras: each folder of a LoRA in the run's -> the evaluation at its update.
+        images: update -> images (P S, 3, H, W) in [0, 1] of each shown evaluation, those of one prompt side by side.
+        scaled: scale of the LoRA, 0 and 1 included -> images (N, 3, H, W) of the first N prompts from the first seed;
+            empty if none were drawn.
+    """
+
+    record: RunRecord
+    best: EvalRecord
+    verdict: RunVerdict
+    rows: tuple[Row, ...]
+    marks: tuple[Mark, ...]
+    shown: Mapping[str, EvalRecord]
+    loras: Mapping[str, EvalRecord]
+    images: Mapping[int, torch.Tensor]
+    scaled: Mapping[float, torch.Tensor]
+
+    def images_of(self, evaluation: EvalRecord, prompt: int) -> torch.Tensor:
+        """The images (S, 3, H, W) of one prompt, by its number."""
+        seeds = len(self.record.facts.seeds)
+        return self.images[evaluation.update][prompt * seeds : (prompt + 1) * seeds]
+
+    @property
+    def phrases(self) -> dict[str, Any]:
+        """What the page and the card say alike."""
+        facts = self.record.facts
+        weights = facts.rewards.items()
+        return {
+            "method": METHODS.get(facts.method, facts.method),
+            "aim": " + ".join(name if weight == 1 else f"{weight:g} x {name}" for name, weight in weights),
+            "image_count": len(facts.prompts) * len(facts.seeds),
+            "which_prompts": "prompts kept out of training" if facts.prompts_are_unseen else "training prompts",
+        }
+
+
+def summarize(record: RunRecord) -> RunSummary:
+    """The summary of a finished run; each image file that it needs is read once.
+
+    Raises:
+        CheckpointError: if images or LoRA of the run are gone.
+    """
+    lora_folder(record.folder)
+    best = record.best
+    collapse = _collapsed_at(record)
+    shown = _shown(record, best)
+    images = {evaluation.update: load_images(record.folder, evaluation.update) for evaluation in shown.values()}
+    loras = {"lora": record.last, "lora-best": best}
+    return RunSummary(
+        record=record,
+        best=best,
+        verdict=_verdict(record, best, collapse),
+        rows=_rows(record, best),
+        marks=_marks(record, best, collapse),
+        shown=shown,
+        loras={name: evaluation for name, evaluation in loras.items() if (record.folder / name).is_dir()},
+        images=images,
+        scaled=_scaled(record, images),
+    )
+
+
+def _verdict(record: RunRecord, best: EvalRecord, collapse: int | None) -> RunVerdict:
+    """The run in three sentences."""
+    weights, last, advice = record.facts.rewards, record.last, _advice(record, best)
+    judgement = record.rule.verdict(record.before, last)
+    gain = change(record.before.total(weights), last.total(weights), last.prompts)
+    before = over_prompts(record.before.total(weights), last.prompts).mean
+    moved = f"the trained reward went from {before:.4g} to {before + gain.mean:.4g}"
+    lost = "; ".join(judgement.lost)
+    if judgement.collapsed:
+        return RunVerdict("collapsed", f"Collapsed at update {collapse}", f"{lost}, while {moved}.", advice)
+    if judgement.lost:
+        return RunVerdict("lost", "Something was lost", f"{lost}; {moved}.", advice)
+    if math.isnan(gain.error):
+        return RunVerdict("idle", "One prompt tells little", f"{_sentence(moved)}; no error can be given.", advice)
+    if not gain.believed or gain.mean < 0:
+        beyond = "fell" if gain.believed else "did not change beyond chance"
+        return RunVerdict("idle", f"The trained reward {beyond}", f"{_sentence(moved)} ({plus_minus(gain)}).", advice)
+    kept = "neither a held-out score nor diversity was lost"
+    if not set(record.before.scores) - set(weights):
+        kept = "diversity was not lost; no held-out score was there to tell more"
+    return RunVerdict("fine", "Fine", f"{_sentence(moved)}, and {kept}.", advice)
+
+
+def _collapsed_at(record: RunRecord) -> int | None:
+    """The first update whose evaluation counted as a collapse, None if there is none."""
+    verdicts = ((seen.update, record.rule.verdict(record.before, seen)) for seen in record.evaluations)
+    return next((update for update, verdict in verdicts if verdict.collapsed), None)
+
+
+def _advice(record: RunRecord, best: EvalRecord) -> str:
+    if best is record.last:
+        return f"The best evaluation is the last one, after update {best.update}: lora/."
+    if best is record.before:
+        return "No evaluation beats the base model's without a loss elsewhere."
+    return f"The best evaluation is the one after update {best.update}: lora-best/."
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _marks(record: RunRecord, best: EvalRecord, collapse: int | None) -> tuple[Mark, ...]:
+    found = [] if best is record.before else [Mark(best.update, "best evaluation", BEST)]
+    return (*found, *([] if collapse is None else [Mark(collapse, "collapse", COLLAPSE)]))
+
+
+def _rows(record: RunRecord, best: EvalRecord) -> tuple[Row, ...]:
+    trained = list(record.facts.rewards)
+    named = [*trained, *(name for name in record.before.scores if name not in trained)]
+    three = (record.before, best, record.last)
+    series = [
+        (name, "trained" if name in trained else "held out", [seen.scores[name] for seen in three]) for name in named
+    ]
+    for name, values in IMAGE_MEASURES.items():
+        before, at_best, last = (values(seen) for seen in three)
+        if name == "drift":  # of the base model from itself: what rounding to a file's levels left of it
+            before = [0.0] * len(before)
+        if before:
+            series.append((name, "images", [before, at_best, last]))
+    return tuple(_row(name, role, values, record.last.prompts) for name, role, values in series)
+
+
+def _row(name: str, role: str, values: Sequence[Sequence[float]], prompts: int) -> Row:
+    before, best, last = (over_prompts(part, prompts) for part in values)
+    return Row(name, role, before, best, last, change(values[0], values[2], prompts))
+
+
+def _shown(record: RunRecord, best: EvalRecord) -> dict[str, EvalRecord]:
+    middle = {} if best in (record.before, record.last) else {f"best, update {best.update}": best}
+    return {"before": record.before, **middle, f"last, update {record.last.update}": record.last}
+
+
+def _scaled(record: RunRecord, images: Mapping[int, torch.Tensor]) -> dict[float, torch.Tensor]:
+    between = {scale: load_images(record.folder, scale_name(scale)) for scale in record.facts.scales}
+    if not between:
+        return {}
+    count, seeds = len(next(iter(between.values()))), len(record.facts.seeds)
+    first = slice(0, count * seeds, seeds)
+    ends = {0.0: images[record.before.update][first], 1.0: images[record.last.update][first]}
+    return dict(sorted({**between, **ends}.items()))

@@ -1,0 +1,90 @@
+"""The held-out evaluations of a run: the same prompts and seeds each time, compared with the base model's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from draft_core.adapters.lora import adapters_off, adapters_scaled
+from draft_core.evaluation.collapse import EvalRecord, eval_record
+from draft_core.evaluation.evaluate import Evaluation, evaluate
+from draft_core.reporting.run_record import EVALUATIONS, append_row, load_images, save_images, scale_name
+from draft_core.rewards.objective import Objective
+from draft_core.runs.folder import RunFolder
+from draft_core.runs.progress import Progress
+from draft_core.training.trainer import Trainer
+
+SCALED_PROMPTS = 4  # are drawn at each scale, from the first seed
+
+
+@dataclass
+class Evaluator:
+    """Draws and scores held-out images with the trainer's pipeline, and writes them into the run's folder.
+
+    Every process calls its methods in the same order.
+
+    Arguments:
+        rewards: the trained ones and those that only measure.
+        prompts: held out, P.
+        seeds: S for each prompt.
+        base_images: (P S, 3, H, W) of the base model, in the 8-bit levels of their files; read when they are needed.
+    """
+
+    trainer: Trainer
+    folder: RunFolder
+    rewards: Objective
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    progress: Progress
+    base_images: torch.Tensor | None = None
+
+    def evaluate_base(self) -> EvalRecord:
+        """The base model's record, which is that of update 0."""
+        with adapters_off(self.trainer.sampler.pipe):
+            seen = self._draw("before", self.rewards, self.prompts, self.seeds)
+        return self.folder.write(lambda: self._write(0, seen, {}, {}))
+
+    def evaluate(self, stage: str = "") -> EvalRecord:
+        """The record of the LoRA as it is now; several rewards have their gradients compared.
+
+        Arguments:
+            stage: what the progress display calls it; "evaluate UPDATE" if left out.
+        """
+        update = self.trainer.done
+        seen = self._draw(stage or f"evaluate {update}", self.rewards, self.prompts, self.seeds)
+        several = len(self.trainer.objective.weights) > 1
+        norms, cosines = self.trainer.reward_gradients() if update and several else ({}, {})
+        return self.folder.write(lambda: self._write(update, seen, norms, cosines))
+
+    def draw_scales(self, scales: Sequence[float]) -> None:
+        """Writes a few images at each scale of the LoRA."""
+        for scale in scales:
+            with adapters_scaled(self.trainer.sampler.pipe, scale):
+                drawn = self._draw(f"scale {scale:g}", Objective({}), self.prompts[:SCALED_PROMPTS], self.seeds[:1])
+            self.folder.save_images(scale_name(scale), drawn.images)
+
+    def _draw(self, stage: str, rewards: Objective, prompts: Sequence[str], seeds: Sequence[int]) -> Evaluation:
+        processes = self.trainer.processes
+        return evaluate(
+            self.trainer.sampler,
+            rewards,
+            prompts,
+            seeds,
+            batch_size=self.trainer.batch_size,
+            autocast=self.trainer.accelerator.autocast,
+            progress=lambda done, total: self.progress(stage, done, total, "images"),
+            share=(processes.place, processes.count),
+            gather=processes.gather,
+        )
+
+    def _write(self, update: int, seen: Evaluation, norms: dict[str, float], cosines: dict[str, float]) -> EvalRecord:
+        """Images first, then the line that names them; for the main process."""
+        save_images(self.folder.path, update, seen.images)
+        if self.base_images is None:  # from the files, also in an uninterrupted run: both compare with the same levels
+            self.base_images = load_images(self.folder.path, 0)
+        base = replace(seen, images=self.base_images)
+        record = eval_record(seen, base, update, gradients=norms, cosines=cosines)
+        append_row(self.folder.path / EVALUATIONS, record)
+        return record

@@ -1,0 +1,30 @@
+"""The help of every command, held by files: a flag that is renamed or lost is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer.rich_utils
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from draft_core.cli.app import app
+from tests.support.golden import assert_golden
+
+
+def commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of the program, of each command and of each command below it."""
+    yield words
+    for name, below in sorted(getattr(command, "commands", {}).items()):
+        yield from commands(below, (*words, name))
+
+
+@pytest.mark.parametrize("words", list(commands(get_command(app))), ids=lambda words: " ".join(("draft", *words)))
+def test_the_help_is_that_of_the_file(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MAX_WIDTH": 100, "COLOR_SYSTEM": None, "FORCE_TERMINAL": False}.items():
+        monkeypatch.setattr(typer.rich_utils, name, value)
+    result = CliRunner().invoke(app, [*words, "--help"], prog_name="draft", color=False)
+    assert result.exit_code == 0
+    assert_golden(f"help/{'-'.join(('draft', *words))}.txt", result.output)
