@@ -149,7 +149,9 @@ def count_calls(trainer: Trainer, plan: StepPlan, calls_a_step: float) -> Calls:
     return Calls(
         plain=trainer.batches.accumulation * plain,
         with_grad=trainer.batches.accumulation * recorded,
-        recomputed=trainer.batches.accumulation * recorded if trainer.sampler.gradient_checkpointing in RECOMPUTING else 0,
+        recomputed=trainer.batches.accumulation * recorded
+        if trainer.sampler.gradient_checkpointing in RECOMPUTING
+        else 0,
         decoded=images,
         scored=images,
     )

@@ -122,7 +122,12 @@ def test_accumulated_passes_are_one_large_batch(tokenizer: Any) -> None:
 def test_passes_one_after_another_have_the_gradient_of_all_images_at_once(tokenizer: Any) -> None:
     one = trainer(tokenizer, method=DraftLV(resamples=2), max_grad_norm=1e9)
     (batch,) = one.batches.draw(0)
-    rollout = one.sampler(batch.prompts, plan=one.learner.method.plan(2, Random(0)), generator=batch.generators)
+    rollout = one.sampler(
+        batch.prompts,
+        plan=one.learner.method.plan(2, Random(0)),
+        renoising=one.learner.method.renoising(),
+        generator=batch.generators,
+    )
     loss = -one.objective(rollout.images, rollout.prompts).total.mean()
     expected = torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, one.parameters)])
     together = trainer(tokenizer, method=DraftLV(resamples=2, batched=True), max_grad_norm=1e9)
