@@ -168,7 +168,7 @@ class Ideal:
     def __init__(self, trainer: Trainer, plan: StepPlan) -> None:
         self.trainer = trainer
         self.plan = plan
-        self.prompts, generator = trainer._draw(0)
+        self.prompts, generator = drawn(trainer)
         self.seen = Recorded(trainer)
         with torch.no_grad(), self.seen:
             call_pipeline(trainer, self.prompts, generator)
@@ -227,7 +227,7 @@ def neighbour(trainer: Trainer, plan: StepPlan) -> None:
         output = forward(*args, **kwargs)
         return seams.mapped(Tensor.detach, output) if len(seen.calls) <= first else output
 
-    prompts, generator = trainer._draw(0)
+    prompts, generator = drawn(trainer)
     with seams.replaced(seen.denoiser, "forward", detached), seen:
         images = [call_pipeline(trainer, prompts, generator)]
     args, kwargs = seen.calls[-1]
@@ -240,8 +240,14 @@ def neighbour(trainer: Trainer, plan: StepPlan) -> None:
 
 def naive(trainer: Trainer, plan: StepPlan) -> None:
     """Autograd records every call and keeps all of it."""
-    prompts, generator = trainer._draw(0)
+    prompts, generator = drawn(trainer)
     update(trainer, call_pipeline(trainer, prompts, generator), prompts)
+
+
+def drawn(trainer: Trainer) -> tuple[Sequence[str], Any]:
+    """Prompts and noise of the first batch."""
+    (batch,) = trainer.batches.draw(0)
+    return batch.prompts, list(batch.generators)
 
 
 def call_pipeline(trainer: Trainer, prompts: Sequence[str], generator: Any) -> Tensor:
@@ -261,7 +267,7 @@ def call_pipeline(trainer: Trainer, prompts: Sequence[str], generator: Any) -> T
 
 def update(trainer: Trainer, images: Tensor, prompts: Sequence[str]) -> None:
     (-trainer.objective(images, prompts).total.mean()).backward()
-    torch.nn.utils.clip_grad_norm_(trainer.parameters, trainer.max_grad_norm)
+    torch.nn.utils.clip_grad_norm_(trainer.parameters, trainer.settings.max_grad_norm)
     trainer.optimizer.step()
     trainer.optimizer.zero_grad()
 
