@@ -25,7 +25,7 @@ class Loss:
     is stepped then.
 
     Arguments:
-        value: what to minimise, with gradient, ().
+        value: what to minimise, with gradient, (). Its graph is freed, so no later loss may share it.
         share: factor of `value` in its optimiser step; those of one step sum to 1 over the learner's losses. The
             trainer divides by the number of accumulated batches and averages over processes.
         of: which part it trains: "adapter", or a name of `Learner.modules()`. No other part gets a gradient of it.
