@@ -48,7 +48,7 @@ from draft_core import DifferentiableSampler, DraftK, Objective, Trainer
 from draft_core.adapters.lora import ADAPTER, add_lora
 from draft_core.cost.peak_memory import peak_memory
 from draft_core.learners.direct import DirectLearner
-from draft_core.plan import StepPlan
+from draft_core.plan import Method, StepPlan
 from draft_core.recipe.load import load_recipe
 from draft_core.runs.build import build
 from draft_core.sampling import pipelines, seams
@@ -179,7 +179,7 @@ class Ideal:
             for args, kwargs in self.seen.calls[:first]:
                 self.seen.denoiser(*args, **kwargs)
         self._recorded(self.seen.calls[first:])
-        for _ in range(self.trainer.learner.method.renoising().copies):
+        for _ in range(method_of(self.trainer).renoising().copies):
             self._recorded(self.seen.calls[-1:])
         for parameter in self.trainer.parameters:
             parameter.grad = None
@@ -231,7 +231,7 @@ def neighbour(trainer: Trainer, plan: StepPlan) -> None:
     with seams.replaced(seen.denoiser, "forward", detached), seen:
         images = [call_pipeline(trainer, prompts, generator)]
     args, kwargs = seen.calls[-1]
-    for _ in range(trainer.learner.method.renoising().copies):
+    for _ in range(method_of(trainer).renoising().copies):
         latents = seams.denoiser_input(args, kwargs).detach()
         latents = moved(seen.denoiser, latents + 0.01 * torch.randn_like(latents), args, kwargs)
         images.append(decoded_like(trainer, latents, seen.decoded[0]))
@@ -244,10 +244,15 @@ def naive(trainer: Trainer, plan: StepPlan) -> None:
     update(trainer, call_pipeline(trainer, prompts, generator), prompts)
 
 
-def drawn(trainer: Trainer) -> tuple[Sequence[str], Any]:
+def method_of(trainer: Trainer) -> Method:
+    assert isinstance(trainer.learner, DirectLearner)
+    return trainer.learner.method
+
+
+def drawn(trainer: Trainer) -> tuple[list[str], Any]:
     """Prompts and noise of the first batch."""
     (batch,) = trainer.batches.draw(0)
-    return batch.prompts, list(batch.generators)
+    return list(batch.prompts), list(batch.generators)
 
 
 def call_pipeline(trainer: Trainer, prompts: Sequence[str], generator: Any) -> Tensor:
@@ -274,7 +279,7 @@ def update(trainer: Trainer, images: Tensor, prompts: Sequence[str]) -> None:
 
 def works_of(trainer: Trainer, kinds: Sequence[str]) -> dict[str, Work]:
     """Kind of update -> it, all on one model."""
-    plan = trainer.learner.method.plan(trainer.sampler.steps, Random(0))
+    plan = method_of(trainer).plan(trainer.sampler.steps, Random(0))
     works: dict[str, Callable[[], Work]] = {
         "ours": lambda: trainer.train_step,
         "ideal": lambda: Ideal(trainer, plan),

@@ -90,8 +90,8 @@ class Tally:
 
     def back_to(self, mark: tuple[int, int, int]) -> None:
         """Forgets what was added since `mark`, and its problems."""
-        for rows, length in zip((self.scored, self.losses, self.reported), mark, strict=True):
-            del rows[length:]
+        scored, losses, reported = mark
+        del self.scored[scored:], self.losses[losses:], self.reported[reported:]
         self.problems = []
 
     def close_step(self, problems: Sequence[str], grad_norm: float, *, of_adapter: bool) -> None:

@@ -162,7 +162,8 @@ class LevelConfig(RewardConfig):
 def draft_register_methods():
     learner = "draft_imitation.learner:Imitation"
     summary = "every image moves towards the best ones of its batch"
-    return [MethodSpec(kind="imitation", summary=summary, config=ImitationConfig, learner=learner, needs_gradient=False)]
+    words = {"summary": summary, "config": ImitationConfig, "learner": learner}
+    return [MethodSpec(kind="imitation", needs_gradient=False, **words)]
 
 
 @hookimpl

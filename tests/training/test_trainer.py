@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from draft_core.adapters.lora import adapters_off, add_lora, lora_state, squared
 from draft_core.errors import CheckpointError, RewardError
 from draft_core.learners.direct import DirectLearner
 from draft_core.rewards.normalization import RunningScale
-from draft_core.training.checkpoints import load_checkpoint, save_checkpoint, write_checkpoint
+from draft_core.training.checkpoints import FORMAT, load_checkpoint, read_checkpoint, save_checkpoint, write_checkpoint
 from draft_core.training.settings import RegularizerSettings, TrainSettings
 from tests.support.tiny import Nan, Redness, RednessConfig, byte_tokenizer, tiny_pipe
 
@@ -334,3 +335,28 @@ def test_a_checkpoint_whose_optimizer_is_of_other_parameters_is_refused(
     write_checkpoint(tmp_path / "000001", replace(own.state(), optimizers={"adapter": moments}))
     with pytest.raises(CheckpointError, match=r"does not fit .*exp_avg.* of the optimizer"):
         load_checkpoint(trainer(tokenizer), tmp_path / "000001")
+
+
+def test_the_format_of_a_checkpoint_is_the_one_on_record(tokenizer: Any, tmp_path: Path) -> None:
+    """Whoever changes what a checkpoint holds raises FORMAT, and writes it into checkpoint_format.json."""
+    one = trainer(tokenizer)
+    one.train_step()
+    folder = save_checkpoint(one, tmp_path / "000001")
+    read = read_checkpoint(folder)
+    found = {
+        "format": FORMAT,
+        "files": sorted(path.name for path in folder.iterdir()),
+        "learner": sorted(read.learner),
+        "optimizers": sorted(read.optimizers),
+        "moments": sorted(read.optimizers["adapter"]["state"][0]),
+        "state": sorted(read.state),
+    }
+    assert found == json.loads(Path(__file__).with_name("checkpoint_format.json").read_text())
+
+
+def test_a_checkpoint_of_an_older_format_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    folder = save_checkpoint(trainer(tokenizer), tmp_path / "000000")
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**state, "format": FORMAT - 1}))
+    with pytest.raises(CheckpointError, match=r"state\.json is not of format 2"):
+        load_checkpoint(trainer(tokenizer), folder)
