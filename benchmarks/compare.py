@@ -444,7 +444,7 @@ def time_updates(task: Task, runs: Path) -> None:
     trainers = {}
     for method in timed:
         trainers[method.name], _ = make_trainer(task, method, rate=1e-9, seed=0)
-        trainers[method.name].method = method.timed_as or method.method
+        trainers[method.name].learner = DirectLearner(method.timed_as or method.method)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in trainers}
     for _ in range(task.rounds):
         for name, trainer in trainers.items():
