@@ -55,7 +55,9 @@ def state(output: Path) -> dict[str, Any]:
     return {
         "weights": load_file(output / "lora" / "pytorch_lora_weights.safetensors"),
         "rewards": [(line["update"], line["reward"], line["scores"]) for line in lines["metrics.jsonl"]],
-        "evaluations": [(line["update"], line["scores"], line["diversity"], line["drift"]) for line in lines["evaluations.jsonl"]],
+        "evaluations": [
+            (line["update"], line["scores"], line["diversity"], line["drift"]) for line in lines["evaluations.jsonl"]
+        ],
     }
 
 

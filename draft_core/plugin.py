@@ -1,19 +1,18 @@
-"""All that a plugin's naming file may import: it says what exists, and imports no torch.
+"""All that a plugin's naming file may import: it says what exists, and imports no torch."""
 
-Names wing. May import: plan, config, specs, hookspecs.
-"""
-
-from draft_core.plan import StepPlan
-from draft_core.registry.config import Config, Field, MethodConfig, RewardConfig
+from draft_core.plan import Renoising, StepPlan
+from draft_core.registry.config import Config, DirectConfig, Field, MethodConfig, RewardConfig
 from draft_core.registry.hooks import hookimpl
 from draft_core.registry.specs import MethodSpec, PretrainedSpec, RewardSpec
 
 __all__ = [
     "Config",
+    "DirectConfig",
+    "Field",
     "MethodConfig",
     "MethodSpec",
-    "Field",
     "PretrainedSpec",
+    "Renoising",
     "RewardConfig",
     "RewardSpec",
     "StepPlan",

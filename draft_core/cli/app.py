@@ -33,7 +33,7 @@ class _OneSentenceErrors(TyperGroup):
         except DraftError as error:
             rank = os.environ.get("RANK", "0")
             if rank != "0":
-                if error.told or isinstance(error, Interrupted):
+                if error.is_reported or isinstance(error, Interrupted):
                     raise typer.Exit from None
                 err.print(f"[bold]process {rank}:[/]", end=" ")
             err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)

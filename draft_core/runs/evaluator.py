@@ -72,10 +72,10 @@ class Evaluator:
             rewards,
             prompts,
             seeds,
-            batch_size=self.trainer.batch_size,
+            batch_size=self.trainer.settings.batch_size,
             autocast=self.trainer.accelerator.autocast,
             progress=lambda done, total: self.progress(stage, done, total, "images"),
-            share=(processes.place, processes.count),
+            share=(processes.rank, processes.world_size),
             gather=processes.gather,
         )
 

@@ -34,7 +34,13 @@ from draft_core.reporting.run_record import (
     write_facts,
     write_whole,
 )
-from draft_core.training.checkpoints import checkpoints, prune, read_checkpoint
+from draft_core.training.checkpoints import (
+    checkpoints,
+    load_checkpoint,
+    prune,
+    read_checkpoint,
+    save_checkpoint,
+)
 from draft_core.training.distributed import Processes
 from draft_core.training.step_report import StepReport
 from draft_core.training.trainer import Trainer
@@ -124,8 +130,8 @@ class RunFolder:
             CheckpointError: if a checkpoint is of another run, or none of several can be used.
         """
         found = self.write(partial(self._restore, trainer))
-        if found.checkpoint is not None and self.processes.place > 0:
-            trainer.load_checkpoint(found.checkpoint)
+        if found.checkpoint is not None and self.processes.rank > 0:
+            load_checkpoint(trainer, found.checkpoint)
         return found
 
     def checkpoint(self, trainer: Trainer, *, seconds: float, spare: int) -> Path:
@@ -172,7 +178,7 @@ class RunFolder:
         return work()
 
     def _restore(self, trainer: Trainer) -> Restored:
-        found = _load_newest(self.path, trainer, self.processes.count)
+        found = _load_newest(self.path, trainer, self.processes.world_size)
         (self.path / FACTS).unlink(missing_ok=True)
         rewrite_rows(self.path / METRICS, _rows_until(self.path / METRICS, StepReport, trainer.done))
         if _are_readable(self.path, 0):
@@ -184,12 +190,13 @@ class RunFolder:
         folder = self.path / "checkpoints"
         if self.saved == trainer.done:  # writing it again would first delete what is there
             return folder / f"{trainer.done:06d}"
-        saved = trainer.save_checkpoint(
+        saved = save_checkpoint(
+            trainer,
             folder / f"{trainer.done:06d}",
             recipe=dump_recipe(self.recipe),
             versions=self.recipe.versions,
             seconds=seconds,
-            processes=self.processes.count,
+            processes=self.processes.world_size,
         )
         prune(folder, keep=self.recipe.checkpoint.keep, spare=[spare])
         self.saved = trainer.done
@@ -220,7 +227,7 @@ def _load_newest(path: Path, trainer: Trainer, processes: int) -> Restored:
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
             continue
-        state = trainer.load_checkpoint(folder)  # one of another run is an error, and stays where it is
+        state = load_checkpoint(trainer, folder)  # one of another run is an error, and stays where it is
         before, now = state.get("processes", 1), processes
         change = "" if before == now else f", with {now} process(es) instead of {before}: equal but for rounding"
         notes.append(f"going on after update {trainer.done}{change}")

@@ -22,6 +22,7 @@ from draft_core.evaluation.collapse import CollapseRule, EvalRecord, Verdict
 from draft_core.recipe.resolve import ResolvedRecipe, resolve_recipe
 from draft_core.recipe.schema import RecipeBase
 from draft_core.registry.catalog import Catalog, load_catalog
+from draft_core.registry.config import DirectConfig
 from draft_core.reporting.page import write_report
 from draft_core.reporting.run_record import Facts
 from draft_core.runs.build import build, build_objective
@@ -82,8 +83,8 @@ def run_recipe(
         forget_settings()
         started = time.perf_counter()
         processes = Processes(cpu=recipe.device == "cpu")
-        progress = progress if processes.place == 0 else silent
-        resolved = resolve_recipe(recipe, catalog, versions=versions(catalog), processes=processes.count)
+        progress = progress if processes.rank == 0 else silent
+        resolved = resolve_recipe(recipe, catalog, versions=versions(catalog), processes=processes.world_size)
         recipe = resolved.recipe
         continued = processes.on_main(
             lambda: is_continued(recipe, recipe.output, resume=resume, overwrite=overwrite, force=force)
@@ -146,7 +147,7 @@ def _train(run: _Run, progress: Progress, stop: Stop) -> Verdict:
     verdict = rule.verdict(records[0], records[-1])
     if rule.ends(verdict):
         return verdict
-    with _tensorboard(run.resolved.recipe, is_main=trainer.processes.place == 0) as track:
+    with _tensorboard(run.resolved.recipe, is_main=trainer.processes.rank == 0) as track:
         for report in trainer:
             folder.append(report)
             track(report)
@@ -201,7 +202,9 @@ def _require_call(recipe: RecipeBase, trainer: Trainer) -> None:
         raise RecipeError("fp16 needs a GPU", where="train.mixed_precision", next="use bf16, or no")
     pipe = type(trainer.sampler.pipe).__name__
     try:
-        recipe.method.plan(trainer.sampler.steps, Random(0))
+        steps = trainer.sampler.steps
+        if isinstance(recipe.method, DirectConfig):
+            recipe.method.plan(steps, Random(0))
     except DraftError:
         raise
     except Exception as error:  # whatever a pipeline raises at arguments that it does not like

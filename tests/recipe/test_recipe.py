@@ -36,7 +36,10 @@ def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
         ("rewards.0={contrast: 1}", "rewards.0: it does not say its kind; add for example `kind: jpeg`"),
         ("rewards=[]", "rewards: the list is empty; give at least one entry"),
         ("rewards=redness", "rewards: input should be a list, not 'redness'"),
-        ("rewards.0.kind=brightness", "reward 'brightness' has no gradient, it only measures; train on one of redness"),
+        (
+            "rewards.0.kind=brightness",
+            "reward 'brightness' has no gradient, which method 'draft-lv' needs; train on one of redness",
+        ),
         ("train.stpes=3", "recipe: train.stpes: unknown field 'stpes'; did you mean 'steps'?"),
         ("train.steps=many", "train.steps: input should be a valid integer"),
         ("model.lora.rnk=3", "model.lora.rnk: unknown field 'rnk'; did you mean 'rank'?"),

@@ -45,6 +45,7 @@ from typing import Literal
 
 from draft_core.plugin import PretrainedSpec, RewardConfig, RewardSpec, hookimpl
 
+DRAFT_API_VERSION = 2
 FOLDER = Path(__file__).parent
 (FOLDER / ("pid-" + os.environ.get("RANK", "launcher"))).write_text(str(os.getpid()))
 
@@ -173,7 +174,9 @@ def test_a_run_of_two_processes_is_written_once_and_sees_what_one_sees(folder: P
         for name in ("redness", "brightness"):
             torch.testing.assert_close(here.scores[name], there.scores[name], rtol=0, atol=1e-5)
         assert here.gradients == there.gradients == {}
-        images = [load_images(record.folder, evaluation.update) for record, evaluation in ((together, here), (alone, there))]
+        images = [
+            load_images(record.folder, evaluation.update) for record, evaluation in ((together, here), (alone, there))
+        ]
         torch.testing.assert_close(*images, rtol=0, atol=1.5 / 255)
     for here, there in zip(together.reports, alone.reports, strict=True):
         torch.testing.assert_close([here.loss, here.grad_norm], [there.loss, there.grad_norm], rtol=1e-4, atol=1e-6)

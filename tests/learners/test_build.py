@@ -1,0 +1,64 @@
+"""What a method's factory makes is checked against what its spec says."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+
+from draft_core.errors import PluginError
+from draft_core.learners.direct import DirectLearner
+from draft_core.plugin import MethodConfig, MethodSpec
+from draft_core.registry.catalog import Catalog, Distribution, Entry
+from draft_core.registry.methods import DraftK
+from draft_core.runs.build import build_learner
+
+
+class OddConfig(MethodConfig):
+    """A method of somebody else's."""
+
+    kind: Literal["odd"] = "odd"
+
+
+def greedy(config: Any) -> DirectLearner:
+    """A learner that needs the gradient."""
+    return DirectLearner(config)
+
+
+def incomplete(config: Any) -> dict[str, Any]:
+    """No learner."""
+    return {}
+
+
+def broken(config: Any) -> Any:
+    """A bug."""
+    raise KeyError("weights")
+
+
+@pytest.mark.parametrize(
+    ("factory", "sentence"),
+    [
+        (
+            "greedy",
+            "method 'odd' of draft-odd 1: its spec says needs_gradient = False, its learner True; tell its author.",
+        ),
+        (
+            "incomplete",
+            "method 'odd' of draft-odd 1: its factory made dict, which has no needs_gradient; tell its author.",
+        ),
+        ("broken", "method 'odd' of draft-odd 1: it cannot be built (KeyError: 'weights'); tell its author."),
+    ],
+)
+def test_a_learner_that_contradicts_its_spec_is_refused(factory: str, sentence: str) -> None:
+    learner = f"tests.learners.test_build:{factory}"
+    spec = MethodSpec(kind="odd", summary="s", config=OddConfig, learner=learner, needs_gradient=False)
+    catalog = Catalog(methods={"odd": Entry(spec, Distribution("draft-odd", "1"))})
+    with pytest.raises(PluginError) as caught:
+        build_learner(OddConfig(), catalog)
+    assert str(caught.value) == sentence
+
+
+def test_our_own_methods_have_the_direct_learner() -> None:
+    learner = build_learner(DraftK(k=2), Catalog())
+    assert isinstance(learner, DirectLearner)
+    assert learner.method == DraftK(k=2)
