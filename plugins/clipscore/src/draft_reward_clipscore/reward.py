@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize as unit_length
 
-from draft_core.rewards.inputs import PromptMemory, checked_images
-from draft_core.rewards.protocol import FrozenModule
+from draft_core.rewards import FrozenModule, PromptMemory, checked_images
 from draft_reward_clipscore import ClipScoreConfig
 from draft_reward_clipscore.encoders import WHERE, load_encoder
 

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 from torch.nn.functional import normalize as unit_length
 
+from draft_core.rewards import FrozenModule, PromptMemory, checked_images
 from draft_core.rewards.images import CLIP_MEAN, CLIP_STD, normalize
-from draft_core.rewards.inputs import PromptMemory, checked_images
-from draft_core.rewards.protocol import FrozenModule
 from draft_core.rewards.weights import RANDOM, HubFile, load_strict, locate, read_tensors, seeded
 from draft_reward_hpsv2 import Hpsv2Config
 
