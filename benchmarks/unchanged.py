@@ -1,9 +1,9 @@
-"""Whether this tree trains as an earlier commit does, bit for bit; run it before and after a change that should alter nothing.
+"""Whether this tree trains as an earlier commit does, in every bit; run it when a change should alter nothing.
 
 `python benchmarks/unchanged.py 361a6a9 [--markdown table.md]` checks the commit out beside the tree and lets both train
 the same small recipes, each tree in processes of its own: every method on the embedded model, and DRaFT-K and
-DRaFT-LV on small random pipelines of seven families. It compares the trained LoRA, every row of the metrics and every score of the
-evaluations, and ends with exit code 1 if anything differs that `INTENDED` does not list.
+DRaFT-LV on small random pipelines of seven families. It compares the trained LoRA, every row of the metrics and every
+score of the evaluations, and ends with exit code 1 if anything differs that `INTENDED` does not list.
 """
 
 from __future__ import annotations
@@ -296,7 +296,7 @@ def leave_plots_empty() -> None:
     """The report's plots show nothing: they are not compared, and to draw them takes a third of a run."""
     from matplotlib.figure import Figure
 
-    setattr(Figure, "draw", lambda figure, renderer: None)
+    Figure.draw = lambda figure, renderer: None  # type: ignore[assignment]
 
 
 def in_former_words(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""All that a plugin's naming file may import: it says what exists, and imports no torch.
-
-Names wing. May import: plan, config, specs, hookspecs.
-"""
+"""All that a plugin's naming file may import: it says what exists, and imports no torch."""
 
 from draft_core.plan import StepPlan
 from draft_core.registry.config import Config, Field, MethodConfig, RewardConfig

@@ -1,7 +1,4 @@
-"""The reward contract, for plugin authors: inherit `RewardContract` in a test, or run `draft rewards check`.
-
-May import the whole library; nothing in the library but the command line imports it.
-"""
+"""The reward contract, for plugin authors: inherit `RewardContract` in a test, or run `draft rewards check`."""
 
 from draft_core.testing.checks import CHECKS, Subject, Violation
 from draft_core.testing.contract import RewardContract
