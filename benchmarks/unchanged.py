@@ -355,7 +355,7 @@ def difference(base: Any, tree: Any) -> float:
         return max([0.0, *(difference(base[n], tree[n]) for n in names[0])]) if names[0] == names[1] else math.inf
     if isinstance(base, list) and isinstance(tree, list):
         pairs = zip(base, tree, strict=False)
-        return max([0.0, *(difference(*pair) for pair in pairs)]) if len(base) == len(tree) else math.inf
+        return max([0.0, *(difference(one, other) for one, other in pairs)]) if len(base) == len(tree) else math.inf
     if base == tree and type(base) is type(tree):
         return 0.0
     if isinstance(base, float) and isinstance(tree, float):
