@@ -22,7 +22,7 @@ RETIRED = {
     r"|\b(?:a|an|one|each|every|the|this|that|first|last|best|next|same|two|three|all|no) looks?\b(?! at)",
     "picture": r"\b\w*[Pp]ictures?(?:\b|_)\w*|\b\w*_pictured?\w*|\bPICTURE\w*",
     "graded": r"\b(?:un)?graded\b|\bGraded\w*|\w+_graded\b",
-    "together": r"\btogether *=|\.together\b|\btogether: (?:true|false)\b|`together`",
+    "together": r"\btogether=|\.together\b|\btogether: (?:true|false)\b|`together`",
     "measures": r"^measures:|\brecipe\.measures\b|[\"'`]measures[\"'`:]",
     "Elsewhere": r"\bElsewhere\b",
     "PromptMemory": r"\bPromptMemory\b|\bprompt_memory\b",
