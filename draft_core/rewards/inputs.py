@@ -11,7 +11,12 @@ from draft_core.errors import RewardError
 
 
 def checked_images(images: torch.Tensor, prompts: Sequence[str], *, where: str) -> torch.Tensor:
-    """The images in float32, with their gradient.
+    """The images in float32, (B, 3, H, W), with their gradient.
+
+    Arguments:
+        images: what a reward is given.
+        prompts: what it is given beside them.
+        where: who checks, such as "reward 'hpsv2'"; it begins an error's sentence.
 
     Raises:
         RewardError: unless they are a floating-point batch (B, 3, H, W) with B prompts.

@@ -47,7 +47,7 @@ class Objective(FrozenModule):
         self.eval()  # the rewards too, which need not be frozen modules themselves
 
     def forward(self, images: torch.Tensor, prompts: Sequence[str]) -> Scores:
-        """The scores of `images`, (N, 3, H, W) in [0, 1], for their N prompts.
+        """The scores of `images`, (N, 3, H, W) in [0, 1], for their N `prompts`.
 
         Of a video, (N, F, 3, H, W), every frame is scored by itself with its prompt, and the score is the mean.
 

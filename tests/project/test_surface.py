@@ -95,7 +95,7 @@ def inherited(cls: type, method: str) -> str:
 
 
 def parameters(value: Any) -> set[str]:
-    """What has to be explained: a function's parameters, a dataclass's fields, a config's fields without description."""
+    """What has to be explained: a function's parameters, a dataclass's fields, a config's fields that have no text."""
     if isinstance(value, property):
         return set()
     if inspect.isclass(value):
