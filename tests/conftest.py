@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from fnmatch import fnmatchcase
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -18,8 +19,7 @@ from tests.support.tiny import tiny_catalog
 # on large models that a fast test makes on small ones.
 SLOW = (
     "plugins/adversarial/tests/test_contract.py::TestRealWeights",
-    "plugins/adversarial/tests/test_parity.py::test_real_weights",
-    "plugins/clipscore/tests/test_parity.py",
+    "plugins/*/tests/test_parity.py",
     "plugins/jpeg/tests/test_acceptance.py",
     "tests/cli/test_app.py::test_a_run_fills_its_folder_and_can_be_resumed_but_not_overwritten_by_accident",
     "tests/cli/test_app.py::test_ctrl_c_saves_and_the_resumed_run_is_the_uninterrupted_one",
@@ -50,7 +50,7 @@ torch.set_num_threads(1)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the slow tests."""
     for item in items:
-        if item.nodeid.startswith(SLOW):
+        if any(fnmatchcase(item.nodeid, f"{slow}*") for slow in SLOW):
             item.add_marker(pytest.mark.slow)
 
 

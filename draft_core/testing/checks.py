@@ -70,7 +70,10 @@ class Subject:
         return 0.2 + 0.6 * (0.5 * shapes + 0.3 * ramp + 0.2 * texture)
 
     def score(self, images: torch.Tensor, prompts: tuple[str, ...] | None = None) -> torch.Tensor:
-        """Scores (B,) of `images` (B, 3, H, W) in [0, 1], without gradient; the first of `PROMPTS` stand in for `prompts`."""
+        """Scores (B,) of `images` (B, 3, H, W) in [0, 1], without gradient.
+
+        `prompts` that are left out are the first B of `PROMPTS`.
+        """
         with torch.no_grad():
             scores: torch.Tensor = self.reward(images, list(prompts or PROMPTS[: len(images)]))
         return scores

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import SLOW
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -71,6 +73,14 @@ def test_a_module_opens_with_what_it_does() -> None:
     assert [
         name_of(module) for module in MODULES if not ast.get_docstring(ast.parse(module.read_text(encoding="utf-8")))
     ] == []
+
+
+@pytest.mark.parametrize("slow", SLOW)
+def test_what_is_listed_as_slow_is_there(slow: str) -> None:
+    pattern, _, name = slow.partition("::")
+    files = list(ROOT.glob(pattern))
+    assert files
+    assert not name or any(re.search(rf"(?:def|class) {name}\b", file.read_text(encoding="utf-8")) for file in files)
 
 
 def test_the_contracts_are_short_and_name_no_package_often() -> None:
