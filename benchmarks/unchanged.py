@@ -314,12 +314,12 @@ def compare(base: Path, tree: Path) -> dict[str, float]:
     """What differs between two run folders -> the largest absolute difference; empty if all is equal in every bit."""
     if missing := [str(folder.parent.name) for folder in (base, tree) if not (folder / "metrics.jsonl").is_file()]:
         return {f"no run in {' and '.join(missing)}": math.inf}
-    files = {
-        "LoRA": [lora(folder) for folder in (base, tree)],
-        "metrics": [rows(folder / "metrics.jsonl") for folder in (base, tree)],
-        "evaluations": [rows(evaluations(folder)) for folder in (base, tree)],
+    parts: dict[str, tuple[Any, Any]] = {
+        "LoRA": (lora(base), lora(tree)),
+        "metrics": (rows(base / "metrics.jsonl"), rows(tree / "metrics.jsonl")),
+        "evaluations": (rows(evaluations(base)), rows(evaluations(tree))),
     }
-    sizes = {what: difference(*both) for what, both in files.items()}
+    sizes = {what: difference(*both) for what, both in parts.items()}
     return {what: size for what, size in sizes.items() if size > 0}
 
 
