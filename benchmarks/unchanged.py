@@ -342,7 +342,8 @@ def evaluations(folder: Path) -> Path:
 def difference(base: Any, tree: Any) -> float:
     """The largest absolute difference between numbers at the same place; infinite where anything else differs.
 
-    Numbers that are equal but for the last bit differ; two that are both not a number do not.
+    Numbers that are equal but for the last bit differ; two that are both not a number do not,
+    and neither does a field that only the tree has and leaves empty.
     """
     if isinstance(base, torch.Tensor) and isinstance(tree, torch.Tensor):
         if base.shape != tree.shape or base.dtype != tree.dtype:
@@ -351,8 +352,10 @@ def difference(base: Any, tree: Any) -> float:
             return 0.0
         return difference(base.flatten().tolist(), tree.flatten().tolist())
     if isinstance(base, dict) and isinstance(tree, dict):
-        names = [{*part} - IGNORED for part in (base, tree)]
-        return max([0.0, *(difference(base[n], tree[n]) for n in names[0])]) if names[0] == names[1] else math.inf
+        added = {name for name in tree.keys() - base.keys() if tree[name] in ({}, [], None)}  # a new field, not used
+        if base.keys() - IGNORED != tree.keys() - added - IGNORED:
+            return math.inf
+        return max([0.0, *(difference(base[name], tree[name]) for name in base.keys() - IGNORED)])
     if isinstance(base, list) and isinstance(tree, list):
         pairs = zip(base, tree, strict=False)
         return max([0.0, *(difference(one, other) for one, other in pairs)]) if len(base) == len(tree) else math.inf

@@ -76,6 +76,7 @@ PLANTED = {
     "a row less": (last_row_lost, "metrics", math.inf),
     "a loss": (changed_row("metrics.jsonl", lambda row: row.update(loss=0.25)), "metrics", 0.05),
     "a field less": (changed_row("metrics.jsonl", lambda row: row.pop("skipped")), "metrics", math.inf),
+    "a field more": (changed_row("metrics.jsonl", lambda row: row.update(more=1)), "metrics", math.inf),
     "a number where none was": (changed_row("metrics.jsonl", lambda row: row.update(skipped=1)), "metrics", math.inf),
     "a loss that is no number": (
         changed_row("metrics.jsonl", lambda row: row.update(loss=math.nan)),
@@ -98,7 +99,7 @@ PLANTED = {
 def test_the_same_run_is_equal_whatever_its_seconds_and_its_files_name(unchanged: ModuleType, tmp_path: Path) -> None:
     base = write_run(tmp_path / "base" / "case", evaluations="looks.jsonl")
     tree = write_run(tmp_path / "tree" / "case")
-    changed_row("metrics.jsonl", lambda row: row.update(seconds=9.0))(tree)
+    changed_row("metrics.jsonl", lambda row: row.update(seconds=9.0, further={}))(tree)
     assert unchanged.compare(base, tree) == {}
 
 
