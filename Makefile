@@ -47,9 +47,9 @@ emoji: install  ## train the embedded model anew, from its images to its package
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e './plugins/emoji[training]'
 	$(BIN)/python plugins/emoji/training/train.py all --work runs/emoji
 
-bench: install  ## measure the JPEG surrogate, every port against its original, and the cost of an update
+bench: install  ## measure the JPEG surrogate, every port against its reference, and the cost of an update
 	$(BIN)/python benchmarks/jpeg_surrogate.py
-	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python benchmarks/reference_scorers.py
 	$(BIN)/python benchmarks/cost.py
 
 compare: install  ## train with every method and compare them, into docs/images/compare.png: hours

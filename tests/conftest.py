@@ -19,7 +19,7 @@ from tests.support.tiny import tiny_catalog
 # on large models that a fast test makes on small ones.
 SLOW = (
     "plugins/adversarial/tests/test_contract.py::TestRealWeights",
-    "plugins/*/tests/test_parity.py",
+    "plugins/*/tests/test_reference.py",
     "plugins/jpeg/tests/test_acceptance.py",
     "tests/cli/test_app.py::test_a_run_fills_its_folder_and_can_be_resumed_but_not_overwritten_by_accident",
     "tests/cli/test_app.py::test_ctrl_c_saves_and_the_resumed_run_is_the_uninterrupted_one",

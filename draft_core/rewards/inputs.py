@@ -34,7 +34,7 @@ def checked_images(images: torch.Tensor, prompts: Sequence[str], *, where: str) 
     return images.float()
 
 
-class PromptMemory:
+class TextFeatureCache:
     """The text features of the prompts seen last, so that a text encoder runs once for each.
 
     A prompt is always encoded alone: its features are then the same in every bit, whatever stood beside it

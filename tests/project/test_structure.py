@@ -121,7 +121,7 @@ PLANTED = {
         "import draft_core.rewards.objective",
     ),
     "torch in a naming file": ("a plugin's naming file", "jpeg/__init__.py", "import torch"),
-    "the reference in a reward": ("no reward leans", "jpeg/reward.py", "import draft_reward_jpeg.reference"),
+    "the reference in a reward": ("no reward imports", "jpeg/reward.py", "import draft_reward_jpeg.reference"),
 }
 
 
