@@ -56,10 +56,11 @@ from draft_core import (
 )
 from draft_core.adapters.lora import add_lora
 from draft_core.evaluation.evaluate import evaluate
-from draft_core.plugin import MethodConfig
+from draft_core.learners.direct import DirectLearner
+from draft_core.plugin import DirectConfig
 from draft_core.recipe.resolve import resolve_prompts
-from draft_core.recipe.schema import TrainConfig
 from draft_core.rewards.protocol import FrozenModule
+from draft_core.training.settings import TrainSettings
 
 MARK = 0.92  # of the base model's bytes: far enough to tell methods apart, and images still show their things
 FLOOR = 0.93  # of the base model's alignment
@@ -82,9 +83,9 @@ class Method:
     """
 
     name: str
-    method: MethodConfig
+    method: DirectConfig
     checkpointing: bool = False
-    timed_as: MethodConfig | None = None
+    timed_as: DirectConfig | None = None
     timed: bool = True
     sampler_steps: int | None = None
 
@@ -373,9 +374,10 @@ def make_trainer(task: Task, method: Method, rate: float, seed: int) -> tuple[Tr
     )
     assert sampler.steps == steps  # counted now, so that the first update need not
     gauge = DriftGauge(load_reward("jpeg", quality=QUALITY))
-    config = TrainConfig(steps=task.budget, batch_size=task.batch_size, learning_rate=rate, seed=seed)
+    settings = TrainSettings(steps=task.budget, batch_size=task.batch_size, learning_rate=rate, seed=seed)
     prompts = resolve_prompts("emoji-train", load_catalog())
-    trainer = Trainer(sampler, Objective({"jpeg": gauge}), method.method, prompts, device="cpu", **config.model_dump())
+    learner = DirectLearner(method.method)
+    trainer = Trainer(sampler, Objective({"jpeg": gauge}), learner, prompts, settings, device="cpu")
     return trainer, gauge
 
 

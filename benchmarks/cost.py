@@ -47,11 +47,12 @@ from torch.utils.checkpoint import checkpoint
 from draft_core import DifferentiableSampler, DraftK, Objective, Trainer
 from draft_core.adapters.lora import ADAPTER, add_lora
 from draft_core.cost.peak_memory import peak_memory
+from draft_core.learners.direct import DirectLearner
 from draft_core.plan import StepPlan
 from draft_core.recipe.load import load_recipe
-from draft_core.recipe.schema import TrainConfig
 from draft_core.runs.build import build
 from draft_core.sampling import pipelines, seams
+from draft_core.training.settings import TrainSettings
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "cost.md"
 MEGABYTE = 1e6
@@ -167,7 +168,7 @@ class Ideal:
     def __init__(self, trainer: Trainer, plan: StepPlan) -> None:
         self.trainer = trainer
         self.plan = plan
-        self.prompts, generator = trainer._draw(0)
+        self.prompts, generator = drawn(trainer)
         self.seen = Recorded(trainer)
         with torch.no_grad(), self.seen:
             call_pipeline(trainer, self.prompts, generator)
@@ -178,7 +179,7 @@ class Ideal:
             for args, kwargs in self.seen.calls[:first]:
                 self.seen.denoiser(*args, **kwargs)
         self._recorded(self.seen.calls[first:])
-        for _ in range(self.trainer.method.renoising().copies):
+        for _ in range(self.trainer.learner.method.renoising().copies):
             self._recorded(self.seen.calls[-1:])
         for parameter in self.trainer.parameters:
             parameter.grad = None
@@ -226,11 +227,11 @@ def neighbour(trainer: Trainer, plan: StepPlan) -> None:
         output = forward(*args, **kwargs)
         return seams.mapped(Tensor.detach, output) if len(seen.calls) <= first else output
 
-    prompts, generator = trainer._draw(0)
+    prompts, generator = drawn(trainer)
     with seams.replaced(seen.denoiser, "forward", detached), seen:
         images = [call_pipeline(trainer, prompts, generator)]
     args, kwargs = seen.calls[-1]
-    for _ in range(trainer.method.renoising().copies):
+    for _ in range(trainer.learner.method.renoising().copies):
         latents = seams.denoiser_input(args, kwargs).detach()
         latents = moved(seen.denoiser, latents + 0.01 * torch.randn_like(latents), args, kwargs)
         images.append(decoded_like(trainer, latents, seen.decoded[0]))
@@ -239,8 +240,14 @@ def neighbour(trainer: Trainer, plan: StepPlan) -> None:
 
 def naive(trainer: Trainer, plan: StepPlan) -> None:
     """Autograd records every call and keeps all of it."""
-    prompts, generator = trainer._draw(0)
+    prompts, generator = drawn(trainer)
     update(trainer, call_pipeline(trainer, prompts, generator), prompts)
+
+
+def drawn(trainer: Trainer) -> tuple[Sequence[str], Any]:
+    """Prompts and noise of the first batch."""
+    (batch,) = trainer.batches.draw(0)
+    return batch.prompts, list(batch.generators)
 
 
 def call_pipeline(trainer: Trainer, prompts: Sequence[str], generator: Any) -> Tensor:
@@ -260,14 +267,14 @@ def call_pipeline(trainer: Trainer, prompts: Sequence[str], generator: Any) -> T
 
 def update(trainer: Trainer, images: Tensor, prompts: Sequence[str]) -> None:
     (-trainer.objective(images, prompts).total.mean()).backward()
-    torch.nn.utils.clip_grad_norm_(trainer.parameters, trainer.max_grad_norm)
+    torch.nn.utils.clip_grad_norm_(trainer.parameters, trainer.settings.max_grad_norm)
     trainer.optimizer.step()
     trainer.optimizer.zero_grad()
 
 
 def works_of(trainer: Trainer, kinds: Sequence[str]) -> dict[str, Work]:
     """Kind of update -> it, all on one model."""
-    plan = trainer.method.plan(trainer.sampler.steps, Random(0))
+    plan = trainer.learner.method.plan(trainer.sampler.steps, Random(0))
     works: dict[str, Callable[[], Work]] = {
         "ours": lambda: trainer.train_step,
         "ideal": lambda: Ideal(trainer, plan),
@@ -395,8 +402,8 @@ def family_trainer(name: str, steps: int) -> Trainer:
     call = {name: value for name, value in family.call(torch.float32).items() if name not in SECOND_CALL}
     sampler = DifferentiableSampler(pipe, num_inference_steps=steps, **call)
     objective = Objective({"redness": tiny.Redness(tiny.RednessConfig())})
-    settings = TrainConfig(batch_size=2, learning_rate=1e-5).model_dump()
-    return Trainer(sampler, objective, DraftK(k=1), family.prompts, device="cpu", **settings)
+    settings = TrainSettings(batch_size=2, learning_rate=1e-5)
+    return Trainer(sampler, objective, DirectLearner(DraftK(k=1)), family.prompts, settings, device="cpu")
 
 
 @dataclass

@@ -25,11 +25,11 @@ class DraftError(Exception):
         next: what to do about it, as an imperative.
 
     Attributes:
-        told: whether the main process of several tells it already.
+        is_reported: whether the main process of several reports it, so that this one need not.
     """
 
     exit_code = 2
-    told = False
+    is_reported = False
 
     def __init__(self, what: str, *, where: str | None = None, next: str | None = None) -> None:
         self.what, self.where, self.next = what, where, next

@@ -1,16 +1,18 @@
 """All that a plugin's naming file may import: it says what exists, and imports no torch."""
 
-from draft_core.plan import StepPlan
-from draft_core.registry.config import Config, Field, MethodConfig, RewardConfig
+from draft_core.plan import Renoising, StepPlan
+from draft_core.registry.config import Config, DirectConfig, Field, MethodConfig, RewardConfig
 from draft_core.registry.hooks import hookimpl
 from draft_core.registry.specs import MethodSpec, PretrainedSpec, RewardSpec
 
 __all__ = [
     "Config",
+    "DirectConfig",
     "Field",
     "MethodConfig",
     "MethodSpec",
     "PretrainedSpec",
+    "Renoising",
     "RewardConfig",
     "RewardSpec",
     "StepPlan",

@@ -99,7 +99,7 @@ def loading_lines(folder: Path, shown: Path) -> list[str]:
         if CONFIG_KEY in (opened.metadata() or {}):  # the pipeline has no loader of its own
             return [
                 "from pathlib import Path",
-                "from draft_core.adapters.lora import load_lora",
+                "from draft_core.adapters.files import load_lora",
                 f"load_lora(pipe, Path({str(shown)!r}))",
             ]
     prefix = _file_of("").removesuffix(".safetensors")

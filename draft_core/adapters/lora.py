@@ -1,13 +1,19 @@
-"""LoRA on a pipeline's denoiser: a thin layer over peft and diffusers' own loaders."""
+"""LoRA on a pipeline: a thin layer over peft and diffusers' own loaders.
+
+Training adapts the denoisers. A LoRA that was loaded from a file may sit in text encoders too, and is scaled and
+switched off there as well.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.helpers import rescale_adapter_scale
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -25,6 +31,55 @@ FURTHER_TARGETS: dict[str, tuple[str, ...]] = {
     "Flux2Transformer2DModel": ("attn.to_qkv_mlp_proj", "attn.to_out"),
     "Kandinsky5Transformer3DModel": ("to_query", "to_key", "to_value", "attention.out_layer"),
 }
+
+
+class Lora:
+    """The LoRA of a pipeline, as `adapter.Adapter` describes it.
+
+    Arguments:
+        pipe: a diffusers pipeline.
+        rank, alpha, targets: as in `add_lora`; for `attach` alone.
+    """
+
+    def __init__(
+        self, pipe: Any, *, rank: int = 8, alpha: float | None = None, targets: Sequence[str] | None = None
+    ) -> None:
+        self.pipe = pipe
+        self.rank, self.alpha, self.targets = rank, alpha, targets
+
+    def attach(self) -> None:
+        """Adds it to the denoisers, freezing all else; raises RecipeError if no layer matches."""
+        add_lora(self.pipe, rank=self.rank, alpha=self.alpha, targets=self.targets)
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The denoisers' weights that require a gradient, in a fixed order."""
+        return list(trainable(self.pipe))
+
+    def base_model(self) -> AbstractContextManager[None]:
+        """The base model inside, in every component."""
+        return adapters_off(self.pipe)
+
+    def scaled(self, scale: float) -> AbstractContextManager[None]:
+        """Its contribution times `scale` inside, in every component."""
+        return adapters_scaled(self.pipe, scale)
+
+    def penalty(self) -> torch.Tensor:
+        """The squared Frobenius norm of what it adds to the denoisers' weights, with gradient, ()."""
+        return squared_norm(self.pipe)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The denoisers' LoRA weights on the CPU, in peft's names behind the component's."""
+        return lora_state(self.pipe)
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Puts weights of `state_dict` back; raises CheckpointError if they do not fit."""
+        set_lora_state(self.pipe, dict(state))
+
+    def save(self, folder: Path) -> Path:
+        """Writes it as `files.save_lora` does; returns the file."""
+        from draft_core.adapters.files import save_lora  # which builds on this module
+
+        return save_lora(self.pipe, folder)
 
 
 def add_lora(pipe: Any, *, rank: int, alpha: float | None = None, targets: Sequence[str] | None = None) -> None:
@@ -73,50 +128,61 @@ def trainable(pipe: Any) -> Iterator[torch.nn.Parameter]:
 
 @contextmanager
 def adapters_off(pipe: Any) -> Iterator[None]:
-    """The base model inside, without a second copy of it; the tuned one afterwards."""
-    layers = [layer for _, layer in _adapted_layers(pipe)]
+    """The base model inside, without a second copy of it and in every component; the tuned one afterwards."""
+    layers = [layer for component in _adapted_components(pipe) for layer in _adapted_layers(component)]
+    weights = [(weight, weight.requires_grad) for layer in layers for weight in layer.parameters()]
     for layer in layers:
         layer.enable_adapters(False)
     try:
         yield
     finally:
         for layer in layers:
-            layer.enable_adapters(True)
+            layer.enable_adapters(True)  # which also makes peft's active adapter trainable
+        for weight, requires_grad in weights:
+            weight.requires_grad_(requires_grad)
 
 
 @contextmanager
 def adapters_scaled(pipe: Any, scale: float) -> Iterator[None]:
-    """The adapter's contribution times `scale` inside: 0 is the base model, 1 what was trained; 1 afterwards."""
-    set_scale(pipe, scale)
-    try:
+    """The adapter's contribution times `scale` inside, in every component, and as before afterwards.
+
+    0 is the base model, 1 what was trained.
+    """
+    with ExitStack() as stack:
+        for component in _adapted_components(pipe):
+            stack.enter_context(rescale_adapter_scale(component, scale))
         yield
-    finally:
-        set_scale(pipe, 1.0)
 
 
 def set_scale(pipe: Any, scale: float) -> None:
-    """Multiplies the adapter's contribution, as it was trained, by `scale`."""
-    for _, layer in _adapted_layers(pipe):
-        layer.set_scale(ADAPTER, scale)
+    """Multiplies the adapter's contribution, as it was trained, by `scale` from now on, in every component."""
+    for component in _adapted_components(pipe):
+        for layer in _adapted_layers(component):
+            layer.set_scale(ADAPTER, scale)
 
 
 def squared_norm(pipe: Any) -> torch.Tensor:
-    """Sum over layers of |scale B A|^2, the squared Frobenius norm of what the LoRA adds, with gradient, ().
+    """Sum over the denoisers' layers of |scale B A|^2, the squared Frobenius norm of what the LoRA adds, with gradient.
 
     The product is never built: |B A|^2 = sum((B^T B) * (A A^T)).
     """
     norms = []
-    for _, layer in _adapted_layers(pipe):
+    for layer in (layer for denoiser in find_denoisers(pipe).values() for layer in _adapted_layers(denoiser)):
         down, up = layer.lora_A[ADAPTER].weight.flatten(1), layer.lora_B[ADAPTER].weight.flatten(1)
         norms.append(((up.T @ up) * (down @ down.T)).sum() * layer.scaling[ADAPTER] ** 2)
     return torch.stack(norms).sum()
 
 
-def _adapted_layers(pipe: Any) -> Iterator[tuple[str, Any]]:
-    for name, denoiser in find_denoisers(pipe).items():
-        for layer in denoiser.modules():
-            if isinstance(layer, LoraLayer) and ADAPTER in layer.lora_A:
-                yield name, layer
+def _adapted_components(pipe: Any) -> list[torch.nn.Module]:
+    """The networks of a pipeline that carry the adapter: denoisers, and text encoders of a LoRA from elsewhere."""
+    networks = [component for component in pipe.components.values() if isinstance(component, torch.nn.Module)]
+    return [network for network in dict.fromkeys(networks) if any(True for _ in _adapted_layers(network))]
+
+
+def _adapted_layers(network: torch.nn.Module) -> Iterator[Any]:
+    for layer in network.modules():
+        if isinstance(layer, LoraLayer) and ADAPTER in layer.lora_A:
+            yield layer
 
 
 def inject(denoiser: Any, config: LoraConfig) -> None:

@@ -32,7 +32,7 @@ class _OneSentenceErrors(TyperGroup):
         except DraftError as error:
             place = os.environ.get("RANK", "0")
             if place != "0":
-                if error.told or isinstance(error, Interrupted):
+                if error.is_reported or isinstance(error, Interrupted):
                     raise typer.Exit from None
                 err.print(f"[bold]process {place}:[/]", end=" ")
             err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from random import Random
+from itertools import islice
 from typing import Any
 
 import torch
 
 from draft_core.cost.probe import RECOMPUTING, Probe, Times
-from draft_core.plan import Renoising, StepPlan
+from draft_core.errors import DraftError
+from draft_core.learners.direct import DirectLearner, images_per_noise
+from draft_core.plan import Method, Renoising, StepPlan
 from draft_core.sampling import pipelines
 from draft_core.sampling.pipeline_call import Checkpointing, Decode, has_blocks
 from draft_core.sampling.sampler import DifferentiableSampler
@@ -112,7 +114,7 @@ def forecast(trainer: Trainer) -> Forecast:
     Memory is measured for batches of one and two, and for one and two grad steps, and extended linearly.
 
     Raises:
-        DraftError: on a device whose memory cannot be measured.
+        DraftError: on a device whose memory cannot be measured, or for a method that makes no plans.
     """
     plan = _first_plan(trainer)
     probe = Probe(trainer)
@@ -136,34 +138,47 @@ def savings(trainer: Trainer, now: Memory) -> dict[str, int]:
 
 def count_calls(trainer: Trainer, plan: StepPlan, calls_a_step: float) -> Calls:
     """The calls of an update of `plan`, exact where each step calls the denoiser equally often."""
-    batch = trainer.batch_size * trainer.images_per_prompt
-    renoising = trainer.method.renoising()
+    batch = trainer.batch_size * trainer.batches.images_per_prompt
+    renoising = _method(trainer).renoising()
     renoisings = min(1, renoising.copies) if renoising.batched else renoising.copies
     chain = len(plan.grad_steps) if plan.prefix is None else 0
     recorded = round(calls_a_step * (chain + renoisings))
     plain = round(calls_a_step * (plan.last + 1 - len(plan.grad_steps) if plan.prefix is None else plan.prefix))
-    plain += recorded if trainer.kl else 0  # the base model, at each recorded call
-    images = trainer.accumulation * batch * (renoising.copies + (plan.prefix is None))
+    plain += recorded if trainer.regularizers["kl"] else 0  # the base model, at each recorded call
+    images = trainer.batches.accumulation * batch * images_per_noise(plan, renoising)
     return Calls(
-        plain=trainer.accumulation * plain,
-        with_grad=trainer.accumulation * recorded,
-        recomputed=trainer.accumulation * recorded if trainer.sampler.gradient_checkpointing in RECOMPUTING else 0,
+        plain=trainer.batches.accumulation * plain,
+        with_grad=trainer.batches.accumulation * recorded,
+        recomputed=trainer.batches.accumulation * recorded
+        if trainer.sampler.gradient_checkpointing in RECOMPUTING
+        else 0,
         decoded=images,
         scored=images,
     )
 
 
 def _first_plan(trainer: Trainer) -> StepPlan:
-    return trainer.method.plan(trainer.sampler.steps, Random(f"plan {trainer.seed} 0"))
+    (batch,) = islice(trainer.batches.draw(0), 1)
+    return _method(trainer).plan(trainer.sampler.steps, batch.rng)
+
+
+def _method(trainer: Trainer) -> Method:
+    if isinstance(trainer.learner, DirectLearner):
+        return trainer.learner.method
+    raise DraftError(
+        f"what {type(trainer.learner).__name__} asks of the networks is not known before it runs",
+        where="method",
+        next="train for one update and see its seconds, or use a method whose gradient flows through the sampler",
+    )
 
 
 def _seconds(trainer: Trainer, calls: Calls, times: Times) -> Seconds:
-    batch = trainer.batch_size * trainer.images_per_prompt
+    batch = trainer.batch_size * trainer.batches.images_per_prompt
     return Seconds(
         plain=calls.plain * times.plain * batch,
         with_grad=calls.with_grad * times.with_grad * batch,
         decoding_and_rewards=calls.decoded * times.decoding_and_rewards,
-        encoding=trainer.accumulation * trainer.batch_size * times.encoding,
+        encoding=trainer.batches.accumulation * trainer.batch_size * times.encoding,
     )
 
 
@@ -180,7 +195,7 @@ def _memory(trainer: Trainer, plan: StepPlan, probe: Probe) -> Memory:
         lora=sum(parameter.nbytes for parameter in trainer.parameters),
         gradient=numbers * FLOAT32,
         optimizer=ADAM_MOMENTS * numbers * FLOAT32,
-        activations=_activations(trainer.batch_size, plan, trainer.method.renoising(), probe),
+        activations=_activations(trainer.batch_size, plan, _method(trainer).renoising(), probe),
     )
 
 
@@ -217,19 +232,19 @@ def _options(trainer: Trainer, plan: StepPlan, probe: Probe, now: Memory) -> Ite
     with _unchanged(sampler):
         for how in [how for how in checkpointings if how != sampler.gradient_checkpointing]:
             sampler.gradient_checkpointing = how
-            total = others + _activations(trainer.batch_size, plan, trainer.method.renoising(), probe)
+            total = others + _activations(trainer.batch_size, plan, _method(trainer).renoising(), probe)
             yield f"model.gradient_checkpointing: {str(how).lower()}", total
     with _unchanged(sampler):
         for decode in [how for how in decodes if how != sampler.decode]:
             sampler.decode = decode
             yield (
                 f"model.decode: {decode}",
-                others + _activations(trainer.batch_size, plan, trainer.method.renoising(), probe),
+                others + _activations(trainer.batch_size, plan, _method(trainer).renoising(), probe),
             )
     if trainer.batch_size > 1:
         half = -(-trainer.batch_size // 2)
-        name = f"train.batch_size: {half}, train.gradient_accumulation_steps: {2 * trainer.accumulation}"
-        yield name, others + _activations(half, plan, trainer.method.renoising(), probe)
+        name = f"train.batch_size: {half}, train.gradient_accumulation_steps: {2 * trainer.batches.accumulation}"
+        yield name, others + _activations(half, plan, _method(trainer).renoising(), probe)
     if trainer.accelerator.device.type == "cuda":
         yield "model.remember_prompts: true", now.total - leaving(now.weights)
 

@@ -63,7 +63,9 @@ class Probe:
         scores, count, forwards = clock.result, len(calls), dict(clock.seconds)
         backward = clock.measure(lambda: self._backward(scores))  # may recompute, and the clock runs on
         recorded = self._recorded_alone(calls[count - 1], clock)
-        steps = self.sampler.steps + (1 if self.trainer.kl else 0)  # the base model is asked at the grad step
+        steps = self.sampler.steps + (
+            1 if self.trainer.regularizers["kl"] else 0
+        )  # the base model is asked at the grad step
         return Times(
             calls_a_step=count / steps,
             plain=forwards.get("plain", forwards["with_grad"]),
@@ -77,8 +79,10 @@ class Probe:
     def _scores(self, batch: int, recorded: int) -> torch.Tensor:
         trainer, steps = self.trainer, self.sampler.steps
         plan = StepPlan(steps=steps, grad_steps=frozenset(range(steps - min(recorded, steps), steps)))
-        prompts = [trainer.prompts[place % len(trainer.prompts)] for place in range(batch)]
-        noise = [torch.Generator("cpu").manual_seed(place) for place in range(batch * trainer.images_per_prompt)]
+        prompts = [trainer.batches.prompts[place % len(trainer.batches.prompts)] for place in range(batch)]
+        noise = [
+            torch.Generator("cpu").manual_seed(place) for place in range(batch * trainer.batches.images_per_prompt)
+        ]
         with trainer.accelerator.autocast():
             rollout = self.sampler(prompts, plan=plan, generator=noise)
             total: torch.Tensor = trainer.objective(rollout.images, rollout.prompts).total

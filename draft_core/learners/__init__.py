@@ -1,1 +1,1 @@
-"""Learners: how the scores of a batch become losses; come here to add a method."""
+"""Learners: what a method makes of images and scores, as losses for the trainer."""

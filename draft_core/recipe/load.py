@@ -17,6 +17,7 @@ from draft_core.recipe.resolve import locate_pretrained, resolve_prompts
 from draft_core.recipe.schema import LARGEST_FLOAT, LARGEST_INTEGER, RecipeBase, recipe_type
 from draft_core.recipe.yaml_text import exists, plain_copy, read_yaml, set_field, short
 from draft_core.registry.catalog import Catalog, load_catalog
+from draft_core.registry.config import DirectConfig
 
 
 def load_recipe(
@@ -82,16 +83,24 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
                 where=f"{where}: evaluation.prompts",
                 next="evaluate on prompts that are not trained on",
             )
-    for index, reward in enumerate(recipe.rewards):
+    method = catalog.method(recipe.method.kind).spec
+    for index, reward in enumerate(recipe.rewards if method.needs_gradient else ()):
         if not catalog.reward(reward.kind).spec.differentiable:
             trainable = [kind for kind, entry in catalog.rewards.items() if entry.spec.differentiable]
             raise RecipeError(
-                f"reward {reward.kind!r} has no gradient, it only measures",
+                f"reward {reward.kind!r} has no gradient, which method {method.kind!r} needs",
                 where=f"{where}: rewards.{index}.kind",
                 next=f"train on one of {', '.join(trainable)}, and name {reward.kind!r} under metrics",
             )
+    if recipe.train.normalize == "gradient" and not method.needs_gradient:
+        raise RecipeError(
+            f"method {method.kind!r} takes no gradient of the rewards",
+            where=f"{where}: train.normalize",
+            next="use scale, or none",
+        )
     try:
-        recipe.method.plan(recipe.model.num_inference_steps, Random(0))
+        if isinstance(recipe.method, DirectConfig):
+            recipe.method.plan(recipe.model.num_inference_steps, Random(0))
     except RecipeError as error:
         raise RecipeError(error.what, where=f"{where}: {error.where}", next=error.next) from None
     locate_pretrained(recipe.model.pretrained, catalog, where=f"{where}: model.pretrained")

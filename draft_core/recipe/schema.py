@@ -19,20 +19,23 @@ from draft_core.errors import PluginError
 from draft_core.registry.catalog import Catalog
 from draft_core.registry.config import Config, Field, MethodConfig, RewardConfig
 from draft_core.registry.methods import DraftLV
+from draft_core.training.settings import (
+    LARGEST_SEED,
+    MOST,
+    CheckpointSettings,
+    RegularizerSettings,
+    TrainSettings,
+)
 
 MOST_STEPS = 10_000  # of a sampler; pipelines are trained on 1000
-MOST = 100_000  # images of one pass, passes of one update, or ranks of a LoRA
 LARGEST_INTEGER = 2**63 - 1  # of a tensor
 LARGEST_FLOAT = 2.0**128 * (1 - 2.0**-24)  # single precision, which a run computes in
-LARGEST_SEED = 2**62  # what is added to it still fits torch's generators
 
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-def _no(value: Any) -> Any:
-    """The word "no" where a YAML parser took it for false."""
-    return "no" if value is False else value
+def _no(train: Any) -> Any:
+    """The word "no" of `mixed_precision` where a YAML parser took it for false."""
+    is_false = isinstance(train, Mapping) and train.get("mixed_precision") is False
+    return {**train, "mixed_precision": "no"} if is_false else train
 
 
 class LoraConfig(Config):
@@ -82,57 +85,6 @@ class ModelConfig(Config):
     lora: LoraConfig = Field(LoraConfig(), description="The LoRA that is trained.")
 
 
-class RegularizersConfig(Config):
-    """What holds the tuned model near the base model; each is a weight, and 0 leaves the term out."""
-
-    kl: float = Field(
-        0.0,
-        ge=0,
-        description="Mean squared difference between tuned and base denoiser along the grad steps (DRaFT+). Costs "
-        "one more denoiser call for each recorded one, and no memory for a second model.",
-    )
-    lora_norm: float = Field(0.0, ge=0, description="Squared Frobenius norm of what the LoRA adds to the weights.")
-
-
-class TrainConfig(Config):
-    """The optimisation: AdamW on the LoRA."""
-
-    steps: int = Field(100, ge=1, description="Number of updates.")
-    batch_size: int = Field(8, ge=1, le=MOST, description="Prompts in one pass, one image each.")
-    gradient_accumulation_steps: int = Field(1, ge=1, le=MOST, description="Passes in one update.")
-    learning_rate: float = Field(4e-4, gt=0, description="Rate after the warm-up.")
-    warmup_steps: int = Field(0, ge=0, description="Updates over which the rate rises linearly.")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's averaging factors.")
-    weight_decay: float = Field(0.1, ge=0, description="AdamW's decoupled decay.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients with a larger L2 norm are scaled down to it.")
-    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_no)] = Field(
-        "no", description="Autocast around sampling and scoring."
-    )
-    sharding: Literal["none", "full"] = Field(
-        "none",
-        description="With `full` each of several processes holds a part of the frozen denoiser (FSDP2), gathered block "
-        "by block while it computes: less memory, more traffic. The LoRA stays whole.",
-    )
-    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Of prompts, noise and plans.")
-    normalize: Literal["none", "scale", "gradient"] = Field(
-        "none",
-        description="What each reward is divided by before its weight: nothing, the running spread of its scores, or "
-        "the running norm of its gradient in the image, so that rewards of different units can be weighed.",
-    )
-    max_skipped: int = Field(
-        10,
-        ge=0,
-        description="So many optimiser steps may be skipped for numbers that are not finite; one more ends the run.",
-    )
-
-
-class CheckpointConfig(Config):
-    """How often a run saves itself."""
-
-    every: int = Field(50, ge=1, description="Updates between checkpoints; the last update is always saved.")
-    keep: int = Field(2, ge=1, description="How many checkpoints stay on disk.")
-
-
 class EvaluationConfig(Config):
     """What is looked at before, during and after: same seeds, prompts that are not trained on."""
 
@@ -168,11 +120,11 @@ class RecipeBase(Config):
     )
     method: MethodConfig = Field(DraftLV(), description="How the gradient is estimated.")
     rewards: Sequence[RewardConfig]
-    train: TrainConfig = Field(TrainConfig(), description="The optimisation.")
-    regularizers: RegularizersConfig = Field(
-        RegularizersConfig(), description="What holds the tuned model near the base model."
+    train: Annotated[TrainSettings, BeforeValidator(_no)] = Field(TrainSettings(), description="The optimisation.")
+    regularizers: RegularizerSettings = Field(
+        RegularizerSettings(), description="What holds the tuned model near the base model."
     )
-    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="How often the run saves itself.")
+    checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="How often the run saves itself.")
     evaluation: EvaluationConfig | None = Field(
         None, description="Images and scores on the way; left out, some of the training prompts are looked at."
     )

@@ -102,6 +102,16 @@ class Catalog:
             return self.rewards[kind]
         raise self.unknown("reward", kind, self.rewards)
 
+    def method(self, kind: str) -> Entry[MethodSpec]:
+        """The entry of method `kind`.
+
+        Raises:
+            PluginError: like `reward`.
+        """
+        if kind in self.methods:
+            return self.methods[kind]
+        raise self.unknown("method", kind, self.methods)
+
     def prompt_lists(self) -> Mapping[str, Path]:
         """The prompt lists that come with the pretrained pipelines, name -> text file."""
         return {name: path for entry in self.pretrained.values() for name, path in entry.spec.prompts.items()}
@@ -205,7 +215,12 @@ class _Registered(NamedTuple):
 
 def _read_plugin(point: importlib.metadata.EntryPoint) -> _Registered:
     module = point.load()
-    version = getattr(module, "DRAFT_API_VERSION", hookspecs.API_VERSION)
+    version = getattr(module, "DRAFT_API_VERSION", None)
+    if version is None:
+        raise PluginError(
+            "it does not say which version of the plugin interface it is written for",
+            next=f"add `DRAFT_API_VERSION = {hookspecs.API_VERSION}` to {point.module}, or upgrade it",
+        )
     if version != hookspecs.API_VERSION:
         raise PluginError(
             f"it is written for version {version} of the plugin interface, this draft-core has {hookspecs.API_VERSION}",

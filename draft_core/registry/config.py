@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from draft_core.plan import Renoising, StepPlan
 
-__all__ = ["Config", "Field", "MethodConfig", "RewardConfig"]
+__all__ = ["Config", "DirectConfig", "Field", "MethodConfig", "RewardConfig"]
 
 
 class Config(BaseModel):
@@ -37,12 +37,17 @@ class RewardConfig(Config):
 
 
 class MethodConfig(Config):
-    """What every method can say; a method subclasses it.
+    """What every method can say: its name; a method subclasses it and adds its settings.
 
-    A subclass narrows `kind` to a literal with a default, `kind: Literal["refl"] = "refl"`, and makes plans.
+    A subclass narrows `kind` to a literal with a default, `kind: Literal["refl"] = "refl"`. The learner that the
+    method's `MethodSpec` names is made of it.
     """
 
     kind: str = Field(description="Which method; `draft methods` lists them.")
+
+
+class DirectConfig(MethodConfig):
+    """A method of the DRaFT family, whose gradient flows through the sampler: it makes plans for `DirectLearner`."""
 
     def plan(self, steps: int, rng: Random) -> StepPlan:
         """The plan of one update over `steps` sampler steps; random choices come from `rng` alone.

@@ -15,8 +15,8 @@ from draft_core.registry.specs import MethodSpec, PretrainedSpec, RewardSpec
 PROJECT = "draft"
 ENTRY_POINT_GROUP = "draft_core.plugins"
 
-# A naming file may declare DRAFT_API_VERSION; another one than this is refused by name.
-API_VERSION = 1
+# Every naming file declares it as DRAFT_API_VERSION; one that says another number, or none, is refused by name.
+API_VERSION = 2
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)

@@ -11,11 +11,11 @@ from typing import Literal
 
 from draft_core.errors import RecipeError
 from draft_core.plan import Renoising, StepPlan
-from draft_core.registry.config import Field, MethodConfig
+from draft_core.registry.config import DirectConfig, Field
 from draft_core.registry.specs import MethodSpec
 
 
-class Draft(MethodConfig):
+class Draft(DirectConfig):
     """DRaFT: the gradient flows through all T steps (Clark et al. 2024, arXiv 2309.17400, section 3.1)."""
 
     kind: Literal["draft"] = "draft"
@@ -25,7 +25,7 @@ class Draft(MethodConfig):
         return StepPlan(steps=steps, grad_steps=frozenset(range(steps)))
 
 
-class DraftK(MethodConfig):
+class DraftK(DirectConfig):
     """DRaFT-K: the gradient stops at x_K, so only the last K steps count (Clark et al. 2024, section 3.2)."""
 
     kind: Literal["draft-k"] = "draft-k"
@@ -41,7 +41,7 @@ class DraftK(MethodConfig):
         return StepPlan(steps=steps, grad_steps=_last(self.k, steps))
 
 
-class DraftLV(MethodConfig):
+class DraftLV(DirectConfig):
     """DRaFT-LV: DRaFT-1 with the variance lowered by re-noising x0 (Clark et al. 2024, section 3.2, algorithm 1).
 
     After a sample x0, `resamples` times: x_1 = alpha_1 * stopgrad(x0) + sigma_1 * eps with fresh eps, one
@@ -61,7 +61,7 @@ class DraftLV(MethodConfig):
         return Renoising(copies=self.resamples, batched=self.batched)
 
 
-class PrefixReuse(MethodConfig):
+class PrefixReuse(DirectConfig):
     """DRaFT-LV's re-noisings with an optimiser step after each, so that one rollout serves many steps.
 
     The steps without gradient are nearly the whole cost of an update; here they are paid once for `updates`
@@ -87,7 +87,7 @@ class PrefixReuse(MethodConfig):
         return Renoising(copies=self.updates - 1, step_each=True, max_drift=self.max_drift)
 
 
-class ShortPrefix(MethodConfig):
+class ShortPrefix(DirectConfig):
     """DRaFT-1 on a cheap x0: a few large sampler steps, re-noising to the last level, and the last step with gradient.
 
     DRaFT-LV's re-noised copies show that the last step learns as well from alpha_1 x0 + sigma_1 eps as from the chain's
@@ -113,7 +113,7 @@ class ShortPrefix(MethodConfig):
         return Renoising(copies=self.updates, step_each=self.updates > 1)
 
 
-class Refl(MethodConfig):
+class Refl(DirectConfig):
     """ReFL: at one random late step, the reward of the posterior mean of x0 (Xu et al. 2023, arXiv 2304.05977, alg. 1).
 
     The paper adds a pre-training loss on captioned images, which is not part of the method.
@@ -133,7 +133,7 @@ class Refl(MethodConfig):
         return StepPlan(steps=steps, grad_steps=frozenset({step}), stop_at=step)
 
 
-class AlignProp(MethodConfig):
+class AlignProp(DirectConfig):
     """AlignProp: DRaFT-K with K drawn anew for each update (Prabhudesai et al. 2023, arXiv 2310.03739, section 4)."""
 
     kind: Literal["alignprop"] = "alignprop"
@@ -153,7 +153,7 @@ class AlignProp(MethodConfig):
         return StepPlan(steps=steps, grad_steps=_last(rng.randint(self.k_min, k_max), steps))
 
 
-class DRTune(MethodConfig):
+class DRTune(DirectConfig):
     """DRTune: evenly spread steps, each with its input detached, and an early stop (Wu et al. 2024, arXiv 2405.00760).
 
     The gradient reaches a step through the sampler's own updates alone. One of the last `last` steps is drawn
@@ -179,7 +179,7 @@ class DRTune(MethodConfig):
         return StepPlan(steps=steps, grad_steps=recorded, detach_input=True, stop_at=reached - 1)
 
 
-class FlowBPSparse(MethodConfig):
+class FlowBPSparse(DirectConfig):
     """FlowBP-Sparse: x0 as a sum of Euler updates, of which a random few carry gradient (arXiv 2606.11075, 2026).
 
     On a flow-matching Euler chain x0 = x_T + sum_t dt_t v_t. Re-forwarding the velocities of an active set on the
@@ -200,7 +200,7 @@ class FlowBPSparse(MethodConfig):
         return StepPlan(steps=steps, grad_steps=frozenset(rng.sample(range(steps), self.k)), detach_input=True)
 
 
-class StepList(MethodConfig):
+class StepList(DirectConfig):
     """The steps that are named, and no others: for experiments; `steps: [-3, -2, -1]` is DRaFT-3."""
 
     kind: Literal["steps"] = "steps"

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from draft_core.errors import PluginError
-from draft_core.registry.config import Config, MethodConfig, RewardConfig
+from draft_core.registry.config import Config, DirectConfig, MethodConfig, RewardConfig
+
+DIRECT = "draft_core.learners.direct:DirectLearner"
 
 _KIND = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
@@ -101,12 +103,14 @@ class RewardSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
-    """One method that a distribution offers.
+    """One method that a distribution offers, described without loading it.
 
     Arguments:
         kind: its name in recipes, lower-case words joined by hyphens.
         summary: one line for listings.
-        config: its config type, which makes the plans; its `kind` is a literal equal to `kind`.
+        config: its config type, whose `kind` is a literal equal to `kind`; a `DirectConfig` if the learner is left out.
+        learner: "module:callable"; called with the config, it returns a `draft_core.learners.learner.Learner`.
+        needs_gradient: the learner's own `needs_gradient`: False lets it train on rewards that are not differentiable.
 
     Raises:
         PluginError: at construction, when the fields contradict each other.
@@ -115,12 +119,20 @@ class MethodSpec:
     kind: str
     summary: str
     config: type[MethodConfig]
+    learner: str = DIRECT
+    needs_gradient: bool = True
 
     def __post_init__(self) -> None:
         where = f"method spec {self.kind!r}"
         if not _KIND.fullmatch(self.kind):
             raise PluginError("its kind is not lower-case words joined by hyphens", where=where, next="rename it")
-        _check_config(self.kind, self.config, MethodConfig, where)
+        _check_config(self.kind, self.config, DirectConfig if self.learner == DIRECT else MethodConfig, where)
+        _check_path(self.learner, where)
+
+    def load(self) -> Callable[[MethodConfig], Any]:
+        """What makes the learner; imports the method's code, and with it torch."""
+        factory: Callable[[MethodConfig], Any] = load_named(self.learner, where=f"method {self.kind!r}")
+        return factory
 
 
 @dataclass(frozen=True, kw_only=True)

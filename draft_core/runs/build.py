@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,17 +11,20 @@ import torch
 
 from draft_core.adapters.lora import adapters_off, add_lora
 from draft_core.errors import DraftError, PluginError, RecipeError
+from draft_core.learners.learner import Learner
 from draft_core.recipe.messages import validate
 from draft_core.recipe.resolve import resolve_prompts
 from draft_core.recipe.schema import ModelConfig, RecipeBase, reward_type
 from draft_core.registry.catalog import Catalog, load_catalog
-from draft_core.registry.config import RewardConfig
+from draft_core.registry.config import Config, MethodConfig, RewardConfig
 from draft_core.rewards.objective import Objective
 from draft_core.rewards.placement import OnDevice
 from draft_core.runs.pipeline_loading import guided, load_pipeline, tile_decode
 from draft_core.sampling.prompt_cache import remember_prompts
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.trainer import Trainer
+
+LEARNER_MEMBERS = ("needs_gradient", "losses", "modules", "state_dict", "load_state_dict")
 
 
 def build(recipe: RecipeBase, *, catalog: Catalog | None = None) -> Trainer:
@@ -40,11 +43,11 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None) -> Trainer:
     return Trainer(
         sampler,
         objective,
-        recipe.method,
+        build_learner(recipe.method, catalog),
         prompts,
+        recipe.train,
+        regularizers=recipe.regularizers,
         device=recipe.device,
-        **recipe.train.model_dump(),
-        **recipe.regularizers.model_dump(),
     )
 
 
@@ -68,6 +71,30 @@ def build_sampler(model: ModelConfig, *, seed: int, catalog: Catalog) -> Differe
         **guidance,
         **model.call,
     )
+
+
+def build_learner(config: MethodConfig, catalog: Catalog) -> Learner:
+    """What the method's factory makes of its config.
+
+    Raises:
+        PluginError: if the factory raises anything but a `DraftError`, or makes no learner, or one that contradicts
+            what its `MethodSpec` says.
+    """
+    entry = catalog.method(config.kind)
+    where = f"method {config.kind!r} of {entry.distribution}"
+    learner = _made(entry.spec.load(), config, where)
+    if missing := [name for name in LEARNER_MEMBERS if not hasattr(learner, name)]:
+        raise PluginError(
+            f"its factory made {type(learner).__name__}, which has no {missing[0]}", where=where, next="tell its author"
+        )
+    if learner.needs_gradient != entry.spec.needs_gradient:
+        raise PluginError(
+            f"its spec says needs_gradient = {entry.spec.needs_gradient}, its learner {learner.needs_gradient}",
+            where=where,
+            next="tell its author",
+        )
+    made: Learner = learner
+    return made
 
 
 def build_objective(configs: Sequence[RewardConfig], catalog: Catalog, *, beside: Objective | None = None) -> Objective:
@@ -113,20 +140,24 @@ def build_reward(config: RewardConfig, catalog: Catalog) -> torch.nn.Module:
     """
     entry = catalog.reward(config.kind)
     where = f"reward {config.kind!r} of {entry.distribution}"
-    factory = entry.spec.load()
-    try:
-        reward = factory(config)
-    except DraftError:
-        raise
-    except Exception as error:  # a plugin's bug: name the plugin, and keep the traceback as the cause
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise PluginError(f"it cannot be built ({reason})", where=where, next="tell its author") from error
+    reward = _made(entry.spec.load(), config, where)
     if not isinstance(reward, torch.nn.Module):
         raise PluginError(f"its factory made {type(reward).__name__}, not a torch.nn.Module", where=where)
     if config.device is None:
         return reward
     _check_device(config.device, where=f"reward {config.kind!r}: device")
     return OnDevice(reward, config.device)
+
+
+def _made(factory: Callable[[Any], Any], config: Config, where: str) -> Any:
+    """What a plugin's factory makes; a bug of it names the plugin, and keeps the traceback as the cause."""
+    try:
+        return factory(config)
+    except DraftError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PluginError(f"it cannot be built ({reason})", where=where, next="tell its author") from error
 
 
 def reward_config(kind: str, fields: Mapping[str, Any], catalog: Catalog) -> RewardConfig:

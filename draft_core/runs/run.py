@@ -29,6 +29,7 @@ from draft_core.recipe.load import dump_recipe
 from draft_core.recipe.resolve import locate_pretrained, resolve_prompts
 from draft_core.recipe.schema import EvaluationConfig, RecipeBase
 from draft_core.registry.catalog import Catalog
+from draft_core.registry.config import DirectConfig
 from draft_core.reporting.page import write_report
 from draft_core.reporting.run_record import (
     FACTS,
@@ -51,7 +52,7 @@ from draft_core.runs.build import build, build_objective
 from draft_core.runs.folder import Identity, are_readable, folder_locked, identity_of, images_per_update, is_continued
 from draft_core.runs.interrupts import Stop, stop_signals
 from draft_core.runs.provenance import licences, peak_memory, versions
-from draft_core.training.checkpoints import checkpoints, prune, read_checkpoint
+from draft_core.training.checkpoints import checkpoints, load_checkpoint, prune, read_checkpoint, save_checkpoint
 from draft_core.training.distributed import Processes, another_is_gone, forget_settings, is_loss_of_another
 from draft_core.training.step_report import StepReport
 from draft_core.training.trainer import Trainer
@@ -139,10 +140,10 @@ class _Run:
     def __init__(self, recipe: RecipeBase, catalog: Catalog, progress: Progress, stop: Stop) -> None:
         forget_settings()
         self.processes = Processes(cpu=recipe.device == "cpu")
-        started = {"versions": versions(catalog), "processes": self.processes.count}
+        started = {"versions": versions(catalog), "processes": self.processes.world_size}
         self.recipe = recipe.model_copy(update=started)
         self.catalog = catalog
-        self.progress = progress if self.processes.place == 0 else _silent
+        self.progress = progress if self.processes.rank == 0 else _silent
         self.stop = stop
         self.folder = recipe.output
         config = recipe.evaluation
@@ -187,7 +188,9 @@ class _Run:
             raise RecipeError("fp16 needs a GPU", where="train.mixed_precision", next="use bf16, or no")
         pipe = type(self.trainer.sampler.pipe).__name__
         try:
-            self.recipe.method.plan(self.trainer.sampler.steps, Random(0))
+            steps, method = self.trainer.sampler.steps, self.recipe.method
+            if isinstance(method, DirectConfig):
+                method.plan(steps, Random(0))
         except DraftError:
             raise
         except Exception as error:  # whatever a pipeline raises at arguments that it does not like
@@ -246,8 +249,8 @@ class _Run:
     def restore(self) -> None:
         """Puts the run where its newest usable checkpoint left it, or at its beginning."""
         used, self.earlier_seconds, self.looks = self.write(self.restore_main)
-        if used is not None and self.processes.place > 0:
-            self.trainer.load_checkpoint(used)
+        if used is not None and self.processes.rank > 0:
+            load_checkpoint(self.trainer, used)
 
     def restore_main(self) -> tuple[Path | None, float, list[Look]]:
         """The checkpoint that was found and loaded, the seconds that the run took until then, and its looks."""
@@ -261,9 +264,9 @@ class _Run:
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)
                 continue
-            state = self.trainer.load_checkpoint(folder)  # one of another run is an error, and stays where it is
+            state = load_checkpoint(self.trainer, folder)  # one of another run is an error, and stays where it is
             used, seconds = folder, float(state.get("seconds", 0.0))
-            before, now = state.get("processes", 1), self.processes.count
+            before, now = state.get("processes", 1), self.processes.world_size
             change = "" if before == now else f", with {now} process(es) instead of {before}: equal but for rounding"
             self.progress("note", 0, 0, f"going on after update {self.trainer.done}{change}")
             break
@@ -294,7 +297,7 @@ class _Run:
         verdict = self.verdict()
         if self.ends_with(verdict):
             return verdict
-        with _tracker(self.recipe, is_main=self.processes.place == 0) as track:
+        with _tracker(self.recipe, is_main=self.processes.rank == 0) as track:
             for report in self.trainer:
                 self.write(partial(append_row, self.folder / METRICS, report))
                 track(report)
@@ -357,7 +360,7 @@ class _Run:
             batch_size=self.trainer.batch_size,
             autocast=self.trainer.accelerator.autocast,
             progress=lambda done, total: self.progress(stage, done, total, "images"),
-            share=(self.processes.place, self.processes.count),
+            share=(self.processes.rank, self.processes.world_size),
             gather=self.processes.gather,
         )
 
@@ -389,12 +392,13 @@ class _Run:
         folder = self.folder / "checkpoints"
         if self.saved == self.trainer.done:  # writing it again would first delete what is there
             return folder / f"{self.trainer.done:06d}"
-        saved = self.trainer.save_checkpoint(
+        saved = save_checkpoint(
+            self.trainer,
             folder / f"{self.trainer.done:06d}",
             recipe=dump_recipe(self.recipe),
             versions=self.recipe.versions,
             seconds=self.seconds,
-            processes=self.processes.count,
+            processes=self.processes.world_size,
         )
         prune(folder, keep=self.recipe.checkpoint.keep, spare=[self.best().update])
         self.saved = self.trainer.done

@@ -1,7 +1,7 @@
 """Checkpoints on disk: complete or absent, checked when they are read, and nothing in them executes.
 
-A checkpoint is a folder named by its update: adapter.safetensors, optimizer.pt (tensors and numbers only) and
-state.json, which also holds the other files' digests.
+A checkpoint is a folder named by its update: adapter.safetensors, optimizer.pt and learner.pt (tensors, numbers and
+texts only) and state.json, which also holds the other files' digests and the number of this format.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import pickle
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from draft_core.errors import CheckpointError, one_line
+from draft_core.errors import CheckpointError, first_line, one_line
 
-ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.pt", "state.json"
-FORMAT = 1
+ADAPTER, OPTIMIZER, LEARNER, STATE = "adapter.safetensors", "optimizer.pt", "learner.pt", "state.json"
+FORMAT = 2  # raised whenever the files, their names or what they hold change
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,52 @@ class Checkpoint:
     """What a checkpoint holds.
 
     Arguments:
-        adapter: the LoRA's tensors by name.
-        optimizer: `state_dict()` of the optimiser.
+        adapter: the adapter's tensors by name.
+        optimizers: trained part ("adapter", or a module of the learner) -> `state_dict()` of its optimiser.
+        learner: "state" -> what the learner remembers, "modules" -> the weights of its modules by name.
         state: numbers and texts: update, seed, and what else the run has to remember.
     """
 
     adapter: Mapping[str, torch.Tensor]
-    optimizer: Mapping[str, Any]
+    optimizers: Mapping[str, Any]
+    learner: Mapping[str, Any]
     state: Mapping[str, Any]
+
+
+class Resumable(Protocol):
+    """What can be saved and continued: a trainer."""
+
+    def state(self) -> Checkpoint:
+        """Everything that `restore` needs."""
+        ...
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continues from a `state()`; raises CheckpointError if it does not fit."""
+        ...
+
+
+def save_checkpoint(trainer: Resumable, folder: Path, **remembered: Any) -> Path:
+    """Writes `folder` with everything that `load_checkpoint` needs, whole or not at all; returns it.
+
+    Arguments:
+        remembered: further numbers and texts, for whoever reads the checkpoint.
+    """
+    checkpoint = trainer.state()
+    return write_checkpoint(folder, replace(checkpoint, state={**checkpoint.state, **remembered}))
+
+
+def load_checkpoint(trainer: Resumable, folder: Path) -> Mapping[str, Any]:
+    """Continues from a folder that `save_checkpoint` wrote; returns its numbers and texts.
+
+    Raises:
+        CheckpointError: if it is missing, torn, or belongs to a run with another seed, adapter or method.
+    """
+    checkpoint = read_checkpoint(folder)
+    try:
+        trainer.restore(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(error.what, where=str(folder), next=error.next) from error
+    return checkpoint.state
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -51,12 +89,11 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     aside.mkdir()
     # Made in memory first: what a full disk does to a file of ours is then an OSError.
     (aside / ADAPTER).write_bytes(save(dict(checkpoint.adapter)))
-    optimizer = io.BytesIO()
-    torch.save(checkpoint.optimizer, optimizer)
-    (aside / OPTIMIZER).write_bytes(optimizer.getvalue())
-    digests = {name: _digest(aside / name) for name in (ADAPTER, OPTIMIZER)}
+    (aside / OPTIMIZER).write_bytes(_saved(checkpoint.optimizers))
+    (aside / LEARNER).write_bytes(_saved(checkpoint.learner))
+    digests = {name: _digest(aside / name) for name in (ADAPTER, OPTIMIZER, LEARNER)}
     (aside / STATE).write_text(json.dumps({**checkpoint.state, "format": FORMAT, "files": digests}), encoding="utf-8")
-    for name in (ADAPTER, OPTIMIZER, STATE):
+    for name in (*digests, STATE):
         _flush_to_disk(aside / name)
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
@@ -84,7 +121,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
                 raise ValueError(f"{name} is of {tensor.dtype}, a LoRA is trained in float32")
         return Checkpoint(
             adapter=adapter,
-            optimizer=torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True),
+            optimizers=torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True),
+            learner=torch.load(folder / LEARNER, map_location="cpu", weights_only=True),
             state=state,
         )
     except (
@@ -117,6 +155,23 @@ def prune(folder: Path, *, keep: int, spare: Iterable[int] = ()) -> None:
     for old in checkpoints(folder)[:-keep]:
         if int(old.name) not in spared:
             shutil.rmtree(old)
+
+
+def _saved(values: Mapping[str, Any]) -> bytes:
+    """What torch writes of tensors, numbers and texts.
+
+    Raises:
+        CheckpointError: if it holds anything else, which could not be read again.
+    """
+    file = io.BytesIO()
+    torch.save(values, file)
+    try:
+        torch.load(io.BytesIO(file.getvalue()), map_location="cpu", weights_only=True)
+    except pickle.PickleError as error:
+        raise CheckpointError(
+            f"the method remembers what cannot be read again ({first_line(error)})", next="tell the method's author"
+        ) from error
+    return file.getvalue()
 
 
 def _digest(path: Path) -> str:

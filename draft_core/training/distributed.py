@@ -28,8 +28,8 @@ class Processes:
         cpu: whether they compute on the CPU although there are GPUs.
 
     Attributes:
-        count: how many there are.
-        place: which one this is, from 0; 0 is the main process, which writes and speaks.
+        rank: which one this is, from 0; 0 is the main process, which writes and reports.
+        world_size: how many there are.
 
     Raises:
         DraftError: if it is alone although it was to be one of several.
@@ -37,25 +37,25 @@ class Processes:
 
     def __init__(self, *, cpu: bool) -> None:
         state = PartialState(cpu=cpu)  # it knows whether this process was started as one of several
-        self.count: int = state.num_processes
-        self.place: int = state.process_index
-        _require_company(self.count)
+        self.world_size: int = state.num_processes
+        self.rank: int = state.process_index
+        _require_company(self.world_size)
 
     def leave_at_exit(self) -> None:
         """Takes leave of the others when the program ends, and not before: it may have another run to make."""
-        if self.count > 1:
+        if self.world_size > 1:
             atexit.register(PartialState().destroy_process_group)
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes, by place."""
-        if self.count == 1:
+        """The values of all processes, by rank."""
+        if self.world_size == 1:
             return [value]
         with self._connected():
             return cast("list[T]", gather_object([value]))
 
     def mean(self, tensor: torch.Tensor) -> torch.Tensor:
         """The mean over processes of tensors of one shape."""
-        if self.count == 1:
+        if self.world_size == 1:
             return tensor
         with self._connected():
             return cast(torch.Tensor, reduce(tensor, reduction="mean"))
@@ -65,10 +65,10 @@ class Processes:
 
         What the work fails with, a `DraftError` or an `OSError`, it fails with in every process.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return work()
         result: list[Any] = [None, None]
-        if self.place == 0:
+        if self.rank == 0:
             try:
                 result[0] = work()
             except (DraftError, OSError) as error:
@@ -77,7 +77,7 @@ class Processes:
             broadcast_object_list(result)
         if result[1] is not None:
             if isinstance(result[1], DraftError):
-                result[1].told = self.place > 0
+                result[1].is_reported = self.rank > 0
             raise result[1]
         return cast(T, result[0])
 
@@ -86,14 +86,14 @@ class Processes:
         try:
             yield
         except RuntimeError as error:  # all that the backends of torch.distributed raise
-            raise another_is_gone(self.place) from error
+            raise another_is_gone(self.rank) from error
 
 
-def another_is_gone(place: int) -> DraftError:
-    """What the process at that place says when it can no longer reach another."""
+def another_is_gone(rank: int) -> DraftError:
+    """What the process of that rank says when it can no longer reach another."""
     return DraftError(
         "another process of the run is gone",
-        where=f"process {place}",
+        where=f"process {rank}",
         next="see what ended it; what was saved is whole, and the same command goes on from there",
     )
 

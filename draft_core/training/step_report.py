@@ -1,36 +1,139 @@
-"""What one update did, as plain numbers."""
+"""What one update did, as plain numbers, and how they are gathered while it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
+
+from draft_core.learners.learner import Loss
+from draft_core.rewards.objective import Scores
+
+Numbers = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one update did, in all processes together.
+    """What one update did, over all processes.
 
     Arguments:
         update: how many updates have been made, this one included.
-        loss: minus the mean total score, plus the weighted penalties.
+        loss: mean loss of the adapter over images, plus the weighted penalties; for the methods of the DRaFT family
+            minus the mean total score, plus the weighted penalties.
         reward: mean weighted total score over the update's images, caps applied; higher is better.
         scores: reward name -> mean score before its weight.
-        grad_norm: L2 norm of the LoRA gradient before clipping, mean over the optimiser steps.
+        grad_norm: L2 norm of the adapter's gradient before clipping, mean over its optimiser steps.
         learning_rate: the rate this update was made with.
         seconds: wall time of the update.
-        penalties: regulariser -> its value before its weight, mean over passes.
-        optimizer_steps: how many optimiser steps the update took: more than one only with prefix reuse, fewer where
-            some were skipped.
+        penalties: regulariser -> its value before its weight, mean over images.
+        optimizer_steps: how many optimiser steps of the adapter the update took: more than one only where the method
+            asks for it, fewer where some were skipped.
         skipped: why optimiser steps were skipped, one sentence each; empty when all is well.
+        learner: further numbers that the method reports, name -> mean over images.
     """
 
     update: int
     loss: float
     reward: float
-    scores: Mapping[str, float]
+    scores: Numbers
     grad_norm: float
     learning_rate: float
     seconds: float
-    penalties: Mapping[str, float] = field(default_factory=dict)
+    penalties: Numbers = field(default_factory=dict)
     optimizer_steps: int = 1
     skipped: tuple[str, ...] = ()
+    learner: Numbers = field(default_factory=dict)
+
+
+@dataclass
+class Tally:
+    """What the batches of one update gave, in one process: what its report is made of.
+
+    Attributes:
+        scored: for every call of the score, the number of images, the mean total and the mean of each reward.
+        losses: for every loss of the adapter, its number of images, its value and its penalties.
+        reported: for every loss that reports numbers, its number of images and these.
+        problems: what was not finite since the last optimiser step.
+    """
+
+    scored: list[tuple[int, float, Numbers]] = field(default_factory=list)
+    losses: list[tuple[int, float, Numbers]] = field(default_factory=list)
+    reported: list[tuple[int, Numbers]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def add_scores(self, scores: Scores, prompts: Sequence[str]) -> None:
+        """The scores of some images, and what is not finite among them."""
+        per_reward = {name: each.detach() for name, each in scores.per_reward.items()}
+        means = {name: float(each.mean()) for name, each in per_reward.items()}
+        self.scored.append((len(scores.total), float(scores.total.detach().mean()), means))
+        for name, each in per_reward.items():
+            for index in (~each.isfinite()).nonzero().flatten().tolist():
+                self.problems.append(f"reward {name!r} of the prompt {prompts[index]!r} became {float(each[index])}")
+
+    def add_loss(self, loss: Loss, penalties: Numbers, *, of_adapter: bool) -> None:
+        """The numbers of one loss, and what is not finite among them."""
+        value = float(loss.value.detach())
+        if of_adapter:
+            self.losses.append((loss.images, value, penalties))
+        if loss.report:
+            self.reported.append((loss.images, dict(loss.report)))
+        self.problems += [f"the penalty {name!r} became {x}" for name, x in penalties.items() if not math.isfinite(x)]
+        if not self.problems and not math.isfinite(value):
+            self.problems.append(f"the loss of {loss.of!r} became {value}")
+
+    def mark(self) -> tuple[int, int, int]:
+        """Where the lists end now, for `back_to`."""
+        return len(self.scored), len(self.losses), len(self.reported)
+
+    def back_to(self, mark: tuple[int, int, int]) -> None:
+        """Forgets what was added since `mark`, and its problems."""
+        for rows, length in zip((self.scored, self.losses, self.reported), mark, strict=True):
+            del rows[length:]
+        self.problems = []
+
+    def close_step(self, problems: Sequence[str], grad_norm: float, *, of_adapter: bool) -> None:
+        """One optimiser step, skipped if there are problems."""
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            self.skipped.append(f"{problems[0]}{more}")
+        elif of_adapter:
+            self.grad_norms.append(grad_norm)
+        self.problems = []
+
+    def merge(self, tallies: Sequence[Tally]) -> None:
+        """Makes this the tally of all processes; what concerns optimiser steps is the same in all."""
+        self.scored = [row for tally in tallies for row in tally.scored]
+        self.losses = [row for tally in tallies for row in tally.losses]
+        self.reported = [row for tally in tallies for row in tally.reported]
+
+    def report(self, update: int, regularizers: Numbers, *, learning_rate: float, seconds: float) -> StepReport:
+        """The report of the update."""
+        reward = _mean([(count, {"total": total}) for count, total, _ in self.scored]).get("total", math.nan)
+        loss = _mean([(count, {"loss": value}) for count, value, _ in self.losses]).get("loss", math.nan)
+        penalties = _mean([(count, values) for count, _, values in self.losses])
+        return StepReport(
+            update=update,
+            loss=sum(regularizers[name] * value for name, value in penalties.items()) + loss,
+            reward=reward,
+            scores=_mean([(count, means) for count, _, means in self.scored]),
+            grad_norm=fmean(self.grad_norms) if self.grad_norms else math.nan,
+            learning_rate=learning_rate,
+            seconds=seconds,
+            penalties=penalties,
+            optimizer_steps=len(self.grad_norms),
+            skipped=tuple(self.skipped),
+            learner=_mean(self.reported),
+        )
+
+
+def _mean(rows: Sequence[tuple[int, Numbers]]) -> dict[str, float]:
+    """Mean over images, name by name, of the rows that have the name."""
+    names = dict.fromkeys(name for _, values in rows for name in values)
+    found = {name: [(count, values[name]) for count, values in rows if name in values] for name in names}
+    return {
+        name: sum(count * value for count, value in pairs) / sum(count for count, _ in pairs)
+        for name, pairs in found.items()
+    }

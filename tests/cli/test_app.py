@@ -237,6 +237,7 @@ def site(tmp_path: Path) -> Path:
         "good_plugin": """
             from typing import Literal
             from draft_core.plugin import RewardConfig, RewardSpec, hookimpl
+            DRAFT_API_VERSION = 2
             class GoodConfig(RewardConfig):
                 kind: Literal["good"] = "good"
             class ViewConfig(RewardConfig):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from draft_core.cli.scaffold import reward_project, write_reward_project
 from draft_core.errors import DraftError
@@ -119,3 +122,144 @@ def test_a_plugin_from_a_wheel_is_found_checked_trained_on_and_uninstalled(clean
 
     run(bin_ / "python", "-m", "pip", "uninstall", "--yes", "--quiet", "draft-reward-warm-light")
     assert "No reward is installed" in run(bin_ / "draft", "rewards")
+
+
+METHOD_PROJECT = {
+    "pyproject.toml": """
+[build-system]
+requires = ["hatchling>=1.26"]
+build-backend = "hatchling.build"
+
+[project]
+name = "draft-imitation"
+version = "0.1.0"
+dependencies = ["draft-core"]
+
+[project.entry-points."draft_core.plugins"]
+imitation = "draft_imitation"
+
+[tool.hatch.build.targets.wheel]
+packages = ["draft_imitation"]
+""",
+    "draft_imitation/__init__.py": """
+from typing import Literal
+
+from draft_core.plugin import Field, MethodConfig, MethodSpec, RewardConfig, RewardSpec, hookimpl
+
+DRAFT_API_VERSION = 2
+
+
+class ImitationConfig(MethodConfig):
+    kind: Literal["imitation"] = "imitation"
+    sharpness: float = Field(20.0, gt=0, description="How much more a better image counts.")
+
+
+class LevelConfig(RewardConfig):
+    kind: Literal["level"] = "level"
+
+
+@hookimpl
+def draft_register_methods():
+    learner = "draft_imitation.learner:Imitation"
+    summary = "every image moves towards the best ones of its batch"
+    return [MethodSpec(kind="imitation", summary=summary, config=ImitationConfig, learner=learner, needs_gradient=False)]
+
+
+@hookimpl
+def draft_register_rewards():
+    words = {"summary": "how bright, in whole levels", "unit": "level", "code_license": "Apache-2.0"}
+    factory = "draft_imitation.learner:Level"
+    return [RewardSpec(kind="level", config=LevelConfig, factory=factory, differentiable=False, **words)]
+""",
+    "draft_imitation/learner.py": """
+import torch
+
+from draft_core.learners.learner import Loss
+from draft_core.plan import StepPlan
+
+
+class Imitation:
+    needs_gradient = False
+
+    def __init__(self, config):
+        self.sharpness = config.sharpness
+        self.seen = 0
+
+    def losses(self, batch, sampler, score):
+        plan = StepPlan(sampler.steps, frozenset({sampler.steps - 1}))
+        images = sampler(batch.prompts, plan=plan, generator=list(batch.generators)).images
+        scores = score(images.detach(), batch.prompts).total
+        self.seen += len(images)
+        weights = torch.softmax(self.sharpness * scores, dim=0)
+        target = torch.einsum("n,nchw->chw", weights, images.detach())
+        value = (images - target).square().mean()
+        yield Loss(value, step=True, images=len(images), report={"seen": self.seen})
+
+    def modules(self):
+        return {}
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+class Level(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+
+    @torch.no_grad()
+    def forward(self, images, prompts):
+        return (images.float() * 255).round().mean(dim=(1, 2, 3)) / 255
+""",
+}
+
+
+def test_a_strangers_learner_trains_on_a_reward_without_gradient(clean: Path, tmp_path: Path) -> None:
+    """A method and a reward from a wheel, with no line of the core changed; a run that is cut short goes on exactly."""
+    bin_ = clean / "venv" / "bin"
+    for name, content in METHOD_PROJECT.items():
+        path = clean / "method" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    wheels = clean / "method-wheels"
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", wheels, clean / "method")
+    run(bin_ / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", *wheels.glob("*.whl"))
+    where = "import draft_core, draft_imitation; print(draft_core.__file__, draft_imitation.__file__)"
+    assert str(ROOT) not in run(bin_ / "python", "-c", where)
+    assert "every image moves towards the best ones" in run(bin_ / "draft", "methods")
+
+    tiny.tiny_catalog(tmp_path)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: {{pretrained: {tmp_path / 'model'}, num_inference_steps: 2}}\n"
+        "prompts: [a cat, a dog]\n"
+        "method: {kind: imitation, sharpness: 50.0}\n"
+        "rewards: [{kind: level}]\n"
+        "train: {steps: 6, batch_size: 4, learning_rate: 0.02}\n"
+        "device: cpu\n"
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert "train 6/6" in run(bin_ / "draft", "train", recipe, "--set", f"output={whole}", cwd=tmp_path)
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [row["learner"]["seen"] for row in rows] == [4, 8, 12, 16, 20, 24]
+    assert all(row["grad_norm"] > 0 for row in rows)
+    weights = load_file(whole / "lora" / "pytorch_lora_weights.safetensors")
+    assert any(tensor.abs().sum() > 0 for name, tensor in weights.items() if "lora_B" in name or "lora.up" in name)
+
+    run(bin_ / "draft", "train", recipe, "--set", f"output={cut}", "--set", "train.steps=3", cwd=tmp_path)
+    longer = ("--set", f"output={cut}", "--set", "train.steps=6", "--resume")
+    run(bin_ / "draft", "train", recipe, *longer, cwd=tmp_path)
+    again = load_file(cut / "lora" / "pytorch_lora_weights.safetensors")
+    assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
+
+    refused = subprocess.run(
+        [str(bin_ / "draft"), "train", str(recipe), "--set", "method={kind: draft-k}"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "COLUMNS": "400", "HF_HUB_OFFLINE": "1"},
+    )
+    assert refused.returncode == 2
+    assert "reward 'level' has no gradient, which method 'draft-k' needs" in refused.stdout + refused.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 
 from draft_core import DifferentiableSampler, Objective, Trainer, load_catalog, load_recipe
 from draft_core.adapters.lora import ATTENTION, adapters_off, add_lora, trainable
+from draft_core.learners.direct import DirectLearner
 from draft_core.recipe.resolve import resolve_prompts
 from draft_core.sampling.pipelines import find_denoiser
 from draft_core.sampling.prompt_cache import remember_prompts
@@ -99,15 +101,15 @@ def test_its_settings_take_an_update_on_a_small_model_of_the_family(name: str) -
         guidance_scale=recipe.model.guidance_scale,
         **{key: SMALLER[key] for key in recipe.model.call if key in SMALLER},
     )
-    settings = {**recipe.train.model_dump(), "steps": 1, "gradient_accumulation_steps": 2, "warmup_steps": 0}
+    settings = replace(recipe.train, steps=1, gradient_accumulation_steps=2, warmup_steps=0)
     trainer = Trainer(
         sampler,
         Objective({"redness": Redness(RednessConfig())}),
-        recipe.method,
+        DirectLearner(recipe.method),
         ["a cat", "a red dog"],
+        settings,
+        regularizers=recipe.regularizers,
         device="cpu",
-        **settings,
-        **recipe.regularizers.model_dump(),
     )
     before = [parameter.detach().clone() for parameter in trainable(pipe)]
     report = trainer.train_step()

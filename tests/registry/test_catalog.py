@@ -15,10 +15,10 @@ import pytest
 
 from draft_core import __version__
 from draft_core.errors import PluginError, RecipeError
-from draft_core.plugin import Field, MethodConfig, MethodSpec, StepPlan
+from draft_core.plugin import DirectConfig, Field, MethodConfig, MethodSpec, StepPlan
 from draft_core.recipe.load import dump_recipe, load_recipe
 from draft_core.registry.catalog import read_catalog
-from draft_core.registry.hooks import ENTRY_POINT_GROUP, hookimpl
+from draft_core.registry.hooks import API_VERSION, ENTRY_POINT_GROUP, hookimpl
 from draft_core.registry.specs import RewardSpec, load_named
 from tests.support.tiny import BRIGHTNESS, GOOD, REDNESS, tiny_catalog
 
@@ -35,7 +35,7 @@ def point(monkeypatch: pytest.MonkeyPatch) -> Callable[..., importlib.metadata.E
     def make(name: str, hooks: dict[str, Any] | None) -> importlib.metadata.EntryPoint:
         if hooks is not None:
             module = types.ModuleType(f"fake_{name}")
-            vars(module).update(hooks)
+            vars(module).update({"DRAFT_API_VERSION": API_VERSION, **hooks})
             monkeypatch.setitem(sys.modules, module.__name__, module)
         found = importlib.metadata.EntryPoint(name, f"fake_{name}", ENTRY_POINT_GROUP)
         vars(found)["dist"] = _FakeDistribution(f"draft-{name}")
@@ -85,9 +85,15 @@ def test_broken_plugins_are_recorded_and_the_others_work(point: Any) -> None:
 
 
 def test_a_plugin_for_another_interface_is_refused_by_name(point: Any) -> None:
-    catalog = read_catalog([point("new", {**offering(REDNESS), "DRAFT_API_VERSION": 2})])
+    catalog = read_catalog([point("new", {**offering(REDNESS), "DRAFT_API_VERSION": 99})])
     assert not catalog.rewards
-    assert "written for version 2 of the plugin interface, this draft-core has 1" in catalog.broken[0].reason
+    assert "written for version 99 of the plugin interface, this draft-core has 2" in catalog.broken[0].reason
+
+
+def test_a_plugin_that_does_not_say_its_interface_is_told_what_to_add(point: Any) -> None:
+    catalog = read_catalog([point("old", {**offering(REDNESS), "DRAFT_API_VERSION": None})])
+    assert not catalog.rewards
+    assert "add `DRAFT_API_VERSION = 2` to fake_old, or upgrade it" in catalog.broken[0].reason
 
 
 def test_two_distributions_that_claim_one_kind_are_both_named(point: Any) -> None:
@@ -141,7 +147,7 @@ def test_a_factory_that_is_not_there_is_named(reference: str, message: str) -> N
 # Methods
 
 
-class EveryOtherConfig(MethodConfig):
+class EveryOtherConfig(DirectConfig):
     """A method of somebody else's: every other step."""
 
     kind: Literal["every-other"] = "every-other"
@@ -149,6 +155,12 @@ class EveryOtherConfig(MethodConfig):
 
     def plan(self, steps: int, rng: Random) -> StepPlan:
         return StepPlan(steps, frozenset(range(self.offset, steps, 2)))
+
+
+class BareConfig(MethodConfig):
+    """A method that makes no plans."""
+
+    kind: Literal["bare"] = "bare"
 
 
 def methods(*specs: Any) -> dict[str, Any]:
@@ -176,7 +188,7 @@ def test_a_strangers_method_is_named_in_a_recipe_like_our_own(point: Any, tmp_pa
 
 
 def test_an_method_that_claims_one_of_our_names_is_a_conflict(point: Any) -> None:
-    class Mine(MethodConfig):
+    class Mine(DirectConfig):
         kind: Literal["draft-k"] = "draft-k"
 
     catalog = read_catalog([point("mine", methods(MethodSpec(kind="draft-k", summary="mine", config=Mine)))])
@@ -192,7 +204,9 @@ def test_an_method_that_claims_one_of_our_names_is_a_conflict(point: Any) -> Non
     [
         (lambda: MethodSpec(kind="Every", summary="s", config=EveryOtherConfig), "lower-case words"),
         (lambda: MethodSpec(kind="every", summary="s", config=EveryOtherConfig), "does not declare this kind"),
-        (lambda: MethodSpec(kind="every", summary="s", config=int), "not a subclass of MethodConfig"),
+        (lambda: MethodSpec(kind="every", summary="s", config=int), "not a subclass of DirectConfig"),
+        (lambda: MethodSpec(kind="bare", summary="s", config=BareConfig), "not a subclass of DirectConfig"),
+        (lambda: MethodSpec(kind="bare", summary="s", config=BareConfig, learner="module"), "of the form 'module:call"),
     ],
 )
 def test_an_impossible_method_spec_is_refused(make: Any, message: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from draft_core.errors import DraftError
 from draft_core.recipe.load import load_recipe
 from draft_core.registry.catalog import Catalog, Distribution, Entry, read_catalog
-from draft_core.registry.hooks import ENTRY_POINT_GROUP, hookimpl
+from draft_core.registry.hooks import API_VERSION, ENTRY_POINT_GROUP, hookimpl
 from draft_core.rewards.protocol import FrozenModule
 from draft_core.runs.build import build, load_reward
 from tests.support import tiny
@@ -47,6 +47,7 @@ AT_DISCOVERY: dict[str, tuple[Any, str]] = {
     ),
     "wants_arguments": (hook(wrong_signature), "surprise"),
     "speaks_another_version": ({"DRAFT_API_VERSION": 99}, "version 99 of the plugin interface"),
+    "says_no_version": ({"DRAFT_API_VERSION": None}, "add `DRAFT_API_VERSION = 2` to hostile_plugin"),
     "config_of_another_kind": (
         hook(lambda: [spec("blueness", RednessConfig, "tests.support.tiny:Redness")]),
         "does not declare this kind",
@@ -69,7 +70,7 @@ def entry_point(module: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> 
         monkeypatch.delitem(sys.modules, "hostile_plugin", raising=False)
     else:
         made = types.ModuleType("hostile_plugin")
-        vars(made).update(module)
+        vars(made).update({"DRAFT_API_VERSION": API_VERSION, **module})
         monkeypatch.setitem(sys.modules, "hostile_plugin", made)
     point = importlib.metadata.EntryPoint("hostile", "hostile_plugin", ENTRY_POINT_GROUP)
     vars(point)["dist"] = _Distribution()
@@ -79,7 +80,7 @@ def entry_point(module: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> 
 @pytest.fixture
 def good(monkeypatch: pytest.MonkeyPatch) -> importlib.metadata.EntryPoint:
     module = types.ModuleType("good_plugin")
-    vars(module).update(hook(lambda: [tiny.BRIGHTNESS]))
+    vars(module).update({"DRAFT_API_VERSION": API_VERSION, **hook(lambda: [tiny.BRIGHTNESS])})
     monkeypatch.setitem(sys.modules, "good_plugin", module)
     return importlib.metadata.EntryPoint("good", "good_plugin", ENTRY_POINT_GROUP)
 

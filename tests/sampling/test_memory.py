@@ -12,7 +12,8 @@ from draft_core import DifferentiableSampler, Draft, DraftK, DraftLV, Objective,
 from draft_core.adapters.lora import add_lora
 from draft_core.cost.peak_memory import MemoryMeter, peak_memory
 from draft_core.errors import DraftError
-from draft_core.recipe.schema import TrainConfig
+from draft_core.learners.direct import DirectLearner
+from draft_core.training.settings import TrainSettings
 from tests.support.tiny import Redness, RednessConfig, byte_tokenizer, embeddings, tiny_pipe
 
 BATCH = 2
@@ -143,10 +144,10 @@ def test_memory_does_not_grow_with_the_renoisings(tmp_path: Any) -> None:
         trainer = Trainer(
             DifferentiableSampler(pipe, num_inference_steps=2, guidance_scale=3.0),
             Objective({"redness": Redness(RednessConfig())}),
-            DraftLV(resamples=resamples),
+            DirectLearner(DraftLV(resamples=resamples)),
             ["a", "b"],
+            TrainSettings(batch_size=2),
             device="cpu",
-            **TrainConfig(batch_size=2).model_dump(),
         )
         trainer.train_step()
         return peak_memory(trainer.train_step)

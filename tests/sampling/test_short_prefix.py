@@ -12,11 +12,12 @@ import torch
 from draft_core import DifferentiableSampler, DraftK, Objective, ShortPrefix, StepPlan, Trainer
 from draft_core.adapters.lora import add_lora
 from draft_core.errors import RecipeError, SamplerError
+from draft_core.learners.direct import DirectLearner
 from draft_core.plan import Renoising
-from draft_core.recipe.schema import TrainConfig
 from draft_core.sampling.chain import Chain, ShortChain
 from draft_core.sampling.chain import Schedule as WholeSchedule
 from draft_core.sampling.seams import replaced
+from draft_core.training.settings import TrainSettings
 from tests.support.drive import PROMPTS, gradient, newcomer_sampler, parameters, sampler_of, seeded
 from tests.support.families import FAMILIES, Family
 from tests.support.newcomer import newcomer
@@ -150,10 +151,10 @@ def test_the_trainer_takes_a_step_for_each_renoising(tmp_path: Any) -> None:
     trainer = Trainer(
         DifferentiableSampler(pipe, num_inference_steps=STEPS, guidance_scale=GUIDANCE),
         Objective({"redness": Redness(RednessConfig())}),
-        ShortPrefix(prefix_steps=PREFIX, updates=2),
+        DirectLearner(ShortPrefix(prefix_steps=PREFIX, updates=2)),
         ["a", "b", "c"],
+        TrainSettings(steps=2, batch_size=2),
         device="cpu",
-        **TrainConfig(steps=2, batch_size=2).model_dump(),
     )
     assert [report.optimizer_steps for report in trainer] == [2, 2]
 
@@ -170,10 +171,10 @@ def test_the_share_of_each_batch_of_renoisings_adds_up_to_one(tmp_path: Any) -> 
         trainer = Trainer(
             DifferentiableSampler(pipe, num_inference_steps=STEPS, guidance_scale=GUIDANCE),
             Objective({"redness": Redness(RednessConfig())}),
-            Fixed(plan, Renoising(copies=2, batched=batched)),
+            DirectLearner(Fixed(plan, Renoising(copies=2, batched=batched))),
             ["a", "b", "c"],
+            TrainSettings(steps=1, batch_size=2, max_grad_norm=1e9),
             device="cpu",
-            **TrainConfig(steps=1, batch_size=2, max_grad_norm=1e9).model_dump(),
         )
         spied(trainer, gradients)
         trainer.train_step()

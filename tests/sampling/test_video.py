@@ -11,8 +11,10 @@ import torch
 from draft_core import DraftLV, Trainer
 from draft_core.adapters.lora import add_lora
 from draft_core.errors import RewardError
+from draft_core.learners.direct import DirectLearner
 from draft_core.rewards.objective import Objective
 from draft_core.rewards.protocol import FrozenModule
+from draft_core.training.settings import TrainSettings
 from tests.support.drive import call_of, gradient, plain, sampler_of, seeded
 from tests.support.families import FAMILIES
 from tests.support.tiny import Redness, RednessConfig
@@ -63,18 +65,9 @@ def test_a_video_model_is_trained_with_an_image_reward() -> None:
     trainer = Trainer(
         sampler_of(WAN, pipe),
         Objective({"redness": Redness(RednessConfig())}),
-        DraftLV(resamples=1),
+        DirectLearner(DraftLV(resamples=1)),
         ["a cat", "a red dog"],
-        steps=4,
-        batch_size=1,
-        gradient_accumulation_steps=1,
-        learning_rate=3e-2,
-        betas=(0.9, 0.999),
-        weight_decay=0.0,
-        warmup_steps=0,
-        max_grad_norm=1.0,
-        mixed_precision="no",
-        seed=0,
+        TrainSettings(steps=4, batch_size=1, learning_rate=3e-2, weight_decay=0.0),
         device="cpu",
     )
 

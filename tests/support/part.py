@@ -19,9 +19,10 @@ from torch.distributed.tensor import DTensor
 from draft_core import DifferentiableSampler, DraftK, DraftLV, Objective, PrefixReuse, Trainer
 from draft_core.adapters.lora import adapters_off, add_lora
 from draft_core.errors import RecipeError
+from draft_core.learners.direct import DirectLearner
 from draft_core.recipe.load import load_recipe
-from draft_core.recipe.schema import TrainConfig
 from draft_core.runs.run import run_recipe
+from draft_core.training.settings import RegularizerSettings, TrainSettings
 from tests.support.tiny import GOOD, Redness, RednessConfig, byte_tokenizer, tiny_catalog, tiny_pipe
 
 # Name -> settings of a trainer; "images" are those of one pass in all processes together.
@@ -63,12 +64,11 @@ def make_trainer(
     return Trainer(
         sampler,
         Objective({"redness": Redness(RednessConfig())}),
-        method,
+        DirectLearner(method),
         ["a", "b", "c"],
+        TrainSettings(**{**shared, **settings}),
+        regularizers=RegularizerSettings(kl=kl, lora_norm=lora_norm),
         device="cpu",
-        kl=kl,
-        lora_norm=lora_norm,
-        **TrainConfig(**{**shared, **settings}).model_dump(),
     )
 
 

@@ -45,6 +45,7 @@ from typing import Literal
 
 from draft_core.plugin import PretrainedSpec, RewardConfig, RewardSpec, hookimpl
 
+DRAFT_API_VERSION = 2
 FOLDER = Path(__file__).parent
 (FOLDER / ("pid-" + os.environ.get("RANK", "launcher"))).write_text(str(os.getpid()))
 

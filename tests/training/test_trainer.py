@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -13,9 +14,10 @@ import torch
 from draft_core import DifferentiableSampler, DraftK, DraftLV, Objective, PrefixReuse, Trainer
 from draft_core.adapters.lora import adapters_off, add_lora, lora_state, squared_norm, trainable
 from draft_core.errors import CheckpointError, RewardError
-from draft_core.recipe.schema import TrainConfig
+from draft_core.learners.direct import DirectLearner
 from draft_core.rewards.normalization import RunningScale
-from draft_core.training.checkpoints import Checkpoint, write_checkpoint
+from draft_core.training.checkpoints import load_checkpoint, save_checkpoint, write_checkpoint
+from draft_core.training.settings import RegularizerSettings, TrainSettings
 from tests.support.tiny import Nan, Redness, RednessConfig, byte_tokenizer, tiny_pipe
 
 
@@ -30,6 +32,7 @@ def trainer(
     reward: Any = None,
     rank: int = 2,
     method: Any = None,
+    learner: Any = None,
     cap: float | None = None,
     kl: float = 0.0,
     lora_norm: float = 0.0,
@@ -44,12 +47,11 @@ def trainer(
             pipe, num_inference_steps=2, guidance_scale=3.0, base_model=partial(adapters_off, pipe) if kl else None
         ),
         Objective({"redness": reward or Redness(RednessConfig())}, caps={} if cap is None else {"redness": cap}),
-        method or DraftLV(resamples=1),
+        learner or DirectLearner(method or DraftLV(resamples=1)),
         ["a", "b", "c"],
+        TrainSettings(**{"steps": 4, "batch_size": 2, "learning_rate": 3e-2, **settings}),
+        regularizers=RegularizerSettings(kl=kl, lora_norm=lora_norm),
         device="cpu",
-        kl=kl,
-        lora_norm=lora_norm,
-        **TrainConfig(**{"steps": 4, "batch_size": 2, "learning_rate": 3e-2, **settings}).model_dump(),
     )
 
 
@@ -59,7 +61,7 @@ def weights(trainer: Trainer) -> torch.Tensor:
 
 def test_the_reward_rises(tokenizer: Any) -> None:
     one = trainer(tokenizer, steps=25)
-    plan = one.method.plan(2, Random(0))
+    plan = one.learner.method.plan(2, Random(0))
 
     def reward() -> float:
         generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
@@ -81,9 +83,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_in_every_bit(tokenizer: Any, tmp
     first = trainer(tokenizer)
     steps = iter(first)
     next(steps), next(steps)
-    first.save_checkpoint(tmp_path / "000002")
+    save_checkpoint(first, tmp_path / "000002")
     second = trainer(tokenizer)
-    second.load_checkpoint(tmp_path / "000002")
+    load_checkpoint(second, tmp_path / "000002")
     resumed = list(second)
 
     assert [report.update for report in resumed] == [3, 4]
@@ -119,8 +121,13 @@ def test_accumulated_passes_are_one_large_batch(tokenizer: Any) -> None:
 
 def test_passes_one_after_another_have_the_gradient_of_all_images_at_once(tokenizer: Any) -> None:
     one = trainer(tokenizer, method=DraftLV(resamples=2), max_grad_norm=1e9)
-    prompts, generator = one._draw(0)
-    rollout = one.sampler(prompts, plan=one.method.plan(2, Random(0)), generator=generator)
+    (batch,) = one.batches.draw(0)
+    rollout = one.sampler(
+        batch.prompts,
+        plan=one.learner.method.plan(2, Random(0)),
+        renoising=one.learner.method.renoising(),
+        generator=batch.generators,
+    )
     loss = -one.objective(rollout.images, rollout.prompts).total.mean()
     expected = torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, one.parameters)])
     together = trainer(tokenizer, method=DraftLV(resamples=2, batched=True), max_grad_norm=1e9)
@@ -171,13 +178,13 @@ def test_the_kl_term_is_the_squared_distance_from_the_base_model(tokenizer: Any)
     with torch.no_grad():
         for parameter in trainable(pipe):
             parameter += 0.05
-    prompts, generator = one._draw(0)
+    (batch,) = one.batches.draw(0)
     assert one.sampler.steps == 2
     inputs: list[Any] = []
     hook = pipe.unet.register_forward_pre_hook(
         lambda module, args, kwargs: inputs.append((args, kwargs)), with_kwargs=True
     )
-    rollout = one.sampler(prompts, plan=DraftK(k=1).plan(2, Random(0)), generator=generator)
+    rollout = one.sampler(batch.prompts, plan=DraftK(k=1).plan(2, Random(0)), generator=batch.generators)
     hook.remove()
     args, kwargs = inputs[1]
     tuned = pipe.unet(*args, **kwargs)[0]
@@ -218,7 +225,7 @@ def test_regularisers_enter_the_loss_with_their_weight(tokenizer: Any) -> None:
 
 def test_every_prompt_is_used_before_one_comes_again(tokenizer: Any) -> None:
     one = trainer(tokenizer)
-    order = [one._prompt(index) for index in range(12)]
+    order = [prompt for update in range(6) for batch in one.batches.draw(update) for prompt in batch.prompts]
     assert [sorted(order[first : first + 3]) for first in (0, 3, 6, 9)] == [["a", "b", "c"]] * 4
     assert len({tuple(order[first : first + 3]) for first in (0, 3, 6, 9)}) > 1
 
@@ -234,8 +241,8 @@ def test_an_update_with_a_nan_is_skipped_by_name_and_the_weights_stay(tokenizer:
     next(steps)
     before = weights(one)
     report = next(steps)
-    (reason,) = report.skipped
-    assert reason.startswith(f"reward 'redness' of the prompt '{min(one._prompt(2), one._prompt(3))}' became nan")
+    (reason,), (batch,) = report.skipped, one.batches.draw(1)
+    assert reason.startswith(f"reward 'redness' of the prompt '{min(batch.prompts)}' became nan")
     assert report.optimizer_steps == 0
     assert torch.equal(weights(one), before)
     assert next(steps).skipped == ()
@@ -292,26 +299,26 @@ def test_the_gradients_of_two_rewards_are_told_apart(tokenizer: Any) -> None:
     assert all(parameter.grad is None for parameter in one.parameters)
 
 
-@pytest.mark.parametrize("file", ["adapter.safetensors", "optimizer.pt", "state.json"])
+@pytest.mark.parametrize("file", ["adapter.safetensors", "optimizer.pt", "learner.pt", "state.json"])
 @pytest.mark.parametrize("damage", ["missing", "cut", "noise"])
 def test_a_torn_checkpoint_is_refused(tokenizer: Any, tmp_path: Path, file: str, damage: str) -> None:
     one = trainer(tokenizer)
     next(iter(one))
-    path = one.save_checkpoint(tmp_path / "000001") / file
+    path = save_checkpoint(one, tmp_path / "000001") / file
     content = path.read_bytes()
     path.unlink()
     if damage != "missing":
         path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"\x80\x02" * 50)
     with pytest.raises(CheckpointError, match="cannot be read"):
-        trainer(tokenizer).load_checkpoint(tmp_path / "000001")
+        load_checkpoint(trainer(tokenizer), tmp_path / "000001")
 
 
 def test_a_foreign_checkpoint_is_refused(tokenizer: Any, tmp_path: Path) -> None:
-    trainer(tokenizer).save_checkpoint(tmp_path / "000000")
+    save_checkpoint(trainer(tokenizer), tmp_path / "000000")
     with pytest.raises(CheckpointError, match="made with seed 0, this run has seed 5"):
-        trainer(tokenizer, seed=5).load_checkpoint(tmp_path / "000000")
+        load_checkpoint(trainer(tokenizer, seed=5), tmp_path / "000000")
     with pytest.raises(CheckpointError, match="its LoRA does not fit"):
-        trainer(tokenizer, rank=3).load_checkpoint(tmp_path / "000000")
+        load_checkpoint(trainer(tokenizer, rank=3), tmp_path / "000000")
 
 
 @pytest.mark.parametrize("damage", ["another's", "half"])
@@ -324,7 +331,6 @@ def test_a_checkpoint_whose_optimizer_is_of_other_parameters_is_refused(
     moments = (other if damage == "another's" else own).optimizer.state_dict()
     if damage == "half":
         moments["state"][0].pop("exp_avg_sq")
-    state = {"update": 1, "seed": 0, "skipped": 0, "scale": None}
-    write_checkpoint(tmp_path / "000001", Checkpoint(lora_state(own.sampler.pipe), moments, state))
+    write_checkpoint(tmp_path / "000001", replace(own.state(), optimizers={"adapter": moments}))
     with pytest.raises(CheckpointError, match=r"does not fit .*exp_avg.* of the optimizer"):
-        trainer(tokenizer).load_checkpoint(tmp_path / "000001")
+        load_checkpoint(trainer(tokenizer), tmp_path / "000001")

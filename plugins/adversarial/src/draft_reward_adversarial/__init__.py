@@ -9,6 +9,8 @@ from pydantic import StrictInt, model_validator
 
 from draft_core.plugin import Config, Field, RewardConfig, RewardSpec, hookimpl
 
+DRAFT_API_VERSION = 2
+
 __all__ = [
     "AdversarialConfig",
     "AdversarialPerPromptConfig",

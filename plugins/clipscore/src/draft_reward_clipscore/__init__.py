@@ -7,6 +7,8 @@ from typing import Literal
 
 from draft_core.plugin import Field, RewardConfig, RewardSpec, hookimpl
 
+DRAFT_API_VERSION = 2
+
 __all__ = ["ClipScoreConfig", "draft_register_rewards"]
 
 

@@ -11,6 +11,8 @@ from typing import Literal
 
 from draft_core.plugin import PretrainedSpec, RewardConfig, RewardSpec, hookimpl
 
+DRAFT_API_VERSION = 2
+
 FOLDER = Path(__file__).parent
 LICENSE = "Apache-2.0; trained on Noto Emoji (Apache-2.0) and Fluent Emoji (MIT)"
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from draft_core.plugin import Field, RewardConfig, RewardSpec, hookimpl
 
-DRAFT_API_VERSION = 1
+DRAFT_API_VERSION = 2
 
 
 class TemplateConfig(RewardConfig):

@@ -1,0 +1,85 @@
+"""The DRaFT family: the gradient of the reward flows through the sampler itself.
+
+Come here for what happens between a step plan and a loss; the plans themselves are made in `registry/methods.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from draft_core.errors import RewardError
+from draft_core.learners.learner import Batch, Loss, Score
+from draft_core.plan import Method, Renoising, StepPlan
+from draft_core.sampling.sampler import DifferentiableSampler
+
+
+class DirectLearner:
+    """Gradient ascent on the score, through the steps that a plan records (Clark et al. 2024, arXiv 2309.17400).
+
+    Arguments:
+        method: makes the plan of each update, and says what is re-noised.
+    """
+
+    needs_gradient = True
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+
+    def losses(self, batch: Batch, sampler: DifferentiableSampler, score: Score) -> Iterator[Loss]:
+        """Minus the mean score of the samples, and of each re-noised copy of them.
+
+        One optimiser step follows all of them, or with `Renoising.step_each` each of them, until the copies have
+        drifted further than `max_drift` from the samples.
+
+        Raises:
+            RewardError: if the scores carry no gradient.
+        """
+        plan, renoising = self.method.plan(sampler.steps, batch.rng), self.method.renoising()
+        images = len(batch.generators) * images_per_noise(plan, renoising)
+        samples = None
+        # prompts -> images, with gradient
+        for rollout in sampler.passes(batch.prompts, plan=plan, renoising=renoising, generator=list(batch.generators)):
+            scores = score(rollout.images, rollout.prompts)  # images -> a score for each, (N,)
+            _require_gradient(scores.per_reward)
+            yield Loss(
+                -scores.total.mean(),  # higher reward is better
+                share=1.0 if renoising.step_each else len(rollout.images) / images,
+                step=renoising.step_each,
+                images=len(rollout.images),
+                divergence=rollout.divergence,
+            )
+            if samples is None:
+                samples = rollout.images.detach()
+            elif renoising.max_drift is not None:
+                distance = (rollout.images.detach() - samples).float().square().mean()
+                if float(batch.ranks.mean(distance).sqrt()) > renoising.max_drift:
+                    return
+
+    def modules(self) -> Mapping[str, torch.nn.Module]:
+        """None: the adapter is all that is trained."""
+        return {}
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes nothing."""
+
+
+def images_per_noise(plan: StepPlan, renoising: Renoising) -> int:
+    """How many images an update makes of one initial noise: the sample, where it is decoded, and its copies."""
+    return renoising.copies + (plan.prefix is None)
+
+
+def _require_gradient(per_reward: Mapping[str, torch.Tensor]) -> None:
+    for name, scores in per_reward.items():
+        if not scores.requires_grad:
+            raise RewardError(
+                "its scores carry no gradient, so nothing would be trained",
+                where=f"reward {name!r}",
+                next=f"run `draft rewards check {name.split('#')[0]}` and tell its author",
+            )

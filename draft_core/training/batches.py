@@ -1,0 +1,62 @@
+"""What each update draws: prompts and noise, from the run's seed and the update alone.
+
+A resumed run therefore draws what an uninterrupted one would, and a process draws its own part of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+import torch
+
+from draft_core.learners.learner import Batch, Ranks
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of a training.
+
+    Arguments:
+        prompts: taken in an order shuffled anew each time all have been used.
+        seed: of prompts, noise and plans.
+        batch_size: prompts in one batch of one process.
+        accumulation: batches in one update.
+        images_per_prompt: how many images the pipeline's call makes of each prompt.
+        ranks: the processes that share an update.
+        columns: what the prompt list says beside each prompt, name -> as many values as there are prompts.
+    """
+
+    prompts: Sequence[str]
+    seed: int
+    batch_size: int
+    accumulation: int
+    images_per_prompt: int
+    ranks: Ranks
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def draw(self, update: int) -> Iterator[Batch]:
+        """This process' part of each batch of the update that follows `update` earlier ones."""
+        for micro_batch in range(self.accumulation):
+            batch = (update * self.accumulation + micro_batch) * self.ranks.world_size + self.ranks.rank
+            indices = range(batch * self.batch_size, (batch + 1) * self.batch_size)
+            chosen = [self._prompt_index(index) for index in indices]
+            yield Batch(
+                prompts=[self.prompts[index] for index in chosen],
+                generators=[self._noise(index, copy) for index in indices for copy in range(self.images_per_prompt)],
+                columns={name: [column[index] for index in chosen] for name, column in self.columns.items()},
+                update=update,
+                rng=Random(f"plan {self.seed} {update}"),
+                ranks=self.ranks,
+            )
+
+    def _noise(self, index: int, copy: int) -> torch.Generator:
+        """Drawn on the CPU, so that a seed means the same images on every device."""
+        return torch.Generator("cpu").manual_seed(Random(f"noise {self.seed} {index} {copy}").getrandbits(62))
+
+    def _prompt_index(self, index: int) -> int:
+        epoch, position = divmod(index, len(self.prompts))
+        order = list(range(len(self.prompts)))
+        Random(f"prompts {self.seed} {epoch}").shuffle(order)
+        return order[position]

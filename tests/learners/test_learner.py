@@ -1,0 +1,210 @@
+"""A learner outside the DRaFT family: a trained part of its own, no gradient through the reward, exact resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from draft_core import DifferentiableSampler, DraftK, Objective, Trainer
+from draft_core.adapters.lora import add_lora, lora_state, trainable
+from draft_core.errors import CheckpointError, DraftError, RewardError
+from draft_core.learners.direct import DirectLearner
+from draft_core.learners.learner import Batch, Loss, Score
+from draft_core.plan import StepPlan
+from draft_core.training.checkpoints import load_checkpoint, save_checkpoint
+from draft_core.training.settings import TrainSettings
+from tests.support.tiny import Brightness, ClockConfig, Redness, RednessConfig, byte_tokenizer, tiny_pipe
+
+
+class Imitation:
+    """Draws the images of a batch towards the best of them, by how much it beats a learnt baseline."""
+
+    needs_gradient = False
+
+    def __init__(self, *, rounds: int = 1) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.baseline = torch.nn.Linear(3, 1)
+        self.rounds = rounds
+        self.best = -1.0
+
+    def losses(self, batch: Batch, sampler: DifferentiableSampler, score: Score) -> Iterator[Loss]:
+        plan = StepPlan(sampler.steps, frozenset({sampler.steps - 1}))
+        for _ in range(self.rounds):
+            images = sampler(batch.prompts, plan=plan, generator=list(batch.generators)).images
+            total = score(images.detach(), batch.prompts).total
+            self.best = max(self.best, float(total.max()))
+            colours = images.detach().mean(dim=(2, 3))
+            error = (self.baseline(colours).squeeze(1) - total).square().mean()
+            yield Loss(error, of="baseline", step=True, images=len(images))
+            advantage = float(total.max()) - float(self.baseline(colours).mean().detach())
+            target = images[int(total.argmax())].detach()
+            value = advantage * (images - target).square().mean()
+            yield Loss(value, step=True, images=len(images), report={"best": self.best})
+
+    def modules(self) -> Mapping[str, torch.nn.Module]:
+        return {"baseline": self.baseline}
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.best = float(state["best"])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return byte_tokenizer(tmp_path_factory.mktemp("tokens"))
+
+
+def trainer(tokenizer: Any, learner: Any, reward: Any = None, **settings: Any) -> Trainer:
+    pipe = tiny_pipe(tokenizer=tokenizer)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        add_lora(pipe, rank=2)
+    return Trainer(
+        DifferentiableSampler(pipe, num_inference_steps=2, guidance_scale=3.0),
+        Objective({"brightness": reward or Brightness(ClockConfig())}),
+        learner,
+        ["a", "b", "c"],
+        TrainSettings(**{"steps": 4, "batch_size": 2, "learning_rate": 3e-2, **settings}),
+        device="cpu",
+    )
+
+
+def flat(state: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in state.values()])
+
+
+def everything(one: Trainer) -> list[torch.Tensor]:
+    """The weights of all parts and the moments of their optimisers."""
+    moments = [
+        torch.as_tensor(value, dtype=torch.float32).flatten()
+        for part in one.parts.values()
+        for state in part.optimizer.state_dict()["state"].values()
+        for value in state.values()
+    ]
+    return [flat(lora_state(one.sampler.pipe)), flat(one.learner.modules()["baseline"].state_dict()), *moments]
+
+
+def test_both_parts_are_trained_on_a_reward_without_gradient(tokenizer: Any) -> None:
+    one = trainer(tokenizer, Imitation())
+    before = everything(one)[:2]
+    reports = list(one)
+    assert not any(torch.equal(now, then) for now, then in zip(everything(one)[:2], before, strict=True))
+    assert [report.optimizer_steps for report in reports] == [1] * 4
+    assert all(report.grad_norm > 0 for report in reports)
+    assert reports[-1].learner["best"] >= reports[0].learner["best"] >= reports[0].reward
+    assert reports[0].scores == {"brightness": reports[0].reward}
+    assert one.reward_gradients() == ({}, {})
+
+
+def test_a_resumed_learner_is_the_uninterrupted_one_in_every_bit(tokenizer: Any, tmp_path: Path) -> None:
+    whole = trainer(tokenizer, Imitation())
+    reports = list(whole)
+    first = trainer(tokenizer, Imitation())
+    first.train_step(), first.train_step()
+    save_checkpoint(first, tmp_path / "000002", note="kept")
+    second = trainer(tokenizer, Imitation())
+    assert load_checkpoint(second, tmp_path / "000002")["note"] == "kept"
+    assert second.learner.best == first.learner.best
+    resumed = list(second)
+    assert [report.learner for report in resumed] == [report.learner for report in reports[2:]]
+    for now, then in zip(everything(second), everything(whole), strict=True):
+        assert torch.equal(now, then)
+
+
+class Reaching(Imitation):
+    """A loss of the baseline whose gradient would reach the adapter as well."""
+
+    def losses(self, batch: Batch, sampler: DifferentiableSampler, score: Score) -> Iterator[Loss]:
+        weights = trainable(sampler.pipe)
+        yield Loss(torch.stack([weight.sum() for weight in (*weights, self.baseline.weight)]).sum(), of="baseline")
+
+
+def test_a_loss_gives_no_gradient_to_other_parts(tokenizer: Any) -> None:
+    one = trainer(tokenizer, Reaching())
+    before = everything(one)
+    report = one.train_step()
+    after = everything(one)
+    assert torch.equal(after[0], before[0])
+    assert not torch.equal(after[1], before[1])
+    assert report.optimizer_steps == 0, "of the adapter"
+    assert all(parameter.grad is None for parameter in one.parameters)
+
+
+class Uneven(DirectLearner):
+    """Every second batch has one loss fewer."""
+
+    count = 0
+
+    def losses(self, batch: Batch, sampler: DifferentiableSampler, score: Score) -> Iterator[Loss]:
+        Uneven.count += 1
+        rounds = 2 + Uneven.count % 2
+        for _ in range(rounds):
+            images = sampler(
+                batch.prompts, plan=self.method.plan(2, batch.rng), generator=list(batch.generators)
+            ).images
+            yield Loss(-score(images, batch.prompts).total.mean(), step=True, images=len(images))
+
+
+def test_batches_that_are_over_first_end_the_update(tokenizer: Any) -> None:
+    Uneven.count = 0
+    one = trainer(tokenizer, Uneven(DraftK(k=1)), Redness(RednessConfig()), steps=1, gradient_accumulation_steps=2)
+    report = one.train_step()
+    assert report.optimizer_steps == 2
+    assert all(parameter.grad is None for parameter in one.parameters), "the third loss of one batch is forgotten"
+
+
+class Wrong(Imitation):
+    """Yields what it is told to."""
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def losses(self, batch: Batch, sampler: DifferentiableSampler, score: Score) -> Iterator[Loss]:
+        yield self.loss
+
+
+@pytest.mark.parametrize(
+    ("loss", "sentence"),
+    [
+        (Loss(torch.ones(()), of="value"), "loss: it trains 'value', which is none of adapter, baseline"),
+        (Loss(torch.ones(())), "loss of 'adapter': it carries no gradient; tell the method's author"),
+    ],
+)
+def test_a_wrong_loss_is_refused_in_one_sentence(loss: Loss, sentence: str, tokenizer: Any) -> None:
+    with pytest.raises(DraftError, match=sentence):
+        trainer(tokenizer, Wrong(loss)).train_step()
+
+
+def test_a_loss_that_is_not_finite_skips_its_step(tokenizer: Any) -> None:
+    loss = Loss(torch.full((), float("nan"), requires_grad=True))
+    report = trainer(tokenizer, Wrong(loss)).train_step()
+    assert report.skipped == ("the loss of 'adapter' became nan",)
+    with pytest.raises(RewardError, match="the loss of 'adapter' became nan"):
+        trainer(tokenizer, Wrong(loss), max_skipped=0).train_step()
+
+
+def test_what_cannot_be_read_again_is_not_written(tokenizer: Any, tmp_path: Path) -> None:
+    learner = Imitation()
+    learner.best = Path("somewhere")  # type: ignore[assignment]
+    with pytest.raises(CheckpointError, match="the method remembers what cannot be read again"):
+        save_checkpoint(trainer(tokenizer, learner), tmp_path / "000000")
+
+
+def test_settings_that_do_not_fit_the_learner_are_refused(tokenizer: Any) -> None:
+    with pytest.raises(DraftError, match=r"train\.normalize: the method takes no gradient of the rewards"):
+        trainer(tokenizer, Imitation(), normalize="gradient")
+    with pytest.raises(DraftError, match="fp16 scales the gradient of one optimiser, and the method has several"):
+        trainer(tokenizer, Imitation(), mixed_precision="fp16")
+
+
+def test_the_draft_family_needs_a_gradient(tokenizer: Any) -> None:
+    with pytest.raises(RewardError, match="reward 'brightness': its scores carry no gradient"):
+        trainer(tokenizer, DirectLearner(DraftK(k=1))).train_step()
