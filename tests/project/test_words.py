@@ -31,7 +31,7 @@ RETIRED = {
     "parity": r"\b\w*[Pp]arity\w*",
     "wing": r"\b[Ww]ings?\b",
     "hall": r"\b[Hh]alls?\b",
-    "room": r"\b[Rr]ooms\b|\b(?:the|a|one|its|each|every|which|this|own) room\b(?! for)",
+    "room": r"\b[Rr]ooms\b|\b(?:the|a|one|its|each|every|which|this|own|\w+'s) room\b(?! for)",
     "floor": r"\b[Ff]loors\b|\b(?:down|up|each|every|own) a? ?floor\b",
     "original": r"\boriginal\.py\b|\bimport original\b|\bdraft_\w+\.original\b",
     "May import": r"\bMay import\b",
