@@ -61,7 +61,12 @@ class Objective(FrozenModule):
         return Scores(self.total(each, {}), each)
 
     def total(self, each: Mapping[str, torch.Tensor], divisors: Mapping[str, float]) -> torch.Tensor:
-        """The weighted sum of some rewards' scores, capped, and divided by `divisors` where a name has one, (N,)."""
+        """The weighted sum of some rewards' scores, capped, (N,).
+
+        Arguments:
+            each: reward name -> its scores, (N,).
+            divisors: reward name -> what its scores are divided by; 1 where a name is missing.
+        """
         parts = []
         for name, scores in each.items():
             capped = scores.clamp(max=self.caps[name]) if name in self.caps else scores

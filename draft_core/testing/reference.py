@@ -67,6 +67,8 @@ class Comparison:
     """What a reward and its reference were found to differ by.
 
     Arguments:
+        kind: of the reward.
+        rows: what was compared, one row for each kind of images.
         tolerance: the largest difference that the spec allows.
         versions: library -> version.
     """
@@ -95,6 +97,9 @@ def compare_kind(kind: str, fields: Mapping[str, Any], *, catalog: Catalog | Non
     """The comparison of an installed kind with its reference, on an instance built from fields of its config.
 
     Arguments:
+        kind: as `draft rewards` lists it.
+        fields: name -> value, of its config.
+        catalog: None takes what is installed.
         options: what `compare_with_reference` takes besides the reward.
 
     Raises:
@@ -121,6 +126,7 @@ def compare_with_reference(
     are hard to read; then, by themselves, the images given.
 
     Arguments:
+        subject: the reward, as its distribution names it.
         sizes: (height, width) of the seeded images; `SIZES` and the native size if left out.
         count: how many of each size.
         images: further ones (1, 3, H, W) in [0, 1], in whole levels, as `read_image` gives them.
