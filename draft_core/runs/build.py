@@ -30,10 +30,6 @@ LEARNER_MEMBERS = ("needs_gradient", "losses", "modules", "state_dict", "load_st
 def build(recipe: RecipeBase, *, catalog: Catalog | None = None) -> Trainer:
     """The trainer of a recipe: pipeline loaded, LoRA added, rewards built, everything on its device.
 
-    Arguments:
-        recipe: as `load_recipe` gives it.
-        catalog: None takes what is installed.
-
     Raises:
         DraftError: if the device, a package or a weight is missing; what costs nothing is checked first.
     """
@@ -125,7 +121,6 @@ def load_reward(kind: str, *, catalog: Catalog | None = None, **fields: Any) -> 
 
     Arguments:
         kind: as `draft rewards` lists it.
-        catalog: None takes what is installed.
         fields: of its config, as `draft rewards show KIND` lists them.
 
     Raises:
