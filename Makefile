@@ -9,8 +9,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+# One process of tests for each core, up to 8, with one thread each.
+PARALLEL := -n logical --maxprocesses 8
 
-.PHONY: help install demo test lint emoji bench compare clean
+.PHONY: help install demo check test lint unchanged emoji bench compare clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -26,22 +28,28 @@ $(INSTALLED): $(PROJECTS) $(CONSTRAINTS)
 demo: install  ## tune the embedded model on the JPEG reward: runs/demo/report.html
 	$(BIN)/draft demo
 
-test: install  ## run all tests
-	$(BIN)/python -m pytest
+check: lint  ## what to run before a commit: lint, types and the fast tests, three minutes on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL) -m 'not slow'
 
-lint: install  ## formatting, lint, types, and the architecture's laws
+test: install  ## run all tests, fifteen minutes on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
+
+lint: install  ## formatting, lint, types, and which folder may import which
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+unchanged: install  ## train by BASE and by this tree, and compare every bit: make unchanged BASE=main
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/unchanged.py $(BASE)
+
 emoji: install  ## train the embedded model anew, from its images to its package: hours
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e './plugins/emoji[training]'
 	$(BIN)/python plugins/emoji/training/train.py all --work runs/emoji
 
-bench: install  ## measure the JPEG surrogate, every port against its original, and the cost of an update
+bench: install  ## measure the JPEG surrogate, every port against its reference, and the cost of an update
 	$(BIN)/python benchmarks/jpeg_surrogate.py
-	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python benchmarks/reference_scorers.py
 	$(BIN)/python benchmarks/cost.py
 
 compare: install  ## train with every method and compare them, into docs/images/compare.png: hours

@@ -5,6 +5,16 @@ Imports nothing, so every other module of either wing may import it.
 
 from __future__ import annotations
 
+__all__ = [
+    "CheckpointError",
+    "DraftError",
+    "Interrupted",
+    "PluginError",
+    "RecipeError",
+    "RewardError",
+    "SamplerError",
+]
+
 
 class DraftError(Exception):
     """A mistake or a missing thing that the user can mend; the command line prints it and exits with code 2.
@@ -61,6 +71,7 @@ class Interrupted(DraftError):
     """A signal stopped a run; what was reached is saved.
 
     Arguments:
+        what, where, next: as in `DraftError`.
         exit_code: 128 plus the signal's number, as shells report it; 130 is Ctrl-C.
     """
 

@@ -1,8 +1,9 @@
-"""What every test shares: one thread, no network, and the tiny catalog."""
+"""What every test shares: one thread, no network, the tiny catalog, and which tests are slow."""
 
 from __future__ import annotations
 
 import os
+from fnmatch import fnmatchcase
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -13,8 +14,44 @@ import torch
 from draft_core.registry.catalog import Catalog
 from tests.support.tiny import tiny_catalog
 
+# What `make check` leaves out and `make test` runs: files and functions that take most of the suite's time, as
+# `pytest --durations=0` measures it. They start processes, train for many updates, build wheels, or repeat a check
+# on large models that a fast test makes on small ones.
+SLOW = (
+    "plugins/adversarial/tests/test_contract.py::TestRealWeights",
+    "plugins/*/tests/test_reference.py",
+    "plugins/jpeg/tests/test_acceptance.py",
+    "tests/cli/test_app.py::test_a_run_fills_its_folder_and_can_be_resumed_but_not_overwritten_by_accident",
+    "tests/cli/test_app.py::test_ctrl_c_saves_and_the_resumed_run_is_the_uninterrupted_one",
+    "tests/cli/test_cost.py",
+    "tests/cli/test_demo.py",
+    "tests/cli/test_runs.py",
+    "tests/cost/test_forecast.py",
+    "tests/project/test_benchmarks.py",
+    "tests/project/test_ecosystem.py",
+    "tests/project/test_gallery.py",
+    "tests/project/test_structure.py::test_a_contract_catches_what_it_is_for",
+    "tests/recipe/test_fuzz.py",
+    "tests/recipe/test_scale_recipes.py",
+    "tests/reporting/test_page.py",
+    "tests/runs/test_faults.py",
+    "tests/runs/test_run.py",
+    "tests/sampling/test_memory.py",
+    "tests/sampling/test_models_page.py",
+    "tests/sampling/test_recomputation.py::test_every_family_has_the_same_images_and_gradient",
+    "tests/testing/test_contract.py::test_a_naming_module_that_imports_torch_is_caught",
+    "tests/training/test_distributed.py",
+)
+
 # On a machine shared with others, two threads on small tensors can be many times slower than one.
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the slow tests."""
+    for item in items:
+        if any(fnmatchcase(item.nodeid, f"{slow}*") for slow in SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

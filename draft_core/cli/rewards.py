@@ -1,5 +1,6 @@
-"""The commands `draft rewards ...`: what is installed, what each reward can be told, and whether it keeps its word. What needs torch is imported inside the command that
-needs it, so that listing stays instant.
+"""The commands `draft rewards ...`: list the installed rewards, show one, check it, compare it with its reference.
+
+What needs torch is imported inside the command that needs it, so that listing stays instant.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from draft_core.registry.catalog import load_catalog
 from draft_core.registry.specs import RewardSpec
 
 if TYPE_CHECKING:
-    from draft_core.testing.reference import Certificate
+    from draft_core.testing.reference import Comparison
 
 
 Small = Annotated[bool, typer.Option("--small", help="A small instance without a download; --set changes it as usual.")]
@@ -63,7 +64,7 @@ def show_reward(kind: Annotated[str, typer.Argument(help="A kind that `draft rew
         "native size": f"{spec.native_size} px" if spec.native_size else "any",
         "code licence": spec.code_license,
         "weights": f"{spec.weights_license}, {spec.download_mb:g} MB" if spec.weights_license else "none",
-        "original": _parity_text(spec),
+        "reference": _tolerance_text(spec),
     }
     for name, fact in facts.items():
         out.print(f"  {name}: {escape(fact)}", highlight=False)
@@ -109,21 +110,21 @@ def check_reward(
         raise typer.Exit(1)
 
 
-@rewards_app.command("certify")
-def certify_reward(
+@rewards_app.command("compare")
+def compare_reward(
     kind: Annotated[str, typer.Argument(help="A kind that `draft rewards` lists.")],
     overrides: Overrides = [],
     images: Annotated[
-        list[Path], typer.Option("--image", help="A image file to compare on as well; two or more.")
+        list[Path], typer.Option("--image", help="An image file to compare on as well; two or more.")
     ] = [],
     small: Small = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead of a table.")] = False,
 ) -> None:
-    """Compare a reward with the original it was ported from, on the same weights and on images of many sizes.
+    """Compare a reward with the reference scorer that it is a port of, on the same weights and on images of many sizes.
 
     Differences are counted in standard deviations between the images. Exits with code 1 if one is larger than the
-    author vouches for.
+    spec's tolerance.
 
     Example: draft rewards compare hpsv2 --small
     """
@@ -134,47 +135,47 @@ def certify_reward(
     entry.spec.load_reference()  # refuses a kind that names none, before anything is loaded
 
     from draft_core.rewards.images import read_image
-    from draft_core.testing.reference import certify_kind, markdown, refuse_single_image
+    from draft_core.testing.reference import compare_kind, markdown, refuse_single_image
 
     refuse_single_image(images)
     loaded = [read_image(path) for path in images]
     fields = {**(entry.spec.small if small else {}), **given_fields(overrides)}
     quiet_libraries()
     if as_json or as_markdown:
-        certificate = certify_kind(kind, fields, catalog=catalog, images=loaded)
-        typer.echo(json.dumps(certificate.as_dict(), indent=2) if as_json else markdown({"": certificate}))
+        comparison = compare_kind(kind, fields, catalog=catalog, images=loaded)
+        typer.echo(json.dumps(comparison.as_dict(), indent=2) if as_json else markdown({"": comparison}))
     else:
         with ProgressLines() as progress:
-            shown = partial(progress, "certify")
-            certificate = certify_kind(kind, fields, catalog=catalog, images=loaded, progress=shown)
-        _print_certificate(certificate, entry.spec.unit)
-    if not certificate.holds:
+            shown = partial(progress, "compare")
+            comparison = compare_kind(kind, fields, catalog=catalog, images=loaded, progress=shown)
+        _print_comparison(comparison, entry.spec.unit)
+    if not comparison.holds:
         raise typer.Exit(1)
 
 
-def _print_certificate(certificate: Certificate, unit: str) -> None:
+def _print_comparison(comparison: Comparison, unit: str) -> None:
     from draft_core.testing.reference import short
 
     table = Table("images", "largest difference", "mean", f"1 standard deviation ({unit.partition(';')[0]})")
-    for row in certificate.rows:
-        colour = "green" if row.max_error <= certificate.limit else "red"
+    for row in comparison.rows:
+        colour = "green" if row.max_error <= comparison.tolerance else "red"
         largest = f"[{colour}]{short(row.max_error)}[/]"
         table.add_row(escape(row.images), largest, short(row.mean_error), f"{row.std:.3g}")
     out.print(table)
-    out.print(", ".join(f"{name} {version}" for name, version in certificate.versions.items()), highlight=False)
-    verdict = "[green]as near as vouched for[/]" if certificate.holds else "[red]further off than vouched for[/]"
+    out.print(", ".join(f"{name} {version}" for name, version in comparison.versions.items()), highlight=False)
+    verdict = "[green]within the tolerance[/]" if comparison.holds else "[red]outside the tolerance[/]"
     out.print(
-        f"{certificate.kind}: {verdict}: {short(certificate.worst)} standard deviations at most, {certificate.limit:g} "
-        "vouched for",
+        f"{comparison.kind}: {verdict}: {short(comparison.worst)} standard deviations at most, "
+        f"{comparison.tolerance:g} allowed",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def _parity_text(spec: RewardSpec) -> str:
+def _tolerance_text(spec: RewardSpec) -> str:
     if spec.reference is None:
         return "none named"
-    return f"within {spec.parity:g} standard deviations between images (`draft rewards compare {spec.kind}`)"
+    return f"within {spec.tolerance:g} standard deviations between images (`draft rewards compare {spec.kind}`)"
 
 
 def _type_text(described: dict[str, Any]) -> str:

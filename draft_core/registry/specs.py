@@ -38,11 +38,11 @@ class RewardSpec:
         weights_license: licence of the weights it loads, None if it loads none.
         download_mb: size of what the first use downloads, in megabytes.
         small: fields of its config that make a small instance without a download, with seeded weights if it has any:
-            for its tests, and for `--small` of `draft rewards check` and `certify`.
-        reference: "module:callable"; called with the built reward and its config, it returns the original scorer on
+            for its tests, and for `--small` of `draft rewards check` and `compare`.
+        reference: "module:callable"; called with the built reward and its config, it returns the reference scorer on
             that reward's own weights: (list of B PIL images, list of B prompts) -> scores (B,). Code that is slow, has
             no gradient and is nobody's dependency, so that anybody can compare.
-        parity: the largest difference from the reference that the author vouches for, in standard deviations between
+        tolerance: the largest difference from the reference that counts as equal, in standard deviations between
             images. Given with a reference, and only then.
 
     Raises:
@@ -64,7 +64,7 @@ class RewardSpec:
     download_mb: float = 0.0
     small: Mapping[str, Any] = field(default_factory=dict)
     reference: str | None = None
-    parity: float | None = None
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
         where = f"reward spec {self.kind!r}"
@@ -72,16 +72,16 @@ class RewardSpec:
             raise PluginError("its kind is not lower-case words joined by hyphens", where=where, next="rename it")
         _check_config(self.kind, self.config, RewardConfig, where)
         _check_path(self.factory, where)
-        if (self.reference is None) != (self.parity is None):
+        if (self.reference is None) != (self.tolerance is None):
             raise PluginError(
-                "it has a reference without a parity, or the other way round",
+                "it has a reference without a tolerance, or the other way round",
                 where=where,
-                next="give both: the original scorer, and the largest difference from it that you vouch for",
+                next="give both: the reference scorer, and the largest difference from it that counts as equal",
             )
         if self.reference is not None:
             _check_path(self.reference, where)
-        if self.parity is not None and not (math.isfinite(self.parity) and self.parity > 0):
-            raise PluginError(f"its parity {self.parity} is not a positive number", where=where)
+        if self.tolerance is not None and not (math.isfinite(self.tolerance) and self.tolerance > 0):
+            raise PluginError(f"its tolerance {self.tolerance} is not a positive number", where=where)
 
     def load(self) -> Callable[[RewardConfig], Any]:
         """The factory itself; imports the plugin's code, and with it usually torch."""
@@ -89,14 +89,14 @@ class RewardSpec:
         return factory
 
     def load_reference(self) -> Callable[[Any, RewardConfig], Any]:
-        """What makes the original scorer; imports the plugin's reference code and the libraries it stands on.
+        """What makes the reference scorer; imports the plugin's reference code and the libraries it stands on.
 
         Raises:
             PluginError: if the reward has none, or one of those libraries is missing.
         """
         where = f"reward {self.kind!r}"
         if self.reference is None:
-            raise PluginError("it names no original to be compared with", where=where, next="ask its author for one")
+            raise PluginError("it names no reference to be compared with", where=where, next="ask its author for one")
         reference: Callable[[Any, RewardConfig], Any] = load_named(self.reference, where=where)
         return reference
 

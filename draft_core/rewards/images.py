@@ -35,6 +35,8 @@ def resize_like_pil(images: torch.Tensor, height: int, width: int, *, filter: st
     `torch.clamp`.
 
     Arguments:
+        images: (N, 3, H, W) in [0, 1]; levels between two of 8 bits are rounded first.
+        height, width: in pixels.
         filter: name of one of `FILTERS`.
     """
     levels = round_straight_through(images * 255).clamp(0, 255)
@@ -61,7 +63,13 @@ def _resample_columns(levels: torch.Tensor, weights: torch.Tensor) -> torch.Tens
 
 
 def resize_shortest_like_pil(images: torch.Tensor, size: int, *, filter: str = "bicubic") -> torch.Tensor:
-    """The images with their shortest side `size`, the longer one truncated to whole pixels as torchvision does."""
+    """The images with their shortest side `size`, the longer one truncated to whole pixels as torchvision does.
+
+    Arguments:
+        images: (N, 3, H, W) in [0, 1].
+        size: in pixels.
+        filter: name of one of `FILTERS`.
+    """
     height, width = images.shape[-2:]
     if height <= width:
         return resize_like_pil(images, size, int(size * width / height), filter=filter)
@@ -69,7 +77,12 @@ def resize_shortest_like_pil(images: torch.Tensor, size: int, *, filter: str = "
 
 
 def resampling_weights(source: int, target: int, filter: str = "bicubic") -> torch.Tensor:
-    """The matrix (target, source), float64, of one of Pillow's antialiased filters, in Pillow's steps of 2^-22."""
+    """The matrix (target, source), float64, of one of Pillow's antialiased filters, in Pillow's steps of 2^-22.
+
+    Arguments:
+        source, target: lengths in pixels, before and after.
+        filter: name of one of `FILTERS`.
+    """
     support, kernel = FILTERS[filter]
     scale = source / target
     stretch = max(scale, 1.0)  # the kernel widens when the image shrinks: that is the antialiasing
@@ -106,6 +119,8 @@ def center_crop(images: torch.Tensor, size: int, *, rounding: str) -> torch.Tens
     """The central square (N, 3, size, size).
 
     Arguments:
+        images: (N, 3, H, W).
+        size: in pixels.
         rounding: where the crop starts when the margin d is odd: "half-even" at round(d / 2), as OpenAI's and
             torchvision's crops do, "floor" at d // 2, as transformers' does.
 
@@ -123,19 +138,31 @@ def center_crop(images: torch.Tensor, size: int, *, rounding: str) -> torch.Tens
 
 
 def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """(images - mean) / std per channel."""
+    """(images - mean) / std, (N, C, H, W).
+
+    Arguments:
+        images: (N, C, H, W).
+        mean, std: one number for each of the C channels.
+    """
     shape = (-1, 1, 1)
     return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
 
 
 def to_pil(image: torch.Tensor) -> Image.Image:
-    """One image (3, H, W) in [0, 1] as 8-bit RGB, clamped and rounded like diffusers' own conversion."""
+    """The image as 8-bit RGB, clamped and rounded like diffusers' own conversion.
+
+    Arguments:
+        image: (3, H, W) in [0, 1].
+    """
     levels = (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).numpy())
 
 
 def read_image(path: Path) -> torch.Tensor:
     """The image in a file as (1, 3, H, W) in [0, 1]; transparency is laid on white.
+
+    Arguments:
+        path: of a file in any format that Pillow reads.
 
     Raises:
         DraftError: if the file is missing or no image.
@@ -146,6 +173,6 @@ def read_image(path: Path) -> torch.Tensor:
     except FileNotFoundError:
         raise DraftError("no such file", where=str(path), next="check the path") from None
     except (UnidentifiedImageError, OSError) as error:
-        raise DraftError(f"cannot be read as a image ({error})", where=str(path)) from error
+        raise DraftError(f"cannot be read as an image ({error})", where=str(path)) from error
     flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return torch.from_numpy(np.asarray(flat).copy()).permute(2, 0, 1)[None] / 255

@@ -11,7 +11,12 @@ from draft_core.errors import RewardError
 
 
 def checked_images(images: torch.Tensor, prompts: Sequence[str], *, where: str) -> torch.Tensor:
-    """The images in float32, with their gradient.
+    """The images in float32, (B, 3, H, W), with their gradient.
+
+    Arguments:
+        images: what a reward is given.
+        prompts: what it is given beside them.
+        where: who checks, such as "reward 'hpsv2'"; it begins an error's sentence.
 
     Raises:
         RewardError: unless they are a floating-point batch (B, 3, H, W) with B prompts.
@@ -29,7 +34,7 @@ def checked_images(images: torch.Tensor, prompts: Sequence[str], *, where: str) 
     return images.float()
 
 
-class PromptMemory:
+class TextFeatureCache:
     """The text features of the prompts seen last, so that a text encoder runs once for each.
 
     A prompt is always encoded alone: its features are then the same in every bit, whatever stood beside it

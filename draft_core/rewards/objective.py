@@ -47,7 +47,7 @@ class Objective(FrozenModule):
         self.eval()  # the rewards too, which need not be frozen modules themselves
 
     def forward(self, images: torch.Tensor, prompts: Sequence[str]) -> Scores:
-        """The scores of `images`, (N, 3, H, W) in [0, 1], for their N prompts.
+        """The scores of `images`, (N, 3, H, W) in [0, 1], for their N `prompts`.
 
         Of a video, (N, F, 3, H, W), every frame is scored by itself with its prompt, and the score is the mean.
 
@@ -61,7 +61,12 @@ class Objective(FrozenModule):
         return Scores(self.total(each, {}), each)
 
     def total(self, each: Mapping[str, torch.Tensor], divisors: Mapping[str, float]) -> torch.Tensor:
-        """The weighted sum of some rewards' scores, capped, and divided by `divisors` where a name has one, (N,)."""
+        """The weighted sum of some rewards' scores, capped, (N,).
+
+        Arguments:
+            each: reward name -> its scores, (N,).
+            divisors: reward name -> what its scores are divided by; 1 where a name is missing.
+        """
         parts = []
         for name, scores in each.items():
             capped = scores.clamp(max=self.caps[name]) if name in self.caps else scores

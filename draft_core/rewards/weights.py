@@ -30,6 +30,7 @@ class HubFile:
     Arguments:
         repo: "owner/name".
         filename: its path inside the repository.
+        megabytes: its size in 10^6 bytes, for messages; None where it is not known.
     """
 
     repo: str
@@ -70,6 +71,8 @@ def locate_model(source: str, published: str, *, where: str, option: str) -> str
 
     Arguments:
         source: "hub" for the `published` repository, "hf://owner/name" for another one there, else a local folder.
+        published: "owner/name".
+        where, option: as in `locate`.
 
     Raises:
         DraftError: if there is no such folder.
@@ -93,7 +96,9 @@ def explained(what: str, *, where: str, option: str, megabytes: float | None = N
 
     Arguments:
         what: what is fetched, such as "CLIPModel laion/CLIP-ViT-H-14-laion2B-s32B-b79K".
+        where: who asks; it begins the error's sentence.
         option: the config field that takes a local path instead.
+        megabytes: its size in 10^6 bytes, where it is known.
 
     Raises:
         DraftError: instead of the library's OSError, ValueError or RuntimeError.
@@ -117,6 +122,7 @@ def load_pretrained(architecture: Any, name: str, *, where: str, option: str, me
     Arguments:
         architecture: the class, such as `transformers.CLIPModel`.
         name: as `locate_model` gives it.
+        where, option, megabytes: as in `explained`.
 
     Raises:
         DraftError: if the model is not there, or does not fit.
@@ -144,6 +150,7 @@ def load_tokenizer(kind: Any, name: str, *, where: str, option: str, megabytes: 
     Arguments:
         kind: the class, such as `transformers.CLIPTokenizer`.
         name: as `locate_model` gives it.
+        where, option, megabytes: as in `explained`.
 
     Raises:
         DraftError: if the tokenizer is not there.
@@ -162,6 +169,10 @@ def read_tensors(path: Path, *, where: str) -> dict[str, torch.Tensor]:
     """The tensors of a weight file by name, on the CPU: safetensors, or what torch saved, with nothing executed.
 
     A training checkpoint's "state_dict" is taken out of it.
+
+    Arguments:
+        path: of the file.
+        where: who asks; it begins an error's sentence.
 
     Raises:
         DraftError: if the file is torn, or holds anything else.
@@ -189,6 +200,11 @@ def read_tensors(path: Path, *, where: str) -> dict[str, torch.Tensor]:
 
 def load_strict(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
     """Puts the tensors into the module, which keeps its own precision; all of them, and nothing left over.
+
+    Arguments:
+        module: a network, changed in place.
+        tensors: name -> tensor, as in the module's `state_dict`.
+        where: who asks; it begins an error's sentence.
 
     Raises:
         DraftError: if they do not fit, naming what is missing, unexpected or of another shape.
@@ -220,7 +236,10 @@ def require_fit(
 
     Arguments:
         what: the network that they were meant for.
+        missing: names that the network has and the file lacks.
+        unexpected: names that the file has and the network lacks.
         mismatched: name -> shape in the file, shape in the network.
+        where: who asks; it begins the error's sentence.
 
     Raises:
         DraftError: with a report of at most five names a kind, unless all three are empty.
@@ -238,7 +257,7 @@ def require_fit(
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """What is built inside gets weights that the seed repeats; torch's random state is as before afterwards."""
+    """What is built inside gets weights that `seed` repeats; torch's random state is as before afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

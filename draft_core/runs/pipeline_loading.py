@@ -26,7 +26,9 @@ def load_pipeline(name: str, *, dtype: str = "float32", catalog: Catalog | None 
     """The diffusers pipeline behind an alias, a folder or a hub name, without what would cut the gradient.
 
     Arguments:
+        name: an alias of `catalog`, a local folder, or "owner/name" on the hub.
         dtype: name of the torch dtype of all its weights.
+        catalog: None takes what is installed.
 
     Raises:
         RecipeError: if there is no such pipeline.

@@ -1,9 +1,21 @@
-"""The reward contract, for plugin authors: inherit `RewardContract` in a test, or run `draft rewards check`.
+"""For plugin authors' tests: the contract of rewards, and the comparison of a port with its reference scorer.
 
-May import the whole library; nothing in the library but the command line imports it.
+Inherit `RewardContract` in a test, or run `draft rewards check` and `draft rewards compare`.
 """
 
-from draft_core.testing.checks import CHECKS, Subject, Violation
+from draft_core.testing.checks import CHECKS, PROMPTS, Subject, Violation, one_thread
 from draft_core.testing.contract import RewardContract
+from draft_core.testing.reference import SIZES, Comparison, compare_kind, compare_with_reference
 
-__all__ = ["CHECKS", "RewardContract", "Subject", "Violation"]
+__all__ = [
+    "CHECKS",
+    "PROMPTS",
+    "SIZES",
+    "Comparison",
+    "RewardContract",
+    "Subject",
+    "Violation",
+    "compare_kind",
+    "compare_with_reference",
+    "one_thread",
+]

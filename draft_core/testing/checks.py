@@ -41,6 +41,7 @@ class Subject:
     """The reward under test: its spec, the module that names it, and one instance.
 
     Arguments:
+        spec: what the distribution registers.
         config: what the instance is built from.
         naming_module: the module that the entry point names; None where there is no entry point.
         reward: the instance; built by the spec's factory from `config` if left out.
@@ -56,7 +57,10 @@ class Subject:
             self.reward = self.spec.load()(self.config)
 
     def images(self, count: int = 3, height: int | None = None, width: int | None = None) -> torch.Tensor:
-        """Seeded images (count, 3, H, W) with shapes, edges and texture, none of them near 0 or 1."""
+        """Seeded images (`count`, 3, `height`, `width`) with shapes, edges and texture, in [0.2, 0.8].
+
+        Sides that are left out are the spec's native size.
+        """
         height, width = height or self.spec.native_size or SIDE, width or self.spec.native_size or SIDE
         generator = torch.Generator().manual_seed(height * 10_000 + width)
         coarse = torch.rand(count, 3, 5, 5, generator=generator)
@@ -66,13 +70,20 @@ class Subject:
         return 0.2 + 0.6 * (0.5 * shapes + 0.3 * ramp + 0.2 * texture)
 
     def score(self, images: torch.Tensor, prompts: tuple[str, ...] | None = None) -> torch.Tensor:
-        """Scores of the images for the first of `PROMPTS`, without gradient."""
+        """Scores (B,) of `images` (B, 3, H, W) in [0, 1], without gradient.
+
+        `prompts` that are left out are the first B of `PROMPTS`.
+        """
         with torch.no_grad():
             scores: torch.Tensor = self.reward(images, list(prompts or PROMPTS[: len(images)]))
         return scores
 
     def gradient(self, images: torch.Tensor) -> torch.Tensor:
-        """Of the sum of scores, (B, 3, H, W)."""
+        """The gradient of the sum of scores in `images`, (B, 3, H, W).
+
+        Raises:
+            Violation: if there is none.
+        """
         images = images.clone().requires_grad_()
         scores = self.reward(images, list(PROMPTS[: len(images)]))
         demand(scores.requires_grad, "its scores carry no gradient, though its spec says that it is differentiable")

@@ -1,4 +1,4 @@
-"""How near a reward comes to the original scorer on the same weights: the table behind `draft rewards compare`.
+"""Compares a reward with its reference scorer on the same weights; `draft rewards compare` prints the table.
 
 At the scorer's own size every resize is the identity and proves nothing, so the sizes here are of all kinds.
 """
@@ -49,9 +49,9 @@ class Row:
     Arguments:
         images: what was compared, such as "300 x 401", height by width.
         count: number of scores.
-        max_error: largest difference from the original, in standard deviations between images.
+        max_error: largest difference from the reference, in standard deviations between images.
         mean_error: mean difference, likewise.
-        std: that standard deviation: of the original's scores in this row, in the reward's unit. Where one image
+        std: that standard deviation: of the reference's scores in this row, in the reward's unit. Where one image
             meets several prompts it is the deviation between those.
     """
 
@@ -63,16 +63,18 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Certificate:
-    """What a reward and its original were found to differ by.
+class Comparison:
+    """What a reward and its reference were found to differ by.
 
     Arguments:
-        limit: the largest difference that the author vouches for; the spec's `parity`.
+        kind: of the reward.
+        rows: what was compared, one row for each kind of images.
+        tolerance: the largest difference that the spec allows.
         versions: library -> version.
     """
 
     kind: str
-    limit: float
+    tolerance: float
     rows: tuple[Row, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -83,32 +85,33 @@ class Certificate:
 
     @property
     def holds(self) -> bool:
-        """Whether no difference is larger than vouched for."""
-        return self.worst <= self.limit
+        """Whether every difference is within the tolerance."""
+        return self.worst <= self.tolerance
 
     def as_dict(self) -> dict[str, Any]:
         """Everything in it, for JSON."""
         return {**asdict(self), "worst": self.worst, "holds": self.holds}
 
 
-def certify_kind(
-    kind: str, fields: Mapping[str, Any], *, catalog: Catalog | None = None, **comparison: Any
-) -> Certificate:
-    """The certificate of an installed kind, built from fields of its config, with the versions of its libraries.
+def compare_kind(kind: str, fields: Mapping[str, Any], *, catalog: Catalog | None = None, **options: Any) -> Comparison:
+    """The comparison of an installed kind with its reference, on an instance built from fields of its config.
 
     Arguments:
-        comparison: what `certify` takes besides the reward.
+        kind: as `draft rewards` lists it.
+        fields: name -> value, of its config.
+        catalog: None takes what is installed.
+        options: what `compare_with_reference` takes besides the reward.
 
     Raises:
-        DraftError: if it cannot be built, or like `certify`.
+        DraftError: if it cannot be built, or like `compare_with_reference`.
     """
     catalog = catalog if catalog is not None else load_catalog()
     entry, config = catalog.reward(kind), reward_config(kind, fields, catalog)
     subject = Subject(entry.spec, config, entry.module, build_reward(config, catalog))
-    return certify(subject, versions=library_versions(entry.distribution.name), **comparison)
+    return compare_with_reference(subject, versions=library_versions(entry.distribution.name), **options)
 
 
-def certify(
+def compare_with_reference(
     subject: Subject,
     *,
     sizes: Sequence[tuple[int, int]] | None = None,
@@ -116,21 +119,22 @@ def certify(
     images: Sequence[torch.Tensor] = (),
     versions: Mapping[str, str] | None = None,
     progress: Progress = lambda done, total, what: None,
-) -> Certificate:
-    """The certificate of a reward that names its original.
+) -> Comparison:
+    """The comparison of a reward that names its reference.
 
     Seeded images of each size, for one prompt; then, if the reward reads prompts, one image for prompts that
     are hard to read; then, by themselves, the images given.
 
     Arguments:
+        subject: the reward, as its distribution names it.
         sizes: (height, width) of the seeded images; `SIZES` and the native size if left out.
         count: how many of each size.
-        images: further ones (1, 3, H, W) in [0, 1], in whole levels, as `draft_core.rewards.images.read_image` gives them.
+        images: further ones (1, 3, H, W) in [0, 1], in whole levels, as `read_image` gives them.
         versions: to be carried along; see `library_versions`.
         progress: called with the rows done, how many there will be, and what is compared next.
 
     Raises:
-        PluginError: if the reward names no original, or that is none.
+        PluginError: if the reward names no reference, or that is none.
         DraftError: if just one image is given.
         RewardError: if either side's scores are not finite, or too much alike to be compared.
     """
@@ -153,7 +157,7 @@ def certify(
         progress(len(rows), len(cases), name)
         rows.append(_compared(subject, scorer, name, images, prompts))
     progress(len(cases), len(cases), "done")
-    return Certificate(spec.kind, spec.parity or 0.0, tuple(rows), versions or {})
+    return Comparison(spec.kind, spec.tolerance or 0.0, tuple(rows), versions or {})
 
 
 def refuse_single_image(images: Sequence[object]) -> None:
@@ -186,20 +190,20 @@ def library_versions(distribution: str) -> dict[str, str]:
     return {name: installed[name].version for name in dict.fromkeys(wanted) if name in installed}
 
 
-def markdown(certificates: Mapping[str, Certificate]) -> str:
-    """A table in Markdown, one pair of columns for each certificate under its name, with the limits and versions."""
-    columns = ["images", *(f"{name}: {what}".lstrip(": ") for name in certificates for what in ("max", "mean"))]
+def markdown(comparisons: Mapping[str, Comparison]) -> str:
+    """A table in Markdown, one pair of columns for each comparison under its name, with the tolerances and versions."""
+    columns = ["images", *(f"{name}: {what}".lstrip(": ") for name in comparisons for what in ("max", "mean"))]
     lines = [_line(columns), _line(["---"] * len(columns))]
-    places = dict.fromkeys(row.images for certificate in certificates.values() for row in certificate.rows)
+    places = dict.fromkeys(row.images for comparison in comparisons.values() for row in comparison.rows)
     for place in places:
         cells = [place]
-        for certificate in certificates.values():
-            row = next((row for row in certificate.rows if row.images == place), None)
+        for comparison in comparisons.values():
+            row = next((row for row in comparison.rows if row.images == place), None)
             cells += ["", ""] if row is None else [short(row.max_error), short(row.mean_error)]
         lines.append(_line(cells))
-    versions = {name: version for each in certificates.values() for name, version in each.versions.items()}
-    limits = ", ".join(dict.fromkeys(f"{each.limit:g}" for each in certificates.values()))
-    tail = f"Vouched for: {limits}."
+    versions = {name: version for each in comparisons.values() for name, version in each.versions.items()}
+    limits = ", ".join(dict.fromkeys(f"{each.tolerance:g}" for each in comparisons.values()))
+    tail = f"Tolerance: {limits}."
     if versions:
         tail += f" Measured with {', '.join(f'{name} {version}' for name, version in versions.items())}."
     return "\n".join([*lines, "", tail])
@@ -219,7 +223,7 @@ def _compared(
 ) -> Row:
     """One row for images (1, 3, H, W) of any sizes and a prompt for each."""
     where = f"reward {subject.spec.kind!r}, {name}"
-    # One by one like the original: in a batch the last digits of float32 fall otherwise.
+    # One by one like the reference: in a batch the last digits of float32 fall otherwise.
     ours = torch.cat([subject.score(image, (prompt,)) for image, prompt in zip(images, prompts, strict=True)])
     with torch.no_grad():
         theirs = scorer([to_pil(image[0]) for image in images], list(prompts))
@@ -227,13 +231,13 @@ def _compared(
         shape = tuple(theirs.shape) if isinstance(theirs, torch.Tensor) else type(theirs).__name__
         raise PluginError(f"its reference gave {shape}, not scores of shape {tuple(ours.shape)}", where=where)
     ours, theirs = ours.double().cpu(), theirs.double().cpu()
-    for side, scores in (("it", ours), ("its original", theirs)):
+    for side, scores in (("it", ours), ("its reference", theirs)):
         if not scores.isfinite().all():
             raise RewardError(f"{side} scores {scores.tolist()}", where=where, next="mend that first")
     std = float(theirs.std())
     if std <= INDISTINCT * float(theirs.abs().max()):
         raise RewardError(
-            f"its original scores all {len(theirs)} alike ({float(theirs[0]):g}, standard deviation {std:.1e}), so "
+            f"its reference scores all {len(theirs)} alike ({float(theirs[0]):g}, standard deviation {std:.1e}), so "
             "that a difference would mean nothing",
             where=where,
             next="take another configuration or other images",

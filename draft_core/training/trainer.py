@@ -301,6 +301,9 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continues from a `state()`.
 
+        Arguments:
+            checkpoint: as `state()` gave it, or as it is read from a file.
+
         Raises:
             CheckpointError: if it belongs to a run with another seed, adapter or method.
         """

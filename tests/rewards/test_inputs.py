@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from draft_core.errors import RewardError
-from draft_core.rewards.inputs import PromptMemory, checked_images
+from draft_core.rewards.inputs import TextFeatureCache, checked_images
 
 CPU = torch.device("cpu")
 
@@ -23,7 +23,7 @@ class Encoder:
 
 
 def test_a_prompt_is_encoded_once() -> None:
-    memory, encode = PromptMemory(), Encoder()
+    memory, encode = TextFeatureCache(), Encoder()
     first = memory(["a", "bb", "a"], encode, CPU)
     again = memory(["bb", "a"], encode, CPU)
     assert first.tolist() == [[1, 1], [2, 2], [1, 1]]
@@ -32,7 +32,7 @@ def test_a_prompt_is_encoded_once() -> None:
 
 
 def test_the_prompts_used_longest_ago_are_forgotten() -> None:
-    memory, encode = PromptMemory(limit=2), Encoder()
+    memory, encode = TextFeatureCache(limit=2), Encoder()
     memory(["a", "bb"], encode, CPU)
     memory(["a", "ccc"], encode, CPU)
     memory(["a", "bb"], encode, CPU)
@@ -40,14 +40,14 @@ def test_the_prompts_used_longest_ago_are_forgotten() -> None:
 
 
 def test_a_batch_may_hold_more_prompts_than_are_remembered() -> None:
-    memory, encode = PromptMemory(limit=1), Encoder()
+    memory, encode = TextFeatureCache(limit=1), Encoder()
     assert memory(["a", "bb", "ccc"], encode, CPU)[:, 0].tolist() == [1, 2, 3]
     memory(["ccc"], encode, CPU)
     assert encode.asked == ["a", "bb", "ccc"]
 
 
 def test_features_carry_no_gradient_and_survive_inference_mode() -> None:
-    memory, encode = PromptMemory(), Encoder()
+    memory, encode = TextFeatureCache(), Encoder()
     with torch.inference_mode():
         memory(["a"], encode, CPU)
     images = torch.ones(1, 2, requires_grad=True)

@@ -1,4 +1,4 @@
-"""A small reward that resizes, and its original on Pillow, for the tests of the comparison between the two."""
+"""A small reward that resizes, and its reference on Pillow, for the tests of the comparison between the two."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Resized(FrozenModule):
         return scores
 
 
-def original(reward: Resized, config: ResizedConfig) -> Callable[[list[Image.Image], list[str]], torch.Tensor]:
+def reference(reward: Resized, config: ResizedConfig) -> Callable[[list[Image.Image], list[str]], torch.Tensor]:
     """Always bicubic."""
 
     def score(images: list[Image.Image], prompts: list[str]) -> torch.Tensor:
@@ -74,7 +74,7 @@ def flat(reward: Resized, config: ResizedConfig) -> Callable[[list[Image.Image],
 
 
 def spec(config: type[ResizedConfig] = ResizedConfig, **more: Any) -> RewardSpec:
-    settings = {"reference": "tests.support.resized:original", "parity": 1e-3, **more}
+    settings = {"reference": "tests.support.resized:reference", "tolerance": 1e-3, **more}
     return RewardSpec(
         kind=config.model_fields["kind"].default,
         summary="how bright the small image is",

@@ -1,4 +1,4 @@
-"""The comparison of a reward with its original: planted bugs are found, and what could not be found is refused."""
+"""The comparison of a reward with its reference: planted bugs are found, and what could not be found is refused."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from draft_core.testing import Subject
 from draft_core.testing.reference import (
     HARD_PROMPTS,
     SIZES,
-    Certificate,
+    Comparison,
     Row,
-    certify,
+    compare_with_reference,
     library_versions,
     markdown,
     seeded_images,
@@ -42,45 +42,47 @@ def images(*sizes: tuple[int, int]) -> list[torch.Tensor]:
 
 
 def test_a_sound_port_is_as_near_as_it_says() -> None:
-    certificate = certify(subject(native_size=16))
-    assert [row.images for row in certificate.rows] == [f"{h} x {w}" for h, w in ((16, 16), *SIZES)]
-    assert certificate.holds
-    assert 0 < certificate.worst < 1e-4
+    comparison = compare_with_reference(subject(native_size=16))
+    assert [row.images for row in comparison.rows] == [f"{h} x {w}" for h, w in ((16, 16), *SIZES)]
+    assert comparison.holds
+    assert 0 < comparison.worst < 1e-4
 
 
 def test_a_reference_that_is_the_reward_itself_differs_by_nothing() -> None:
-    certificate = certify(subject(reference="tests.support.resized:itself"))
-    assert certificate.worst == 0
-    assert all(row.std > 0 for row in certificate.rows)
+    comparison = compare_with_reference(subject(reference="tests.support.resized:itself"))
+    assert comparison.worst == 0
+    assert all(row.std > 0 for row in comparison.rows)
 
 
 def test_a_wrong_resize_is_found_at_every_size_but_the_native_one() -> None:
-    certificate = certify(subject(ResizedConfig(filter="bilinear"), native_size=16))
-    native, *others = certificate.rows
+    comparison = compare_with_reference(subject(ResizedConfig(filter="bilinear"), native_size=16))
+    native, *others = comparison.rows
     assert native.max_error < 1e-4, "where no resize happens, a wrong one cannot be seen"
-    assert all(row.max_error > certificate.limit for row in others)
-    assert not certificate.holds
+    assert all(row.max_error > comparison.tolerance for row in others)
+    assert not comparison.holds
 
 
 def test_a_difference_is_counted_in_standard_deviations_between_the_images() -> None:
     """Whatever the unit of the score."""
-    one, thousand = (certify(subject(ResizedConfig(filter="bilinear", scale=scale))) for scale in (1.0, 1000.0))
+    one, thousand = (
+        compare_with_reference(subject(ResizedConfig(filter="bilinear", scale=scale))) for scale in (1.0, 1000.0)
+    )
     for row, other in zip(one.rows, thousand.rows, strict=True):
         assert row.max_error == pytest.approx(other.max_error, rel=1e-3)
         assert row.mean_error < row.max_error
         assert row.std * 1000 == pytest.approx(other.std, rel=1e-3)
     height, width = SIZES[0]
     images = seeded_images(subject(), 6, height, width)
-    theirs = resized.original(None, ResizedConfig())([to_pil(image) for image in images], [""] * 6)  # type: ignore[arg-type]
+    theirs = resized.reference(None, ResizedConfig())([to_pil(image) for image in images], [""] * 6)  # type: ignore[arg-type]
     ours = subject(ResizedConfig(filter="bilinear")).score(images, ("",) * 6)
     assert one.rows[0].max_error == pytest.approx(float((ours - theirs).abs().max() / theirs.std()), rel=1e-4)
 
 
 def test_prompts_get_a_row_if_they_are_read() -> None:
-    certificate = certify(subject(ResizedPromptConfig()), sizes=[(40, 30)])
-    assert [row.images for row in certificate.rows] == ["40 x 30", "hard prompts"]
-    assert certificate.rows[1].count == len(HARD_PROMPTS)
-    assert certificate.holds
+    comparison = compare_with_reference(subject(ResizedPromptConfig()), sizes=[(40, 30)])
+    assert [row.images for row in comparison.rows] == ["40 x 30", "hard prompts"]
+    assert comparison.rows[1].count == len(HARD_PROMPTS)
+    assert comparison.holds
 
 
 def test_a_prompt_that_is_read_otherwise_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,28 +90,28 @@ def test_a_prompt_that_is_read_otherwise_is_found(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(
         resized.Resized, "forward", lambda self, images, prompts: forward(self, images, [p.strip() for p in prompts])
     )
-    size, prompts = certify(subject(ResizedPromptConfig()), sizes=[(40, 30)]).rows
+    size, prompts = compare_with_reference(subject(ResizedPromptConfig()), sizes=[(40, 30)]).rows
     assert size.max_error < 1e-3 < prompts.max_error
 
 
 def test_further_images_may_have_any_size() -> None:
-    certificate = certify(subject(), sizes=[], images=images((30, 40), (50, 20), (33, 33)))
-    assert [row.images for row in certificate.rows] == ["3 files"]
-    assert certificate.holds
+    comparison = compare_with_reference(subject(), sizes=[], images=images((30, 40), (50, 20), (33, 33)))
+    assert [row.images for row in comparison.rows] == ["3 files"]
+    assert comparison.holds
     with pytest.raises(DraftError, match="one image has no deviation between images; give two or more"):
-        certify(subject(), images=images((30, 40)))
+        compare_with_reference(subject(), images=images((30, 40)))
 
 
 def test_scores_that_are_all_alike_prove_nothing() -> None:
-    with pytest.raises(RewardError, match=r"resized', 224 x 224: its original scores all 6 alike \(0.25, standard dev"):
-        certify(subject(reference="tests.support.resized:flat"))
+    with pytest.raises(RewardError, match=r"resized', 224 x 224: its reference scores all 6 alike \(0.25, stand"):
+        compare_with_reference(subject(reference="tests.support.resized:flat"))
     with pytest.raises(RewardError, match="alike"):
-        certify(subject(), sizes=[], images=images((30, 40)) * 2)
+        compare_with_reference(subject(), sizes=[], images=images((30, 40)) * 2)
 
 
 def test_scores_that_are_not_finite_are_named() -> None:
     with pytest.raises(RewardError, match=r"224 x 224: it scores \[nan, "):
-        certify(
+        compare_with_reference(
             Subject(resized.spec(), ResizedConfig(), reward=lambda images, prompts: images.mean((1, 2, 3)) * math.nan)
         )
 
@@ -117,32 +119,32 @@ def test_scores_that_are_not_finite_are_named() -> None:
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        (None, "reward 'resized': it names no original to be compared with"),
+        (None, "reward 'resized': it names no reference to be compared with"),
         ("tests.support.resized:nothing", "module tests.support.resized has no 'nothing'"),
-        ("no_such_library:original", "cannot import no_such_library"),
+        ("no_such_library:reference", "cannot import no_such_library"),
     ],
 )
 def test_a_reference_that_is_not_there_is_named(reference: str | None, message: str) -> None:
     with pytest.raises(PluginError, match=message):
-        certify(subject(reference=reference, parity=reference and 1e-3))
+        compare_with_reference(subject(reference=reference, tolerance=reference and 1e-3))
 
 
 def test_a_reference_that_gives_something_else_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resized, "original", lambda reward, config: lambda images, prompts: [0.0] * len(images))
+    monkeypatch.setattr(resized, "reference", lambda reward, config: lambda images, prompts: [0.0] * len(images))
     with pytest.raises(PluginError, match=r"its reference gave list, not scores of shape \(6,\)"):
-        certify(subject())
+        compare_with_reference(subject())
 
 
 def test_the_table_in_markdown() -> None:
-    one = Certificate("a", 0.002, (Row("9 x 9", 6, 1e-3, 5e-4, 1.0), Row("8 x 9", 6, 2e-3, 1e-3, 1.0)), {"torch": "2"})
-    other = Certificate("a", 0.002, (Row("8 x 9", 6, 0.5, 0.25, 1.0),))
+    one = Comparison("a", 0.002, (Row("9 x 9", 6, 1e-3, 5e-4, 1.0), Row("8 x 9", 6, 2e-3, 1e-3, 1.0)), {"torch": "2"})
+    other = Comparison("a", 0.002, (Row("8 x 9", 6, 0.5, 0.25, 1.0),))
     assert markdown({"left": one, "right": other}).splitlines() == [
         "| images | left: max | left: mean | right: max | right: mean |",
         "| --- | --- | --- | --- | --- |",
         "| 9 x 9 | 1.0e-03 | 5.0e-04 |  |  |",
         "| 8 x 9 | 2.0e-03 | 1.0e-03 | 5.0e-01 | 2.5e-01 |",
         "",
-        "Vouched for: 0.002. Measured with torch 2.",
+        "Tolerance: 0.002. Measured with torch 2.",
     ]
     assert markdown({"": one}).splitlines()[0] == "| images | max | mean |"
     assert one.holds
@@ -162,7 +164,7 @@ def test_versions_are_those_of_what_the_plugin_requires() -> None:
 
 @pytest.fixture
 def draft(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Runs `draft` with two rewards, one of which names its original; gives the exit code and what was printed."""
+    """Runs `draft` with two rewards, one of which names its reference; gives the exit code and what was printed."""
     distribution = Distribution("resized-plugin", "1.2")
     specs = (resized.spec(small={"scale": 3.0}), REDNESS)
     catalog = Catalog(rewards={spec.kind: Entry(spec, distribution) for spec in specs})
@@ -192,14 +194,14 @@ def test_the_command_prints_a_table_and_the_verdict(draft: Any) -> None:
         f"torch {torch.__version__.partition('+')[0]}",
     ):
         assert part in text
-    assert "tests.support.resized: as near as vouched for: " in text
-    assert "0.001 vouched for" in text
+    assert "tests.support.resized: within the tolerance: " in text
+    assert "0.001 allowed" in text
 
 
 def test_the_command_exits_with_1_if_the_port_is_worse_than_it_says(draft: Any) -> None:
     code, text = draft("rewards compare resized --set filter=bilinear")
     assert code == 1
-    assert "tests.support.resized: further off than vouched for: " in text
+    assert "tests.support.resized: outside the tolerance: " in text
 
 
 def test_the_command_in_json_and_in_markdown(draft: Any) -> None:
@@ -219,11 +221,11 @@ def test_the_command_in_json_and_in_markdown(draft: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("redness", "reward 'redness': it names no original to be compared with; ask its author for one."),
+        ("redness", "reward 'redness': it names no reference to be compared with; ask its author for one."),
         ("resize", "unknown reward 'resize'; did you mean 'resized'?"),
         ("resized --image 0.png", "--image: one image has no deviation between images; give two or more."),
         ("resized --image 0.png --image none.png", "none.png: no such file; check the path."),
-        ("resized --image 0.png --image 0.png", "its original scores all 2 alike"),
+        ("resized --image 0.png --image 0.png", "its reference scores all 2 alike"),
         ("resized --set filter=cubic", "filter"),
         ("resized --json --markdown", "--json and --markdown contradict each other; give one of them."),
     ],
@@ -236,5 +238,5 @@ def test_a_mistake_ends_in_one_sentence_and_exit_code_2(draft: Any, words: str, 
 
 
 def test_show_tells_whether_there_is_an_original(draft: Any) -> None:
-    assert "original: within 0.001 standard deviations between images" in draft("rewards show resized")[1]
-    assert "original: none named" in draft("rewards show redness")[1]
+    assert "reference: within 0.001 standard deviations between images" in draft("rewards show resized")[1]
+    assert "reference: none named" in draft("rewards show redness")[1]

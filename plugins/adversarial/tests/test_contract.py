@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from draft_core.testing import RewardContract
-from draft_core.testing.checks import PROMPTS
+from draft_core.testing import PROMPTS, RewardContract
 
 TINY = {"library": "timm", "name": "test_efficientnet", "weights": "random", "num_classes": 10}
 

@@ -22,8 +22,8 @@ from draft_reward_adversarial.preprocessing import of_timm, of_transformers
 from draft_reward_adversarial.reward import AdversarialPerPromptReward, AdversarialReward, AdversarialTop1
 from safetensors.torch import save_file
 
+from draft_core import load_reward
 from draft_core.errors import DraftError, RecipeError, RewardError
-from draft_core.runs.build import load_reward
 
 TINY = {"library": "timm", "name": "test_efficientnet", "weights": "random"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from draft_reward_clipscore.tiny import save_tiny
 
-from draft_core.testing.checks import one_thread
+from draft_core.testing import one_thread
 
 
 @pytest.fixture(autouse=True, scope="session")

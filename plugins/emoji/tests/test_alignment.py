@@ -8,8 +8,7 @@ from diffusers import StableDiffusionPipeline
 
 from draft_core import load_catalog, load_pipeline, load_reward
 from draft_core.rewards.images import resize_like_pil
-from draft_core.testing import RewardContract
-from draft_core.testing.reference import SIZES, certify_kind
+from draft_core.testing import SIZES, RewardContract, compare_kind
 
 
 class TestEmojiClip(RewardContract):
@@ -49,8 +48,8 @@ def test_other_sizes_are_brought_to_its_own(drawn: tuple[list[str], torch.Tensor
 
 @pytest.mark.parametrize("size", [(64, 64), *SIZES], ids=str)
 def test_scores_are_those_of_transformers_on_pillow(size: tuple[int, int]) -> None:
-    certificate = certify_kind("emoji-clip", {}, sizes=[size])
-    assert certificate.holds, certificate
+    comparison = compare_kind("emoji-clip", {}, sizes=[size])
+    assert comparison.holds, comparison
 
 
 def test_another_filter_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,4 +57,4 @@ def test_another_filter_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
         "draft_emoji.alignment.resize_like_pil",
         lambda images, height, width: resize_like_pil(images, height, width, filter="bilinear"),
     )
-    assert not certify_kind("emoji-clip", {}, sizes=[(224, 224)]).holds
+    assert not compare_kind("emoji-clip", {}, sizes=[(224, 224)]).holds

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from draft_core.testing.checks import one_thread
+from draft_core.testing import one_thread
 
 
 @pytest.fixture(autouse=True, scope="session")

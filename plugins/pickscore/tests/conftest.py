@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from draft_core.testing.checks import one_thread
+from draft_core.testing import one_thread
 
 
 @pytest.fixture(autouse=True, scope="session")

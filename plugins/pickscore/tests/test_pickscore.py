@@ -1,4 +1,4 @@
-"""What the parity with the original does not show: precision, prompts read once, folders, and what is refused."""
+"""What the comparison with the reference does not show: precision, prompts read once, folders, and what is refused."""
 
 from __future__ import annotations
 

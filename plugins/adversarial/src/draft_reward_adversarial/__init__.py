@@ -145,8 +145,8 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             weights_license=_WEIGHTS_LICENSE,
             download_mb=_DOWNLOAD_MB,
             small={"source": _SMALL, "target": 3},
-            reference="draft_reward_adversarial.original:original",
-            parity=0.002,
+            reference="draft_reward_adversarial.reference:reference",
+            tolerance=0.002,
         ),
         RewardSpec(
             kind="adversarial-per-prompt",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from draft_core.errors import RewardError
-from draft_core.rewards.protocol import FrozenModule
+from draft_core.rewards import FrozenModule
 from draft_reward_adversarial import (
     AdversarialConfig,
     AdversarialPerPromptConfig,

@@ -50,7 +50,7 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             weights_license="MIT (CLIP), Apache-2.0 (head)",
             download_mb=1714,
             small={"clip": "random", "head": "random", "architecture": "tiny"},
-            reference="draft_reward_aesthetic.original:original",
-            parity=0.002,
+            reference="draft_reward_aesthetic.reference:reference",
+            tolerance=0.002,
         )
     ]

@@ -10,9 +10,8 @@ import open_clip
 import torch
 from torch import Tensor
 
+from draft_core.rewards import FrozenModule, checked_images
 from draft_core.rewards.images import CLIP_MEAN, CLIP_STD, center_crop, normalize, resize_shortest_like_pil
-from draft_core.rewards.inputs import checked_images
-from draft_core.rewards.protocol import FrozenModule
 from draft_core.rewards.weights import PUBLISHED, RANDOM, HubFile, explained, load_strict, locate, read_tensors, seeded
 from draft_reward_aesthetic import AestheticConfig
 

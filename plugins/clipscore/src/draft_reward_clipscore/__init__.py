@@ -61,7 +61,7 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             download_mb=605,
             # Cosines: those of random weights may be negative, where the other definitions are zero.
             small={"model": "tiny", "weights": "random", "definition": "cosine"},
-            reference="draft_reward_clipscore.original:original",
-            parity=0.002,
+            reference="draft_reward_clipscore.reference:reference",
+            tolerance=0.002,
         )
     ]

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize as unit_length
 
-from draft_core.rewards.inputs import PromptMemory, checked_images
-from draft_core.rewards.protocol import FrozenModule
+from draft_core.rewards import FrozenModule, TextFeatureCache, checked_images
 from draft_reward_clipscore import ClipScoreConfig
 from draft_reward_clipscore.encoders import WHERE, load_encoder
 
@@ -33,7 +32,7 @@ class ClipScoreReward(FrozenModule):
         default = PAPERS_PREFIX if config.definition == "clipscore" else ""
         self.prefix = default if config.prefix is None else config.prefix
         self.encoder = load_encoder(config)
-        self.memory = PromptMemory()
+        self.memory = TextFeatureCache()
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

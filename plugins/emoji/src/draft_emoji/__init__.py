@@ -38,8 +38,8 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             native_size=64,
             code_license="Apache-2.0",
             weights_license=LICENSE,
-            reference="draft_emoji.original:original",
-            parity=0.002,
+            reference="draft_emoji.reference:reference",
+            tolerance=0.002,
         )
     ]
 

@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn.functional import normalize as unit_length
 from transformers import CLIPModel, CLIPTokenizer
 
+from draft_core.rewards import FrozenModule, TextFeatureCache, checked_images
 from draft_core.rewards.images import normalize, resize_like_pil
-from draft_core.rewards.inputs import PromptMemory, checked_images
-from draft_core.rewards.protocol import FrozenModule
 from draft_core.rewards.weights import load_pretrained, load_tokenizer
 from draft_emoji import FOLDER, EmojiClipConfig
 
@@ -29,7 +28,7 @@ class EmojiClipReward(FrozenModule):
         self.tokenizer = load_tokenizer(
             CLIPTokenizer, str(FOLDER / "model" / "tokenizer"), where=WHERE, option="the package's files"
         )
-        self.memory = PromptMemory()
+        self.memory = TextFeatureCache()
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

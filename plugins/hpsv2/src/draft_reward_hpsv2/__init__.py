@@ -28,7 +28,7 @@ class Hpsv2Config(RewardConfig):
         "ViT-H-14", description='Size of the CLIP; "tiny" is for random weights.'
     )
     antialias: bool = Field(
-        True, description="Whether shrinking is antialiased; the original was not with torchvision before 0.17."
+        True, description="Whether shrinking is antialiased; the reference was not with torchvision before 0.17."
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Precision of both encoders; their cosine is always float32."
@@ -53,7 +53,7 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             weights_license="Apache-2.0",
             download_mb=1970,
             small={"weights": "random", "architecture": "tiny"},
-            reference="draft_reward_hpsv2.original:original",
-            parity=1e-5,
+            reference="draft_reward_hpsv2.reference:reference",
+            tolerance=1e-5,
         )
     ]

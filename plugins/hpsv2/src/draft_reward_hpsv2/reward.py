@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 from torch.nn.functional import normalize as unit_length
 
+from draft_core.rewards import FrozenModule, TextFeatureCache, checked_images
 from draft_core.rewards.images import CLIP_MEAN, CLIP_STD, normalize
-from draft_core.rewards.inputs import PromptMemory, checked_images
-from draft_core.rewards.protocol import FrozenModule
 from draft_core.rewards.weights import RANDOM, HubFile, load_strict, locate, read_tensors, seeded
 from draft_reward_hpsv2 import Hpsv2Config
 
@@ -48,7 +47,7 @@ class Hpsv2Reward(FrozenModule):
         self.antialias = config.antialias
         self.dtype = getattr(torch, config.dtype)
         self.clip = load_clip(config).to(self.dtype)
-        self.memory = PromptMemory()
+        self.memory = TextFeatureCache()
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -90,7 +89,7 @@ def letterbox(images: Tensor, side: int, *, antialias: bool) -> Tensor:
     """The whole image with its longer side `side`, between black bars, (B, 3, side, side).
 
     As published: bicubic on floats, neither rounded nor clamped; sizes by Python's `round`; the left and the
-    upper bar get the smaller half. The original fails where the longer side is `side` already; here it is padded.
+    upper bar get the smaller half. The reference fails where the longer side is `side` already; here it is padded.
     """
     height, width = images.shape[-2:]
     scale = side / max(height, width)

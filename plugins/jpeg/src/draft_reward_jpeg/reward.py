@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from draft_core.rewards.inputs import checked_images
-from draft_core.rewards.protocol import FrozenModule
+from draft_core.rewards import FrozenModule, checked_images
 from draft_reward_jpeg import JpegConfig, JpegDistortionConfig, JpegSizeConfig
 from draft_reward_jpeg.entropy import count_bits, crossings, scan_order, stored_numbers
 from draft_reward_jpeg.tables import HEADER_BYTES

@@ -48,7 +48,7 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             weights_license="MIT",
             download_mb=3950,
             small={"weights": "random", "tokenizer": "bytes"},
-            reference="draft_reward_pickscore.original:original",
-            parity=0.002,
+            reference="draft_reward_pickscore.reference:reference",
+            tolerance=0.002,
         )
     ]

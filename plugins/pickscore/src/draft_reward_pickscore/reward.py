@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn.functional import normalize as unit_length
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast
 
+from draft_core.rewards import FrozenModule, TextFeatureCache, checked_images
 from draft_core.rewards.images import CLIP_MEAN, CLIP_STD, center_crop, normalize, resize_shortest_like_pil
-from draft_core.rewards.inputs import PromptMemory, checked_images
-from draft_core.rewards.protocol import FrozenModule
 from draft_core.rewards.weights import RANDOM, load_pretrained, load_tokenizer, locate_model, seeded
 from draft_reward_pickscore import PickScoreConfig
 
@@ -55,7 +54,7 @@ class PickScoreReward(FrozenModule):
         clip = load_clip(config)
         self.register_buffer("scale", clip.logit_scale.detach().exp())
         self.clip = clip.to(self.dtype)
-        self.memory = PromptMemory()
+        self.memory = TextFeatureCache()
         self.side: int = clip.config.vision_config.image_size
         self.requires_grad_(False).eval()
 

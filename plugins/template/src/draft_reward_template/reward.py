@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from draft_core.rewards.protocol import FrozenModule
+from draft_core.rewards import FrozenModule
 from draft_reward_template import TemplateConfig
 
 

@@ -19,9 +19,9 @@ from draft_reward_adversarial.reward import AdversarialReward
 Logits = Callable[[Image.Image], Tensor]
 
 
-def original(reward: AdversarialReward, config: AdversarialConfig) -> Callable[[list[Image.Image], list[str]], Tensor]:
+def reference(reward: AdversarialReward, config: AdversarialConfig) -> Callable[[list[Image.Image], list[str]], Tensor]:
     """log p(target), or its negative, in float32 on the CPU, one image at a time; prompts are not read."""
-    log_probabilities = original_log_probabilities(reward, config)
+    log_probabilities = reference_log_probabilities(reward, config)
     sign = 1.0 if config.mode == "targeted" else -1.0
 
     def score(images: list[Image.Image], prompts: list[str]) -> Tensor:
@@ -30,7 +30,9 @@ def original(reward: AdversarialReward, config: AdversarialConfig) -> Callable[[
     return score
 
 
-def original_log_probabilities(reward: AdversarialReward, config: AdversarialConfig) -> Callable[[Image.Image], Tensor]:
+def reference_log_probabilities(
+    reward: AdversarialReward, config: AdversarialConfig
+) -> Callable[[Image.Image], Tensor]:
     """Those of all classes, (1, classes), of one image."""
     builds: dict[str, Callable[..., Logits]]
     builds = {"timm": of_timm, "torchvision": of_torchvision, "transformers": of_transformers}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from draft_reward_jpeg import reward
 
-from draft_core.testing.reference import SIZES, certify_kind
+from draft_core.testing import SIZES, compare_kind
 
 KINDS = ("jpeg", "jpeg-distortion")
 
@@ -13,23 +13,23 @@ KINDS = ("jpeg", "jpeg-distortion")
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_those_of_pillow(kind: str, size: tuple[int, int]) -> None:
-    certificate = certify_kind(kind, {}, sizes=[size])
-    assert certificate.holds, certificate
+    comparison = compare_kind(kind, {}, sizes=[size])
+    assert comparison.holds, comparison
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fields", [{"quality": 20}, {"quality": 95}, {"direction": "incompress"}])
 def test_with_other_options(kind: str, fields: dict[str, object]) -> None:
-    certificate = certify_kind(kind, fields, sizes=[(224, 224)])
-    assert certificate.holds, certificate
+    comparison = compare_kind(kind, fields, sizes=[(224, 224)])
+    assert comparison.holds, comparison
 
 
 def test_a_forgotten_header_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reward, "HEADER_BYTES", 0)
-    assert not certify_kind("jpeg", {}, sizes=[(224, 224)]).holds
+    assert not compare_kind("jpeg", {}, sizes=[(224, 224)]).holds
 
 
 def test_fine_chroma_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     roundtrip = reward.jpeg_roundtrip
     monkeypatch.setattr(reward, "jpeg_roundtrip", lambda images, quality, _: roundtrip(images, quality, "4:4:4"))
-    assert not certify_kind("jpeg-distortion", {}, sizes=[(224, 224)]).holds
+    assert not compare_kind("jpeg-distortion", {}, sizes=[(224, 224)]).holds

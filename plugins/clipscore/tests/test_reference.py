@@ -9,33 +9,33 @@ import pytest
 from draft_reward_clipscore import draft_register_rewards
 
 from draft_core.rewards.images import center_crop
-from draft_core.testing.reference import SIZES, Certificate, certify_kind
+from draft_core.testing import SIZES, Comparison, compare_kind
 
 (SPEC,) = draft_register_rewards()
 LIBRARIES = ("open_clip", "transformers")
 
 
-def certificate(library: str, size: tuple[int, int] = (300, 401), **fields: Any) -> Certificate:
-    return certify_kind("clipscore", {**SPEC.small, "library": library, **fields}, sizes=[size])
+def comparison(library: str, size: tuple[int, int] = (300, 401), **fields: Any) -> Comparison:
+    return compare_kind("clipscore", {**SPEC.small, "library": library, **fields}, sizes=[size])
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_cosines_are_those_of_the_library(library: str, size: tuple[int, int]) -> None:
-    found = certificate(library, size)
+    found = comparison(library, size)
     assert found.holds, found
 
 
 @pytest.mark.parametrize("definition", ["clipscore", "percent"])
 def test_the_other_definitions_too(definition: str) -> None:
     """With a seed whose cosines are positive, as trained models' are."""
-    found = certificate("open_clip", definition=definition, seed=7)
+    found = comparison("open_clip", definition=definition, seed=7)
     assert found.holds, found
 
 
 def test_a_model_in_a_folder(folder: Path) -> None:
     fields = {"library": "transformers", "model": str(folder), "definition": "cosine"}
-    found = certify_kind("clipscore", fields, sizes=[(427, 640)])
+    found = compare_kind("clipscore", fields, sizes=[(427, 640)])
     assert found.holds, found
 
 
@@ -46,4 +46,4 @@ def test_each_library_crops_in_its_own_way(library: str, monkeypatch: pytest.Mon
         "draft_reward_clipscore.encoders.center_crop",
         lambda images, side, rounding: center_crop(images, side, rounding=other[rounding]),
     )
-    assert not certificate(library).holds
+    assert not comparison(library).holds

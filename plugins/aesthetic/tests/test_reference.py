@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from draft_reward_aesthetic import AestheticConfig, draft_register_rewards
-from draft_reward_aesthetic.original import PublishedHead
+from draft_reward_aesthetic.reference import PublishedHead
 from draft_reward_aesthetic.reward import rating_head
 
 from draft_core.rewards.images import center_crop
-from draft_core.testing.reference import SIZES, certify_kind
+from draft_core.testing import SIZES, compare_kind
 
 (SPEC,) = draft_register_rewards()
 RANDOM = AestheticConfig(**SPEC.small)
@@ -22,8 +22,8 @@ published = pytest.mark.skipif(not PUBLISHED_HEAD.exists(), reason=f"{PUBLISHED_
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_scores_are_those_of_the_published_pipeline(size: tuple[int, int]) -> None:
-    certificate = certify_kind("aesthetic", SPEC.small, sizes=[size])
-    assert certificate.holds, certificate
+    comparison = compare_kind("aesthetic", SPEC.small, sizes=[size])
+    assert comparison.holds, comparison
 
 
 @published
@@ -52,4 +52,4 @@ def test_the_crop_of_another_library_would_be_noticed(monkeypatch: pytest.Monkey
         "draft_reward_aesthetic.reward.center_crop",
         lambda images, side, rounding: center_crop(images, side, rounding="floor"),
     )
-    assert not certify_kind("aesthetic", SPEC.small, sizes=[(300, 401)]).holds
+    assert not compare_kind("aesthetic", SPEC.small, sizes=[(300, 401)]).holds

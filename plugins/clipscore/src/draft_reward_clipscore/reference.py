@@ -28,7 +28,7 @@ except ImportError:
 Cosine = Callable[[Image.Image, str], Tensor]
 
 
-def original(reward: ClipScoreReward, config: ClipScoreConfig) -> Callable[[list[Image.Image], list[str]], Tensor]:
+def reference(reward: ClipScoreReward, config: ClipScoreConfig) -> Callable[[list[Image.Image], list[str]], Tensor]:
     """The library's cosine in float32 on the CPU, one image at a time, in the definition that the config names."""
     cosine = of_open_clip(reward, config) if config.library == "open_clip" else of_transformers(reward, config)
     prefix = "A photo depicts " if config.definition == "clipscore" else ""

@@ -8,7 +8,7 @@ import torch
 from draft_reward_hpsv2 import draft_register_rewards
 
 from draft_core.rewards.images import center_crop, resize_shortest_like_pil
-from draft_core.testing.reference import SIZES, certify_kind
+from draft_core.testing import SIZES, compare_kind
 
 (SPEC,) = draft_register_rewards()
 # No Pillow resizes here, so that images may also be more than twice as tall as wide.
@@ -17,13 +17,13 @@ OWN_SIZES = (*SIZES, (513, 255), (640, 300))
 
 @pytest.mark.parametrize("size", OWN_SIZES, ids=str)
 def test_scores_are_those_of_the_published_code(size: tuple[int, int]) -> None:
-    certificate = certify_kind("hpsv2", SPEC.small, sizes=[size])
-    assert certificate.holds, certificate
+    comparison = compare_kind("hpsv2", SPEC.small, sizes=[size])
+    assert comparison.holds, comparison
 
 
 def test_scores_without_antialiasing_are_those_of_older_torchvisions() -> None:
-    certificate = certify_kind("hpsv2", {**SPEC.small, "antialias": False}, sizes=[(427, 640)])
-    assert certificate.holds, certificate
+    comparison = compare_kind("hpsv2", {**SPEC.small, "antialias": False}, sizes=[(427, 640)])
+    assert comparison.holds, comparison
 
 
 def test_the_crop_of_other_scorers_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +31,7 @@ def test_the_crop_of_other_scorers_would_be_noticed(monkeypatch: pytest.MonkeyPa
         return center_crop(resize_shortest_like_pil(images, side), side, rounding="half-even")
 
     monkeypatch.setattr("draft_reward_hpsv2.reward.letterbox", crop)
-    assert not certify_kind("hpsv2", SPEC.small, sizes=[(300, 401)]).holds
+    assert not compare_kind("hpsv2", SPEC.small, sizes=[(300, 401)]).holds
 
 
 def test_another_tokenizer_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,4 +40,4 @@ def test_another_tokenizer_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(
         "draft_reward_hpsv2.reward.open_clip.tokenize", lambda texts: read([t.replace("&", "& ") for t in texts])
     )
-    assert not certify_kind("hpsv2", SPEC.small, sizes=[(224, 224)]).holds
+    assert not compare_kind("hpsv2", SPEC.small, sizes=[(224, 224)]).holds

@@ -1,4 +1,4 @@
-"""Log-probabilities against the original pipelines: each library's own transforms of a PIL image, then its model."""
+"""Log-probabilities against the reference pipelines: each library's own transforms of a PIL image, then its model."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import pytest
 import torch
 import torchvision
 from draft_reward_adversarial import AdversarialConfig, AdversarialTop1Config, draft_register_rewards
-from draft_reward_adversarial.original import on_pillow, original_log_probabilities
 from draft_reward_adversarial.preprocessing import of_timm, of_torchvision, of_transformers
+from draft_reward_adversarial.reference import on_pillow, reference_log_probabilities
 from draft_reward_adversarial.reward import AdversarialReward, AdversarialTop1
 from PIL import Image
 from timm.data import create_transform
 
 from draft_core.rewards.images import resize_shortest_like_pil
-from draft_core.testing.reference import certify_kind
+from draft_core.testing import compare_kind
 
 Pil = Callable[[torch.Tensor], Image.Image]
 Drawn = Callable[[int, int], torch.Tensor]
-Original = Callable[[Image.Image], torch.Tensor]
+Reference = Callable[[Image.Image], torch.Tensor]
 
 SPEC = next(spec for spec in draft_register_rewards() if spec.kind == "adversarial")
 
@@ -41,7 +41,7 @@ def configured(**source: Any) -> AdversarialConfig:
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])
 def test_timm(name: str, drawn: Drawn, pil: Pil) -> None:
-    assert_parity(configured(library="timm", name=name, weights="random", num_classes=10), drawn, pil)
+    assert_near_reference(configured(library="timm", name=name, weights="random", num_classes=10), drawn, pil)
 
 
 TIMM_CONFIGS = list(itertools.product((224, 384), (0.875, 0.95, 1.0), ("bicubic", "bilinear"), ("center", "squash")))
@@ -72,7 +72,7 @@ def test_timms_configurations(
 
 def test_torchvision(drawn: Drawn, pil: Pil) -> None:
     config = configured(library="torchvision", name="squeezenet1_1", weights="random", num_classes=10)
-    assert_parity(config, drawn, pil)
+    assert_near_reference(config, drawn, pil)
 
 
 @pytest.mark.parametrize("name", ["resnet50", "efficientnet_b1", "convnext_tiny", "vit_b_16", "inception_v3"])
@@ -119,7 +119,7 @@ def test_transformers_processors(name: str, settings: dict[str, Any], drawn: Dra
 
 
 def test_transformers(vit_folder: Path, drawn: Drawn, pil: Pil) -> None:
-    assert_parity(
+    assert_near_reference(
         configured(library="transformers", name=str(vit_folder), weights="hub"),
         drawn,
         pil,
@@ -127,22 +127,22 @@ def test_transformers(vit_folder: Path, drawn: Drawn, pil: Pil) -> None:
     )
 
 
-def assert_parity(config: AdversarialConfig, drawn: Drawn, pil: Pil, sizes: Any = SIZES) -> None:
-    """Within float32 of the original, and that means something: the images differ by far more."""
+def assert_near_reference(config: AdversarialConfig, drawn: Drawn, pil: Pil, sizes: Any = SIZES) -> None:
+    """Within float32 of the reference, and that means something: the images differ by far more."""
     reward = AdversarialReward(config)
-    original = original_log_probabilities(reward, config)
+    reference = reference_log_probabilities(reward, config)
     images = [drawn(*size) for size in sizes]
     with torch.no_grad():
         ours = torch.cat([reward.log_probabilities(image) for image in images])
-    theirs = torch.cat([original(pil(image)) for image in images])
+    theirs = torch.cat([reference(pil(image)) for image in images])
     torch.testing.assert_close(ours, theirs, **CLOSE)
     spread = theirs.std(0).max()
     assert (ours - theirs).abs().max() < 0.002 * spread, f"spread {spread}"
 
 
-def test_the_certificate_of_the_small_instance() -> None:
-    certificate = certify_kind("adversarial", SPEC.small)
-    assert certificate.holds, certificate
+def test_the_comparison_of_the_small_instance() -> None:
+    comparison = compare_kind("adversarial", SPEC.small)
+    assert comparison.holds, comparison
 
 
 def test_another_filter_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_another_filter_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
         "draft_reward_adversarial.preprocessing.resize_shortest_like_pil",
         lambda images, size, filter: resize_shortest_like_pil(images, size, filter="bilinear"),
     )
-    assert not certify_kind("adversarial", SPEC.small, sizes=[(300, 401)]).holds
+    assert not compare_kind("adversarial", SPEC.small, sizes=[(300, 401)]).holds
 
 
 # Real ImageNet weights
@@ -167,14 +167,14 @@ def real(config: AdversarialConfig) -> AdversarialReward:
 
 
 @pytest.fixture(scope="module")
-def original(real: AdversarialReward, config: AdversarialConfig) -> Original:
-    return original_log_probabilities(real, config)
+def reference(real: AdversarialReward, config: AdversarialConfig) -> Reference:
+    return reference_log_probabilities(real, config)
 
 
-def test_the_certificate_of_real_weights(config: AdversarialConfig) -> None:
+def test_the_comparison_of_real_weights(config: AdversarialConfig) -> None:
     fields = config.model_dump(exclude={"kind"})
-    certificate = certify_kind("adversarial", fields, sizes=[(224, 224), (300, 401), (97, 64)], count=3)
-    assert certificate.holds, certificate
+    comparison = compare_kind("adversarial", fields, sizes=[(224, 224), (300, 401), (97, 64)], count=3)
+    assert comparison.holds, comparison
 
 
 @pytest.mark.parametrize("size", [None, (64, 64), (256, 256), (512, 512), (500, 333)])
@@ -183,7 +183,7 @@ def test_real_weights(
     name: str,
     size: tuple[int, int] | None,
     real: AdversarialReward,
-    original: Original,
+    reference: Reference,
     photograph: Callable[[str], torch.Tensor],
     pil: Pil,
 ) -> None:
@@ -193,7 +193,7 @@ def test_real_weights(
     image = torchvision.transforms.functional.to_tensor(image)[None]
     with torch.no_grad():
         ours = real.log_probabilities(image)
-    assert (ours - original(image)).abs().max() <= REAL
+    assert (ours - reference(image)).abs().max() <= REAL
 
 
 @pytest.mark.parametrize(("name", "classes"), [("chelsea.png", range(281, 286)), ("coffee.png", [967])])
@@ -222,7 +222,7 @@ def test_the_measure_knows_espresso_from_a_cat(
 
 
 def test_an_ascent_to_bee_fools_the_original_pipeline(
-    real: AdversarialReward, original: Original, photograph: Callable[[str], torch.Tensor], pil: Pil
+    real: AdversarialReward, reference: Reference, photograph: Callable[[str], torch.Tensor], pil: Pil
 ) -> None:
     """Ten signed steps within 2/255 of every pixel, rounded to 8 bits, judged by timm's own pipeline."""
     start = photograph("chelsea.png")
@@ -235,6 +235,6 @@ def test_an_ascent_to_bee_fools_the_original_pipeline(
     image = pil(image)
     moved = torchvision.transforms.functional.to_tensor(image)[None] - start
     assert moved.abs().max() <= 2 / 255 + 1e-6
-    before, after = (original(each)[0, 309] for each in (pil(start), image))
+    before, after = (reference(each)[0, 309] for each in (pil(start), image))
     assert before < -5
     assert after > before + 5

@@ -17,7 +17,7 @@ from draft_emoji import FOLDER, EmojiClipConfig
 from draft_emoji.alignment import SIDE, TOKENS, EmojiClipReward
 
 
-def original(reward: EmojiClipReward, config: EmojiClipConfig) -> Callable[[list[Image.Image], list[str]], Tensor]:
+def reference(reward: EmojiClipReward, config: EmojiClipConfig) -> Callable[[list[Image.Image], list[str]], Tensor]:
     """CLIPModel's own cosine of a image that Pillow resized, one image at a time."""
     model = CLIPModel.from_pretrained(FOLDER / "clip", dtype=torch.float32).eval()
     model.load_state_dict(reward.clip.state_dict())

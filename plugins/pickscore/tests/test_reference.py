@@ -9,7 +9,7 @@ from draft_reward_pickscore import PickScoreConfig, draft_register_rewards
 from draft_reward_pickscore.reward import PickScoreReward
 
 from draft_core.rewards.images import center_crop
-from draft_core.testing.reference import SIZES, certify_kind
+from draft_core.testing import SIZES, compare_kind
 
 (SPEC,) = draft_register_rewards()
 RANDOM = PickScoreConfig(**SPEC.small)
@@ -17,16 +17,16 @@ RANDOM = PickScoreConfig(**SPEC.small)
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_scores_are_those_of_the_published_code(size: tuple[int, int]) -> None:
-    certificate = certify_kind("pickscore", SPEC.small, sizes=[size])
-    assert certificate.holds, certificate
+    comparison = compare_kind("pickscore", SPEC.small, sizes=[size])
+    assert comparison.holds, comparison
 
 
 def test_prompts_are_read_as_published(tokenizer_folder: Path) -> None:
     """With CLIP's real vocabulary."""
     fields = {**SPEC.small, "tokenizer": str(tokenizer_folder)}
-    certificate = certify_kind("pickscore", fields, sizes=[(224, 224)])
-    assert certificate.rows[-1].images == "hard prompts"
-    assert certificate.worst < 1e-5
+    comparison = compare_kind("pickscore", fields, sizes=[(224, 224)])
+    assert comparison.rows[-1].images == "hard prompts"
+    assert comparison.worst < 1e-5
 
 
 def test_the_crop_of_another_library_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +34,7 @@ def test_the_crop_of_another_library_would_be_noticed(monkeypatch: pytest.Monkey
         "draft_reward_pickscore.reward.center_crop",
         lambda images, side, rounding: center_crop(images, side, rounding="half-even"),
     )
-    assert not certify_kind("pickscore", SPEC.small, sizes=[(300, 401)]).holds
+    assert not compare_kind("pickscore", SPEC.small, sizes=[(300, 401)]).holds
 
 
 def test_the_vocabulary_is_clips(tokenizer_folder: Path) -> None:

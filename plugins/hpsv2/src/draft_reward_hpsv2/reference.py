@@ -40,7 +40,7 @@ class ResizeMaxSize(torch.nn.Module):
         return img
 
 
-def original(reward: Hpsv2Reward, config: Hpsv2Config) -> Callable[[list[Image.Image], list[str]], Tensor]:
+def reference(reward: Hpsv2Reward, config: Hpsv2Config) -> Callable[[list[Image.Image], list[str]], Tensor]:
     """The published scoring in float32 on the CPU, one image at a time."""
     model = open_clip.CLIP(**(TINY if config.architecture == "tiny" else open_clip.get_model_config(CLIP_NAME)))
     model.load_state_dict(reward.clip.state_dict())

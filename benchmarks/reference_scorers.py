@@ -1,8 +1,8 @@
-"""How near each installed reward comes to its original, as tables for the plugins' READMEs.
+"""How near each installed reward comes to its reference, as tables for the plugins' READMEs.
 
-    python benchmarks/parity.py                    # small seeded weights, about a minute on one core
-    python benchmarks/parity.py --full hpsv2       # the published architecture with seeded weights
-    python benchmarks/parity.py --write            # put the tables into the READMEs, between their markers
+    python benchmarks/reference_scorers.py                    # small seeded weights, about a minute on one core
+    python benchmarks/reference_scorers.py --full hpsv2       # the published architecture with seeded weights
+    python benchmarks/reference_scorers.py --write            # put the tables into the READMEs, between their markers
 
 It is `draft rewards compare` for many: both sides have the same weights, in float32 on a CPU. Three kinds can be
 built in their full size, `aesthetic`, `hpsv2` and `pickscore`: one at a time, with up to 10 GB of memory and some
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from draft_core import load_catalog
-from draft_core.testing.reference import certify_kind, markdown
+from draft_core.testing.reference import compare_kind, markdown
 
 PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
 FULL_SIZE, FULL_COUNT = (300, 401), 3
@@ -55,20 +55,20 @@ def main() -> None:
         start = time.perf_counter()
         if arguments.full:
             with full_fields(kind, arguments.head) as fields:
-                measured = {"": certify_kind(kind, fields, sizes=[FULL_SIZE], count=FULL_COUNT)}
+                measured = {"": compare_kind(kind, fields, sizes=[FULL_SIZE], count=FULL_COUNT)}
         else:
-            measured = {name: certify_kind(kind, fields) for name, fields in small_fields(kind).items()}
+            measured = {name: compare_kind(kind, fields) for name, fields in small_fields(kind).items()}
         table = f"`{kind}`\n\n{markdown(measured)}"
         print(f"\n{table}\n\n{time.perf_counter() - start:.0f} s", flush=True)
         tables.setdefault(readme_of(catalog.reward(kind).distribution.name), []).append(table)
     if arguments.write:
         for path, texts in tables.items():
-            write(path, "parity full" if arguments.full else "parity", "\n\n".join(texts))
+            write(path, "reference full" if arguments.full else "reference", "\n\n".join(texts))
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("kinds", nargs="*", help="rewards to measure; all that name an original if left out")
+    parser.add_argument("kinds", nargs="*", help="rewards to measure; all that name a reference if left out")
     parser.add_argument("--full", nargs="+", choices=("aesthetic", "hpsv2", "pickscore"), help="in their full size")
     parser.add_argument("--head", default="random", help="file of the published aesthetic head, for --full aesthetic")
     parser.add_argument("--write", action="store_true", help="write the tables into the READMEs")

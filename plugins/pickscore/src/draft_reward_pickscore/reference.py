@@ -23,7 +23,7 @@ except ImportError:
     from transformers import CLIPImageProcessor as ImageProcessor
 
 
-def original(reward: PickScoreReward, config: PickScoreConfig) -> Callable[[list[Image.Image], list[str]], Tensor]:
+def reference(reward: PickScoreReward, config: PickScoreConfig) -> Callable[[list[Image.Image], list[str]], Tensor]:
     """The function that the model's card publishes, in float32 on the CPU, one image at a time."""
     model = copy.deepcopy(reward.clip).float().cpu()
     processor = CLIPProcessor(image_processor=ImageProcessor(), tokenizer=clip_tokenizer(config))

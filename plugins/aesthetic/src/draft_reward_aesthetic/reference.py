@@ -43,7 +43,7 @@ class PublishedHead(torch.nn.Module):
         return rating
 
 
-def original(reward: AestheticReward, config: AestheticConfig) -> Callable[[list[Image.Image], list[str]], Tensor]:
+def reference(reward: AestheticReward, config: AestheticConfig) -> Callable[[list[Image.Image], list[str]], Tensor]:
     """The published pipeline in float32 on the CPU, one image at a time; prompts are not read."""
     clip = open_clip.CLIP(**(TINY if config.architecture == "tiny" else open_clip.get_model_config(CLIP_NAME)))
     clip.visual.load_state_dict(reward.tower.state_dict())
