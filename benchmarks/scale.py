@@ -1,6 +1,6 @@
 """What an update of a full-size model takes on a GPU, predicted without the GPU and without the weights.
 
-    python benchmarks/scale.py            # writes its tables into docs/scale.md; half an hour on one thread
+    python benchmarks/scale.py            # writes its tables into docs/measurements/scale.md; half an hour on one thread
     python benchmarks/scale.py --only FLUX.1-dev --print-only
 
 Each pipeline is built from its published config on torch's meta device (`full_size.py`) and makes one update there:
@@ -41,7 +41,7 @@ from draft_core.sampling import seams
 from draft_core.sampling.pipeline_call import Checkpointing, Decode
 from draft_core.training.sharding import blocks
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "scale.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "measurements" / "scale.md"
 GIB = 2**30
 DTYPE = torch.bfloat16  # of the frozen weights
 RANK = 32
@@ -146,7 +146,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", choices=MODELS, help="one model alone; only with --print-only")
-    parser.add_argument("--print-only", action="store_true", help="leave docs/scale.md as it is")
+    parser.add_argument("--print-only", action="store_true", help="leave docs/measurements/scale.md as it is")
     arguments = parser.parse_args()
     if arguments.only and not arguments.print_only:
         parser.error("--only would write tables with rows missing: add --print-only")
