@@ -65,9 +65,8 @@ def test_a_misspelt_field_is_one_sentence_as_the_page_says(tmp_path: Path) -> No
     needs("draft-emoji", "draft-reward-jpeg")
     assert "write `qualty` for `quality`" in FIRST
     path = tmp_path / "first.yaml"
-    path.write_text(
-        recipes(FIRST)["first.yaml"].replace("quality: 80}\n  - {kind: emoji", "qualty: 80}\n  - {kind: emoji")
-    )
+    assert "  - {kind: jpeg, quality: 80}" in recipes(FIRST)["first.yaml"]
+    path.write_text(recipes(FIRST)["first.yaml"].replace("jpeg, quality", "jpeg, qualty"), encoding="utf-8")
     result = CliRunner().invoke(cli.app, ["train", str(path)])
     assert result.exit_code == 2
     assert "quality" in result.output
