@@ -19,7 +19,6 @@ from draft_core import DifferentiableSampler, load_catalog, load_recipe
 from draft_core.adapters.lora import add_lora, trainable
 from draft_core.cli import app as cli
 from draft_core.recipe.schema import RecipeBase
-from draft_core.registry.config import Config
 from tests.support.tiny import PROMPTS, byte_tokenizer, tiny_pipe
 
 ROOT = Path(__file__).parents[2]
@@ -133,24 +132,25 @@ def test_the_learner_of_the_page_trains_on_a_reward_without_gradient(tmp_path: P
     assert names["EveryOther"](offset=1).plan(5, Random(0)).grad_steps == {1, 3}
 
 
-def fields(config: type[Config], prefix: str = "") -> dict[str, str]:
+def fields(schema: dict[str, Any], known: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """Field name in a recipe -> the section of the page that has it."""
     found: dict[str, str] = {}
-    for name, field in config.model_fields.items():
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        nested = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Config)]
-        if name in ("method", "rewards", "metrics") or not nested:
-            found[prefix + name] = prefix.partition(".")[0]
+    for name, field in schema["properties"].items():
+        kinds = [field, *field.get("anyOf", ()), *field.get("allOf", ())]
+        nested = [known[kind["$ref"].rpartition("/")[2]] for kind in kinds if "$ref" in kind]
+        if nested and name != "method":
+            found |= fields(nested[0], known, f"{prefix}{name}.")
         else:
-            found |= fields(nested[0], f"{prefix}{name}.")
+            found[prefix + name] = prefix.partition(".")[0]
     return found
 
 
 def test_the_reference_has_every_field_of_a_recipe() -> None:
     page = (ROOT / "docs" / "reference" / "recipes.md").read_text(encoding="utf-8")
     sections = {part.partition("\n")[0].strip("`"): part for part in page.split("\n## ")}
-    known = fields(RecipeBase)
-    assert {"train.normalize", "model.lora.rank", "evaluation.scales", "output"} <= known.keys()
+    schema = RecipeBase.model_json_schema()
+    known = fields(schema, schema["$defs"])
+    assert {"train.normalize", "model.lora.rank", "evaluation.scales", "output", "rewards"} <= known.keys()
     for name, section in known.items():
         short = name.removeprefix(f"{section}.")
         assert f"\n| `{short}` |" in sections[section or "The recipe"], name
