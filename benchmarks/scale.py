@@ -1,12 +1,12 @@
 """What an update of a full-size model takes on a GPU, predicted without the GPU and without the weights.
 
-    python benchmarks/scale.py            # writes its tables into docs/measurements/scale.md; half an hour on one thread
+    python benchmarks/scale.py            # writes its tables into docs/measurements/scale.md; half an hour
     python benchmarks/scale.py --only FLUX.1-dev --print-only
 
 Each pipeline is built from its published config on torch's meta device (`full_size.py`) and makes one update there:
 the library's own sampler drives the pipeline's own call, a reward's own image encoder scores it, and autograd goes
-back. `draft_core.cost.peak_memory` counts every tensor that this would allocate. What is added to that is arithmetic: frozen
-weights, the LoRA with its gradient and AdamW's moments, and an allowance for what no tensor shows.
+back. `draft_core.cost.peak_memory` counts every tensor that this would allocate. What is added to that is arithmetic:
+frozen weights, the LoRA with its gradient and AdamW's moments, and an allowance for what no tensor shows.
 
 Attention is the one place where the meta device would mislead: there it falls apart into a product with an S x S matrix
 that no GPU kernel stores. `like_a_gpu` puts in what flash and memory-efficient kernels keep: query, key, value,
