@@ -64,7 +64,7 @@ from draft_core.training.settings import TrainSettings
 
 MARK = 0.92  # of the base model's bytes: far enough to tell methods apart, and images still show their things
 FLOOR = 0.93  # of the base model's alignment
-RATES = (4e-3, 2e-3, 1e-3, 5e-4)  # from ten times the default; see docs/methods.md on larger ones
+RATES = (4e-3, 2e-3, 1e-3, 5e-4)  # from ten times the default; see docs/measurements/methods.md on larger ones
 QUALITY = 80
 COLOURS = (*(f"C{place}" for place in range(10)), "black", "navy")
 IMAGE = Path("docs/images/compare.png")

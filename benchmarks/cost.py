@@ -1,6 +1,6 @@
 """What an update costs, in time and memory, beside the least it could cost and beside what others do.
 
-    python benchmarks/cost.py            # writes its tables into docs/cost.md; ten minutes or more
+    python benchmarks/cost.py            # writes its tables into docs/measurements/cost.md; ten minutes or more
     python benchmarks/cost.py --help
 
 For each case the same LoRA, prompts, reward and batch go through four kinds of update:
@@ -54,7 +54,7 @@ from draft_core.runs.build import build
 from draft_core.sampling import pipelines, seams
 from draft_core.training.settings import TrainSettings
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "cost.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "measurements" / "cost.md"
 MEGABYTE = 1e6
 
 Work = Callable[[], Any]
@@ -116,7 +116,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=4, help="how often the kinds of update take turns, default 4")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads, default 1")
-    parser.add_argument("--print-only", action="store_true", help="leave docs/cost.md as it is")
+    parser.add_argument("--print-only", action="store_true", help="leave docs/measurements/cost.md as it is")
     return parser.parse_args()
 
 

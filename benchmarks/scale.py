@@ -1,12 +1,12 @@
 """What an update of a full-size model takes on a GPU, predicted without the GPU and without the weights.
 
-    python benchmarks/scale.py            # writes its tables into docs/scale.md; half an hour on one thread
+    python benchmarks/scale.py            # writes its tables into docs/measurements/scale.md; half an hour
     python benchmarks/scale.py --only FLUX.1-dev --print-only
 
 Each pipeline is built from its published config on torch's meta device (`full_size.py`) and makes one update there:
 the library's own sampler drives the pipeline's own call, a reward's own image encoder scores it, and autograd goes
-back. `draft_core.cost.peak_memory` counts every tensor that this would allocate. What is added to that is arithmetic: frozen
-weights, the LoRA with its gradient and AdamW's moments, and an allowance for what no tensor shows.
+back. `draft_core.cost.peak_memory` counts every tensor that this would allocate. What is added to that is arithmetic:
+frozen weights, the LoRA with its gradient and AdamW's moments, and an allowance for what no tensor shows.
 
 Attention is the one place where the meta device would mislead: there it falls apart into a product with an S x S matrix
 that no GPU kernel stores. `like_a_gpu` puts in what flash and memory-efficient kernels keep: query, key, value,
@@ -41,7 +41,7 @@ from draft_core.sampling import seams
 from draft_core.sampling.pipeline_call import Checkpointing, Decode
 from draft_core.training.sharding import blocks
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "scale.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "measurements" / "scale.md"
 GIB = 2**30
 DTYPE = torch.bfloat16  # of the frozen weights
 RANK = 32
@@ -146,7 +146,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", choices=MODELS, help="one model alone; only with --print-only")
-    parser.add_argument("--print-only", action="store_true", help="leave docs/scale.md as it is")
+    parser.add_argument("--print-only", action="store_true", help="leave docs/measurements/scale.md as it is")
     arguments = parser.parse_args()
     if arguments.only and not arguments.print_only:
         parser.error("--only would write tables with rows missing: add --print-only")

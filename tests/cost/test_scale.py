@@ -157,7 +157,7 @@ def test_a_prediction_adds_up(scale: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_recipes_say_what_the_page_predicts(scale: Any) -> None:
-    page = (ROOT / "docs" / "scale.md").read_text()
+    page = (ROOT / "docs" / "measurements" / "scale.md").read_text()
     rows = {
         "sdxl": "SDXL, 1024 x 1024 | blocks",
         "sd3.5-medium": "SD3.5-medium, 1024 x 1024 | blocks",
