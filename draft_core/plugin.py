@@ -10,9 +10,9 @@ from draft_core.registry.specs import MethodSpec, PretrainedSpec, RewardSpec
 
 __all__ = [
     "Config",
-    "Field",
     "MethodConfig",
     "MethodSpec",
+    "Field",
     "PretrainedSpec",
     "RewardConfig",
     "RewardSpec",

@@ -30,11 +30,6 @@ LARGEST_SEED = 2**62  # what is added to it still fits torch's generators
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-def _no(value: Any) -> Any:
-    """The word "no" where a YAML parser took it for false."""
-    return "no" if value is False else value
-
-
 class LoraConfig(Config):
     """The LoRA that is trained (Hu et al. 2022, arXiv 2106.09685)."""
 
@@ -105,9 +100,7 @@ class TrainConfig(Config):
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's averaging factors.")
     weight_decay: float = Field(0.1, ge=0, description="AdamW's decoupled decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients with a larger L2 norm are scaled down to it.")
-    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_no)] = Field(
-        "no", description="Autocast around sampling and scoring."
-    )
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="Autocast around sampling and scoring.")
     sharding: Literal["none", "full"] = Field(
         "none",
         description="With `full` each of several processes holds a part of the frozen denoiser (FSDP2), gathered block "
@@ -194,7 +187,7 @@ class RecipeBase(Config):
 
 
 def recipe_type(catalog: Catalog) -> type[RecipeBase]:
-    """The recipe model whose `rewards` and `measures` are unions of everything in `catalog`.
+    """The recipe model whose `rewards` and `metrics` are unions of everything in `catalog`.
 
     Raises:
         PluginError: if no reward is installed; a union of nothing would accept anything.

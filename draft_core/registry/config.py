@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from draft_core.plan import Renoising, StepPlan
 
-__all__ = ["Config", "Field", "MethodConfig", "RewardConfig"]
+__all__ = ["Config", "MethodConfig", "Field", "RewardConfig"]
 
 
 class Config(BaseModel):
