@@ -230,7 +230,7 @@ def _number_or_text(event: Any) -> Any:
     try:
         return _plain_value(event.value)
     except ValueError:  # Python converts no integer of thousands of digits
-        _refuse_if(True, f"{short(event.value)} has too many digits", event.start_mark)
+        _refuse_if(True, f"the number {event.value[:20]}... has too many digits", event.start_mark)
 
 
 def _plain_value(text: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -53,9 +54,8 @@ def test_the_core_schema(text: str, value: Any) -> None:
     ],
 )
 def test_what_is_refused_is_named_with_its_line(text: str, sentence: str) -> None:
-    with pytest.raises(ValueError, match="(?s).") as caught:
+    with pytest.raises(ValueError, match=re.escape(sentence)):
         parse_yaml(text)
-    assert sentence in str(caught.value)
 
 
 WORDS = ["010", "1:30", "no", "on", "1e-4", ".5e3", "1_0", "0o7", "0x1", "~", "null", "", "true", ".inf", ".nan", "<<"]
