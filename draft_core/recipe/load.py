@@ -1,9 +1,10 @@
-"""A recipe file to a validated recipe, and back to YAML."""
+"""Loads a recipe file as a validated recipe, checks what its types cannot say, and writes it as YAML again."""
 
 from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -130,5 +131,5 @@ def _with_absolute_prompts(recipe: RecipeBase, base: Path, catalog: Catalog) -> 
 
     update: dict[str, Any] = {"prompts": absolute(recipe.prompts)}
     if recipe.evaluation:
-        update["evaluation"] = recipe.evaluation.model_copy(update={"prompts": absolute(recipe.evaluation.prompts)})
+        update["evaluation"] = replace(recipe.evaluation, prompts=absolute(recipe.evaluation.prompts))
     return recipe.model_copy(update=update)

@@ -1,7 +1,8 @@
-"""From YAML to values, and from what is wrong with them to one sentence."""
+"""Validates plain values against a recipe's type, and says in one sentence what is wrong with them."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Mapping
 from typing import Any
@@ -62,7 +63,7 @@ def _readable(problem: ErrorDetails, further: int, type_: Any, data: Any, catalo
         return catalog.unknown("reward" if is_reward else "method", tag, known, where=f"{place}{more}")
     if kind == "union_tag_not_found":
         return RecipeError(f"it does not say its kind{more}", where=place, next="add for example `kind: jpeg`")
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         near = difflib.get_close_matches(path[-1], _fields_beside(problem["loc"], type_, catalog), n=1, cutoff=0.5)
         advice = f"did you mean {near[0]!r}?" if near else "remove it"
         return RecipeError(f"unknown field {short(path[-1])!r}{more}", where=place, next=advice)
@@ -99,11 +100,18 @@ def _fields_beside(location: tuple[int | str, ...], model: Any, catalog: Catalog
             model = tagged[0]
         elif isinstance(part, str):
             model = _model_of_field(model, part)
-    return list(model.model_fields) if hasattr(model, "model_fields") else []
+    return list(_fields_of(model))
 
 
 def _defaults(model: Any) -> list[Any]:
     return [field.default for field in getattr(model, "model_fields", {}).values()]
+
+
+def _fields_of(model: Any) -> dict[str, Any]:
+    """The fields of a pydantic model or of a dataclass by name; of anything else none."""
+    if dataclasses.is_dataclass(model):
+        return {field.name: field for field in dataclasses.fields(model)}
+    return dict(getattr(model, "model_fields", {}))
 
 
 def _model_of_field(model: Any, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What the names in a recipe stand for: prompt lists, prompt files, models."""
+"""Finds what the names in a recipe stand for: prompt lists, prompt files, models."""
 
 from __future__ import annotations
 

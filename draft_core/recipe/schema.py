@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, create_model
 from pydantic_core import PydanticCustomError
 
 from draft_core.errors import PluginError
+from draft_core.evaluation.settings import EvaluationSettings
 from draft_core.registry.catalog import Catalog
 from draft_core.registry.config import Config, Field, MethodConfig, RewardConfig
 from draft_core.registry.methods import DraftLV
@@ -56,8 +57,8 @@ class ModelConfig(Config):
     )
     gradient_checkpointing: bool | Literal["selective", "blocks"] = Field(
         False,
-        description="Recompute recorded denoiser calls in the backward pass, one more call each: with `true` at once, so "
-        "that many grad steps take no more memory than one; with `blocks` one block after another, which takes least "
+        description="Recompute recorded denoiser calls in the backward pass, one more call each: with `true` at once, "
+        "so that many grad steps take no more memory than one; with `blocks` one block after another, which takes least "
         "for few grad steps. `selective` recomputes norms, activations and casts alone: half the memory of a UNet.",
     )
     decode: Literal["whole", "selective", "blocks", "checkpointed", "sliced"] = Field(
@@ -126,32 +127,6 @@ class CheckpointConfig(Config):
     keep: int = Field(2, ge=1, description="How many checkpoints stay on disk.")
 
 
-class EvaluationConfig(Config):
-    """What is looked at before, during and after: same seeds, prompts that are not trained on."""
-
-    prompts: str | tuple[str, ...] = Field(description="Like the recipe's prompts; none of them is trained on.")
-    count: int = Field(16, ge=1, description="How many of the prompts, from the first.")
-    images_per_prompt: int = Field(2, ge=1, le=MOST, description="Images of each prompt; diversity needs two or more.")
-    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Image i of each prompt starts from the noise of seed + i.")
-    every: int = Field(
-        25, ge=1, description="Updates between looks; the first and the last update are always looked at."
-    )
-    tolerance: float = Field(
-        2.0,
-        gt=0,
-        description="How far a score that is not trained may fall, in standard deviations between the base model's "
-        "images, before the run counts as collapsing.",
-    )
-    on_collapse: Literal["stop", "warn"] = Field(
-        "stop", description="What to do when the trained reward rises while other scores or diversity are lost."
-    )
-    scales: tuple[float, ...] = Field(
-        (0.25, 0.5, 0.75),
-        description="Factors of the finished LoRA at which the first four prompts are drawn once more, one image "
-        "each, for the report's slider; an empty list draws none.",
-    )
-
-
 class RecipeBase(Config):
     """All of a recipe but the rewards, whose type depends on what is installed."""
 
@@ -166,8 +141,8 @@ class RecipeBase(Config):
         RegularizersConfig(), description="What holds the tuned model near the base model."
     )
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="How often the run saves itself.")
-    evaluation: EvaluationConfig | None = Field(
-        None, description="Images and scores on the way; left out, some of the training prompts are looked at."
+    evaluation: EvaluationSettings | None = Field(
+        None, description="Images and scores on the way; left out, some of the training prompts are evaluated."
     )
     metrics: Sequence[RewardConfig] = ()
     processes: int = Field(

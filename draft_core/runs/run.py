@@ -25,9 +25,10 @@ from draft_core.adapters.lora import adapters_off, adapters_scaled, lora_state, 
 from draft_core.errors import CheckpointError, DraftError, Interrupted, RecipeError, first_line
 from draft_core.evaluation.collapse import Look, Verdict, best_look, judge, look_at
 from draft_core.evaluation.evaluate import Evaluation, evaluate
+from draft_core.evaluation.settings import EvaluationSettings
 from draft_core.recipe.load import dump_recipe
 from draft_core.recipe.resolve import locate_pretrained, resolve_prompts
-from draft_core.recipe.schema import EvaluationConfig, RecipeBase
+from draft_core.recipe.schema import RecipeBase
 from draft_core.registry.catalog import Catalog
 from draft_core.reporting.page import write_report
 from draft_core.reporting.run_record import (
@@ -146,7 +147,7 @@ class _Run:
         self.stop = stop
         self.folder = recipe.output
         config = recipe.evaluation
-        self.evaluation = config or EvaluationConfig(prompts=recipe.prompts, count=IMAGED_PROMPTS)
+        self.evaluation = config or EvaluationSettings(prompts=recipe.prompts, count=IMAGED_PROMPTS)
         prompts = resolve_prompts(self.evaluation.prompts, catalog, where="evaluation.prompts")
         self.prompts = prompts[: self.evaluation.count]
         self.seeds = range(self.evaluation.seed, self.evaluation.seed + self.evaluation.images_per_prompt)
