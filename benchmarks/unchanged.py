@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -210,7 +209,7 @@ def write_recipes(folder: Path, only: str) -> dict[str, list[str]]:
             pretrained = recipe["model"]["pretrained"]
             if pretrained.startswith("models/"):
                 recipe["model"]["pretrained"] = str(folder / pretrained)
-            (folder / group / f"{case}.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+            (folder / group / f"{case}.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     if "families" in written:
         sys.path.insert(0, str(ROOT))
         from tests.support.families import FAMILIES as ROWS
@@ -255,10 +254,10 @@ def train_here(tree: Path, recipes: Path, output: Path) -> None:
     leave_plots_empty()
     former = importlib.util.find_spec(FORMER_MODULE) is not None
     for file in sorted(recipes.glob("*.yaml")):
-        recipe = {**yaml.safe_load(file.read_text(encoding="utf-8")), "output": str(output / file.stem)}
+        recipe = {**json.loads(file.read_text(encoding="utf-8")), "output": str(output / file.stem)}
         spoken = output / f"{file.stem}.recipe"
         output.mkdir(exist_ok=True)
-        spoken.write_text(yaml.safe_dump(in_former_words(recipe) if former else recipe), encoding="utf-8")
+        spoken.write_text(json.dumps(in_former_words(recipe) if former else recipe), encoding="utf-8")
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             code = draft("train", str(spoken))

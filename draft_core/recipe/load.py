@@ -1,21 +1,21 @@
-"""A recipe file to a validated recipe, and back to YAML."""
+"""Loads a recipe file as a validated recipe, checks what its types cannot say, and writes it as YAML again."""
 
 from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from draft_core.errors import DraftError, RecipeError, one_line
 from draft_core.recipe.messages import validate
 from draft_core.recipe.resolve import locate_pretrained, resolve_prompts
 from draft_core.recipe.schema import LARGEST_FLOAT, LARGEST_INTEGER, RecipeBase, recipe_type
-from draft_core.recipe.yaml_text import exists, plain_copy, read_yaml, set_field, short
+from draft_core.recipe.yaml_text import dump_yaml, exists, plain_copy, read_yaml, set_field, short
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
 
@@ -58,7 +58,7 @@ def load_recipe(
 
 def dump_recipe(recipe: BaseModel) -> str:
     """The recipe as YAML, defaults written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+    return dump_yaml(recipe.model_dump(mode="json", exclude_none=True))
 
 
 # What validation alone cannot see
@@ -106,7 +106,7 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
     locate_pretrained(recipe.model.pretrained, catalog, where=f"{where}: model.pretrained")
     try:
         dump_recipe(recipe).encode()
-    except Exception as error:  # `model.call` may hold whatever YAML can say; pydantic and PyYAML raise many kinds
+    except Exception as error:  # `model.call` may hold whatever YAML can say; pydantic and ruamel.yaml raise many kinds
         raise RecipeError(
             f"it cannot be written down again ({short(one_line(error))})",
             where=f"{where}: model.call",
@@ -140,5 +140,5 @@ def _with_absolute_prompts(recipe: RecipeBase, base: Path, catalog: Catalog) -> 
 
     update: dict[str, Any] = {"prompts": absolute(recipe.prompts)}
     if recipe.evaluation:
-        update["evaluation"] = recipe.evaluation.model_copy(update={"prompts": absolute(recipe.evaluation.prompts)})
+        update["evaluation"] = replace(recipe.evaluation, prompts=absolute(recipe.evaluation.prompts))
     return recipe.model_copy(update=update)

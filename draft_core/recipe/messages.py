@@ -1,4 +1,4 @@
-"""From YAML to values, and from what is wrong with them to one sentence."""
+"""Validates plain values against a recipe's type, and says in one sentence what is wrong with them."""
 
 from __future__ import annotations
 

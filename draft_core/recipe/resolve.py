@@ -1,4 +1,4 @@
-"""What the names in a recipe stand for: prompt lists, prompt files, models."""
+"""Finds what the names in a recipe stand for: prompt lists, prompt files, models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from draft_core.errors import RecipeError, one_line
-from draft_core.recipe.schema import EvaluationConfig, RecipeBase
+from draft_core.evaluation.settings import EvaluationSettings
+from draft_core.recipe.schema import RecipeBase
 from draft_core.recipe.yaml_text import exists, short
 from draft_core.registry.catalog import Catalog
 
@@ -78,7 +79,7 @@ class ResolvedRecipe:
 
     recipe: RecipeBase
     prompts: tuple[str, ...]
-    evaluation: EvaluationConfig
+    evaluation: EvaluationSettings
     evaluation_prompts: tuple[str, ...]
     seeds: range
     location: str
@@ -96,7 +97,7 @@ def resolve_recipe(
     Raises:
         RecipeError: if there is no such list, file or model.
     """
-    evaluation = recipe.evaluation or EvaluationConfig(prompts=recipe.prompts, count=EVALUATED_PROMPTS)
+    evaluation = recipe.evaluation or EvaluationSettings(prompts=recipe.prompts, count=EVALUATED_PROMPTS)
     evaluated = resolve_prompts(evaluation.prompts, catalog, where="evaluation.prompts")
     return ResolvedRecipe(
         recipe=recipe.model_copy(update={"versions": dict(versions), "processes": processes}),

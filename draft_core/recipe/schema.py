@@ -16,11 +16,11 @@ from pydantic import BeforeValidator, create_model
 from pydantic_core import PydanticCustomError
 
 from draft_core.errors import PluginError
+from draft_core.evaluation.settings import EvaluationSettings
 from draft_core.registry.catalog import Catalog
 from draft_core.registry.config import Config, Field, MethodConfig, RewardConfig
 from draft_core.registry.methods import DraftLV
 from draft_core.training.settings import (
-    LARGEST_SEED,
     MOST,
     CheckpointSettings,
     RegularizerSettings,
@@ -30,12 +30,6 @@ from draft_core.training.settings import (
 MOST_STEPS = 10_000  # of a sampler; pipelines are trained on 1000
 LARGEST_INTEGER = 2**63 - 1  # of a tensor
 LARGEST_FLOAT = 2.0**128 * (1 - 2.0**-24)  # single precision, which a run computes in
-
-
-def _no(train: Any) -> Any:
-    """The word "no" of `mixed_precision` where a YAML parser took it for false."""
-    is_false = isinstance(train, Mapping) and train.get("mixed_precision") is False
-    return {**train, "mixed_precision": "no"} if is_false else train
 
 
 class LoraConfig(Config):
@@ -64,8 +58,8 @@ class ModelConfig(Config):
     )
     gradient_checkpointing: bool | Literal["selective", "blocks"] = Field(
         False,
-        description="Recompute recorded denoiser calls in the backward pass, one more call each: with `true` at once, so "
-        "that many grad steps take no more memory than one; with `blocks` one block after another, which takes least "
+        description="Recompute recorded denoiser calls in the backward pass, one more call each: with `true` at once, "
+        "so that many grad steps take no more memory than one; with `blocks` one block after another, which takes least "
         "for few grad steps. `selective` recomputes norms, activations and casts alone: half the memory of a UNet.",
     )
     decode: Literal["whole", "selective", "blocks", "checkpointed", "sliced"] = Field(
@@ -85,32 +79,6 @@ class ModelConfig(Config):
     lora: LoraConfig = Field(LoraConfig(), description="The LoRA that is trained.")
 
 
-class EvaluationConfig(Config):
-    """What is looked at before, during and after: same seeds, prompts that are not trained on."""
-
-    prompts: str | tuple[str, ...] = Field(description="Like the recipe's prompts; none of them is trained on.")
-    count: int = Field(16, ge=1, description="How many of the prompts, from the first.")
-    images_per_prompt: int = Field(2, ge=1, le=MOST, description="Images of each prompt; diversity needs two or more.")
-    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Image i of each prompt starts from the noise of seed + i.")
-    every: int = Field(
-        25, ge=1, description="Updates between looks; the first and the last update are always looked at."
-    )
-    tolerance: float = Field(
-        2.0,
-        gt=0,
-        description="How far a score that is not trained may fall, in standard deviations between the base model's "
-        "images, before the run counts as collapsing.",
-    )
-    on_collapse: Literal["stop", "warn"] = Field(
-        "stop", description="What to do when the trained reward rises while other scores or diversity are lost."
-    )
-    scales: tuple[float, ...] = Field(
-        (0.25, 0.5, 0.75),
-        description="Factors of the finished LoRA at which the first four prompts are drawn once more, one image "
-        "each, for the report's slider; an empty list draws none.",
-    )
-
-
 class RecipeBase(Config):
     """All of a recipe but the rewards, whose type depends on what is installed."""
 
@@ -120,13 +88,13 @@ class RecipeBase(Config):
     )
     method: MethodConfig = Field(DraftLV(), description="How the gradient is estimated.")
     rewards: Sequence[RewardConfig]
-    train: Annotated[TrainSettings, BeforeValidator(_no)] = Field(TrainSettings(), description="The optimisation.")
+    train: TrainSettings = Field(TrainSettings(), description="The optimisation.")
     regularizers: RegularizerSettings = Field(
         RegularizerSettings(), description="What holds the tuned model near the base model."
     )
     checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="How often the run saves itself.")
-    evaluation: EvaluationConfig | None = Field(
-        None, description="Images and scores on the way; left out, some of the training prompts are looked at."
+    evaluation: EvaluationSettings | None = Field(
+        None, description="Images and scores on the way; left out, some of the training prompts are evaluated."
     )
     metrics: Sequence[RewardConfig] = ()
     processes: int = Field(
@@ -146,7 +114,7 @@ class RecipeBase(Config):
 
 
 def recipe_type(catalog: Catalog) -> type[RecipeBase]:
-    """The recipe model whose `rewards` and `measures` are unions of everything in `catalog`.
+    """The recipe model whose `rewards` and `metrics` are unions of everything in `catalog`.
 
     Raises:
         PluginError: if no reward is installed; a union of nothing would accept anything.

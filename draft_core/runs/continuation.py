@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from draft_core.errors import CheckpointError, RecipeError, one_line
 from draft_core.recipe.load import dump_recipe
 from draft_core.recipe.schema import RecipeBase
+from draft_core.recipe.yaml_text import parse_yaml
 from draft_core.reporting.run_record import FACTS, RECIPE
 from draft_core.runs.folder import is_run_file, refuse_if_locked
 
@@ -75,12 +74,12 @@ def _require_writable(folder: Path, where: str) -> None:
 def _differences(folder: Path, recipe: RecipeBase) -> list[str]:
     """What the run in the folder was started with and would now be otherwise: "field: then -> now"."""
     try:
-        then = _by_images(yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        then = _by_images(parse_yaml((folder / RECIPE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"it cannot be read ({one_line(error)})", where=str(folder / RECIPE), next="use --overwrite"
         ) from error
-    now = _by_images(yaml.safe_load(dump_recipe(recipe)))
+    now = _by_images(parse_yaml(dump_recipe(recipe)))
     before, after = _flat(then), _flat(now)
     return [
         f"{name}: {before.get(name, 'nothing')} -> {after.get(name, 'nothing')}"

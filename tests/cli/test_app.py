@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -19,6 +18,7 @@ from typer.testing import CliRunner
 from draft_core.cli import app as cli
 from draft_core.cli import rewards as cli_rewards
 from draft_core.cli import runs as cli_runs
+from draft_core.recipe.yaml_text import dump_yaml, parse_yaml
 from draft_core.rewards.images import to_pil
 from tests.support import tiny
 from tests.support.tiny import GOOD
@@ -49,7 +49,7 @@ def recipe(tmp_path: Path) -> str:
         "evaluation": {"prompts": "tiny-heldout", "images_per_prompt": 1},
         "metrics": [{"kind": "brightness"}],
     }
-    path.write_text(yaml.safe_dump({**GOOD, **extra, **evaluation}))
+    path.write_text(dump_yaml({**GOOD, **extra, **evaluation}))
     return str(path)
 
 
@@ -148,7 +148,7 @@ def test_a_run_fills_its_folder_and_can_be_resumed_but_not_overwritten_by_accide
         *("recipe.yaml", "metrics.jsonl", "curve.png", "before_after.png", "report.html"),
         *("lora/README.md", "lora/pytorch_lora_weights.safetensors", "checkpoints/000004/state.json"),
     }
-    resolved = yaml.safe_load((run / "recipe.yaml").read_text())
+    resolved = parse_yaml((run / "recipe.yaml").read_text())
     assert resolved["versions"]["tiny-plugin"] == "1.2"
     assert resolved["versions"]["torch"] == torch.__version__.split("+")[0]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

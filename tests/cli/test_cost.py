@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from draft_core.cli import cost as cli_plan
 from draft_core.cli.app import app
+from draft_core.recipe.yaml_text import dump_yaml
 from tests.support.tiny import GOOD, tiny_catalog
 
 
@@ -20,7 +20,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     catalog = tiny_catalog(tmp_path)
     monkeypatch.setattr(cli_plan, "load_catalog", lambda: catalog)
     given: dict[str, Any] = {**GOOD, "train": {"batch_size": 2, "steps": 7}, "device": "cpu"}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(given))
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(given))
     return tmp_path / "recipe.yaml"
 
 

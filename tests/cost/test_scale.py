@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from draft_core import Objective
 from draft_core.adapters.lora import add_lora
 from draft_core.cost.forecast import leaving
 from draft_core.cost.peak_memory import MemoryMeter
+from draft_core.recipe.yaml_text import parse_yaml
 from tests.support.families import FAMILIES, WIDTH, Family
 from tests.support.tiny import Redness, RednessConfig
 
@@ -170,7 +170,7 @@ def test_the_recipes_say_what_the_page_predicts(scale: Any) -> None:
         total = float(re.findall(r"\(([\d.]+)\)", cells)[1])  # on 80 GB
         header = " ".join(recipe.partition("\nmodel:")[0].replace("#", " ").split())
         assert f"{total:.0f} GiB are predicted" in header, name
-        model = yaml.safe_load(recipe)["model"]
+        model = parse_yaml(recipe)["model"]
         settings = scale.WAYS[row.partition(" | ")[2]]
         assert (model["gradient_checkpointing"], model["decode"]) == (settings.checkpointing, settings.decode)
         assert (model["lora"]["rank"], getattr(torch, model["dtype"])) == (scale.RANK, scale.DTYPE)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ def limited(recipe: RecipeBase) -> RecipeBase:
 
 
 def _at_most(config: Any, **most: int) -> Any:
-    return config.model_copy(update={name: min(getattr(config, name), value) for name, value in most.items()})
+    less = {name: min(getattr(config, name), value) for name, value in most.items()}
+    return replace(config, **less) if is_dataclass(config) else config.model_copy(update=less)
 
 
 def outcome(recipe: RecipeBase, catalog: Catalog) -> str:

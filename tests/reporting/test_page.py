@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from draft_core.errors import DraftError
 from draft_core.evaluation.collapse import Change
 from draft_core.recipe.load import load_recipe
+from draft_core.recipe.yaml_text import parse_yaml
 from draft_core.reporting.card import usage
 from draft_core.reporting.comparison import write_comparison
 from draft_core.reporting.curves import Panel, svg, training_line
@@ -275,7 +275,7 @@ def test_the_code_on_the_page_draws_the_runs_image(trained: Path) -> None:
 def test_the_card_is_one_that_the_hub_reads(trained: Path) -> None:
     text = (trained / "lora" / "README.md").read_text()
     _, head, body = text.split("---\n", 2)
-    data = yaml.safe_load(head)
+    data = parse_yaml(head)
     assert data["library_name"] == "diffusers"
     assert {"lora", "reward-redness", "reward-redness-2"} <= set(data["tags"])
     assert "base_model" not in data, "an alias of a plugin is no name on the Hub"
@@ -291,7 +291,7 @@ def test_a_card_of_a_hub_model_names_it(tmp_path: Path) -> None:
     record = made_run(tmp_path / "run", FINE, trained=TRAINED, model="org/model", facts={"location": "org/model"})
     write_report(record)
     text = (tmp_path / "run" / "lora" / "README.md").read_text()
-    data = yaml.safe_load(text.split("---\n")[1])
+    data = parse_yaml(text.split("---\n")[1])
     assert (data["base_model"], data["base_model_relation"]) == ("org/model", "adapter")
     assert "DiffusionPipeline.from_pretrained('org/model', dtype=torch.float32)" in text
 
@@ -364,5 +364,5 @@ def test_a_browser_shows_it_without_errors_or_sideways_scrolling(width: int, tmp
     assert "CONSOLE" not in done.stderr
     state = re.search(r'data-state="([^"]*)"', done.stdout)
     assert state, done.stderr
-    seen = yaml.safe_load(state[1].replace("&quot;", '"'))
+    seen = parse_yaml(state[1].replace("&quot;", '"'))
     assert seen == {"wide": 0, "broken": 0, "shown": 1, "scale": 0.5} | {"scale": "0.5"}

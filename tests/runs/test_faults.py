@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save
 from typer.testing import CliRunner
 
@@ -27,6 +26,7 @@ from draft_core.cli import app as cli
 from draft_core.cli import runs as cli_runs
 from draft_core.errors import CheckpointError, DraftError, RecipeError, RewardError
 from draft_core.recipe.load import load_recipe
+from draft_core.recipe.yaml_text import dump_yaml
 from draft_core.registry.catalog import Catalog, Distribution, Entry
 from draft_core.registry.methods import DraftK
 from draft_core.registry.specs import MethodSpec
@@ -517,7 +517,7 @@ def test_a_recipe_that_would_execute_is_refused_and_does_not(
     yaml.unsafe_load(words)
     trap.rmdir()  # so it does execute where nobody takes care
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({**RECIPE, "output": str(tmp_path / "run")}))
+    recipe.write_text(dump_yaml({**RECIPE, "output": str(tmp_path / "run")}))
     command = ["train", str(recipe)]
     if where == "file":
         recipe.write_text(f"{recipe.read_text()}\ntensorboard: {words}\n")

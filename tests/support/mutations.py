@@ -10,9 +10,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
 from hypothesis import strategies as st
+from ruamel.yaml.error import YAMLError
 
+from draft_core.recipe.yaml_text import dump_yaml
 from tests.support.tiny import GOOD
 
 FULL: dict[str, Any] = {
@@ -169,8 +170,8 @@ def recipes(draw: Any) -> tuple[str, list[str]]:
 
 def _text(draw: Any, data: Any) -> str:
     try:
-        text = yaml.safe_dump(data, allow_unicode=draw(st.booleans()))
-    except yaml.YAMLError:
+        text = dump_yaml(data)
+    except YAMLError:
         text = json.dumps(data, default=str)
     change = draw(st.integers(0, 11))
     lines = text.splitlines(keepends=True) or [""]
@@ -270,7 +271,7 @@ VALUES: dict[str, list[Any]] = {
 @st.composite
 def runnable(draw: Any) -> tuple[str, list[str]]:
     """A good recipe's text, and overrides that say what a recipe may say."""
-    text = yaml.safe_dump(draw(st.sampled_from([GOOD, FULL])))
+    text = dump_yaml(draw(st.sampled_from([GOOD, FULL])))
     fields = draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=1, max_size=4, unique=True))
     # the whole comes before its parts
     chosen = [f"{field}={json.dumps(draw(st.sampled_from(VALUES[field])))}" for field in sorted(fields)]

@@ -194,21 +194,21 @@ def test_the_command_prints_a_table_and_the_verdict(draft: Any) -> None:
         f"torch {torch.__version__.partition('+')[0]}",
     ):
         assert part in text
-    assert "tests.support.resized: within the tolerance: " in text
+    assert "resized: within the tolerance: " in text
     assert "0.001 allowed" in text
 
 
 def test_the_command_exits_with_1_if_the_port_is_worse_than_it_says(draft: Any) -> None:
     code, text = draft("rewards compare resized --set filter=bilinear")
     assert code == 1
-    assert "tests.support.resized: outside the tolerance: " in text
+    assert "resized: outside the tolerance: " in text
 
 
 def test_the_command_in_json_and_in_markdown(draft: Any) -> None:
     code, text = draft("rewards compare resized --json --small --set filter=bilinear")
     found = json.loads(text)
     assert code == 1
-    assert (found["kind"], found["limit"], found["holds"]) == ("resized", 1e-3, False)
+    assert (found["kind"], found["tolerance"], found["holds"]) == ("resized", 1e-3, False)
     assert found["worst"] == max(row["max_error"] for row in found["rows"])
     _, plain = draft("rewards compare resized --json --set filter=bilinear")
     ratios = [one["std"] / other["std"] for one, other in zip(found["rows"], json.loads(plain)["rows"], strict=True)]
@@ -237,6 +237,6 @@ def test_a_mistake_ends_in_one_sentence_and_exit_code_2(draft: Any, words: str, 
     assert sentence in text
 
 
-def test_show_tells_whether_there_is_an_original(draft: Any) -> None:
+def test_show_tells_whether_there_is_a_reference(draft: Any) -> None:
     assert "reference: within 0.001 standard deviations between images" in draft("rewards show resized")[1]
     assert "reference: none named" in draft("rewards show redness")[1]

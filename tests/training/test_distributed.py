@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch.distributed import fsdp
 
 from draft_core.cli.launch import _free_port
 from draft_core.errors import DraftError, RecipeError
+from draft_core.recipe.yaml_text import dump_yaml
 from draft_core.reporting.run_record import load_images, read_run
 from draft_core.runs.run import run_recipe
 from draft_core.training.checkpoints import checkpoints
@@ -207,7 +207,7 @@ def command(tmp_path: Path) -> tuple[list[str], dict[str, str]]:
     (info / "entry_points.txt").write_text("[draft_core.plugins]\ntiny-plugin = tiny_plugin\n")
     recipe = part.recipe_of(tmp_path, tiny_catalog(site / "catalog"))
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump({**recipe.model_dump(mode="json", exclude_unset=True), "metrics": []}))
+    path.write_text(dump_yaml({**recipe.model_dump(mode="json", exclude_unset=True), "metrics": []}))
     words = ["-m", "draft_core", "train", str(path)]
     words += ["--set", "train.steps=99999", "--set", "evaluation.every=99999", "--set", "evaluation.scales=[]"]
     surroundings = {"PYTHONPATH": f"{ROOT}{os.pathsep}{site}", "DRAFT_PLUGINS": "tiny-plugin"}
