@@ -222,4 +222,5 @@ def set_lora_state(pipe: Any, state: dict[str, torch.Tensor]) -> None:
 
 
 def of_component(name: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What of a state belongs to the component `name`, without that name."""
     return {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}

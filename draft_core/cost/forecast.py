@@ -1,4 +1,4 @@
-"""What a run will cost before it runs: calls from the plan, seconds and memory from one small update on this machine."""
+"""What a run will cost: calls from the plan, seconds and memory from one small update on this machine."""
 
 from __future__ import annotations
 

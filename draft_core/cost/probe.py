@@ -79,7 +79,7 @@ class Probe:
     def _scores(self, batch: int, recorded: int) -> torch.Tensor:
         trainer, steps = self.trainer, self.sampler.steps
         plan = StepPlan(steps=steps, grad_steps=frozenset(range(steps - min(recorded, steps), steps)))
-        prompts = [trainer.batches.prompts[place % len(trainer.batches.prompts)] for place in range(batch)]
+        prompts = [trainer.batches.prompts[index % len(trainer.batches.prompts)] for index in range(batch)]
         noise = [
             torch.Generator("cpu").manual_seed(place) for place in range(batch * trainer.batches.images_per_prompt)
         ]

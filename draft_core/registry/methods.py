@@ -157,7 +157,8 @@ class DRTune(DirectConfig):
     """DRTune: evenly spread steps, each with its input detached, and an early stop (Wu et al. 2024, arXiv 2405.00760).
 
     The gradient reaches a step through the sampler's own updates alone. One of the last `last` steps is drawn
-    to leave the chain at, with the posterior mean; `k` steps up to it, evenly spaced from a random offset, are recorded.
+    to leave the chain at, with the posterior mean; `k` steps up to it, evenly spaced from a random offset, are
+    recorded.
     """
 
     kind: Literal["drtune"] = "drtune"

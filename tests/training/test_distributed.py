@@ -57,8 +57,9 @@ class RednessConfig(RewardConfig):
 
 @hookimpl
 def draft_register_rewards():
-    words = {"summary": "how red", "unit": "level", "code_license": "Apache-2.0", "factory": "tests.support.tiny:Redness"}
-    return [RewardSpec(kind="redness", config=RednessConfig, **words)]
+    words = {"summary": "how red", "unit": "level", "code_license": "Apache-2.0"}
+    factory = "tests.support.tiny:Redness"
+    return [RewardSpec(kind="redness", config=RednessConfig, factory=factory, **words)]
 
 
 @hookimpl
