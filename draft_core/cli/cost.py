@@ -1,4 +1,4 @@
-"""`draft cost`: what an update of a recipe will cost, printed before it is paid. Torch is imported inside the command."""
+"""`draft cost`: what an update of a recipe will cost, printed before it is paid."""
 
 from __future__ import annotations
 

@@ -18,11 +18,14 @@ def _described(description: str, default: Any) -> Any:
     return field(default=default, metadata={"description": description})
 
 
+_CLOSED = {"extra": "forbid", "allow_inf_nan": False}  # how pydantic validates it
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
     """What is evaluated before, during and after training: same seeds, prompts that are not trained on."""
 
-    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
+    __pydantic_config__ = _CLOSED
 
     prompts: str | tuple[str, ...] = field(
         metadata={"description": "Like the recipe's prompts; none of them is trained on."}

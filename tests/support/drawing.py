@@ -1,6 +1,7 @@
-"""Small pipelines whose call draws noise of its own before or beside the initial latents: what `test_replay.py` drives.
+"""Small pipelines whose call draws noise beside the initial latents: what `test_replay.py` drives.
 
-An encoded image is a draw from the encoder's posterior, an upscaler adds noise to its input: a replay must draw it again.
+An encoded image is a draw from the encoder's posterior, an upscaler adds noise to its input: a replay must draw that
+again.
 """
 
 from __future__ import annotations

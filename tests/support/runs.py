@@ -66,7 +66,7 @@ def made_run(
     evaluation: Mapping[str, Any] | None = None,
     report: Mapping[str, Any] | None = None,
 ) -> RunRecord:
-    """A finished run whose evaluations have these mean scores, one value an evaluation; scores differ a little between prompts."""
+    """A finished run whose evaluations have these mean scores; scores differ a little between prompts."""
     folder.mkdir(parents=True)
     count = len(prompts) * len(seeds)
     generator = torch.Generator().manual_seed(7)

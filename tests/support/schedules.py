@@ -1,6 +1,7 @@
 """Every scheduler that diffusers offers for these pipelines, with its noise level told a second way.
 
-The levels come from the published arrays, `alphas_cumprod` and `sigmas`, and know nothing of `draft_core.sampling.noise_levels`.
+The levels come from the published arrays, `alphas_cumprod` and `sigmas`, and know nothing of
+`draft_core.sampling.noise_levels`.
 """
 
 from __future__ import annotations

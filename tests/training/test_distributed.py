@@ -1,4 +1,4 @@
-"""Several processes are one run: the same gradients and evaluations, everything written once, and an end with a sentence.
+"""Several processes are one run: the same gradients and evaluations, everything written once, an end in a sentence.
 
 On the CPU, by gloo; what part.py does in each of two processes is done here by one, with twice the batch. Two machines
 are two launchers on this one.
