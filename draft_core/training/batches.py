@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 import torch
 
@@ -60,3 +61,8 @@ class Batches:
         order = list(range(len(self.prompts)))
         Random(f"prompts {self.seed} {epoch}").shuffle(order)
         return order[position]
+
+
+def images_per_prompt(call: Mapping[str, Any]) -> int:
+    """How many images a pipeline's call with these arguments makes of each prompt."""
+    return int(call.get("num_images_per_prompt") or call.get("num_videos_per_prompt") or 1)

@@ -23,7 +23,7 @@ from draft_core.learners.learner import ADAPTER, Learner, Loss
 from draft_core.rewards.normalization import RunningScale
 from draft_core.rewards.objective import Objective, Scores
 from draft_core.sampling.sampler import DifferentiableSampler
-from draft_core.training.batches import Batches
+from draft_core.training.batches import Batches, images_per_prompt
 from draft_core.training.checkpoints import Checkpoint
 from draft_core.training.distributed import Processes
 from draft_core.training.optimization import TrainedPart
@@ -105,7 +105,7 @@ class Trainer:
             seed=settings.seed,
             batch_size=settings.batch_size,
             accumulation=settings.gradient_accumulation_steps,
-            images_per_prompt=sampler_images_per_prompt(sampler),
+            images_per_prompt=images_per_prompt(sampler.call_kwargs),
             ranks=self.processes,
         )
         self.skipped = 0
@@ -328,12 +328,6 @@ class Trainer:
         if self.scale is not None:
             self.scale.restore(scale)
         self.skipped, self.done = skipped, done
-
-
-def sampler_images_per_prompt(sampler: DifferentiableSampler) -> int:
-    """How many images the pipeline's call makes of each prompt."""
-    call = sampler.call_kwargs
-    return int(call.get("num_images_per_prompt") or call.get("num_videos_per_prompt") or 1)
 
 
 def _check(
