@@ -1,4 +1,7 @@
-"""A new reward plugin as a folder of files that pass their own contract at once. The templates under `templates/reward` are the only source: `plugins/template` is what they give."""
+"""Writes a new reward plugin as a folder of files that pass the contract at once.
+
+The templates under `templates/reward` are the only source: `plugins/template` is what they give.
+"""
 
 from __future__ import annotations
 

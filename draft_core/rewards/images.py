@@ -146,6 +146,6 @@ def read_image(path: Path) -> torch.Tensor:
     except FileNotFoundError:
         raise DraftError("no such file", where=str(path), next="check the path") from None
     except (UnidentifiedImageError, OSError) as error:
-        raise DraftError(f"cannot be read as a image ({error})", where=str(path)) from error
+        raise DraftError(f"cannot be read as an image ({error})", where=str(path)) from error
     flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return torch.from_numpy(np.asarray(flat).copy()).permute(2, 0, 1)[None] / 255
