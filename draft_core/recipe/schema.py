@@ -59,7 +59,8 @@ class ModelConfig(Config):
         False,
         description="Recompute recorded denoiser calls in the backward pass, one more call each: with `true` at once, "
         "so that many grad steps take no more memory than one; with `blocks` one block after another, which takes "
-        "least for few grad steps. `selective` recomputes norms, activations and casts alone: half the memory of a UNet.",
+        "least for few grad steps. `selective` recomputes norms, activations and casts alone: half the memory of "
+        "a UNet.",
     )
     decode: Literal["whole", "selective", "blocks", "checkpointed", "sliced"] = Field(
         "whole",
