@@ -240,7 +240,7 @@ class Prediction:
     activations: int
 
     def total(self, batch: int = 1) -> float:
-        """GiB of an update of so many images, the allowance included; what a image takes is taken as linear."""
+        """GiB of an update of so many images, the allowance included; what an image takes is taken as linear."""
         allocated = sum(self.weights.values()) + self.lora + (1 + FRAGMENTS) * batch * self.activations
         return CONTEXT + max(allocated, self.start + self.lora) / GIB
 

@@ -1,4 +1,4 @@
-"""`draft cost`: what an update of a recipe will cost, printed before it is paid."""
+"""The command `draft cost`: predicts the memory and the seconds of an update and prints them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _print_time(found: Forecast) -> None:
         ("denoiser with gradient", f"{calls.with_grad} calls{again}", seconds.with_grad),
         ("decoder and rewards", f"{calls.decoded} images", seconds.decoding_and_rewards),
         ("text encoders", "", seconds.encoding),
-        ("[bold]together[/]", "", seconds.total),
+        ("[bold]total[/]", "", seconds.total),
     ):
         table.add_row(name, count, f"{each:.2f}")
     out.print(table)
@@ -79,7 +79,7 @@ def _print_memory(found: Forecast, cheaper: dict[str, int]) -> None:
         table.add_row(f"weights: {escape(name)}", f"{count / MEGABYTE:.1f}")
     table.add_row("LoRA, its gradient and AdamW's moments", f"{(memory.total - _others(found)) / MEGABYTE:.1f}")
     table.add_row("activations of an update", f"{memory.activations / MEGABYTE:.1f}")
-    table.add_row("[bold]together[/]", f"{memory.total / MEGABYTE:.1f}")
+    table.add_row("[bold]total[/]", f"{memory.total / MEGABYTE:.1f}")
     out.print(table)
     for change, total in sorted(cheaper.items(), key=lambda item: item[1]):
         out.print(f"with {escape(change)}: {total / MEGABYTE:.1f} MB", highlight=False, soft_wrap=True)

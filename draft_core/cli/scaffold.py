@@ -1,4 +1,4 @@
-"""A new reward plugin as a folder of files that pass their own contract at once.
+"""Writes a new reward plugin as a folder of files that pass the contract at once.
 
 The templates under `templates/reward` are the only source: `plugins/template` is what they give.
 """
@@ -9,8 +9,9 @@ import importlib.metadata
 import re
 from pathlib import Path
 
+import jinja2
+
 from draft_core.errors import DraftError
-from draft_core.reporting.rendering import template_environment
 
 _KIND = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
@@ -28,7 +29,11 @@ def reward_project(kind: str) -> dict[str, str]:
             next="use lower-case words joined by hyphens, like warm-light",
         )
     module = f"draft_reward_{kind.replace('-', '_')}"
-    environment = template_environment("draft_core.cli", "templates/reward")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("draft_core.cli", "templates/reward"),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
     values = {
         "kind": kind,
         "module": module,

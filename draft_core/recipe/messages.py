@@ -119,5 +119,9 @@ def _model_of_field(model: Any, name: str) -> Any:
     if field is None:
         return model
     candidates = getattr(field.annotation, "__args__", (field.annotation,))
-    models = [cls for cls in candidates if isinstance(cls, type) and issubclass(cls, BaseModel)]
+    models = [
+        cls
+        for cls in candidates
+        if isinstance(cls, type) and (issubclass(cls, BaseModel) or dataclasses.is_dataclass(cls))
+    ]
     return models[0] if len(models) == 1 else field.annotation

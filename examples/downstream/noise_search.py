@@ -1,4 +1,4 @@
-"""Search the initial noise for a image that two rewards like; the model stays as it is."""
+"""Search the initial noise for an image that two rewards like; the model stays as it is."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_json_carries_calls_seconds_memory_and_savings(recipe: Path) -> None:
 def test_tables_name_the_parts_and_what_would_lower_them(recipe: Path) -> None:
     result = CliRunner().invoke(app, ["plan", str(recipe), "--set", "method={kind: draft}"])
     assert result.exit_code == 0, result.output
-    for words in ("denoiser with gradient", "weights: unet", "together", "model.gradient_checkpointing: true"):
+    for words in ("denoiser with gradient", "weights: unet", "total", "model.gradient_checkpointing: true"):
         assert words in result.stdout
     assert not (recipe.parent / "runs").exists()
 

@@ -59,4 +59,4 @@ def test_plain_diffusers_draws_our_after_image(demo: Path) -> None:
         left = sheet.width - 2 * 136  # the first of the two last images
         ours = sheet.convert("RGB").crop((left, 31, left + 128, 159))
     difference = torch.tensor(list(ours.tobytes())).float() - torch.tensor(list(expected.tobytes())).float()
-    assert difference.abs().max() <= 1, "rounding of a image that was drawn in another batch"
+    assert difference.abs().max() <= 1, "rounding of an image that was drawn in another batch"

@@ -113,5 +113,5 @@ def test_a_missing_or_unreadable_image_is_named(tmp_path: Path) -> None:
     with pytest.raises(DraftError, match=r"none.png: no such file; check the path"):
         read_image(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(DraftError, match=r"text.png: cannot be read as a image"):
+    with pytest.raises(DraftError, match=r"text.png: cannot be read as an image"):
         read_image(tmp_path / "text.png")

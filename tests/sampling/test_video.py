@@ -1,4 +1,4 @@
-"""Video: every frame is a image to the rewards, from the objective to an update of the trainer."""
+"""Video: every frame is an image to the rewards, from the objective to an update of the trainer."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Mixer(ModelMixin, ConfigMixin):
 
 
 class Painter(ModelMixin, ConfigMixin):
-    """Tokens to patches of a image."""
+    """Tokens to patches of an image."""
 
     @register_to_config
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ SIDE = 16
 
 
 class ResizedConfig(RewardConfig):
-    """How busy a image is at 16 pixels."""
+    """How busy an image is at 16 pixels."""
 
     kind: Literal["resized"] = "resized"
     filter: Literal["bicubic", "bilinear"] = "bicubic"

@@ -105,7 +105,7 @@ GOOD: dict[str, Any] = {
 
 
 class RednessConfig(RewardConfig):
-    """How red a image is."""
+    """How red an image is."""
 
     kind: Literal["redness"] = "redness"
     contrast: float = Field(1.0, gt=0, description="Factor of the score.")
@@ -167,7 +167,7 @@ class Nan(Redness):
 
 
 def spec(kind: str, config: type[RewardConfig], factory: str, **more: Any) -> RewardSpec:
-    defaults = {"summary": f"the {kind} of a image", "unit": "level", "code_license": "Apache-2.0"}
+    defaults = {"summary": f"the {kind} of an image", "unit": "level", "code_license": "Apache-2.0"}
     return RewardSpec(kind=kind, config=config, factory=factory, **{**defaults, **more})
 
 

@@ -17,7 +17,7 @@ class TestEmojiClip(RewardContract):
 
 @pytest.fixture(scope="module")
 def drawn() -> tuple[list[str], torch.Tensor]:
-    """Eight held-out things and a image of each, (8, 3, 64, 64)."""
+    """Eight held-out things and an image of each, (8, 3, 64, 64)."""
     prompts = load_catalog().prompt_lists()["emoji-heldout"].read_text().splitlines()[:8]
     pipe: StableDiffusionPipeline = load_pipeline("emoji")
     pipe.set_progress_bar_config(disable=True)

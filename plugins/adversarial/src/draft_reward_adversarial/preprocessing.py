@@ -1,4 +1,4 @@
-"""What classifiers do to a image before they look at it, as data, and applied with a gradient."""
+"""What classifiers do to an image before they look at it, as data, and applied with a gradient."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from draft_core.errors import DraftError
 from draft_core.rewards.images import FILTERS, center_crop, normalize, resize_like_pil, resize_shortest_like_pil
 
-# Processors of transformers that resize, crop and normalise, and do nothing else to a image.
+# Processors of transformers that resize, crop and normalise, and do nothing else to an image.
 _PLAIN_PROCESSORS = ("Beit", "Bit", "CLIP", "DeiT", "MobileNetV1", "MobileNetV2", "Siglip", "ViT")
 _SQUASHED_FROM = 384  # ConvNeXT's processor neither keeps proportions nor crops from this size on
 _PIL_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Image.Resampling

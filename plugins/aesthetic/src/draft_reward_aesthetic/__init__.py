@@ -13,7 +13,7 @@ __all__ = ["AestheticConfig", "draft_register_rewards"]
 
 
 class AestheticConfig(RewardConfig):
-    """Options of `aesthetic`: the rating that people would give a image, whatever it shows."""
+    """Options of `aesthetic`: the rating that people would give an image, whatever it shows."""
 
     kind: Literal["aesthetic"] = "aesthetic"
     head: str = Field(

@@ -34,7 +34,7 @@ TINY = {
 
 
 class AestheticReward(FrozenModule):
-    """LAION's aesthetic predictor v2, differentiable: higher is a image that people rate higher.
+    """LAION's aesthetic predictor v2, differentiable: higher is an image that people rate higher.
 
     Christoph Schuhmann, "improved-aesthetic-predictor", 2022.
 

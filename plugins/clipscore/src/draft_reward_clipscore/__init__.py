@@ -13,7 +13,7 @@ __all__ = ["ClipScoreConfig", "draft_register_rewards"]
 
 
 class ClipScoreConfig(RewardConfig):
-    """Options of `clipscore`: how well a image fits its prompt in the eyes of a CLIP."""
+    """Options of `clipscore`: how well an image fits its prompt in the eyes of a CLIP."""
 
     kind: Literal["clipscore"] = "clipscore"
     definition: Literal["clipscore", "percent", "cosine"] = Field(

@@ -1,4 +1,4 @@
-"""CLIPScore: the cosine between a image and its prompt, in one of three published forms."""
+"""CLIPScore: the cosine between an image and its prompt, in one of three published forms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAPERS_PREFIX = "A photo depicts "
 
 
 class ClipScoreReward(FrozenModule):
-    """How well a image fits its prompt in the eyes of a CLIP, differentiable.
+    """How well an image fits its prompt in the eyes of a CLIP, differentiable.
 
     Hessel et al. 2021, "CLIPScore", arXiv 2104.08718, section 3: 2.5 max(cos, 0), or another `definition`. Where
     the cosine is negative the two clamped forms are zero and have no gradient; trained CLIPs hardly get there.

@@ -25,7 +25,7 @@ class EmojiClipConfig(RewardConfig):
 
 @hookimpl
 def draft_register_rewards() -> Iterable[RewardSpec]:
-    """Whether a image of the embedded model shows its prompt."""
+    """Whether an image of the embedded model shows its prompt."""
     return [
         RewardSpec(
             kind="emoji-clip",

@@ -1,4 +1,4 @@
-"""Whether a image shows what its prompt says, by the small CLIP that was trained beside the embedded model."""
+"""Whether an image shows what its prompt says, by the small CLIP that was trained beside the embedded model."""
 
 from __future__ import annotations
 

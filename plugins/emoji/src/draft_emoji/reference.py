@@ -18,7 +18,7 @@ from draft_emoji.alignment import SIDE, TOKENS, EmojiClipReward
 
 
 def reference(reward: EmojiClipReward, config: EmojiClipConfig) -> Callable[[list[Image.Image], list[str]], Tensor]:
-    """CLIPModel's own cosine of a image that Pillow resized, one image at a time."""
+    """CLIPModel's own cosine of an image that Pillow resized, one image at a time."""
     model = CLIPModel.from_pretrained(FOLDER / "clip", dtype=torch.float32).eval()
     model.load_state_dict(reward.clip.state_dict())
     tokenizer = CLIPTokenizer.from_pretrained(FOLDER / "model" / "tokenizer")

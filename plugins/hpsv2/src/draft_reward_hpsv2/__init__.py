@@ -13,7 +13,7 @@ __all__ = ["Hpsv2Config", "draft_register_rewards"]
 
 
 class Hpsv2Config(RewardConfig):
-    """Options of `hpsv2`: how well people would like a image for its prompt."""
+    """Options of `hpsv2`: how well people would like an image for its prompt."""
 
     kind: Literal["hpsv2"] = "hpsv2"
     version: Literal["2.0", "2.1"] = Field(
@@ -42,7 +42,7 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
     return [
         RewardSpec(
             kind="hpsv2",
-            summary="Human Preference Score v2 and v2.1: how well people like a image for its prompt",
+            summary="Human Preference Score v2 and v2.1: how well people like an image for its prompt",
             config=Hpsv2Config,
             factory="draft_reward_hpsv2.reward:Hpsv2Reward",
             unit="cosine; published tables show it times 100",

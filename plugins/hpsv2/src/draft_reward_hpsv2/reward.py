@@ -33,7 +33,7 @@ TINY = {
 
 
 class Hpsv2Reward(FrozenModule):
-    """HPS v2 or v2.1, differentiable: higher is a image that people like better for its prompt.
+    """HPS v2 or v2.1, differentiable: higher is an image that people like better for its prompt.
 
     The cosine between the embeddings of image and prompt. Wu et al. 2023, "Human Preference Score v2",
     arXiv 2306.09341.

@@ -22,7 +22,7 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
     """The rewards of this distribution."""
     yield RewardSpec(
         kind="template",
-        summary="how much warmer than cold a image is: red minus blue",
+        summary="how much warmer than cold an image is: red minus blue",
         config=TemplateConfig,
         factory="draft_reward_template.reward:TemplateReward",
         unit="level",
