@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
 from draft_core.adapters.lora import ATTENTION, FURTHER_TARGETS
+from draft_core.sampling.noise_levels import Gaussian, step_gaussian
 from tests.support.families import FAMILIES
+from tests.support.gaussians import TORCHSDE, gaussian_verdict, scheduler_names
 from tests.support.models_table import MEASURED, PAGE, family_facts, read_tables, schedule_facts
 from tests.support.schedules import SCHEDULES
 
@@ -47,3 +50,30 @@ def test_the_page_has_the_default_targets() -> None:
     assert {row["denoiser"]: set(re.findall(r"`([^`]+)`", row["further layers"])) for row in TARGET_ROWS} == {
         f"`{name}`": set(endings) for name, endings in FURTHER_TARGETS.items()
     }
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_page_says_how_well_the_gaussian_of_each_scheduler_explains_its_step() -> None:
+    rows = {row["class"].strip("`"): row for table in read_tables(PAGE.read_text()) for row in table if "class" in row}
+    names = scheduler_names()
+    assert set(rows) == set(names), REMEDY
+    measured = 0
+    for name in names:
+        draws, error = gaussian_verdict(name)
+        assert rows[name]["draws noise"] == draws, name
+        if name in TORCHSDE or draws == "not measured":
+            assert rows[name]["error"] == error, name
+            continue
+        assert all(cell == "exact" or float(cell) <= 1e-5 for cell in (error, rows[name]["error"])), (name, error)
+        measured += draws == "yes"
+    assert measured >= 15
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_deviation_that_is_a_thousandth_off_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(scheduler: Any, call: Any) -> Gaussian:
+        right = step_gaussian(scheduler, call)
+        return Gaussian(right.mean, right.std * 1.001)
+
+    monkeypatch.setattr("tests.support.gaussians.step_gaussian", wrong)
+    assert float(gaussian_verdict("DDPMScheduler")[1]) > 1e-5

@@ -24,11 +24,13 @@ from tests.support.drive import (
     schedule_gradient_error,
 )
 from tests.support.families import FAMILIES, Family
+from tests.support.gaussians import gaussian_verdict, scheduler_names
 from tests.support.schedules import SCHEDULES, Schedule
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 FAMILY_HEADER = ("family", "pipeline class", "guidance here", "samples", "gradient", "LoRA layers", "notes")
 SCHEDULE_HEADER = ("scheduler", "order", "samples", "gradient", "posterior mean", "refused")
+GAUSSIAN_HEADER = ("class", "draws noise", "error")
 MEASURED = ("samples", "gradient", "posterior mean")  # the columns that `family_facts` and `schedule_facts` leave out
 
 
@@ -77,6 +79,13 @@ def schedule_row(schedule: Schedule) -> dict[str, str]:
     }
 
 
+def gaussian_rows() -> list[dict[str, str]]:
+    """A row for each scheduler that diffusers exports, measured."""
+    names = scheduler_names()
+    values = [(f"`{name}`", *gaussian_verdict(name)) for name in names]
+    return [dict(zip(GAUSSIAN_HEADER, row, strict=True)) for row in values]
+
+
 def verdict(difference: float) -> str:
     """ "identical", or the difference."""
     return "identical" if difference == 0 else f"{difference:.0e}"
@@ -120,6 +129,7 @@ def main() -> None:
         sys.exit(f"cannot be measured here: {', '.join(missing)}")
     page = with_table(PAGE.read_text(), "families", table(FAMILY_HEADER, [family_row(one) for one in FAMILIES]))
     page = with_table(page, "schedulers", table(SCHEDULE_HEADER, [schedule_row(one) for one in SCHEDULES]))
+    page = with_table(page, "gaussians", table(GAUSSIAN_HEADER, gaussian_rows()))
     PAGE.write_text(page)
 
 
