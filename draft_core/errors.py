@@ -1,7 +1,4 @@
-"""The errors a user can meet, each a sentence that says what, where and what to do next.
-
-Imports nothing, so every other module of either wing may import it.
-"""
+"""The errors a user can meet, each a sentence that says what, where and what to do next."""
 
 from __future__ import annotations
 
