@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from draft_core.cli.cost import plan
+from draft_core.cli.cost import cost
 from draft_core.cli.rewards import rewards_app
 from draft_core.cli.runs import runs_app
 from draft_core.cli.terminal import Overrides, ProgressLines, err, given_fields, out, print_problems, quiet_libraries
@@ -49,7 +49,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(rewards_app, name="rewards")
-app.command()(plan)
+app.command()(cost)
 app.add_typer(runs_app)
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in the output folder.")]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MEGABYTE = 1e6
 
 
-def plan(
+def cost(
     recipe: Annotated[Path, typer.Argument(help="A recipe, YAML; `draft schema` describes its fields.")],
     overrides: Overrides = [],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,

@@ -18,14 +18,15 @@ from draft_core.sampling import pipelines, seams
 PLAIN = (bool, int, float, str, torch.dtype, type(None))
 
 
-def remember_prompts(pipe: Any) -> dict[str, PromptMemory]:
+def remember_prompts(pipe: Any) -> dict[str, PromptEmbeddingCache]:
     """Gives each text encoder of the pipeline a memory, for good; component name -> its memory."""
     return {
-        name: PromptMemory(encoder, pipe) for name, encoder in pipelines.modules_named(pipe, "text_encoder").items()
+        name: PromptEmbeddingCache(encoder, pipe)
+        for name, encoder in pipelines.modules_named(pipe, "text_encoder").items()
     }
 
 
-class PromptMemory:
+class PromptEmbeddingCache:
     """Replaces the `forward` of one text encoder: each row of its input is encoded once, alone, and remembered.
 
     A prompt's embedding is the one it has in a batch of its own, so that it does not depend on its batch mates. What

@@ -13,7 +13,7 @@ from draft_core import DifferentiableSampler, StepPlan
 from draft_core.plan import Renoising
 from draft_core.recipe.load import load_recipe
 from draft_core.runs.build import build
-from draft_core.sampling.prompt_cache import PromptMemory, remember_prompts
+from draft_core.sampling.prompt_cache import PromptEmbeddingCache, remember_prompts
 from tests.support.families import FAMILIES
 from tests.support.tiny import GOOD, PROMPTS, byte_tokenizer, tiny_catalog, tiny_pipe
 
@@ -116,7 +116,7 @@ class Recorder(torch.nn.Module):
         return (ids.float()[:, None] * scale if isinstance(scale, float) else ids.float()[:, None],)
 
 
-class OnDevice(PromptMemory):
+class OnDevice(PromptEmbeddingCache):
     """A memory whose home is not where the input lies, on a machine with one device."""
 
     def __init__(self, encoder: Recorder, sees: str) -> None:
@@ -140,7 +140,7 @@ def test_on_another_device_the_encoder_goes_there_for_unknown_prompts_only(sees:
 
 def test_what_cannot_be_told_apart_by_rows_goes_through_as_it_is() -> None:
     encoder = Recorder()
-    memory = PromptMemory(encoder, SimpleNamespace())
+    memory = PromptEmbeddingCache(encoder, SimpleNamespace())
     for _ in range(2):
         encoder(torch.tensor([1, 2]), scale=object())
     assert encoder.runs == 2
@@ -149,7 +149,7 @@ def test_what_cannot_be_told_apart_by_rows_goes_through_as_it_is() -> None:
 
 def test_plain_arguments_are_part_of_what_is_remembered() -> None:
     encoder = Recorder()
-    PromptMemory(encoder, SimpleNamespace())
+    PromptEmbeddingCache(encoder, SimpleNamespace())
     assert encoder(torch.tensor([3]), scale=2.0)[0].item() == 6.0
     assert encoder(torch.tensor([3]), scale=3.0)[0].item() == 9.0
     assert encoder.runs == 2
