@@ -88,6 +88,7 @@ def add_lora(pipe: Any, *, rank: int, alpha: float | None = None, targets: Seque
     B starts at zero, so that the first samples are those of the base model.
 
     Arguments:
+        pipe: a diffusers pipeline.
         rank: r of the LoRA (Hu et al. 2022, arXiv 2106.09685).
         alpha: numerator of its scale alpha / r; None makes the scale 1.
         targets: name endings of the linear layers to adapt; None takes the attention, `default_targets`.

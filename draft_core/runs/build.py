@@ -31,6 +31,8 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Sequen
     """The trainer of a recipe: pipeline loaded, LoRA added, rewards built, everything on its device.
 
     Arguments:
+        recipe: what `load_recipe` gives.
+        catalog: what is installed; loaded if left out.
         prompts: those of the recipe where they are resolved already; else its list or file is read here.
 
     Raises:
@@ -124,6 +126,7 @@ def load_reward(kind: str, *, catalog: Catalog | None = None, **fields: Any) -> 
 
     Arguments:
         kind: as `draft rewards` lists it.
+        catalog: what is installed; loaded if left out.
         fields: of its config, as `draft rewards show KIND` lists them.
 
     Raises:

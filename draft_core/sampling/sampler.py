@@ -135,7 +135,13 @@ class DifferentiableSampler:
         generator: Generator = None,
     ) -> Iterator[Rollout]:
         """The samples, unless the plan's prefix is short, then their re-noised copies, each when it is asked for, so
-        that one can be backpropagated before the next is made; arguments and errors as in `__call__`.
+        that one can be backpropagated before the next is made.
+
+        Arguments:
+            prompts, plan, renoising, generator: as in `__call__`.
+
+        Raises:
+            SamplerError: as in `__call__`.
         """
         if isinstance(prompts, str) or prompts == []:
             raise SamplerError(f"prompts is {prompts!r}", where="prompts", next="give a list of one or more strings")

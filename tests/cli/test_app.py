@@ -81,9 +81,9 @@ def test_rewards_are_listed_with_origin_and_licences(draft: Any) -> None:
     code, text = draft("rewards")
     assert code == 0
     lines = iter(text.splitlines())
-    assert next(lines).split() == ["brightness", "the", "brightness", "of", "a", "image"]
+    assert next(lines).split() == ["brightness", "the", "brightness", "of", "an", "image"]
     assert next(lines).strip() == "tiny-plugin 1.2, code Apache-2.0, no weights, measures only"
-    assert next(lines).split() == ["redness", "the", "redness", "of", "a", "image"]
+    assert next(lines).split() == ["redness", "the", "redness", "of", "an", "image"]
     assert next(lines).strip() == "tiny-plugin 1.2, code Apache-2.0, no weights"
 
 
@@ -118,7 +118,7 @@ def test_images_are_scored(draft: Any, tmp_path: Path) -> None:
         ("train RECIPE --set train.stpes=1", "unknown field 'stpes'; did you mean 'steps'?"),
         ("train RECIPE --resume --overwrite", "contradict each other"),
         ("train RECIPE --resume", "there is no run to resume"),
-        ("train RECIPE --set rewards.0.kind=brightness", "has no gradient, it only measures"),
+        ("train RECIPE --set rewards.0.kind=brightness", "has no gradient, which method 'draft-lv' needs"),
         ("rewards show rednes", "unknown reward 'rednes'; did you mean 'redness'?"),
         ("score none.png --reward redness", "none.png: no such file"),
         ("score none.png --reward redness --set contrst=1", "no such file"),

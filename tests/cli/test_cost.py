@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from draft_core.cli import cost as cli_plan
+from draft_core.cli import cost as cli_cost
 from draft_core.cli.app import app
 from draft_core.recipe.yaml_text import dump_yaml
 from tests.support.tiny import GOOD, tiny_catalog
@@ -18,14 +18,14 @@ from tests.support.tiny import GOOD, tiny_catalog
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     catalog = tiny_catalog(tmp_path)
-    monkeypatch.setattr(cli_plan, "load_catalog", lambda: catalog)
+    monkeypatch.setattr(cli_cost, "load_catalog", lambda: catalog)
     given: dict[str, Any] = {**GOOD, "train": {"batch_size": 2, "steps": 7}, "device": "cpu"}
     (tmp_path / "recipe.yaml").write_text(dump_yaml(given))
     return tmp_path / "recipe.yaml"
 
 
 def test_json_carries_calls_seconds_memory_and_savings(recipe: Path) -> None:
-    result = CliRunner().invoke(app, ["plan", str(recipe), "--json"])
+    result = CliRunner().invoke(app, ["cost", str(recipe), "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["calls"] == {"plain": 2, "with_grad": 3, "recomputed": 0, "decoded": 6, "scored": 6}
@@ -36,7 +36,7 @@ def test_json_carries_calls_seconds_memory_and_savings(recipe: Path) -> None:
 
 
 def test_tables_name_the_parts_and_what_would_lower_them(recipe: Path) -> None:
-    result = CliRunner().invoke(app, ["plan", str(recipe), "--set", "method={kind: draft}"])
+    result = CliRunner().invoke(app, ["cost", str(recipe), "--set", "method={kind: draft}"])
     assert result.exit_code == 0, result.output
     for words in ("denoiser with gradient", "weights: unet", "total", "model.gradient_checkpointing: true"):
         assert words in result.stdout
@@ -44,7 +44,7 @@ def test_tables_name_the_parts_and_what_would_lower_them(recipe: Path) -> None:
 
 
 def test_a_mistake_in_the_recipe_is_one_sentence(recipe: Path) -> None:
-    result = CliRunner().invoke(app, ["plan", str(recipe), "--set", "model.decode=sliecd"])
+    result = CliRunner().invoke(app, ["cost", str(recipe), "--set", "model.decode=sliecd"])
     assert result.exit_code == 2
     assert "model.decode" in result.stderr
     assert "Traceback" not in result.output

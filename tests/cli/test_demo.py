@@ -55,8 +55,8 @@ def test_plain_diffusers_draws_our_after_image(demo: Path) -> None:
     call = {"num_inference_steps": 20, "guidance_scale": 4.0, "output_type": "pt"}
     plain = pipe(prompt, generator=torch.Generator("cpu").manual_seed(0), **call).images[0]
     expected = to_pil(plain).resize((128, 128), Image.Resampling.NEAREST)
-    with Image.open(demo / "before_after.png") as sheet:
-        left = sheet.width - 2 * 136  # the first of the two last images
-        ours = sheet.convert("RGB").crop((left, 31, left + 128, 159))
+    with Image.open(demo / "before_after.png") as grid:
+        left = grid.width - 2 * 136  # the first of the two last images
+        ours = grid.convert("RGB").crop((left, 31, left + 128, 159))
     difference = torch.tensor(list(ours.tobytes())).float() - torch.tensor(list(expected.tobytes())).float()
     assert difference.abs().max() <= 1, "rounding of an image that was drawn in another batch"

@@ -293,8 +293,8 @@ def test_without_a_token_nothing_is_asked_of_the_hub(draft: Any, run: Path, monk
 def test_the_image_of_the_card_is_the_loras(run: Path) -> None:
     from draft_core.reporting.run_record import load_images
 
-    with Image.open(run / "lora" / "before_after.png") as sheet:
-        left = sheet.width - 2 * 136
-        cell = sheet.crop((left, 31, left + 128, 159))
+    with Image.open(run / "lora" / "before_after.png") as grid:
+        left = grid.width - 2 * 136
+        cell = grid.crop((left, 31, left + 128, 159))
     expected = to_pil(load_images(run, 10)[0]).resize((128, 128), Image.Resampling.NEAREST)
     assert cell.tobytes() == expected.tobytes()

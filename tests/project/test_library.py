@@ -68,7 +68,7 @@ def test_a_reward_on_a_device_of_its_own_gives_the_same_gradient(catalog: Any) -
     assert isinstance(weighed, OnDevice), "it is what the second recipe made"
 
 
-@pytest.mark.parametrize("field", ["rewards.0", "measures.0"])
+@pytest.mark.parametrize("field", ["rewards.0", "metrics.0"])
 def test_a_reward_on_a_card_that_is_not_there_is_refused_before_anything_loads(
     field: str, catalog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

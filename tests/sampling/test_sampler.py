@@ -154,7 +154,7 @@ def test_lv_without_resamples_is_draft_1() -> None:
 
 
 def test_sparse_plans_record_the_chain_between_graded_steps() -> None:
-    """The denoiser of an ungraded step is constant; its step's own update still carries the gradient on."""
+    """The denoiser of a step without gradient is constant; its step's own update still carries the gradient on."""
     pipe = tiny_pipe(dtype=torch.float64)
     sampler = sampler_of(pipe, dtype=torch.float64)
     sparse = sampler(plan=StepPlan(STEPS, frozenset({1, 3})), generator=seeded())

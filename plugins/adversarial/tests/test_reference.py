@@ -187,13 +187,13 @@ def test_real_weights(
     photograph: Callable[[str], torch.Tensor],
     pil: Pil,
 ) -> None:
-    image = pil(photograph(name))
+    shown = pil(photograph(name))
     if size is not None:
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    image = torchvision.transforms.functional.to_tensor(image)[None]
+        shown = shown.resize(size, Image.Resampling.BICUBIC)
+    image = torchvision.transforms.functional.to_tensor(shown)[None]
     with torch.no_grad():
         ours = real.log_probabilities(image)
-    assert (ours - reference(image)).abs().max() <= REAL
+    assert (ours - reference(shown)).abs().max() <= REAL
 
 
 @pytest.mark.parametrize(("name", "classes"), [("chelsea.png", range(281, 286)), ("coffee.png", [967])])

@@ -92,7 +92,7 @@ def test_prompt_lists_are_disjoint_in_concepts():
 
 
 def test_prompts_are_of_concepts_the_model_was_trained_on():
-    from emoji_training.images import read_concepts
+    from emoji_training.pictures import read_concepts
 
     phrases = {phrase for _, phrase, _ in read_concepts().values()}
     assert {concept_of(p) for name in SPEC.prompts for p in lines(name)} <= phrases
