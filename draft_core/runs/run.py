@@ -62,7 +62,7 @@ def run_recipe(
     force: bool = False,
     progress: Progress = silent,
 ) -> RunResult:
-    """Trains as the recipe says and fills `recipe.output`; see `docs/recipes.md` for what lies there afterwards.
+    """Trains as the recipe says and fills `recipe.output`; `docs/reference/run-folder.md` says what lies there.
 
     An unfinished run of the same recipe in the output folder is continued. Under several processes each calls this.
 
