@@ -6,49 +6,41 @@ Plain dataclasses: pydantic validates and describes them in a recipe, and nothin
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
-MOST_IMAGES = 100_000  # of each prompt
-LARGEST_SEED = 2**62  # what is added to it still fits torch's generators
-
-
-def _described(description: str, default: Any) -> Any:
-    return field(default=default, metadata={"description": description})
-
-
-_CLOSED = {"extra": "forbid", "allow_inf_nan": False}  # how pydantic validates it
+from draft_core.setting import CLOSED, LARGEST_SEED, MOST, setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
     """What is evaluated before, during and after training: same seeds, prompts that are not trained on."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
 
     prompts: str | tuple[str, ...] = field(
         metadata={"description": "Like the recipe's prompts; none of them is trained on."}
     )
-    count: Annotated[int, Ge(1)] = _described("How many of the prompts, from the first.", 16)
-    images_per_prompt: Annotated[int, Ge(1), Le(MOST_IMAGES)] = _described(
+    count: Annotated[int, Ge(1)] = setting("How many of the prompts, from the first.", 16)
+    images_per_prompt: Annotated[int, Ge(1), Le(MOST)] = setting(
         "Images of each prompt; diversity needs two or more.", 2
     )
-    seed: Annotated[int, Ge(0), Le(LARGEST_SEED)] = _described(
+    seed: Annotated[int, Ge(0), Le(LARGEST_SEED)] = setting(
         "Image i of each prompt starts from the noise of seed + i.", 0
     )
-    every: Annotated[int, Ge(1)] = _described(
+    every: Annotated[int, Ge(1)] = setting(
         "Updates between evaluations; there is always one at the first and at the last update.", 25
     )
-    tolerance: Annotated[float, Gt(0)] = _described(
+    tolerance: Annotated[float, Gt(0)] = setting(
         "How far a score that is not trained may fall, in standard deviations between the base model's "
         "images, before the run counts as collapsing.",
         2.0,
     )
-    on_collapse: Literal["stop", "warn"] = _described(
+    on_collapse: Literal["stop", "warn"] = setting(
         "What to do when the trained reward rises while other scores or diversity are lost.", "stop"
     )
-    scales: tuple[float, ...] = _described(
+    scales: tuple[float, ...] = setting(
         "Factors of the finished LoRA at which the first four prompts are drawn once more, one image "
         "each, for the report's slider; an empty list draws none.",
         (0.25, 0.5, 0.75),
