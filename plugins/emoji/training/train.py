@@ -1,7 +1,8 @@
 """Makes the embedded model from nothing: `train.py all` runs every stage that is not finished, in order.
 
 A stage that was interrupted goes on from its last checkpoint. `vae` and `clip` do not need each other and
-may run side by side, as one process each.
+may run side by side, as one process each; so may `judge` and `preference`. The last four stages need the folder that
+`export` writes and no other stage before it but `data`: they make the scorers for the model that is shipped.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("data", "vae", "clip", "unet", "export")
-MINUTES = {"vae": 25.0, "clip": 25.0, "unet": 75.0}  # about what the shipped model took
+STAGES = ("data", "vae", "clip", "unet", "export", "drawn", "judge", "preference", "scorers")
+MINUTES = {"vae": 25.0, "clip": 25.0, "unet": 75.0, "judge": 30.0, "preference": 30.0}  # about what was shipped took
 MODEL = Path(__file__).resolve().parents[1] / "src" / "draft_emoji" / "model"
 
 
@@ -31,7 +32,7 @@ def main() -> None:
 
 def run(stage: str, arguments: argparse.Namespace) -> None:
     """Run one stage, from its checkpoint if it has one."""
-    from emoji_training import clip, export, pictures, unet, vae
+    from emoji_training import clip, drawn, export, judge, pictures, preference, unet, vae
     from emoji_training.loop import Budget
 
     work, device = arguments.work, torch.device(arguments.device)
@@ -45,6 +46,15 @@ def run(stage: str, arguments: argparse.Namespace) -> None:
         unet.train(work, Budget(minutes=arguments.minutes), device, arguments.processes, arguments.batch)
     elif stage == "export":
         export.export(work, arguments.model)
+    elif stage == "drawn":
+        drawn.prepare(work, arguments.model)
+    elif stage == "judge":
+        judge.train(work, Budget(minutes=arguments.judge_minutes), device, arguments.model / "vae")
+    elif stage == "preference":
+        clip_folder, tokenizer = arguments.model.with_name("clip"), arguments.model / "tokenizer"
+        preference.train(work, Budget(minutes=arguments.preference_minutes), device, clip_folder, tokenizer)
+    elif stage == "scorers":
+        export.export_scorers(work, arguments.model)
 
 
 def parse() -> argparse.Namespace:
@@ -57,6 +67,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=MINUTES["unet"], help="training minutes of unet")
     parser.add_argument("--vae-minutes", type=float, default=MINUTES["vae"])
     parser.add_argument("--clip-minutes", type=float, default=MINUTES["clip"])
+    parser.add_argument("--judge-minutes", type=float, default=MINUTES["judge"])
+    parser.add_argument("--preference-minutes", type=float, default=MINUTES["preference"])
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument("--processes", type=int, default=1 if on_gpu else 2, help="of unet, one thread each")
     parser.add_argument("--batch", type=int, default=64 if on_gpu else 12, help="of unet, in each process")

@@ -23,15 +23,33 @@ class EmojiClipConfig(RewardConfig):
     kind: Literal["emoji-clip"] = "emoji-clip"
 
 
+class EmojiPreferenceConfig(RewardConfig):
+    """Options of `emoji-preference`: there are none."""
+
+    kind: Literal["emoji-preference"] = "emoji-preference"
+
+
+class EmojiJudgeConfig(RewardConfig):
+    """Options of `emoji-judge`: there are none."""
+
+    kind: Literal["emoji-judge"] = "emoji-judge"
+
+
+class EmojiJudgeTop1Config(RewardConfig):
+    """Options of `emoji-judge-top1`: there are none."""
+
+    kind: Literal["emoji-judge-top1"] = "emoji-judge-top1"
+
+
 @hookimpl
 def draft_register_rewards() -> Iterable[RewardSpec]:
-    """Whether an image of the embedded model shows its prompt."""
+    """What can be said of an image of the embedded model: two scores to train on, and a judge to be believed."""
     return [
         RewardSpec(
             kind="emoji-clip",
             summary="whether an emoji shows what its prompt says, by a CLIP of 2.7 M parameters that knows emoji only",
             config=EmojiClipConfig,
-            factory="draft_emoji.alignment:EmojiClipReward",
+            factory="draft_emoji.alignment:EmojiClip",
             unit="cosine",
             score_range="[-1, 1]",
             needs_prompt=True,
@@ -40,7 +58,47 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             weights_license=LICENSE,
             reference="draft_emoji.reference:reference",
             tolerance=0.002,
-        )
+        ),
+        RewardSpec(
+            kind="emoji-preference",
+            summary="which of two emoji of a prompt a person would pick, by a CLIP taught on drawings good and bad",
+            config=EmojiPreferenceConfig,
+            factory="draft_emoji.alignment:EmojiClip",
+            unit="100 cosine",
+            score_range="[-100, 100]",
+            needs_prompt=True,
+            native_size=64,
+            code_license="Apache-2.0",
+            weights_license=LICENSE,
+            reference="draft_emoji.reference:reference",
+            tolerance=0.002,
+        ),
+        RewardSpec(
+            kind="emoji-judge",
+            summary="how sure an independent network is that an emoji shows its prompt's thing, among 274; to judge by",
+            config=EmojiJudgeConfig,
+            factory="draft_emoji.judge:EmojiJudge",
+            unit="log-probability",
+            score_range="(-inf, 0]",
+            differentiable=False,
+            needs_prompt=True,
+            native_size=64,
+            code_license="Apache-2.0",
+            weights_license=LICENSE,
+        ),
+        RewardSpec(
+            kind="emoji-judge-top1",
+            summary="whether an independent network sees the prompt's thing first, among 274; to judge by",
+            config=EmojiJudgeTop1Config,
+            factory="draft_emoji.judge:EmojiJudge",
+            unit="share",
+            score_range="0 or 1",
+            differentiable=False,
+            needs_prompt=True,
+            native_size=64,
+            code_license="Apache-2.0",
+            weights_license=LICENSE,
+        ),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Whether an image shows what its prompt says, by the small CLIP that was trained beside the embedded model."""
+"""The scores of small CLIPs that know emoji only: whether an image shows its prompt, and which a person would pick."""
 
 from __future__ import annotations
 
@@ -12,21 +12,28 @@ from transformers import CLIPModel, CLIPTokenizer
 from draft_core.rewards import FrozenModule, TextFeatureCache, checked_images
 from draft_core.rewards.images import normalize, resize_like_pil
 from draft_core.rewards.weights import load_pretrained, load_tokenizer
-from draft_emoji import FOLDER, EmojiClipConfig
+from draft_emoji import FOLDER, EmojiClipConfig, EmojiPreferenceConfig
 
-WHERE = "reward 'emoji-clip'"
 SIDE = 64
 TOKENS = 24
 
 
-class EmojiClipReward(FrozenModule):
-    """Cosine between the CLIP embeddings of image and prompt (Radford et al. 2021), differentiable."""
+class EmojiClip(FrozenModule):
+    """`scale` times the cosine between the CLIP embeddings of image and prompt (Radford et al. 2021), differentiable.
 
-    def __init__(self, config: EmojiClipConfig) -> None:
+    `emoji-preference` is scaled by 100 as HPSv2 is (Wu et al. 2023): a difference of 1 between two images of a prompt is
+    odds of e to 1 that the higher one is picked.
+    """
+
+    def __init__(self, config: EmojiClipConfig | EmojiPreferenceConfig) -> None:
         super().__init__()
-        self.clip = load_pretrained(CLIPModel, str(FOLDER / "clip"), where=WHERE, option="the package's files")
+        preference = isinstance(config, EmojiPreferenceConfig)
+        self.scale = 100.0 if preference else 1.0
+        self.where = f"reward {config.kind!r}"
+        folder, option = FOLDER / ("preference" if preference else "clip"), "the package's files"
+        self.clip = load_pretrained(CLIPModel, str(folder), where=self.where, option=option)
         self.tokenizer = load_tokenizer(
-            CLIPTokenizer, str(FOLDER / "model" / "tokenizer"), where=WHERE, option="the package's files"
+            CLIPTokenizer, str(FOLDER / "model" / "tokenizer"), where=self.where, option=option
         )
         self.memory = TextFeatureCache()
         self.requires_grad_(False).eval()
@@ -37,13 +44,13 @@ class EmojiClipReward(FrozenModule):
         Raises:
             RewardError: if images are not a floating-point batch of RGB images, each with a prompt.
         """
-        images = checked_images(images, prompts, where=WHERE)
+        images = checked_images(images, prompts, where=self.where)
         with torch.autocast(images.device.type, enabled=False):
             pixels = normalize(resize_like_pil(images, SIDE, SIDE), (0.5,) * 3, (0.5,) * 3)
             # Not `get_image_features`: what that returns differs between transformers 4 and 5.
             images = self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output)
             texts = self.memory(prompts, lambda prompt: self.text_features(prompt, images.device), images.device)
-            scores: Tensor = (unit_length(images) * texts).sum(1)
+            scores: Tensor = self.scale * (unit_length(images) * texts).sum(1)
         return scores
 
     def text_features(self, prompt: str, device: torch.device) -> Tensor:

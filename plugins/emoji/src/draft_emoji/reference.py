@@ -1,4 +1,4 @@
-"""The alignment score in transformers' and Pillow's own words, to compare the reward with: slow, without a gradient.
+"""The CLIP scores in transformers' and Pillow's own words, to compare the reward with: slow, without a gradient.
 
 Nothing but `draft rewards compare` and the tests imports this.
 """
@@ -13,11 +13,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from draft_emoji import FOLDER, EmojiClipConfig
-from draft_emoji.alignment import SIDE, TOKENS, EmojiClipReward
+from draft_emoji import FOLDER, EmojiClipConfig, EmojiPreferenceConfig
+from draft_emoji.alignment import SIDE, TOKENS, EmojiClip
 
 
-def reference(reward: EmojiClipReward, config: EmojiClipConfig) -> Callable[[list[Image.Image], list[str]], Tensor]:
+def reference(
+    reward: EmojiClip, config: EmojiClipConfig | EmojiPreferenceConfig
+) -> Callable[[list[Image.Image], list[str]], Tensor]:
     """CLIPModel's own cosine of an image that Pillow resized, one image at a time."""
     model = CLIPModel.from_pretrained(FOLDER / "clip", dtype=torch.float32).eval()
     model.load_state_dict(reward.clip.state_dict())
@@ -29,7 +31,7 @@ def reference(reward: EmojiClipReward, config: EmojiClipConfig) -> Callable[[lis
         pixels = torch.from_numpy(levels / 255 * 2 - 1).permute(2, 0, 1)[None]
         tokens = tokenizer([prompt], padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
         outputs = model(input_ids=tokens["input_ids"], pixel_values=pixels)
-        cosine: Tensor = (outputs.image_embeds * outputs.text_embeds).sum()
+        cosine: Tensor = reward.scale * (outputs.image_embeds * outputs.text_embeds).sum()
         return cosine
 
     def score(images: list[Image.Image], prompts: list[str]) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel
+from transformers import CLIPModel, CLIPTextModel, ResNetForImageClassification
 
 from . import clip, unet, vae
 
@@ -51,6 +51,16 @@ def export(work: Path, folder: Path) -> None:
     shutil.rmtree(beside, ignore_errors=True)
     matcher.half().save_pretrained(beside)
     print(f"export {size:.1f} MB in {folder}, the CLIP in {beside}", flush=True)
+
+
+def export_scorers(work: Path, folder: Path) -> None:
+    """Put the judge and the preference scorer beside `folder`, in fp16 safetensors."""
+    for stage, architecture in (("judge", ResNetForImageClassification), ("preference", CLIPModel)):
+        beside = folder.with_name(stage)
+        shutil.rmtree(beside, ignore_errors=True)
+        architecture.from_pretrained(work / stage / "model", dtype=torch.float32).half().save_pretrained(beside)
+        size = sum(f.stat().st_size for f in beside.rglob("*") if f.is_file()) / 1e6
+        print(f"export {size:.1f} MB in {beside}", flush=True)
 
 
 def name_text_weights_as_before(file: Path) -> None:
