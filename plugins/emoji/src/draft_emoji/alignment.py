@@ -21,8 +21,8 @@ TOKENS = 24
 class EmojiClip(FrozenModule):
     """`scale` times the cosine between the CLIP embeddings of image and prompt (Radford et al. 2021), differentiable.
 
-    `emoji-preference` is scaled by 100 as HPSv2 is (Wu et al. 2023): a difference of 1 between two images of a prompt is
-    odds of e to 1 that the higher one is picked.
+    `emoji-preference` is scaled by 100 as HPSv2 is (Wu et al. 2023): a difference of 1 between two images of a prompt
+    is odds of e to 1 that the higher one is picked.
     """
 
     def __init__(self, config: EmojiClipConfig | EmojiPreferenceConfig) -> None:

@@ -32,7 +32,7 @@ class EmojiJudge(FrozenModule):
 
     @torch.no_grad()
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) float32 of images (B, 3, H, W) in [0, 1]: log-probabilities, or 1 where the thing is first, else 0.
+        """Scores (B,) float32 of images (B, 3, H, W) in [0, 1]: log-probabilities; of top-1, 1 or 0.
 
         Raises:
             RewardError: if images are not a floating-point batch of RGB images, each with a prompt, or a prompt names
@@ -58,6 +58,6 @@ class EmojiJudge(FrozenModule):
             raise RewardError(
                 f"the prompt {prompt!r} names {'two of its' if found else 'none of its'} {len(self.things)} things",
                 where=self.where,
-                next="ask for one thing in the words of emoji-train or emoji-heldout, such as 'a fox' or '3d style, a fox'",
+                next="ask for one thing in the words of emoji-train or emoji-heldout: 'a fox', '3d style, a fox'",
             )
         return found.pop()

@@ -1,4 +1,4 @@
-"""Draws every concept by the shipped model, well and badly: what the preference scorer learns from beside real pictures."""
+"""Draws every concept by the shipped model, well and badly: the preference scorer learns from it."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def contrastive_loss(x: Tensor, y: Tensor) -> Tensor:
 
 
 class Tiers:
-    """Images of each prompt in the order of preference: a real one, drawings from good to bad, another thing's picture."""
+    """Images of each prompt, the best first: a real one, drawings from good to bad, another thing's picture."""
 
     def __init__(
         self, images: np.ndarray, meta: Sequence[Picture], drawings: np.ndarray, wanted: Sequence[drawn.Drawing]
