@@ -14,7 +14,7 @@ import torch
 
 from draft_core import DifferentiableSampler, DraftK, DraftLV, Objective, PrefixReuse, Trainer
 from draft_core.adapters.lora import adapters_off, add_lora, lora_state, squared_norm, trainable
-from draft_core.errors import CheckpointError, RewardError
+from draft_core.errors import CheckpointError, DraftError, RewardError
 from draft_core.learners.direct import DirectLearner
 from draft_core.rewards.normalization import RunningScale
 from draft_core.training.checkpoints import FORMAT, load_checkpoint, read_checkpoint, save_checkpoint, write_checkpoint
@@ -360,3 +360,10 @@ def test_a_checkpoint_of_an_older_format_is_refused(tokenizer: Any, tmp_path: Pa
     (folder / "state.json").write_text(json.dumps({**state, "format": FORMAT - 1}))
     with pytest.raises(CheckpointError, match=r"state\.json is not of format 2"):
         load_checkpoint(trainer(tokenizer), folder)
+
+
+def test_a_pipeline_without_a_lora_is_refused(tokenizer: Any) -> None:
+    """Its 30,000 weights would all be trained, and could not be saved."""
+    sampler = DifferentiableSampler(tiny_pipe(tokenizer=tokenizer), num_inference_steps=2)
+    with pytest.raises(DraftError, match="StableDiffusionPipeline carries no LoRA to train; call `add_lora` first"):
+        Trainer(sampler, Objective({}), DirectLearner(DraftK(k=1)), ["a cat"], TrainSettings())
