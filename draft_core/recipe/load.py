@@ -9,9 +9,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from packaging.utils import canonicalize_name
 from pydantic import BaseModel
 
-from draft_core.errors import DraftError, RecipeError, one_line
+from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised_at
 from draft_core.recipe.messages import validate
 from draft_core.recipe.resolve import locate_pretrained, resolve_prompts
 from draft_core.recipe.schema import LARGEST_FLOAT, LARGEST_INTEGER, RecipeBase, recipe_type
@@ -103,6 +104,12 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             recipe.method.plan(recipe.model.num_inference_steps, Random(0))
     except RecipeError as error:
         raise RecipeError(error.what, where=f"{where}: {error.where}", next=error.next) from None
+    except Exception as error:  # of a plugin's method
+        raise PluginError(
+            f"it makes no plan ({type(error).__name__}: {one_line(error)}){raised_at(error)}",
+            where=f"method {recipe.method.kind!r} of {catalog.method(recipe.method.kind).distribution}",
+            next="tell its author",
+        ) from error
     locate_pretrained(recipe.model.pretrained, catalog, where=f"{where}: model.pretrained")
     try:
         dump_recipe(recipe).encode()
@@ -127,8 +134,9 @@ def _missing(versions: Any, catalog: Catalog) -> list[str]:
     """What a run names among its versions and is no longer installed, as pip takes it."""
     if not isinstance(versions, dict):
         return []
-    here = {"python", *catalog.versions(), *(str(each.name) for each in importlib.metadata.distributions())}
-    return [f"{name}=={version}" for name, version in versions.items() if name not in here]
+    installed = {canonicalize_name(str(each.name)) for each in importlib.metadata.distributions()}
+    here = {"python", *catalog.versions(), *installed}
+    return [f"{name}=={version}" for name, version in versions.items() if canonicalize_name(str(name)) not in here]
 
 
 def _with_absolute_prompts(recipe: RecipeBase, base: Path, catalog: Catalog) -> RecipeBase:

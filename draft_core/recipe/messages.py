@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from draft_core.errors import DraftError, RecipeError
+from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised_at
 from draft_core.recipe.yaml_text import short
 from draft_core.registry.catalog import Catalog
 
@@ -25,6 +25,14 @@ def validate(type_: Any, data: Any, catalog: Catalog, *, where: str) -> Any:
         return TypeAdapter(type_).validate_python(data)
     except ValidationError as error:
         problems = _without_echoes(error.errors(include_url=False, include_context=True))
+    except DraftError:
+        raise
+    except Exception as error:  # of a plugin's own validator; pydantic catches ValueError and AssertionError alone
+        raise PluginError(
+            f"a validator raised {type(error).__name__}: {one_line(error)}{raised_at(error)}",
+            where=where,
+            next="tell its author",
+        ) from error
     raise _readable(problems[0], len(problems) - 1, type_, data, catalog, where)
 
 
@@ -32,13 +40,20 @@ def validate(type_: Any, data: Any, catalog: Catalog, *, where: str) -> Any:
 
 
 def _without_echoes(problems: list[ErrorDetails]) -> list[ErrorDetails]:
-    """Without the complaint that a list is too short, where it is so because its items were refused."""
+    """Without the complaint that a list is too short, where it is so because its items were refused.
+
+    And with one complaint about a kind that is not known, wherever it stands.
+    """
     refused = [problem["loc"] for problem in problems]
+    tags = [problem.get("ctx", {}).get("tag") for problem in problems]
     return [
         problem
-        for problem in problems
-        if problem["type"] != "too_short"
-        or not any(loc[: len(problem["loc"])] == problem["loc"] for loc in refused if loc != problem["loc"])
+        for place, problem in enumerate(problems)
+        if not (
+            problem["type"] == "too_short"
+            and any(loc[: len(problem["loc"])] == problem["loc"] for loc in refused if loc != problem["loc"])
+        )
+        and (tags[place] is None or tags.index(tags[place]) == place)
     ]
 
 
@@ -57,10 +72,10 @@ def _readable(problem: ErrorDetails, further: int, type_: Any, data: Any, catalo
         )
     if kind == "union_tag_not_found" and tag_field != "kind":
         return RecipeError(f"it does not say its {tag_field}{more}", where=place, next=f"add `{tag_field}`")
-    if kind == "union_tag_invalid" or (kind == "literal_error" and path[-1:] == ["kind"]):
-        tag = short(str(context.get("tag", problem["input"])))
+    if kind == "union_tag_invalid":
         known = catalog.rewards if is_reward else catalog.methods
-        return catalog.unknown("reward" if is_reward else "method", tag, known, where=f"{place}{more}")
+        error = catalog.unknown("reward" if is_reward else "method", short(context["tag"]), known)
+        return PluginError(f"{error.what}{more}", where=place, next=error.next)
     if kind == "union_tag_not_found":
         return RecipeError(f"it does not say its kind{more}", where=place, next="add for example `kind: jpeg`")
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
@@ -71,6 +86,10 @@ def _readable(problem: ErrorDetails, further: int, type_: Any, data: Any, catalo
         return RecipeError(f"the field is missing{more}", where=place, next="add it; `draft schema` describes it")
     if kind == "too_short":
         return RecipeError(f"the list is empty{more}", where=place, next="give at least one entry")
+    if kind in ("value_error", "assertion_error"):  # of a validator: its author's own words
+        said = one_line(context["error"]).rstrip(".") or f"a validator refuses it ({kind.replace('_', ' ')})"
+        given = "" if isinstance(problem["input"], (Mapping, BaseModel)) else f" (it is {short(repr(problem['input']))})"
+        return RecipeError(f"{said}{given}{more}", where=place, next="correct the value")
     message = problem["msg"][0].lower() + problem["msg"][1:].replace("valid tuple", "list")
     return RecipeError(f"{message}, not {short(repr(problem['input']))}{more}", where=place, next="correct the value")
 
