@@ -98,7 +98,7 @@ CALLERS = {"draft_core", "importlib", "pluggy", "pydantic", "torch"}  # what sta
 
 
 def raised_at(error: BaseException) -> str:
-    """" (FILE:LINE)": where in a plugin's own code an error arose; empty if it passed through none.
+    """ " (FILE:LINE)": where in a plugin's own code an error arose; empty if it passed through none.
 
     A plugin is what our code, or a library on its behalf, called first. Of its lines it is the innermost, also where
     that called a library.

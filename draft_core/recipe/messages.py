@@ -87,8 +87,10 @@ def _readable(problem: ErrorDetails, further: int, type_: Any, data: Any, catalo
     if kind == "too_short":
         return RecipeError(f"the list is empty{more}", where=place, next="give at least one entry")
     if kind in ("value_error", "assertion_error"):  # of a validator: its author's own words
-        said = one_line(context["error"]).rstrip(".") or f"a validator refuses it ({kind.replace('_', ' ')})"
-        given = "" if isinstance(problem["input"], (Mapping, BaseModel)) else f" (it is {short(repr(problem['input']))})"
+        said = one_line(context["error"]).rstrip(".") or "its reward or method refuses it"
+        given = (
+            "" if isinstance(problem["input"], (Mapping, BaseModel)) else f" (it is {short(repr(problem['input']))})"
+        )
         return RecipeError(f"{said}{given}{more}", where=place, next="correct the value")
     message = problem["msg"][0].lower() + problem["msg"][1:].replace("valid tuple", "list")
     return RecipeError(f"{message}, not {short(repr(problem['input']))}{more}", where=place, next="correct the value")

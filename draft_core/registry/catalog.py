@@ -138,7 +138,9 @@ class Catalog:
 
     def _advice(self, name: str, known: list[str]) -> str:
         """What to do about a name that is not known: write it right, or install what offers it."""
-        found = {plugin.distribution.name for plugin in (*self.plugins, *self.broken)}
+        found = {plugin.distribution.name for plugin in self.plugins} | {
+            broken.distribution.name for broken in self.broken
+        }
         missing = {name: offered_by for name, offered_by in PUBLISHED.items() if offered_by not in found}
         listed = f"known: {', '.join(known)}" if known else "none is installed"
         if not (near := name if name in missing else nearest(name, {*known, *missing})):

@@ -1,4 +1,4 @@
-"""Reads one plugin: its interface version, its hooks, and what they register; read it when a plugin is said to be broken.
+"""Reads one plugin: its interface version, its hooks, what they register. Come here when one is said to be broken.
 
 Whatever cannot be used later is refused here, so that it is recorded with its plugin and harms no other.
 """
@@ -63,7 +63,8 @@ def read_plugin(point: importlib.metadata.EntryPoint) -> Registered:
         pretrained=_specs(manager.hook.draft_register_pretrained, PretrainedSpec),
         methods=_specs(manager.hook.draft_register_methods, MethodSpec),
     )
-    for spec in (*found.rewards, *found.methods):
+    named: list[RewardSpec | MethodSpec] = [*found.rewards, *found.methods]
+    for spec in named:
         _require_usable(spec.config, where=f"spec {spec.kind!r}")
     return found
 
@@ -83,7 +84,7 @@ def _require_marks(manager: pluggy.PluginManager, module: Any, name: str) -> Non
         raise PluginError(
             "it has no hook, so it would register nothing",
             where=name,
-            next=f"define {HOOK_PREFIX}rewards there with `@hookimpl` above it, or let the entry point name another module",
+            next=f"define {HOOK_PREFIX}rewards there with `@hookimpl` above it, or mend the module of the entry point",
         )
 
 
@@ -109,7 +110,8 @@ def _require_usable(config: type[Config], *, where: str) -> None:
     name = config.__name__
     try:
         config.model_rebuild()
-        TypeAdapter(Annotated[config | _Neighbour, Field(discriminator="kind")])
+        union: Any = Annotated[config | _Neighbour, Field(discriminator="kind")]
+        TypeAdapter(union)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what `draft schema` says of a default, it says itself
             config.model_json_schema()

@@ -200,7 +200,7 @@ def _check_types(spec: Any, where: str) -> None:
         value = getattr(spec, name)
         try:
             if name != "config":
-                TypeAdapter(declared).validate_python(value, strict=True)
+                TypeAdapter(declared).validate_python(dict(value) if isinstance(value, Mapping) else value, strict=True)
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]["msg"]
             raise PluginError(

@@ -80,9 +80,7 @@ def _mean_over_frames(name: str, reward: torch.nn.Module, videos: torch.Tensor, 
     return checked_scores(name, reward, videos.flatten(0, 1), texts).view(-1, frames).mean(1)
 
 
-def checked_scores(
-    name: str, reward: torch.nn.Module, images: torch.Tensor, prompts: Sequence[str]
-) -> torch.Tensor:
+def checked_scores(name: str, reward: torch.nn.Module, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     """The scores (N,) that a reward gives images (N, 3, H, W) and their N prompts.
 
     Arguments:

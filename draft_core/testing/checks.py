@@ -79,27 +79,30 @@ class Subject:
             Violation: if it gives anything but one score for each image.
         """
         with torch.no_grad():
-            scores: Any = self.reward(images, list(prompts or PROMPTS[: len(images)]))
+            return self._checked_scores(images, list(prompts or PROMPTS[: len(images)]))
+
+    def gradient(self, images: torch.Tensor) -> torch.Tensor:
+        """The gradient of the sum of scores in `images`, (B, 3, H, W).
+
+        Raises:
+            Violation: if there is none, or like `score`.
+        """
+        images = images.clone().requires_grad_()
+        scores = self._checked_scores(images, list(PROMPTS[: len(images)]))
+        demand(scores.requires_grad, "its scores carry no gradient, though its spec says that it is differentiable")
+        (gradient,) = torch.autograd.grad(scores.sum(), images, allow_unused=True)
+        demand(gradient is not None, "its scores do not depend on the images as far as autograd can see")
+        result: torch.Tensor = gradient
+        return result
+
+    def _checked_scores(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        scores = self.reward(images, prompts)
         demand(isinstance(scores, torch.Tensor), f"it returned {type(scores).__name__}, not a tensor")
         demand(
             scores.shape == (len(images),),
             f"it returned scores of shape {tuple(scores.shape)} for {len(images)} images, not ({len(images)},)",
         )
         result: torch.Tensor = scores
-        return result
-
-    def gradient(self, images: torch.Tensor) -> torch.Tensor:
-        """The gradient of the sum of scores in `images`, (B, 3, H, W).
-
-        Raises:
-            Violation: if there is none.
-        """
-        images = images.clone().requires_grad_()
-        scores = self.reward(images, list(PROMPTS[: len(images)]))
-        demand(scores.requires_grad, "its scores carry no gradient, though its spec says that it is differentiable")
-        (gradient,) = torch.autograd.grad(scores.sum(), images, allow_unused=True)
-        demand(gradient is not None, "its scores do not depend on the images as far as autograd can see")
-        result: torch.Tensor = gradient
         return result
 
 

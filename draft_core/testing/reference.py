@@ -140,9 +140,7 @@ def compare_with_reference(
         RewardError: if either side raises, or its scores are not finite, or too much alike to be compared.
     """
     spec = subject.spec
-    scorer: Scorer = _of_reference(
-        spec.load_reference(), subject.reward, subject.config, where=f"reward {spec.kind!r}"
-    )
+    scorer: Scorer = _of_reference(spec.load_reference(), subject.reward, subject.config, where=f"reward {spec.kind!r}")
     native = (spec.native_size or SIZES[0][0],) * 2
     sizes = tuple(dict.fromkeys((native, *SIZES))) if sizes is None else tuple(sizes)
     refuse_single_image(images)

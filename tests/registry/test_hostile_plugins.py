@@ -109,7 +109,10 @@ AT_DISCOVERY: dict[str, tuple[Any, str]] = {
         "define; import Fraction outside of `if TYPE_CHECKING:`",
     ),
     "a_method_whose_config_is_never_complete": (method_hook(LaterMethodConfig), "spec 'later': a field of its config"),
-    "a_config_that_no_schema_describes": (of_config(OpaqueConfig), "its config OpaqueConfig cannot be used in a recipe"),
+    "a_config_that_no_schema_describes": (
+        of_config(OpaqueConfig),
+        "its config OpaqueConfig cannot be used in a recipe",
+    ),
     "a_config_whose_kind_has_an_alias": (of_config(AliasConfig), "its config AliasConfig cannot be used in a recipe"),
     "has_no_hook": ({}, "hostile_plugin: it has no hook, so it would register nothing; define draft_register_rewards"),
     "forgets_hookimpl": (
@@ -117,7 +120,7 @@ AT_DISCOVERY: dict[str, tuple[Any, str]] = {
         "draft_register_rewards is not marked as a hook; write `@hookimpl` (from draft_core.plugin) above it",
     ),
     "forgets_one_hookimpl_of_two": (
-        {**hook(lambda: [REDNESS]), "draft_register_methods": lambda: []},
+        {**hook(lambda: [REDNESS]), "draft_register_methods": list},
         "draft_register_methods is not marked as a hook",
     ),
     "forgets_to_return": (hook(lambda: None), "draft_register_rewards returns nothing; return a list of RewardSpec"),
