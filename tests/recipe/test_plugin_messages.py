@@ -71,11 +71,11 @@ def fussy(catalog: Catalog) -> Catalog:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"even": 3}, "recipe: rewards.0.even: it must be even, such as 4 (it is 3); correct the value."),
-        ({"low": 5, "high": 2}, "recipe: rewards.0: low = 5 is above high = 2; correct the value."),
+        ({"even": 3}, "recipe: rewards.0.even: it must be even, such as 4."),
+        ({"low": 5, "high": 2}, "recipe: rewards.0: low = 5 is above high = 2."),
         (
             {"word": "silence"},
-            "recipe: rewards.0.word: its reward or method refuses it (it is 'silence'); correct the value.",
+            "recipe: rewards.0.word: a plugin's check refuses it.",
         ),
     ],
 )
@@ -85,9 +85,11 @@ def test_a_validator_speaks_in_its_authors_words(fields: dict[str, Any], sentenc
 
 def test_a_validator_that_fails_is_its_authors_bug(fussy: Catalog) -> None:
     text = refusal({"kind": "fussy", "divisor": 0}, fussy)
-    assert text.startswith("recipe: a validator raised ZeroDivisionError: integer division or modulo by zero (")
+    assert text.startswith(
+        "recipe: a plugin's check of its fields raised ZeroDivisionError: integer division or modulo by zero ("
+    )
     assert f"{__file__}:" in text
-    assert text.endswith("; tell its author.")
+    assert text.endswith("; tell the plugin's author.")
 
 
 @pytest.mark.parametrize("alone", [True, False])
@@ -112,7 +114,6 @@ def test_a_method_that_makes_no_plan_is_its_authors_bug(catalog: Catalog) -> Non
     methods = {**catalog.methods, "lost": Entry(MethodSpec(kind="lost", summary="s", config=Lost), HERE)}
     with pytest.raises(PluginError) as caught:
         load_recipe({**GOOD, "method": {"kind": "lost"}}, catalog=replace(catalog, methods=methods))
-    assert str(caught.value).startswith(
-        "method 'lost' of draft-reward-fussy 1.0: it makes no plan (KeyError: 'step') ("
-    )
-    assert f"{__file__}:" in str(caught.value)
+    text = str(caught.value)
+    assert "'lost' of draft-reward-fussy 1.0 makes no plan for 3 sampler steps (KeyError: 'step' (" in text
+    assert f"{__file__}:" in text
