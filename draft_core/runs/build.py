@@ -13,6 +13,7 @@ from draft_core.adapters.lora_adapter import Lora
 from draft_core.errors import DraftError, PluginError, RecipeError
 from draft_core.learners.learner import Learner
 from draft_core.recipe.messages import validate
+from draft_core.recipe.paths import with_absolute_paths, working_directory
 from draft_core.recipe.resolve import resolve_prompts
 from draft_core.recipe.schema import ModelConfig, RecipeBase, reward_type
 from draft_core.registry.catalog import Catalog, load_catalog
@@ -185,8 +186,9 @@ def reward_config(kind: str, fields: Mapping[str, Any], catalog: Catalog) -> Rew
         DraftError: like `load_reward`.
     """
     catalog.reward(kind)
-    config: RewardConfig = validate(reward_type(catalog), {"kind": kind, **fields}, catalog, where=f"reward {kind!r}")
-    return config
+    where = f"reward {kind!r}"
+    config: RewardConfig = validate(reward_type(catalog), {"kind": kind, **fields}, catalog, where=where)
+    return with_absolute_paths(config, working_directory, where=where)
 
 
 def _check_device(device: str, *, where: str) -> None:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from draft_core.errors import SamplerError, one_line
 from draft_core.sampling import pipelines, seams
+from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.randomness import Generator
 from draft_core.sampling.recomputation import convolutions_small, kept_small
 
@@ -29,7 +30,7 @@ class Settings(Protocol):
     """What a call has to know of its sampler, `sampler.DifferentiableSampler`."""
 
     pipe: Any
-    num_inference_steps: int
+    num_inference_steps: int | None
     gradient_checkpointing: Checkpointing
     decode: Decode
     base_model: Callable[[], AbstractContextManager[Any]] | None
@@ -81,7 +82,7 @@ class PipelineCall:
         generator: source of noise.
 
     Attributes:
-        two_streams: whether the call copied its scheduler, for a chain of its own; known afterwards.
+        traits: what the call was seen to do; complete afterwards.
         divergences: squared distance of the base model's prediction, one for each recorded denoiser call.
     """
 
@@ -91,7 +92,7 @@ class PipelineCall:
         self.prompts = prompts
         self.generator = generator
         self.caller_records = torch.is_grad_enabled()
-        self.two_streams = False
+        self.traits = CallTraits()
         self.divergences: list[torch.Tensor] = []
 
     def run(self, steering: Steering) -> Any:
@@ -99,15 +100,22 @@ class PipelineCall:
         with ExitStack() as stack:
             stack.enter_context(seams.grad_mode_restored())
             stack.enter_context(pipelines.quiet(self.pipe))
-            stack.enter_context(seams.graph_released(self.pipe.scheduler))
+            stack.enter_context(seams.graph_released(*pipelines.remembering(self.pipe)))
 
             def step(original: Any, *args: Any, **kwargs: Any) -> Any:
-                output = steering.step(seams.step_call(original, args, kwargs))
+                given = seams.step_call(original, args, kwargs)
+                output = steering.step(given)
+                self.traits.saw_step(given)
                 self._set_recording(steering)
                 return output
 
+            def schedule(original: Any, *args: Any, **kwargs: Any) -> Any:
+                self.traits.saw_schedule()
+                return original(*args, **kwargs)
+
             def network(module: Any, record: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
                 self._set_recording(steering)  # a modular pipeline's call switches it off at its start
+                self.traits.saw_network(module, kwargs)
                 return steering.network(module, partial(record, module, forward), forward, args, kwargs)
 
             def encode(forward: Any, *args: Any, **kwargs: Any) -> Any:
@@ -121,6 +129,7 @@ class PipelineCall:
             for encoder in pipelines.modules_named(self.pipe, "encoder").values():
                 stack.enter_context(seams.replaced(encoder, "forward", encode))
             for owner, name, wrapper in [
+                (self.pipe.scheduler, "set_timesteps", schedule),
                 (getattr(self.pipe, "vae", None), "decode", self._decode),
                 *steering.further_seams(),
             ]:
@@ -136,7 +145,7 @@ class PipelineCall:
                     where=type(self.pipe).__name__,
                     next="see what its call takes",
                 ) from error
-            self.two_streams = stepping.copied
+            self.traits.two_streams = stepping.copied
         if not isinstance(images, torch.Tensor):
             raise SamplerError(
                 f"its call returned {type(images).__name__}, not a tensor of images", where=type(self.pipe).__name__
@@ -152,12 +161,14 @@ class PipelineCall:
 
     def _arguments(self) -> dict[str, Any]:
         prompt = {} if self.prompts is None else self._texts(self.prompts)
-        fixed = {
-            "generator": self.generator,
-            "output_type": "pt",
-            "num_inference_steps": self.sampler.num_inference_steps,
+        steps = self.sampler.num_inference_steps
+        fixed = {"generator": self.generator, "output_type": "pt"}
+        return {
+            **self.sampler.call_kwargs,
+            **prompt,
+            **fixed,
+            **({} if steps is None else {"num_inference_steps": steps}),
         }
-        return {**self.sampler.call_kwargs, **prompt, **fixed}
 
     def _texts(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Prompts, and what the call is given for the other encoders and to lead away from, each of one type.
