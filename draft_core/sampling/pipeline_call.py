@@ -6,6 +6,7 @@ No method's name and no family's loop is known here. A `Steering` decides; the c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
@@ -22,7 +23,7 @@ from draft_core.sampling.recomputation import convolutions_small, kept_small
 
 Decode = Literal["whole", "selective", "blocks", "checkpointed", "sliced"]
 Checkpointing = Literal[False, True, "selective", "blocks"]
-NEGATIVE = "negative_prompt"  # with a number behind it for a second encoder
+TEXTS = re.compile(r"(negative_)?prompt(_\d+)?")  # arguments with a text for each prompt, for one encoder of several
 
 
 class Settings(Protocol):
@@ -170,13 +171,15 @@ class PipelineCall:
         }
 
     def _texts(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """Prompts and negative prompts as pipelines want them: of one type, and one prompt as a bare string."""
-        negative = {name: value for name, value in self.sampler.call_kwargs.items() if name.startswith(NEGATIVE)}
-        if len(prompts) == 1:  # some take no list at all
-            ones = {name: value[0] for name, value in negative.items() if _is_one_text(value)}
-            return {"prompt": prompts[0], **ones}
-        many = {name: [value] * len(prompts) for name, value in negative.items() if isinstance(value, str)}
-        return {"prompt": list(prompts), **many}
+        """Prompts, and what the call is given for the other encoders and to lead away from, each of one type.
+
+        One text stands for every prompt, and one prompt is a bare string: some pipelines take no list at all.
+        """
+        further = {name: value for name, value in self.sampler.call_kwargs.items() if TEXTS.fullmatch(name)}
+        one = {name: text for name, value in further.items() if (text := _one_text(value)) is not None}
+        if len(prompts) == 1:
+            return {"prompt": prompts[0], **one}
+        return {"prompt": list(prompts), **{name: [text] * len(prompts) for name, text in one.items()}}
 
     def _decode(self, decode: Any, latents: Any, *args: Any, **kwargs: Any) -> Any:
         """The decoder's output, its graph kept as the sampler's `decode` says."""
@@ -219,8 +222,11 @@ def _frozen(forward: Any, *args: Any, **kwargs: Any) -> Any:
         return forward(*args, **kwargs)
 
 
-def _is_one_text(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 1 and isinstance(value[0], str)
+def _one_text(value: Any) -> str | None:
+    """The text of a string or of a list that holds one; of anything else None."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return value if isinstance(value, str) else None
 
 
 def has_blocks(*networks: Any) -> bool:
