@@ -95,7 +95,7 @@ def _drawn_for_each(batch: int, copies: int, shapes: Sequence[torch.Size]) -> It
         of_run = next(expected, (batch, *rest))
         if shape == of_run:
             return draw(shape, **how)
-        if of_run != (batch, *rest) or shape != (copies * batch, *rest):
+        if batch % of_run[0] or shape != (copies * of_run[0], *rest):  # the latents may hold frames as items
             raise SamplerError(
                 f"several copies cannot be made in one batch: where the run drew noise of {tuple(of_run)} its call then "
                 f"asks for {tuple(shape)}",

@@ -357,7 +357,7 @@ VIDEO_CLASSES = (
     ),
 )
 
-# What is refused, in part or wholly.
+# What is refused in part.
 ODD_CLASSES = (
     class_of(
         "AnimateDiffPipeline, FreeInit",
@@ -368,6 +368,21 @@ ODD_CLASSES = (
         **SIZE,
     ),
     class_of("StableDiffusionSAGPipeline", sag, sag_scale=0.75, note="looks into its denoiser", **GUIDED, **SIZE),
+    class_of(
+        "Flux2KleinKVPipeline",
+        lambda: of("Flux2KleinKVPipeline", flux2_klein()),
+        "none",
+        image=[picture()],
+        max_sequence_length=16,
+        text_encoder_out_layers=(1, 2, 3),
+        note="keeps keys and values of its image",
+        prompts=PROMPTS[:1],
+        **SIZE,
+    ),
+)
+
+# What is refused wholly.
+REFUSED_CLASSES = (
     class_of(
         "StableDiffusionPanoramaPipeline",
         lambda: of("StableDiffusionPanoramaPipeline", sd(), requires_safety_checker=False),
@@ -383,16 +398,5 @@ ODD_CLASSES = (
     ),
     class_of(
         "SkyReelsV2DiffusionForcingPipeline", lambda: skyreels("SkyReelsV2DiffusionForcingPipeline"), **GUIDED, **WAN
-    ),
-    class_of(
-        "Flux2KleinKVPipeline",
-        lambda: of("Flux2KleinKVPipeline", flux2_klein()),
-        "none",
-        image=[picture()],
-        max_sequence_length=16,
-        text_encoder_out_layers=(1, 2, 3),
-        note="keeps keys and values of its image",
-        prompts=PROMPTS[:1],
-        **SIZE,
     ),
 )
