@@ -112,7 +112,7 @@ def demo(
     Needs the plugins draft-emoji and draft-reward-jpeg. An earlier demonstration run is replaced.
     """
     with resources.as_file(resources.files("draft_core.cli") / "demo.yaml") as recipe:
-        _train(recipe, overrides, resume=resume, overwrite=not resume)
+        _train(recipe, ["output=runs/demo", *overrides], resume=resume, overwrite=not resume)
 
 
 @app.command()
