@@ -30,7 +30,6 @@ from tests.support import resized
 from tests.support.fuzz_commands import run_case
 from tests.support.fuzz_files import make_files
 from tests.support.resized import ResizedPromptConfig
-from tests.support.runs import without_pages
 
 USUAL = 1000
 WANTED = os.environ.get("DRAFT_FUZZ")
@@ -59,7 +58,6 @@ def everything(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> Catalog:
     whole = run.run_recipe
     monkeypatch.setattr(run, "run_recipe", lambda recipe, *given, **named: whole(limited(recipe), *given, **named))
     if not WANTED:
-        monkeypatch.setattr(run, "write_report", without_pages)
         monkeypatch.setattr("draft_core.reporting.page.svg", lambda panel: b"<svg></svg>")
         monkeypatch.setattr(
             "draft_core.reporting.page.save_png", lambda panels, path: Image.new("RGB", (1, 1)).save(path)

@@ -14,6 +14,7 @@ import shutil
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,7 +25,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from draft_core.cli import app as cli
-from tests.support.fuzz_files import LORA, LORAS, PICTURES, PROMPTS, RUNS, override, spoil
+from tests.support.fuzz_files import LORAS, PICTURES, PROMPTS, RUNS, override, spoil
 from tests.support.mutations import NUMBERS, TEXTS
 
 LONGEST = 3000  # characters of a sentence
@@ -80,7 +81,10 @@ def draw_case(rng: Random, folder: Path) -> Case:
 def _told(words: Sequence[str], files: Sequence[str], spoiled: Sequence[str]) -> tuple[str, ...]:
     changed = [Path(each.partition(":")[0]) for each in spoiled]
     names = [*files, *(path.name for path in changed), *(path.parent.name for path in changed if path.parent.name)]
-    return tuple(word for word in (*names, *words, *(part for word in words for part in word.split("="))) if word)
+    parts = [part for word in words for part in word.split("=")]
+    empty = [option for option, value in pairwise(words) if not value or value.endswith("=")]
+    said = [word for word in (*names, *words, *parts) if word]
+    return (*said, *(option.lstrip("-") for option in empty), *(["."] if "" in words else []))
 
 
 def _number(rng: Random) -> str:
@@ -184,7 +188,8 @@ def _signature(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "/draft_core/" in frame.filename] or frames[-1:]
     where = f"{ours[-1].filename.rpartition('/draft_core/')[2]}:{ours[-1].lineno}" if ours else "?"
-    return f"{type(error).__name__} at {where} ({' '.join(str(error).split())[:160]})"
+    said = re.sub("[0-9]+", "0", " ".join(str(error).split()))
+    return f"{type(error).__name__} at {where} ({said[:120]})"
 
 
 def _of_sentence(case: Case, text: str) -> str | None:
@@ -197,7 +202,7 @@ def _of_sentence(case: Case, text: str) -> str | None:
     if not sentence.isprintable() or len(sentence) > LONGEST or sentence[-1] not in ".?":
         return f"no good sentence: {sentence[:300]!r}"
     if not any(_shown(word) in sentence for word in case.told):
-        return f"names neither file nor setting: {sentence[:300]!r}"
+        return f"names neither file nor setting: {sentence[:160]!r}"
     return None
 
 
@@ -222,7 +227,7 @@ def _of_output(case: Case, folder: Path, printed: str, before: dict[Path, int]) 
     named = [path for path in wrote if path.name in printed or path.parent.name in printed]
     if not named:
         return f"what was written ({wrote[0].name}) is not named: {printed[-200:]!r}"
-    return next((problem for path in wrote if (problem := _of_file(path))), None)
+    return next((problem for path in named if (problem := _of_file(case.words[0], path))), None)
 
 
 def _is_new(path: Path, before: dict[Path, int]) -> bool:
@@ -252,19 +257,19 @@ def _refuse(text: str) -> Any:
     raise ValueError(f"{text} is no JSON")
 
 
-def _of_file(path: Path) -> str | None:
-    """What is wrong with a file that a command wrote."""
+def _of_file(command: str, path: Path) -> str | None:
+    """What is wrong with a file that a command wrote and named."""
     try:
-        if path.suffix == ".safetensors":
+        if command in ("mix", "export") and path.suffix != ".json":
             weights = load_file(path)
             if not weights or not all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
-                return f"{path.name} has no weights, or some that are not finite"
-        elif path.suffix in (".png", ".jpg"):
+                return "it has no weights, or some that are not finite"
+        elif command == "sample":
             Image.open(io.BytesIO(path.read_bytes())).load()
-        elif path.suffix == ".html" and "</html>" not in path.read_text(encoding="utf-8"):
-            return f"{path.name} is no whole page"
+        elif path.name == "report.html" or command == "report":
+            return None if "</html>" in path.read_text(encoding="utf-8") else "it is no whole page"
     except Exception as error:
-        return f"{path.name} cannot be read again: {type(error).__name__}"
+        return f"what it wrote cannot be read again: {type(error).__name__}"
     return None
 
 
@@ -284,6 +289,3 @@ def run_case(seed: int, number: int, files: Path, scratch: Path, chdir: Any) -> 
     finally:
         chdir(scratch)
         shutil.rmtree(outer)
-
-
-__all__ = ["LORA", "Case", "run_case"]
