@@ -142,6 +142,8 @@ def test_a_reward_that_breaks_its_contract_scores_no_file(
         ("train RECIPE --resume --overwrite", "contradict each other"),
         ("train RECIPE --resume", "there is no run to resume"),
         ("train RECIPE --set rewards.0.kind=brightness", "has no gradient, which method 'draft-lv' needs"),
+        ("score none.png --reward redness --set kind=brightness", "reward 'redness': kind: the kind is said already"),
+        ("rewards check redness --set kind=brightness", "reward 'redness': kind: the kind is said already; leave it"),
         ("rewards show rednes", "unknown reward 'rednes'; did you mean 'redness'?"),
         ("score none.png --reward redness", "none.png: no such file"),
         ("score none.png --reward redness --set contrst=1", "no such file"),
