@@ -41,6 +41,7 @@ SLOW = (
     "tests/sampling/test_recomputation.py::test_every_family_has_the_same_images_and_gradient",
     "tests/testing/test_contract.py::test_a_naming_module_that_imports_torch_is_caught",
     "tests/training/test_distributed.py",
+    "tests/training/test_precision.py::test_the_embedded_model_in_float16_has_the_gradient_of_float32",
 )
 
 # On a machine shared with others, two threads on small tensors can be many times slower than one.

@@ -22,6 +22,10 @@ from draft_core.rewards.placement import OnDevice
 from draft_core.runs.pipeline_loading import guided, load_pipeline, tile_decode
 from draft_core.sampling.prompt_cache import remember_prompts
 from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.training.batches import images_per_prompt
+from draft_core.training.distributed import Processes
+from draft_core.training.precision import autocast
+from draft_core.training.scoring import check_spread
 from draft_core.training.trainer import Trainer
 
 LEARNER_MEMBERS = ("needs_gradient", "losses", "modules", "state_dict", "load_state_dict")
@@ -195,6 +199,9 @@ def _check_machine(recipe: RecipeBase) -> None:
         if reward.device:
             name = f"rewards.{place}" if place < len(recipe.rewards) else f"metrics.{place - len(recipe.rewards)}"
             _check_device(reward.device, where=f"{name}.device")
+    processes = Processes(cpu=recipe.device == "cpu")
+    autocast(processes.device, recipe.train.mixed_precision)  # refuses what the device cannot do
+    check_spread(recipe.train, images_per_prompt(recipe.model.call), processes.world_size)
     if recipe.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise RecipeError(
             "TensorBoard is not installed", where="tensorboard", next="pip install 'draft-core[tensorboard]'"

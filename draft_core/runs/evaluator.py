@@ -73,7 +73,7 @@ class Evaluator:
             prompts,
             seeds,
             batch_size=self.trainer.settings.batch_size,
-            autocast=self.trainer.accelerator.autocast,
+            autocast=self.trainer.autocast,
             progress=lambda done, total: self.progress(stage, done, total, "images"),
             share=(processes.rank, processes.world_size),
             gather=processes.gather,

@@ -32,7 +32,7 @@ from draft_core.runs.folder import RunFolder
 from draft_core.runs.interrupts import Stop, stop_signals
 from draft_core.runs.progress import Progress, silent
 from draft_core.runs.provenance import licences, peak_memory, versions
-from draft_core.training.distributed import Processes, another_is_gone, forget_settings, is_loss_of_another
+from draft_core.training.distributed import Processes, another_is_gone, is_loss_of_another
 from draft_core.training.step_report import StepReport
 from draft_core.training.trainer import Trainer
 
@@ -80,7 +80,6 @@ def run_recipe(
     """
     catalog = catalog if catalog is not None else load_catalog()
     with stop_signals() as stop, _in_sentences(recipe.output):
-        forget_settings()
         started = time.perf_counter()
         processes = Processes(cpu=recipe.device == "cpu")
         progress = progress if processes.rank == 0 else silent
@@ -92,7 +91,7 @@ def run_recipe(
         progress("load", 0, 1, recipe.model.pretrained)
         trainer = build(recipe, catalog=catalog, prompts=resolved.prompts)
         _require_call(recipe, trainer)
-        rewards = build_objective(recipe.metrics, catalog, beside=trainer.objective).to(trainer.accelerator.device)
+        rewards = build_objective(recipe.metrics, catalog, beside=trainer.objective).to(trainer.device)
         rule = CollapseRule(trainer.objective.weights, resolved.evaluation.tolerance, resolved.evaluation.on_collapse)
         processes.gather(None)  # only now, when the new run is sure to start in every process
         folder = RunFolder(recipe, processes)
@@ -175,6 +174,8 @@ def _tell(report: StepReport, steps: int, progress: Progress) -> None:
     progress("train", report.update, steps, f"reward {report.reward:.4g}")
     for problem in report.skipped:
         progress("note", 0, 0, f"update {report.update}: skipped, {problem}")
+    for note in report.notes:
+        progress("note", 0, 0, f"update {report.update}: {note}")
 
 
 def _evaluate(run: _Run, progress: Progress, stage: str = "") -> Verdict:
@@ -198,8 +199,6 @@ def _save(run: _Run) -> Path:
 
 def _require_call(recipe: RecipeBase, trainer: Trainer) -> None:
     """That the pipeline can be called as the recipe says, found before anything is drawn or deleted."""
-    if recipe.train.mixed_precision == "fp16" and trainer.accelerator.device.type == "cpu":
-        raise RecipeError("fp16 needs a GPU", where="train.mixed_precision", next="use bf16, or no")
     pipe = type(trainer.sampler.pipe).__name__
     try:
         steps = trainer.sampler.steps
@@ -218,7 +217,7 @@ def _require_call(recipe: RecipeBase, trainer: Trainer) -> None:
 
 
 def _facts(run: _Run, catalog: Catalog, verdict: Verdict) -> Facts:
-    recipe, sampler, device = run.resolved.recipe, run.trainer.sampler, run.trainer.accelerator.device
+    recipe, sampler, device = run.resolved.recipe, run.trainer.sampler, run.trainer.device
     return Facts(
         model=recipe.model.pretrained,
         location=run.resolved.location,

@@ -201,8 +201,6 @@ def test_what_cannot_be_read_again_is_not_written(tokenizer: Any, tmp_path: Path
 def test_settings_that_do_not_fit_the_learner_are_refused(tokenizer: Any) -> None:
     with pytest.raises(DraftError, match=r"train\.normalize: the method takes no gradient of the rewards"):
         trainer(tokenizer, Imitation(), normalize="gradient")
-    with pytest.raises(DraftError, match="fp16 scales the gradient of one optimiser, and the method has several"):
-        trainer(tokenizer, Imitation(), mixed_precision="fp16")
 
 
 def test_the_draft_family_needs_a_gradient(tokenizer: Any) -> None:
