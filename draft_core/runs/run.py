@@ -92,14 +92,18 @@ def run_recipe(
         trainer = build(recipe, catalog=catalog, prompts=resolved.prompts)
         _require_call(recipe, trainer)
         rewards = build_objective(recipe.metrics, catalog, beside=trainer.objective).to(trainer.device)
-        rule = CollapseRule(trainer.objective.weights, resolved.evaluation.tolerance, resolved.evaluation.on_collapse)
+        watch, objective = resolved.evaluation, trainer.objective
+        rule = CollapseRule(objective.weights, watch.tolerance, watch.on_collapse, objective.caps)
         processes.gather(None)  # only now, when the new run is sure to start in every process
         folder = RunFolder(recipe, processes)
         with folder.locked():
             folder.begin(anew=not continued)
             progress("load", 1, 1, recipe.model.pretrained)
             restored = folder.restore(trainer)
-            for note in restored.notes:
+            blind = rule.blindness(
+                prompts=len(resolved.evaluation_prompts), images_per_prompt=len(resolved.seeds), scores=rewards.weights
+            )
+            for note in (*restored.notes, *([blind] if blind else [])):
                 progress("note", 0, 0, note)
             evaluator = Evaluator(trainer, folder, rewards, resolved.evaluation_prompts, resolved.seeds, progress)
             records, earlier = restored.evaluations, restored.seconds
@@ -182,9 +186,9 @@ def _evaluate(run: _Run, progress: Progress, stage: str = "") -> Verdict:
     """Draws and scores the held-out images, writes their record down, and judges it."""
     run.records.append(run.evaluator.evaluate(stage))
     verdict = run.rule.verdict(run.records[0], run.records[-1])
-    if verdict.lost:
-        what = "collapsing" if verdict.collapsed else "losing"
-        progress("note", 0, 0, f"update {run.trainer.done}: {what}, {'; '.join(verdict.lost)}")
+    what = "collapsing" if verdict.collapsed else "losing" if verdict.lost else "beyond chance"
+    for said in (*([f"{what}, {'; '.join(verdict.fell)}"] if verdict.fell else []), *verdict.unjudged):
+        progress("note", 0, 0, f"update {run.trainer.done}: {said}")
     return verdict
 
 
@@ -227,6 +231,7 @@ def _facts(run: _Run, catalog: Catalog, verdict: Verdict) -> Facts:
         seeds=list(run.resolved.seeds),
         prompts_are_unseen=recipe.evaluation is not None,
         tolerance=run.rule.tolerance,
+        caps=run.rule.caps,
         call={"num_inference_steps": sampler.num_inference_steps, **sampler.call_kwargs},
         images_per_update=images_per_update(recipe.model_dump()),
         versions=recipe.versions or {},
