@@ -28,7 +28,7 @@ from draft_core.training.precision import autocast
 from draft_core.training.scoring import check_spread
 from draft_core.training.trainer import Trainer
 
-LEARNER_MEMBERS = ("needs_gradient", "losses", "modules", "state_dict", "load_state_dict")
+LEARNER_MEMBERS = ("needs_gradient", "yields_divergence", "losses", "modules", "state_dict", "load_state_dict")
 
 
 def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Sequence[str] | None = None) -> Trainer:
@@ -96,12 +96,12 @@ def build_learner(config: MethodConfig, catalog: Catalog) -> Learner:
         raise PluginError(
             f"its factory made {type(learner).__name__}, which has no {missing[0]}", where=where, next="tell its author"
         )
-    if learner.needs_gradient != entry.spec.needs_gradient:
-        raise PluginError(
-            f"its spec says needs_gradient = {entry.spec.needs_gradient}, its learner {learner.needs_gradient}",
-            where=where,
-            next="tell its author",
-        )
+    for name in ("needs_gradient", "yields_divergence"):
+        said, found = getattr(entry.spec, name), getattr(learner, name)
+        if said != found:
+            raise PluginError(
+                f"its spec says {name} = {said}, its learner {found}", where=where, next="tell its author"
+            )
     made: Learner = learner
     return made
 

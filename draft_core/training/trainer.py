@@ -151,6 +151,12 @@ class Trainer:
                 next="lower train.learning_rate, or look at what it names; the last checkpoint is kept",
             )
         tally.merge(self.processes.gather(tally))
+        if self.regularizers["kl"] and not any("kl" in penalties for _, _, penalties in tally.losses):
+            raise DraftError(
+                "no loss carries a divergence, though the method says that they do",
+                where="regularizers.kl",
+                next="leave it out, and tell the method's author",
+            )
         seconds = time.perf_counter() - start
         return tally.report(self.done, self.regularizers, learning_rate=rate, seconds=seconds)
 
@@ -321,6 +327,8 @@ def _check(
 ) -> None:
     if regularizers.kl and sampler.base_model is None:
         raise DraftError("the sampler knows no base model to stay near to", where="kl", next="give it base_model")
+    if regularizers.kl and not learner.yields_divergence:
+        raise DraftError("the method yields no divergence to weigh", where="kl", next="leave it out, or use lora_norm")
     if settings.normalize == "gradient" and not learner.needs_gradient:
         raise DraftError(
             "the method takes no gradient of the rewards", where="train.normalize", next="use scale, or none"
