@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from draft_core.errors import CheckpointError, RecipeError, one_line
@@ -62,13 +63,23 @@ def is_continued(recipe: RecipeBase, folder: Path, *, resume: bool, overwrite: b
 
 
 def _require_writable(folder: Path, where: str) -> None:
-    """That the folder can be made and written into, as far as that can be known without doing it."""
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    """That the folder can be made and written into; what is made to find that out is removed again."""
+    paths = (folder, *folder.absolute().parents)
+    there = next(path for path in paths if path.exists())
     if not there.is_dir():
         raise RecipeError(f"{there} is a file", where=where, next="name a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        ways = "mend its permissions, or choose another with --set output=..."
-        raise RecipeError(f"{there} is not writable", where=where, next=ways)
+    missing = paths[: paths.index(there)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        ways = "mend its permissions, or choose another folder with --set output=..."
+        raise RecipeError(f"{there} is not writable ({error.strerror})", where=where, next=ways) from error
+    finally:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
 
 
 def _differences(folder: Path, recipe: RecipeBase) -> list[str]:

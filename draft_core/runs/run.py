@@ -103,7 +103,7 @@ def run_recipe(
             blind = rule.blindness(
                 prompts=len(resolved.evaluation_prompts), images_per_prompt=len(resolved.seeds), scores=rewards.weights
             )
-            for note in (*restored.notes, *([blind] if blind else [])):
+            for note in [*trainer.adapter.notes(), *restored.notes, *([blind] if blind else [])]:
                 progress("note", 0, 0, note)
             evaluator = Evaluator(trainer, folder, rewards, resolved.evaluation_prompts, resolved.seeds, progress)
             records, earlier = restored.evaluations, restored.seconds
@@ -112,7 +112,7 @@ def run_recipe(
             )
             verdict = _train(run, progress, stop)
             best = rule.best(records)
-            folder.save_loras(trainer.sampler.pipe, last=trainer.done, best=best.update)
+            folder.save_adapter(trainer.adapter, last=trainer.done, best=best.update)
             evaluator.draw_scales(run.scales)
             report = folder.finish(_facts(run, catalog, verdict), records, write_report)
             processes.leave_at_exit()

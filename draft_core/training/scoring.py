@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from statistics import fmean
+from typing import Any
 
 import torch
 
@@ -65,11 +66,11 @@ class Scoring:
         seen = self.processes.gather(scale.measure(per_reward, images))
         scale.update({name: fmean(size[name] for size in seen) for name in scores.per_reward})
 
-    def state(self) -> dict[str, float] | None:
+    def state(self) -> dict[str, Any] | None:
         """What `restore` takes."""
         return self.scale.state() if self.scale else None
 
-    def restore(self, state: Mapping[str, float] | None) -> None:
+    def restore(self, state: Mapping[str, Any] | None) -> None:
         """Continues from a `state`."""
         if self.scale is not None:
             self.scale.restore(state or {})
