@@ -20,8 +20,8 @@ from tests.support.drive import (
     parameters,
     plain,
     replayed,
-    sampler_of,
     same_global_noise,
+    sampler_of,
     seeded,
 )
 from tests.support.families import Family
