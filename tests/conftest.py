@@ -52,6 +52,7 @@ SLOW = (
     "tests/testing/test_contract.py::test_a_naming_module_that_imports_torch_is_caught",
     "tests/testing/test_reference.py",
     "tests/training/test_distributed.py",
+    "tests/training/test_precision.py::test_the_embedded_model_in_float16_has_the_gradient_of_float32",
     "tests/training/test_trainer.py::test_a_torn_checkpoint_is_refused",
     "tests/training/test_trainer.py::test_the_reward_rises",
 )

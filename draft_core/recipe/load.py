@@ -102,6 +102,12 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             where=f"{where}: train.normalize",
             next="use scale, or none",
         )
+    if recipe.regularizers.kl and not method.yields_divergence:
+        raise RecipeError(
+            f"method {method.kind!r} does not say how far it is from the base model, so the term would have no effect",
+            where=f"{where}: regularizers.kl",
+            next="leave it out, or use lora_norm",
+        )
     _check_plan(recipe, catalog, where)
     locate_pretrained(recipe.model.pretrained, catalog, where=f"{where}: model.pretrained")
     try:

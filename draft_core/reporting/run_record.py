@@ -60,6 +60,7 @@ class Facts:
         scales: of the LoRA, beside 0 and 1, at which some of the images were drawn in the end.
         dtype: of the frozen weights, by torch's name.
         output: what the pipeline's call returns: "images" or "frames".
+        caps: name -> score above which a trained reward counts no more.
     """
 
     model: str
@@ -81,6 +82,7 @@ class Facts:
     scales: Sequence[float] = field(default_factory=tuple)
     dtype: str = "float32"
     output: str = "images"
+    caps: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class RunRecord:
     @property
     def rule(self) -> CollapseRule:
         """By which the run's evaluations are judged."""
-        return CollapseRule(self.facts.rewards, self.facts.tolerance)
+        return CollapseRule(self.facts.rewards, self.facts.tolerance, caps=self.facts.caps)
 
 
 def read_run(folder: Path) -> RunRecord:

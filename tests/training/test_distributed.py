@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch.distributed import fsdp
 
@@ -154,7 +153,6 @@ def test_what_cannot_be_sharded_is_refused_in_one_sentence(monkeypatch: pytest.M
 
 
 def test_a_run_of_two_processes_is_written_once_and_sees_what_one_sees(folder: Path, tmp_path: Path) -> None:
-    AcceleratorState._reset_state()
     catalog = tiny_catalog(folder / "catalog")
     one = part.recipe_of(tmp_path, catalog, "train.batch_size=4")
     run_recipe(one, catalog)
@@ -286,7 +284,6 @@ def test_sigterm_saves_a_killed_process_ends_all_and_one_process_goes_on(
     with pytest.raises(ProcessLookupError):
         os.kill(int((site / "pid-0").read_text()), 0)
 
-    AcceleratorState._reset_state()
     catalog = tiny_catalog(site / "catalog")
     last = int(checkpoints(run / "checkpoints")[-1].name)
     notes = []
