@@ -12,6 +12,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline, ModularPipeline, SchedulerMixin
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from packaging.version import Version
 from safetensors import SafetensorError
 
@@ -81,7 +82,7 @@ def load_pipeline(
 
 
 # A file that is not what it seems makes diffusers stumble over the keys and shapes that it expects.
-_LOADING_ERRORS = (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError)
+_LOADING_ERRORS = (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError, SingleFileComponentError)
 
 
 def check_model(model: ModelConfig, catalog: Catalog) -> None:
