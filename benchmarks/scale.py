@@ -181,7 +181,9 @@ def activations(pipe: Any, objective: Objective, settings: Settings, call: Mappi
         decode=settings.decode,
         **call,
     )
-    sampler.traits = CallTraits(settings.k)  # one step each: counting them is one more denoiser call
+    sampler.traits = CallTraits(
+        settings.k
+    )  # these schedulers take one step each; counting them is one more denoiser call
     kept: list[int] = []
 
     def on_decode(decode: Any, *args: Any, **kwargs: Any) -> Any:

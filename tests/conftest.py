@@ -18,7 +18,6 @@ from tests.support.tiny import tiny_catalog
 # `pytest --durations=0` measures it. They start processes, train for many updates, build wheels, or repeat a check
 # on large models that a fast test makes on small ones.
 SLOW = (
-    "plugins/*/tests/test_contract.py::*::test_naming_imports_no_torch",
     "plugins/*/tests/test_reference.py",
     "plugins/adversarial/tests/test_contract.py::TestRealWeights",
     "plugins/emoji/tests/test_alignment.py",

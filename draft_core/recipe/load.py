@@ -8,9 +8,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from packaging.utils import canonicalize_name
 from pydantic import BaseModel
 
-from draft_core.errors import DraftError, PluginError, RecipeError, one_line
+from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised_at
 from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import base_of, with_absolute_paths
 from draft_core.recipe.resolve import locate_pretrained, resolve_prompts
@@ -139,7 +140,11 @@ def _check_plan(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
         raise RecipeError(error.what, where=f"{where}: {error.where}", next=error.next) from None
     except Exception as error:  # of a plugin's method, or of the plan that it makes
         entry = catalog.method(recipe.method.kind)
-        reason = error.what if isinstance(error, DraftError) else f"{type(error).__name__}: {one_line(error)}"
+        reason = (
+            error.what
+            if isinstance(error, DraftError)
+            else f"{type(error).__name__}: {one_line(error)}{raised_at(error)}"
+        )
         raise PluginError(
             f"{recipe.method.kind!r} of {entry.distribution} makes no plan for {steps} sampler steps ({short(reason)})",
             where=f"{where}: method",
@@ -160,8 +165,9 @@ def _missing(versions: Any, catalog: Catalog) -> list[str]:
     """What a run names among its versions and is no longer installed, as pip takes it."""
     if not isinstance(versions, dict):
         return []
-    here = {"python", *catalog.versions(), *(str(each.name) for each in importlib.metadata.distributions())}
-    return [f"{name}=={version}" for name, version in versions.items() if name not in here]
+    installed = {canonicalize_name(str(each.name)) for each in importlib.metadata.distributions()}
+    here = {"python", *catalog.versions(), *installed}
+    return [f"{name}=={version}" for name, version in versions.items() if canonicalize_name(str(name)) not in here]
 
 
 def _names_that_are_no_paths(catalog: Catalog) -> Mapping[str, Collection[str]]:

@@ -7,7 +7,7 @@ plugin is found here and an editor can complete it from `draft schema`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -190,7 +190,8 @@ def reward_type(catalog: Catalog) -> Any:
     if len(catalog.rewards) > 1:
         return Annotated[union, Field(discriminator="kind")]
     # pydantic discriminates no union of one, and would let its only member's default stand in for the kind.
-    return Annotated[union, BeforeValidator(_with_kind)]
+    (kind,) = catalog.rewards
+    return Annotated[union, BeforeValidator(partial(_require_kind, kind))]
 
 
 def method_type(catalog: Catalog) -> Any:
@@ -199,7 +200,10 @@ def method_type(catalog: Catalog) -> Any:
     return Annotated[union, Field(discriminator="kind")]
 
 
-def _with_kind(entry: Any) -> Any:
+def _require_kind(kind: str, entry: Any) -> Any:
+    """Says of an entry what pydantic says of one in a union of several."""
     if isinstance(entry, Mapping) and "kind" not in entry:
         raise PydanticCustomError("union_tag_not_found", "it does not say its kind")
+    if isinstance(entry, Mapping) and entry["kind"] != kind:
+        raise PydanticCustomError("union_tag_invalid", "its kind is not known", {"tag": str(entry["kind"])})
     return entry

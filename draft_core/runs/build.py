@@ -10,7 +10,7 @@ import torch
 
 from draft_core.adapters.adapter import Adapter
 from draft_core.adapters.lora_adapter import Lora
-from draft_core.errors import DraftError, PluginError, RecipeError
+from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised_at
 from draft_core.learners.learner import Learner
 from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import with_absolute_paths, working_directory
@@ -120,7 +120,7 @@ def build_learner(config: MethodConfig, catalog: Catalog) -> Learner:
     """
     entry = catalog.method(config.kind)
     where = f"method {config.kind!r} of {entry.distribution}"
-    learner = _made(entry.spec.load(), config, where)
+    learner = made_by_plugin(entry.spec.load(), config, where)
     if missing := [name for name in LEARNER_MEMBERS if not hasattr(learner, name)]:
         raise PluginError(
             f"its factory made {type(learner).__name__}, which has no {missing[0]}", where=where, next="tell its author"
@@ -179,7 +179,7 @@ def build_reward(config: RewardConfig, catalog: Catalog) -> torch.nn.Module:
     """
     entry = catalog.reward(config.kind)
     where = f"reward {config.kind!r} of {entry.distribution}"
-    reward = _made(entry.spec.load(), config, where)
+    reward = made_by_plugin(entry.spec.load(), config, where)
     if not isinstance(reward, torch.nn.Module):
         raise PluginError(f"its factory made {type(reward).__name__}, not a torch.nn.Module", where=where)
     if config.device is None:
@@ -188,15 +188,22 @@ def build_reward(config: RewardConfig, catalog: Catalog) -> torch.nn.Module:
     return OnDevice(reward, config.device)
 
 
-def _made(factory: Callable[[Any], Any], config: Config, where: str) -> Any:
-    """What a plugin's factory makes; a bug of it names the plugin, and keeps the traceback as the cause."""
+def made_by_plugin(factory: Callable[[Any], Any], config: Config, where: str) -> Any:
+    """What a plugin's factory makes of a config.
+
+    Raises:
+        PluginError: if it raises anything but a `DraftError`; `where` names the plugin, the traceback is the cause.
+    """
     try:
         return factory(config)
     except DraftError:
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise PluginError(f"it cannot be built ({reason})", where=where, next="tell its author") from error
+        raise PluginError(
+            f"it cannot be built ({type(error).__name__}: {one_line(error)}){raised_at(error)}",
+            where=where,
+            next="tell its author",
+        ) from error
 
 
 def reward_config(kind: str, fields: Mapping[str, Any], catalog: Catalog) -> RewardConfig:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from draft_core.errors import CheckpointError, RecipeError, one_line
@@ -112,27 +113,23 @@ def _is_seen(field: str, recipe: RecipeBase) -> bool:
 
 
 def _require_writable(folder: Path, where: str) -> None:
-    """That the folder can be made and written into: tried, and what is made for it taken away again."""
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    """That the folder can be made and written into; what is made to find that out is removed again."""
+    paths = (folder, *folder.absolute().parents)
+    there = next(path for path in paths if path.exists())
     if not there.is_dir():
         raise RecipeError(f"{there} is a file", where=where, next="name a folder")
-    missing = [part for part in (folder.absolute(), *folder.absolute().parents) if not part.exists()]
-    made: list[Path] = []
+    missing = paths[: paths.index(there)]
     try:
-        for part in reversed(missing):
-            part.mkdir()
-            made.append(part)
-        with tempfile.TemporaryFile(dir=folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise RecipeError(
-            f"nothing can be written there ({error.strerror or one_line(error)})",
-            where=where,
-            next="mend its permissions, or choose another with --set output=...",
-        ) from error
+        ways = "mend its permissions, or choose another folder with --set output=..."
+        raise RecipeError(f"{there} is not writable ({error.strerror})", where=where, next=ways) from error
     finally:
-        for part in reversed(made):
-            part.rmdir()
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
 
 
 def _differences(folder: Path, resolved: ResolvedRecipe) -> dict[str, str]:

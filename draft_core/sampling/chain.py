@@ -295,7 +295,8 @@ def watched(sampler: Settings, batch: int, *, real: bool) -> CallTraits:
 
 def lengths(arguments: dict[str, Any]) -> list[int]:
     """How many items the call's lists and batches hold, each number once; 0 and 1 are left out."""
-    return sorted({length(value) for value in arguments.values()} - {0, 1})
+    values = [*arguments.values(), *(item for value in arguments.values() if isinstance(value, list) for item in value)]
+    return sorted({length(value) for value in values} - {0, 1})
 
 
 def first_start(pipe: Any, call: seams.StepCall) -> StepStart:

@@ -10,18 +10,25 @@ from unittest import mock
 import torch
 
 Generator = torch.Generator | list[torch.Generator] | None
-State = list[tuple[torch.device, torch.Tensor]] | None
-"""Device and state of every generator; for torch's global source those of the CPU and of every GPU."""
+State = list[tuple[torch.device, torch.Tensor]]
+"""Device and state of every generator, then those of torch's global source: of the CPU and of every GPU in use."""
 
 
 def state_of(generator: Generator) -> State:
-    """What the generators, or torch's global source where there is none, will draw next."""
+    """What the generators and torch's global source, from which some calls draw beside them, will draw next."""
+    return [(one.device, one.get_state()) for one in _listed(generator)] + _global_state()
+
+
+def _global_state() -> State:
+    cards = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    states = [(torch.device("cuda", card), torch.cuda.get_rng_state(card)) for card in cards]
+    return [(torch.device("cpu"), torch.get_rng_state()), *states]
+
+
+def _listed(generator: Generator) -> list[torch.Generator]:
     if generator is None:
-        cards = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-        states = [(torch.device("cuda", card), torch.cuda.get_rng_state(card)) for card in cards]
-        return [(torch.device("cpu"), torch.get_rng_state()), *states]
-    generators = generator if isinstance(generator, list) else [generator]
-    return [(one.device, one.get_state()) for one in generators]
+        return []
+    return generator if isinstance(generator, list) else [generator]
 
 
 @contextmanager
@@ -38,18 +45,15 @@ def repeated(generator: Generator, state: State, copies: int = 1) -> Iterator[Ge
 
 @contextmanager
 def _restored(generator: Generator, state: State, copies: int) -> Iterator[Generator]:
-    assert state is not None
-    if generator is None:
-        with torch.random.fork_rng():
-            for device, one in state:
-                if device.type == "cuda":
-                    torch.cuda.set_rng_state(one, device)
-                else:
-                    torch.set_rng_state(one)
-            yield None
-        return
-    again = [_from_state(device, one) for _ in range(copies) for device, one in state]
-    yield again if isinstance(generator, list) else again[0]
+    own = len(_listed(generator))
+    again = [_from_state(device, one) for _ in range(copies) for device, one in state[:own]]
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
+        for device, one in state[own:]:
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(one, device)
+            else:
+                torch.set_rng_state(one)
+        yield again if isinstance(generator, list) else (again[0] if again else None)
 
 
 @contextmanager

@@ -9,13 +9,13 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
 import torch
 
-from draft_core.errors import SamplerError
+from draft_core.errors import SamplerError, one_line
 from draft_core.plan import Renoising, StepPlan
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits
@@ -243,9 +243,25 @@ class DifferentiableSampler:
         noisy = [renoised_start(self, origin) for _ in range(renoising.copies)]
         for batch in [torch.cat(noisy)] if renoising.batched and noisy else noisy:
             replay = Replay(self, origin, {origin.last.number: batch}, unvisited)
-            images = replay.images()
+            with _batchable(self.pipe) if replay.copies > 1 else nullcontext():
+                images = replay.images()
             names = _prompt_of_each(origin.prompts, len(images) // replay.copies) * replay.copies
             yield Rollout(images, names, sample_count=0, divergence=replay.call.mean_divergence())
+
+
+@contextmanager
+def _batchable(pipe: Any) -> Iterator[None]:
+    """What a call of another batch than the run's may raise, as one sentence; memory that runs out stays as it is."""
+    try:
+        yield
+    except (SamplerError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise SamplerError(
+            f"several copies cannot be made in one batch: its call raised {type(error).__name__} ({one_line(error)})",
+            where=type(pipe).__name__,
+            next="leave out `batched`, and copies are made one after another",
+        ) from error
 
 
 def _check_given(origin: Origin, given: Mapping[int, torch.Tensor], *, decode: bool) -> None:

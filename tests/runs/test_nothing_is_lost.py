@@ -171,7 +171,7 @@ def test_a_place_where_nothing_can_be_written_is_found_before_the_model(
     recipe = load_recipe(RECIPE, ["output=/proc/x/y"], catalog=catalog)
     with pytest.raises(RecipeError) as caught:
         run_recipe(recipe, catalog)
-    assert str(caught.value).startswith("output /proc/x/y: nothing can be written there (")
+    assert str(caught.value).startswith("output /proc/x/y: /proc is not writable (")
     assert "what was saved" not in str(caught.value)
 
 
