@@ -42,6 +42,7 @@ SLOW = (
     "tests/registry/test_hostile_plugins.py",
     "tests/reporting/test_page.py",
     "tests/runs/test_faults.py",
+    "tests/runs/test_model_settings.py",
     "tests/runs/test_nothing_is_lost.py",
     "tests/runs/test_run.py",
     "tests/sampling/test_families.py::test_a_chain_that_is_left_early_gives_finite_images_with_gradient",

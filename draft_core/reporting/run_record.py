@@ -49,7 +49,8 @@ class Facts:
         seeds: of the evaluations, S for each prompt.
         prompts_are_unseen: whether these prompts were kept out of training.
         tolerance: of `CollapseRule`.
-        call: the pipeline's arguments that the images were made with.
+        call: the pipeline's arguments that the images were made with; an image is {"file": path}, a tuple
+            {"tuple": items}.
         images_per_update: samples in one update.
         versions: distribution -> version.
         licences: of everything used.
@@ -61,6 +62,8 @@ class Facts:
         dtype: of the frozen weights, by torch's name.
         output: what the pipeline's call returns: "images" or "frames".
         caps: name -> score above which a trained reward counts no more.
+        source: how the model was loaded beside its location: "pipeline", "config" and "variant", where they were said.
+        scheduler: "name" and "settings" of the scheduler, where it was not the pipeline's own.
     """
 
     model: str
@@ -83,6 +86,8 @@ class Facts:
     dtype: str = "float32"
     output: str = "images"
     caps: Mapping[str, float] = field(default_factory=dict)
+    source: Mapping[str, str] = field(default_factory=dict)
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from accelerate.tracking import TensorBoardTracker
@@ -21,7 +22,7 @@ from draft_core.errors import CheckpointError, DraftError, Interrupted, RecipeEr
 from draft_core.evaluation.collapse import CollapseRule, EvalRecord, Verdict
 from draft_core.evaluation.evaluate import one_image_each
 from draft_core.recipe.resolve import ResolvedRecipe, resolve_recipe
-from draft_core.recipe.schema import RecipeBase
+from draft_core.recipe.schema import ImageFile, RecipeBase
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
 from draft_core.reporting.page import write_report
@@ -33,6 +34,7 @@ from draft_core.runs.folder import CHECKPOINTS, RunFolder
 from draft_core.runs.interrupts import Stop, stop_signals
 from draft_core.runs.progress import Progress, silent
 from draft_core.runs.provenance import licences, peak_memory, versions
+from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.checkpoints import checkpoints
 from draft_core.training.distributed import Processes, another_is_gone, is_loss_of_another
 from draft_core.training.step_report import StepReport
@@ -235,7 +237,7 @@ def _facts(run: _Run, catalog: Catalog, verdict: Verdict) -> Facts:
         prompts_are_unseen=recipe.evaluation is not None,
         tolerance=run.rule.tolerance,
         caps=run.rule.caps,
-        call={"num_inference_steps": sampler.num_inference_steps, **one_image_each(sampler).call_kwargs},
+        call=_call_of(recipe, sampler),
         images_per_update=images_per_update(recipe.model_dump()),
         versions=recipe.versions or {},
         licences=licences(recipe, catalog),
@@ -246,7 +248,23 @@ def _facts(run: _Run, catalog: Catalog, verdict: Verdict) -> Facts:
         scales=run.scales,
         dtype=recipe.model.dtype,
         output="frames" if hasattr(sampler.pipe, "video_processor") else "images",
+        source=recipe.model.model_dump(include={"pipeline", "config", "variant"}, exclude_none=True),
+        scheduler=recipe.model.scheduler.model_dump() if recipe.model.scheduler else {},
     )
+
+
+def _call_of(recipe: RecipeBase, sampler: DifferentiableSampler) -> dict[str, Any]:
+    """The arguments that evaluations are drawn with, as `Facts.call` has them."""
+    said = recipe.model.model_dump(mode="json")["call"]
+    call: dict[str, Any] = {"num_inference_steps": sampler.num_inference_steps}
+    for name, value in one_image_each(sampler).call_kwargs.items():
+        is_image = any(isinstance(part, ImageFile) for part in _listed(recipe.model.call.get(name)))
+        call[name] = said[name] if is_image else {"tuple": list(value)} if isinstance(value, tuple) else value
+    return call
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 @contextmanager
