@@ -143,6 +143,11 @@ class ResolvedRecipe:
     seeds: range
     location: str
 
+    @property
+    def prompt_lists(self) -> dict[str, list[str]]:
+        """What a run remembers of its prompt lists, whose files may change: field of the recipe -> prompts."""
+        return {"prompts": list(self.prompts), "evaluation.prompts": list(self.evaluation_prompts)}
+
 
 def resolve_recipe(
     recipe: RecipeBase, catalog: Catalog, *, versions: Mapping[str, str], processes: int

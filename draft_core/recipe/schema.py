@@ -43,7 +43,7 @@ class LoraConfig(Config):
 class ModelConfig(Config):
     """The pipeline to tune, and how it samples."""
 
-    pretrained: Annotated[str, RecipePath(absent="keep")] = Field(
+    pretrained: Annotated[str, RecipePath(of="folder", absent="keep")] = Field(
         description="An alias from a plugin (emoji), a folder in diffusers' format, or a hub name (org/model)."
     )
     num_inference_steps: int = Field(20, ge=1, le=MOST_STEPS, description="Sampler steps, as in the pipeline's call.")

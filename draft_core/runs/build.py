@@ -138,7 +138,7 @@ def build_objective(configs: Sequence[RewardConfig], catalog: Catalog, *, beside
     return Objective(rewards, weights, caps)
 
 
-def load_reward(kind: str, *, catalog: Catalog | None = None, **fields: Any) -> torch.nn.Module:
+def load_reward(kind: str, /, *, catalog: Catalog | None = None, **fields: Any) -> torch.nn.Module:
     """The reward of an installed kind: `load_reward("jpeg", quality=50)`.
 
     Arguments:
@@ -196,6 +196,8 @@ def reward_config(kind: str, fields: Mapping[str, Any], catalog: Catalog) -> Rew
     Raises:
         DraftError: like `load_reward`.
     """
+    if "kind" in fields:
+        raise RecipeError("the kind is said already", where=f"reward {kind!r}: kind", next="leave it out")
     catalog.reward(kind)
     where = f"reward {kind!r}"
     config: RewardConfig = validate(reward_type(catalog), {"kind": kind, **fields}, catalog, where=where)

@@ -16,7 +16,7 @@ from draft_core.errors import DraftError, RecipeError
 from draft_core.recipe.resolve import locate_pretrained
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.sampling import pipelines
-from draft_core.sampling.sampler import IMAGE_FILTERS
+from draft_core.sampling.pipelines import IMAGE_FILTERS
 
 # diffusers 0.40 renamed it, and warns of the old name.
 DTYPE_KEYWORD = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"

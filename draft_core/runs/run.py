@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from draft_core.cost.room import require_room
 from draft_core.errors import CheckpointError, DraftError, Interrupted, RecipeError, first_line
 from draft_core.evaluation.collapse import CollapseRule, EvalRecord, Verdict
+from draft_core.evaluation.evaluate import one_image_each
 from draft_core.recipe.resolve import ResolvedRecipe, resolve_recipe
 from draft_core.recipe.schema import RecipeBase
 from draft_core.registry.catalog import Catalog, load_catalog
@@ -27,12 +28,13 @@ from draft_core.registry.config import DirectConfig
 from draft_core.reporting.page import write_report
 from draft_core.reporting.run_record import Facts
 from draft_core.runs.build import build, build_objective
-from draft_core.runs.continuation import images_per_update, is_continued
+from draft_core.runs.continuation import continuation, images_per_update
 from draft_core.runs.evaluator import Evaluator
-from draft_core.runs.folder import RunFolder
+from draft_core.runs.folder import CHECKPOINTS, RunFolder
 from draft_core.runs.interrupts import Stop, stop_signals
 from draft_core.runs.progress import Progress, silent
 from draft_core.runs.provenance import licences, peak_memory, versions
+from draft_core.training.checkpoints import checkpoints
 from draft_core.training.distributed import Processes, another_is_gone, is_loss_of_another
 from draft_core.training.step_report import StepReport
 from draft_core.training.trainer import Trainer
@@ -71,7 +73,8 @@ def run_recipe(
         recipe: what `load_recipe` gives.
         catalog: what is installed; loaded if left out.
         resume: continue also a finished run, for more updates.
-        overwrite: delete an earlier run in the output folder first.
+        overwrite: replace an earlier run in the output folder, which comes back unless the new one evaluates and
+            trains.
         force: continue although recipe or versions have changed.
         progress: called in the main process with a stage, how much of it is done, of how much, and a note.
 
@@ -86,9 +89,7 @@ def run_recipe(
         progress = progress if processes.rank == 0 else silent
         resolved = resolve_recipe(recipe, catalog, versions=versions(catalog), processes=processes.world_size)
         recipe = resolved.recipe
-        continued = processes.on_main(
-            lambda: is_continued(recipe, recipe.output, resume=resume, overwrite=overwrite, force=force)
-        )
+        how = processes.on_main(lambda: continuation(resolved, resume=resume, overwrite=overwrite, force=force))
         progress("load", 0, 1, recipe.model.pretrained)
         trainer = build(recipe, catalog=catalog, prompts=resolved.prompts)
         _require_call(recipe, trainer)
@@ -96,16 +97,16 @@ def run_recipe(
         tightness = require_room(trainer)
         watch, objective = resolved.evaluation, trainer.objective
         rule = CollapseRule(objective.weights, watch.tolerance, watch.on_collapse, objective.caps)
-        processes.gather(None)  # only now, when the new run is sure to start in every process
+        processes.gather(None)  # only now, when every process has come so far
         folder = RunFolder(recipe, processes)
         with folder.locked():
-            folder.begin(anew=not continued)
+            folder.begin(resolved, anew=not how.goes_on, redraws=how.redraws)
             progress("load", 1, 1, recipe.model.pretrained)
             restored = folder.restore(trainer)
             blind = rule.blindness(
                 prompts=len(resolved.evaluation_prompts), images_per_prompt=len(resolved.seeds), scores=rewards.weights
             )
-            for note in [*trainer.adapter.notes(), *restored.notes, *filter(None, (blind, tightness))]:
+            for note in [*trainer.adapter.notes(), *how.notes, *restored.notes, *filter(None, (blind, tightness))]:
                 progress("note", 0, 0, note)
             evaluator = Evaluator(trainer, folder, rewards, resolved.evaluation_prompts, resolved.seeds, progress)
             records, earlier = restored.evaluations, restored.seconds
@@ -155,6 +156,8 @@ def _train(run: _Run, progress: Progress, stop: Stop) -> Verdict:
     with _tensorboard(run.resolved.recipe, is_main=trainer.processes.rank == 0) as track:
         for report in trainer:
             folder.append(report)
+            if report.update == 1:
+                folder.let_go()
             track(report)
             _tell(report, trainer.steps, progress)
             if report.update % run.resolved.evaluation.every == 0 or report.update == trainer.steps:
@@ -234,7 +237,7 @@ def _facts(run: _Run, catalog: Catalog, verdict: Verdict) -> Facts:
         prompts_are_unseen=recipe.evaluation is not None,
         tolerance=run.rule.tolerance,
         caps=run.rule.caps,
-        call={"num_inference_steps": sampler.num_inference_steps, **sampler.call_kwargs},
+        call={"num_inference_steps": sampler.num_inference_steps, **one_image_each(sampler).call_kwargs},
         images_per_update=images_per_update(recipe.model_dump()),
         versions=recipe.versions or {},
         licences=licences(recipe, catalog),
@@ -279,7 +282,7 @@ def _in_sentences(output: Path) -> Iterator[None]:
         raise CheckpointError(
             f"it cannot be written ({getattr(error, 'strerror', None) or error})",
             where=str(getattr(error, "filename", None) or output),
-            next="make room or mend the folder, then give the same command again; what was saved is whole",
+            next=f"make room or mend the folder, then give the same command again{_kept(output)}",
         ) from error
     except (MemoryError, RuntimeError) as error:
         if is_loss_of_another(error):
@@ -289,9 +292,14 @@ def _in_sentences(output: Path) -> Iterator[None]:
         raise DraftError(
             f"it does not fit into memory ({first_line(error)})",
             where=f"output {output}",
-            next="halve train.batch_size and double train.gradient_accumulation_steps, or see what `draft cost` says; "
-            "what was saved is whole, and goes on with that",
+            next="halve train.batch_size and double train.gradient_accumulation_steps, or see what `draft cost` says"
+            f"{_kept(output)}",
         ) from error
+
+
+def _kept(output: Path) -> str:
+    """That there is something to go on from, where there is."""
+    return "; what was saved is whole, and the run goes on from it" if checkpoints(output / CHECKPOINTS) else ""
 
 
 def _is_want_of_memory(error: Exception) -> bool:

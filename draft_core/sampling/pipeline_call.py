@@ -145,11 +145,11 @@ class PipelineCall:
             try:
                 images = call(**steering.arguments(self._arguments()))
             except (TypeError, ValueError) as error:  # how pipelines refuse their arguments
-                raise SamplerError(
-                    f"its call raised {type(error).__name__} ({one_line(error)})",
-                    where=type(self.pipe).__name__,
-                    next="see what its call takes",
-                ) from error
+                raise _refused(self.pipe, error) from error
+            except Exception as error:
+                if type(error) is not Exception:
+                    raise
+                raise _refused(self.pipe, error) from error  # an output type without tensors, of LDM3D
             self.traits.two_streams = stepping.copied
             if not isinstance(images, torch.Tensor):
                 raise SamplerError(
@@ -223,6 +223,14 @@ class PipelineCall:
                 expected = seams.tensors_in(forward(*args, **kwargs))[0]
             self.divergences.append((seams.tensors_in(output)[0] - expected).float().square().mean())
         return output
+
+
+def _refused(pipe: Any, error: Exception) -> SamplerError:
+    return SamplerError(
+        f"its call raised {type(error).__name__} ({one_line(error)})",
+        where=type(pipe).__name__,
+        next="see what its call takes; the sampler asks for tensors, by output_type: pt",
+    )
 
 
 def _help(helper: Any, forward: Any, args: Any, kwargs: Any) -> Any:

@@ -323,6 +323,28 @@ def test_two_machines_under_accelerate_are_one_run_and_a_killed_process_ends_bot
     assert_same(*(place / "checkpoints" / "000004" / "adapter.safetensors" for place in (run, folder / "first")))
 
 
+def test_several_processes_meet_on_the_cpu_of_a_machine_without_a_gpu(
+    command: tuple[list[str], dict[str, str]], folder: Path, tmp_path: Path
+) -> None:
+    """The recipe names no device."""
+    words, surroundings = command
+    path = tmp_path / "recipe.yaml"
+    path.write_text(path.read_text().replace("device: cpu\n", ""))
+    assert "device" not in path.read_text()
+    with started([*words, "--set", "train.steps=4", "--processes", "2"], **surroundings) as launcher:
+        said, _ = launcher.communicate(timeout=PATIENCE)
+    assert launcher.returncode == 0, said
+    assert said.count("report: ") == 1, said
+    lora = "lora/pytorch_lora_weights.safetensors"
+    assert_same(tmp_path / "run" / lora, folder / "first" / lora)
+
+
+def test_a_process_that_cannot_meet_the_others_does_not_train_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DraftError, match=r"2 processes were asked for, and this one cannot meet.*set `device: cpu`"):
+        Processes(cpu=False)
+
+
 def test_a_launcher_that_starts_one_process_for_several_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}.items():
         Processes(cpu=True)
