@@ -18,6 +18,7 @@ import torch
 from accelerate.tracking import TensorBoardTracker
 from safetensors import SafetensorError
 
+from draft_core.cost.room import require_room
 from draft_core.errors import CheckpointError, DraftError, Interrupted, RecipeError, first_line
 from draft_core.evaluation.collapse import CollapseRule, EvalRecord, Verdict
 from draft_core.evaluation.evaluate import one_image_each
@@ -95,6 +96,7 @@ def run_recipe(
         trainer = build(recipe, catalog=catalog, prompts=resolved.prompts)
         _require_call(recipe, trainer)
         rewards = build_objective(recipe.metrics, catalog, beside=trainer.objective).to(trainer.device)
+        tightness = require_room(trainer)
         watch, objective = resolved.evaluation, trainer.objective
         rule = CollapseRule(objective.weights, watch.tolerance, watch.on_collapse, objective.caps)
         processes.gather(None)  # only now, when every process has come so far
@@ -106,7 +108,7 @@ def run_recipe(
             blind = rule.blindness(
                 prompts=len(resolved.evaluation_prompts), images_per_prompt=len(resolved.seeds), scores=rewards.weights
             )
-            for note in [*trainer.adapter.notes(), *how.notes, *restored.notes, *([blind] if blind else [])]:
+            for note in [*trainer.adapter.notes(), *how.notes, *restored.notes, *filter(None, (blind, tightness))]:
                 progress("note", 0, 0, note)
             evaluator = Evaluator(trainer, folder, rewards, resolved.evaluation_prompts, resolved.seeds, progress)
             records, earlier = restored.evaluations, restored.seconds

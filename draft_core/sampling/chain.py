@@ -221,7 +221,7 @@ class DryRun:
     Arguments:
         blanks: such outputs that are known already: network and shape of its input -> zeros that take no memory.
         last: a step whose start is noted, without decoding; None runs the whole call.
-        real: every call of a network is made, for pipelines that look into them.
+        real: every call of a network is made, for pipelines that read what is inside them.
     """
 
     def __init__(
