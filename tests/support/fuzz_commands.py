@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from draft_core.cli import app as cli
-from tests.support.fuzz_files import LORAS, IMAGES, PROMPTS, RUNS, override, spoil
+from tests.support.fuzz_files import IMAGES, LORAS, PROMPTS, RUNS, override, spoil
 from tests.support.mutations import NUMBERS, TEXTS
 
 LONGEST = 3000  # characters of a sentence
