@@ -124,5 +124,5 @@ def test_with_every_step_and_no_early_stop_drtune_is_flowbp(flow: Any) -> None:
     sampler, _ = flow
     one = sampler(PROMPTS, plan=DRTune(k=STEPS, last=1).plan(STEPS, Random(0)), generator=seeded()).images
     other = sampler(PROMPTS, plan=FlowBPSparse(k=STEPS).plan(STEPS, Random(0)), generator=seeded()).images
-    torch.testing.assert_close(one, other)
-    torch.testing.assert_close(gradients(one, sampler.pipe), gradients(other, sampler.pipe))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradients(one, sampler.pipe), gradients(other, sampler.pipe), rtol=1e-4, atol=1e-5)
