@@ -13,11 +13,13 @@ from peft.utils import set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from draft_core.adapters.lora import ADAPTER, inject, lora_state, of_component, set_scale
-from draft_core.errors import CheckpointError
+from draft_core.adapters.fitting import loading
+from draft_core.adapters.lora import ADAPTER, inject, is_adapted, lora_state, of_component, set_scale
+from draft_core.errors import CheckpointError, require_finite
 from draft_core.sampling.pipelines import find_denoisers
 
 CONFIG_KEY = "lora_config"  # of the metadata, where a pipeline has no loader of its own
+CONFIG_FIELDS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora")  # read from it
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 
 
@@ -57,22 +59,43 @@ def _file_of(name: str) -> str:
     return f"pytorch_lora_weights_{name}.safetensors"
 
 
-def load_lora(pipe: Any, folder: Path, *, scale: float = 1.0) -> None:
-    """Loads a LoRA from a folder that `save_lora`, or any diffusers trainer, wrote, or from a run's folder.
+def load_lora(pipe: Any, path: Path, *, scale: float = 1.0) -> None:
+    """Loads a LoRA that `save_lora`, or any trainer that diffusers knows, wrote.
 
     Arguments:
+        path: of a file, of the folder of a LoRA, or of a run.
         scale: factor of the adapter's contribution; 0 is the base model, 1 what was trained.
 
     Raises:
-        CheckpointError: if there is no LoRA in `folder`, or its file is damaged.
+        CheckpointError: if there is no LoRA at `path`, its file is damaged, or it is one of another model.
+        DraftError: if `scale` is not a finite number.
     """
-    folder = lora_folder(folder)
+    require_finite(scale, where="scale")
+    files = lora_files(path)
     (first, _), *others = find_denoisers(pipe).items()
-    _load(pipe, first, first, folder, WEIGHTS_FILE)
-    for name, _ in others:
-        if (folder / _file_of(name)).is_file():
-            _load(pipe, first, name, folder, _file_of(name))
+    expected = {WEIGHTS_FILE: first, **{_file_of(name): name for name, _ in others}}
+    if len(files) == 1 and path.name in expected:
+        files = {path.name: path}
+    for file, name in expected.items():
+        if file in files:
+            _load(pipe, first, name, files[file])
+    if not is_adapted(pipe):
+        raise CheckpointError(
+            f"it adapts no layer of {type(pipe).__name__}", where=str(path), next="give a LoRA of this model"
+        )
     set_scale(pipe, scale)
+
+
+def lora_files(path: Path) -> dict[str, Path]:
+    """The files of the LoRA at `path`, a file itself, its folder or that of a run, by the name diffusers gives them.
+
+    Raises:
+        CheckpointError: if there is no LoRA.
+    """
+    if path.is_file():
+        return {WEIGHTS_FILE: path}
+    prefix = _file_of("").removesuffix("_.safetensors")
+    return {file.name: file for file in sorted(lora_folder(path).glob(f"{prefix}*.safetensors"))}
 
 
 def lora_folder(path: Path) -> Path:
@@ -85,7 +108,9 @@ def lora_folder(path: Path) -> Path:
         if (folder / WEIGHTS_FILE).is_file():
             return folder
     raise CheckpointError(
-        f"there is no {WEIGHTS_FILE}", where=str(path), next="give the folder of a run, or the lora folder in it"
+        f"there is no {WEIGHTS_FILE}",
+        where=str(path),
+        next="give the folder of a run, the lora folder in it, or a .safetensors file",
     )
 
 
@@ -113,24 +138,29 @@ def loading_lines(folder: Path, shown: Path) -> list[str]:
     ]
 
 
-def _load(pipe: Any, prefix: str, name: str, folder: Path, file: str) -> None:
+def _load(pipe: Any, prefix: str, name: str, file: Path) -> None:
     """One file into the denoiser `name`, its keys behind `prefix`, the name of the first one."""
     try:
-        with safe_open(folder / file, framework="pt") as opened:
+        with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"it is not a safetensors file ({error})", where=str(folder / file), next="copy it again"
+            f"it is not a safetensors file ({error})",
+            where=str(file),
+            next="give the .safetensors file of a LoRA, and copy it again if it is one",
         ) from error
-    if hasattr(pipe, "load_lora_weights"):
-        into = {} if name == prefix else {f"load_into_{name}": True}
-        pipe.load_lora_weights(folder, weight_name=file, adapter_name=ADAPTER, **into)
-        return
-    if CONFIG_KEY not in metadata:
-        raise CheckpointError(
-            f"{type(pipe).__name__} has no loader for it", where=str(folder / file), next="give the lora of a run"
-        )
-    denoiser = getattr(pipe, name)
-    config = json.loads(metadata[CONFIG_KEY])
-    inject(denoiser, LoraConfig(**{key: config[key] for key in ("r", "lora_alpha", "target_modules")}))
-    set_peft_model_state_dict(denoiser, of_component(prefix, load_file(folder / file)), adapter_name=ADAPTER)
+    components = {key: part for key, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    networks = {**components, prefix: getattr(pipe, name)}
+    with loading(file, networks, into=type(pipe).__name__):
+        if hasattr(pipe, "load_lora_weights"):
+            into = {} if name == prefix else {f"load_into_{name}": True}
+            pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=ADAPTER, **into)
+            return
+        if CONFIG_KEY not in metadata:
+            raise CheckpointError(
+                f"{type(pipe).__name__} has no loader for it", where=str(file), next="give the lora of a run"
+            )
+        denoiser = networks[prefix]
+        config = json.loads(metadata[CONFIG_KEY])
+        inject(denoiser, LoraConfig(**{key: config[key] for key in CONFIG_FIELDS if key in config}))
+        set_peft_model_state_dict(denoiser, of_component(prefix, load_file(file)), adapter_name=ADAPTER)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from draft_core.cli.terminal import ProgressLines, out, quiet_libraries
-from draft_core.errors import DraftError, first_line
+from draft_core.errors import DraftError, first_line, require_finite
 from draft_core.registry.catalog import Catalog, load_catalog
 
 runs_app = typer.Typer()
@@ -43,7 +43,9 @@ def sample(
     prompts: Annotated[
         list[str], typer.Option("--prompts", "-p", help="A prompt, a plugin's list, or a text file; repeatable.")
     ],
-    lora: Annotated[Path | None, typer.Option("--lora", help="The folder of a run, or the lora folder in it.")] = None,
+    lora: Annotated[
+        Path | None, typer.Option("--lora", help="The folder of a run, a lora folder, or a .safetensors file.")
+    ] = None,
     scale: Annotated[
         str, typer.Option("--scale", help="Factor of the LoRA; 0 is the base model. Several: 0,0.25,0.5,1.")
     ] = "1",
@@ -58,6 +60,8 @@ def sample(
     Example: draft sample emoji --lora runs/demo --prompts "a red apple" --scale 0,0.5,1
     """
     scales = [_number(text, where=f"--scale {scale}") for text in scale.split(",")]
+    if guidance is not None:
+        require_finite(guidance, where="--guidance")
     if lora is None and scales != [1.0]:
         raise DraftError("there is no LoRA to scale", where=f"--scale {scale}", next="give one with --lora")
 
@@ -198,6 +202,8 @@ def _weighed(source: str) -> tuple[Path, float]:
 
 def _number(text: str, *, where: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         raise DraftError(f"{text!r} is not a number", where=where, next="write for example 0.5") from None
+    require_finite(number, where=where)
+    return number

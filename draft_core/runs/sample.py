@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 
-from draft_core.adapters.files import load_lora, lora_folder
-from draft_core.adapters.lora import ADAPTER, adapters_scaled
-from draft_core.errors import DraftError, first_line
+from draft_core.adapters.files import load_lora, lora_files
+from draft_core.adapters.lora import adapters_scaled, is_adapted
+from draft_core.errors import DraftError, require_finite
 from draft_core.evaluation.evaluate import evaluate
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.rewards.objective import Objective
 from draft_core.runs.pipeline_loading import guided, load_pipeline
 from draft_core.runs.progress import Progress, silent
-from draft_core.sampling.pipelines import find_denoisers
 from draft_core.sampling.sampler import DifferentiableSampler
 
 STEPS = 50  # where neither the caller nor the model's plugin says otherwise; diffusers' own default
@@ -43,7 +42,7 @@ def sample(
     Arguments:
         pipeline: a diffusers pipeline, or what `load_pipeline` takes: an alias, a folder, a hub name.
         prompts: the texts themselves, at least one.
-        lora: the folder of a run, or of a LoRA; it stays loaded in a pipeline that was given.
+        lora: the folder of a run or of a LoRA, or a file; it stays loaded in a pipeline that was given.
         scales: factors of the LoRA; 0 is the base model, 1 what was trained.
         images_per_prompt: S, from the seeds `seed`, `seed + 1`, ...
         steps: of the sampler; the alias' own number, or 50, if left out.
@@ -58,12 +57,15 @@ def sample(
     catalog = catalog if catalog is not None else load_catalog()
     if not prompts:
         raise DraftError("there are no prompts", where="sample", next="give at least one")
-    folder = lora_folder(lora) if lora else None
+    if lora:
+        lora_files(lora)
+    for scale in scales:
+        require_finite(scale, where=f"scales {list(scales)}")
     name = pipeline if isinstance(pipeline, str) else type(pipeline).__name__
     pipe = load_pipeline(pipeline, catalog=catalog) if isinstance(pipeline, str) else pipeline
-    if folder:
-        _load(pipe, folder, name)
-    scaled = _is_adapted(pipe)
+    if lora:
+        load_lora(pipe, lora)
+    scaled = is_adapted(pipe)
     if not scaled and list(scales) != [1.0]:
         raise DraftError("there is no LoRA to scale", where=f"scales {list(scales)}", next="give one as `lora`")
     known = catalog.pretrained.get(name)
@@ -88,24 +90,3 @@ def sample(
 
 def _named(stage: str, progress: Progress) -> Callable[[int, int], None]:
     return lambda done, total: progress(stage, done, total, "images")
-
-
-def _load(pipe: Any, folder: Path, name: str) -> None:
-    """Loads a LoRA that adapts at least one layer."""
-    try:
-        load_lora(pipe, folder)
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:  # diffusers', peft's or torch's
-        raise DraftError(
-            f"it cannot be loaded into {name} ({first_line(error)})",
-            where=str(folder),
-            next="give a LoRA of this model, and copy it again if it is one",
-        ) from error
-    if not _is_adapted(pipe):
-        raise DraftError(
-            f"it adapts no layer of {name}", where=str(folder), next="give a LoRA of this model's denoiser"
-        )
-
-
-def _is_adapted(pipe: Any) -> bool:
-    """Whether a LoRA that `load_lora` or `add_lora` made is in it."""
-    return any(ADAPTER in getattr(denoiser, "peft_config", {}) for denoiser in find_denoisers(pipe).values())

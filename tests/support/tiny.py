@@ -125,7 +125,7 @@ class Redness(FrozenModule):
         self.contrast = config.contrast
 
     def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        images = checked_images(images, prompts, where="reward 'redness'")
+        images = checked_images(images, [""] * len(images), where="reward 'redness'")
         red, green, blue = images.mean(dim=(-2, -1)).unbind(dim=1)
         return self.contrast * (red - (green + blue) / 2)
 
