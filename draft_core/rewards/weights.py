@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from draft_core.errors import DraftError, one_line
+from draft_core.rewards.weight_diagnosis import diagnosed, is_safetensors, nested, prefix_advice
 
 # What a config's field for weights may say besides a path.
 PUBLISHED = "hub"
@@ -168,7 +168,7 @@ def load_tokenizer(kind: Any, name: str, *, where: str, option: str, megabytes: 
 def read_tensors(path: Path, *, where: str) -> dict[str, torch.Tensor]:
     """The tensors of a weight file by name, on the CPU: safetensors, or what torch saved, with nothing executed.
 
-    A training checkpoint's "state_dict" is taken out of it.
+    What the file is its content says, not its name. A training checkpoint's "state_dict" is taken out of it.
 
     Arguments:
         path: of the file.
@@ -177,25 +177,28 @@ def read_tensors(path: Path, *, where: str) -> dict[str, torch.Tensor]:
     Raises:
         DraftError: if the file is torn, or holds anything else.
     """
-    content: object
     try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise DraftError(
-            f"cannot be read as weights: {_first_sentence(error)}",
-            where=f"{where}, {path}",
-            next="fetch the file again; only safetensors and plain tensors saved by torch are read",
-        ) from error
+        content = _content(path)
+    except Exception as error:  # a file that is no weights leads an unpickler anywhere
+        what, remedy = diagnosed(path, error) or (
+            _first_sentence(error),
+            "fetch the file again; only safetensors and plain tensors saved by torch are read",
+        )
+        raise DraftError(f"cannot be read as weights: {what}", where=f"{where}, {path}", next=remedy) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise DraftError(
-            "holds something else than tensors by name", where=f"{where}, {path}", next="give a file of weights"
-        )
+        remedy = (nested(content) if isinstance(content, Mapping) else None) or "give a file of weights"
+        raise DraftError("holds something else than tensors by name", where=f"{where}, {path}", next=remedy)
     return dict(content)
+
+
+def _content(path: Path) -> object:
+    if is_safetensors(path):
+        return load_file(path)
+    with warnings.catch_warnings(), path.open("rb") as file:  # opened here, or torch would go by the name
+        warnings.simplefilter("ignore")  # of archives that it refuses afterwards
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def load_strict(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
@@ -251,7 +254,8 @@ def require_fit(
         raise DraftError(
             f"the weights are not those of this {what}: {'; '.join(report)}",
             where=where,
-            next="give the weights of this architecture, or the architecture of these weights",
+            next=prefix_advice(missing, unexpected)
+            or "give the weights of this architecture, or the architecture of these weights",
         )
 
 
