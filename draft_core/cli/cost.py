@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from draft_core.cli.terminal import Overrides, out, quiet_libraries
+from draft_core.cli.terminal import Overrides, out, print_json, prints_aside, quiet_libraries
 from draft_core.registry.catalog import load_catalog
 
 if TYPE_CHECKING:
@@ -31,6 +30,17 @@ def cost(
 
     Example: draft cost recipes/jpeg.yaml --set train.batch_size=32
     """
+    with prints_aside(as_json):
+        found, cheaper = _forecast(recipe, overrides)
+    if as_json:
+        print_json({**found.as_dict(), "savings": cheaper})
+        return
+    _print_time(found)
+    _print_memory(found, cheaper)
+
+
+def _forecast(recipe: Path, overrides: list[str]) -> tuple[Forecast, dict[str, int]]:
+    """What an update takes, and the memory that it would take with each change that saves some."""
     from draft_core.recipe.load import load_recipe
 
     catalog = load_catalog()
@@ -42,12 +52,7 @@ def cost(
     quiet_libraries()
     trainer = build(validated, catalog=catalog)
     found = forecast(trainer)
-    cheaper = savings(trainer, found.memory)
-    if as_json:
-        typer.echo(json.dumps({**found.as_dict(), "savings": cheaper}, indent=2))
-        return
-    _print_time(found)
-    _print_memory(found, cheaper)
+    return found, savings(trainer, found.memory)
 
 
 def _print_time(found: Forecast) -> None:
