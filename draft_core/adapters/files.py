@@ -4,50 +4,143 @@ from __future__ import annotations
 
 import inspect
 import json
+import tempfile
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
-from peft.utils import set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from draft_core.adapters.fitting import loading
-from draft_core.adapters.lora import ADAPTER, inject, is_adapted, lora_state, of_component, set_scale
-from draft_core.errors import CheckpointError, require_finite
+from draft_core.adapters.fitting import hushed, loading
+from draft_core.adapters.lora import ADAPTER, adapter_names, inject, is_adapted, lora_state, of_component, set_scale
+from draft_core.errors import CheckpointError, first_line, require_finite
 from draft_core.sampling.pipelines import find_denoisers
 
 CONFIG_KEY = "lora_config"  # of the metadata, where a pipeline has no loader of its own
 CONFIG_FIELDS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora")  # read from it
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
+TRIED = "tried"  # the name of an adapter that is loaded to be looked at, and taken off again
 
 
-def save_lora(pipe: Any, folder: Path) -> Path:
+def save_lora(pipe: Any, folder: Path, *, own_format: bool | None = None) -> Path:
     """Writes the adapter so that plain diffusers' `pipe.load_lora_weights(folder)` loads it; returns the file.
 
     A second denoiser's has a file of its own, for `load_lora_weights(folder, weight_name=...,
-    load_into_transformer_2=True)`. For a pipeline that has no loader it is the file that `load_lora` reads.
+    load_into_transformer_2=True)`. For a pipeline that cannot load its own LoRA it is the file that `load_lora` reads.
+
+    Arguments:
+        own_format: whether it is written for `load_lora` alone; None asks `unreadable`.
     """
-    state = lora_state(pipe)
-    (first, denoiser), *others = find_denoisers(pipe).items()
-    _save(pipe, first, denoiser, of_component(first, state), folder, WEIGHTS_FILE)
-    for name, other in others:
-        _save(pipe, first, other, of_component(name, state), folder, _file_of(name))
+    if own_format is None:
+        own_format = bool(unreadable(pipe))
+    _save_state(pipe, lora_state(pipe), folder, own_format=own_format)
     return folder / WEIGHTS_FILE
 
 
-def _save(pipe: Any, name: str, denoiser: Any, state: dict[str, torch.Tensor], folder: Path, file: str) -> None:
+def unreadable(pipe: Any) -> str:
+    """Why diffusers' loader for this pipeline does not give its LoRA back as it was saved; empty where it does.
+
+    It is tried with a file of random weights; the pipeline is afterwards as before.
+    """
+    if not (hasattr(pipe, "save_lora_weights") and hasattr(pipe, "load_lora_weights")):
+        return "it has none"
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        # every floating point type holds these numbers as they are
+        name: torch.randint(-8, 8, tensor.shape, generator=generator).to(tensor.dtype) / 8
+        for name, tensor in lora_state(pipe).items()
+    }
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            _save_state(pipe, state, Path(place), own_format=False)
+            found = loaded_state(pipe, Path(place))
+        except Exception as error:  # whatever a pipeline raises at a LoRA that it was not written for
+            return f"{type(error).__name__}: {first_line(error)}"
+    wrong = [name for name in {**state, **found} if not _is_same(state.get(name), found.get(name))]
+    return f"{len(wrong)} of {len(state)} tensors come back otherwise, first {min(wrong)}" if wrong else ""
+
+
+def _is_same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return one is not None and other is not None and torch.equal(one, other.to(one.dtype))
+
+
+def loaded_state(pipe: Any, folder: Path) -> dict[str, torch.Tensor]:
+    """The LoRA in a folder as the pipeline's loader understands it, in the names and the scale of the one it carries.
+
+    The pipeline is afterwards as before.
+
+    Arguments:
+        pipe: carries an adapter.
+        folder: a file or a folder, as `load_lora` takes it.
+
+    Raises:
+        CheckpointError: if there is no LoRA in `folder`, its file is damaged, or it adapts a text encoder too.
+        Exception: whatever the pipeline's loader raises at a LoRA of another model.
+    """
+    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    flags = [(weight, weight.requires_grad) for network in networks for weight in network.parameters()]
+    denoisers = find_denoisers(pipe)
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(), hushed():
+            warnings.filterwarnings("ignore", message=".*`peft_config` attribute")
+            _load_files(pipe, folder, TRIED)
+        if any(TRIED in adapter_names(network) for network in networks if network not in [*denoisers.values()]):
+            raise CheckpointError(
+                "it adapts a text encoder too, which is not trained", where=str(folder), next="give one of the denoiser"
+            )
+        return _in_scale(denoisers, lora_state(pipe, TRIED))
+    finally:
+        for network in networks:
+            _take_off(network, TRIED)
+        for weight, requires_grad in flags:
+            weight.requires_grad_(requires_grad)
+
+
+def _in_scale(denoisers: Mapping[str, Any], state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The second factors times the ratio of the scales that the tried adapter and the pipeline's own have."""
+    for component, denoiser in denoisers.items():
+        for layer, module in denoiser.named_modules():
+            if isinstance(module, LoraLayer) and {TRIED, ADAPTER} <= module.scaling.keys():
+                ratio = module.scaling[TRIED] / module.scaling[ADAPTER]
+                name = f"{component}.{layer}.lora_B.weight"
+                state[name] = state[name] * ratio
+    return state
+
+
+def _take_off(network: torch.nn.Module, adapter: str) -> None:
+    for layer in network.modules():
+        if isinstance(layer, LoraLayer) and adapter in layer.lora_A:
+            layer.set_adapter([name for name in layer.lora_A if name != adapter])
+            layer.delete_adapter(adapter)
+    getattr(network, "peft_config", {}).pop(adapter, None)
+
+
+def _save_state(pipe: Any, state: dict[str, torch.Tensor], folder: Path, *, own_format: bool) -> None:
+    (first, denoiser), *others = find_denoisers(pipe).items()
+    _save(pipe, first, denoiser, of_component(first, state), folder, WEIGHTS_FILE, own_format)
+    for name, other in others:
+        _save(pipe, first, other, of_component(name, state), folder, _file_of(name), own_format)
+
+
+def _save(
+    pipe: Any, name: str, denoiser: Any, state: dict[str, torch.Tensor], folder: Path, file: str, own_format: bool
+) -> None:
     config = {
         key: sorted(value) if isinstance(value, set) else value
         for key, value in denoiser.peft_config[ADAPTER].to_dict().items()
     }
-    save = getattr(pipe, "save_lora_weights", None)
-    if save is None:
+    if own_format:
         folder.mkdir(parents=True, exist_ok=True)
         metadata = {"format": "pt", CONFIG_KEY: json.dumps(config)}
         save_file({f"{name}.{key}": tensor.contiguous() for key, tensor in state.items()}, folder / file, metadata)
         return
+    save = pipe.save_lora_weights
     arguments: dict[str, Any] = {f"{name}_lora_layers": state, "weight_name": file}
     if (metadata_name := f"{name}_lora_adapter_metadata") in inspect.signature(save).parameters:
         arguments[metadata_name] = config
@@ -71,14 +164,11 @@ def load_lora(pipe: Any, path: Path, *, scale: float = 1.0) -> None:
         DraftError: if `scale` is not a finite number.
     """
     require_finite(scale, where="scale")
-    files = lora_files(path)
-    (first, _), *others = find_denoisers(pipe).items()
-    expected = {WEIGHTS_FILE: first, **{_file_of(name): name for name, _ in others}}
-    if len(files) == 1 and path.name in expected:
-        files = {path.name: path}
-    for file, name in expected.items():
-        if file in files:
-            _load(pipe, first, name, files[file])
+    components = {key: part for key, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    (first, _), *_ = find_denoisers(pipe).items()
+    networks = {file: {**components, first: components[name]} for name, file in _files_by_denoiser(pipe, path).items()}
+    with loading(networks, into=type(pipe).__name__, where=str(path)):
+        _load_files(pipe, path, ADAPTER)
     if not is_adapted(pipe):
         raise CheckpointError(
             f"it adapts no layer of {type(pipe).__name__}", where=str(path), next="give a LoRA of this model"
@@ -86,16 +176,44 @@ def load_lora(pipe: Any, path: Path, *, scale: float = 1.0) -> None:
     set_scale(pipe, scale)
 
 
+def _load_files(pipe: Any, path: Path, adapter: str) -> None:
+    (first, _), *_ = find_denoisers(pipe).items()
+    for name, file in _files_by_denoiser(pipe, path).items():
+        _load(pipe, first, name, file, adapter)
+
+
+def _files_by_denoiser(pipe: Any, path: Path) -> dict[str, Path]:
+    """Denoiser -> file of its LoRA; a single file is the first one's, unless its name says another."""
+    files = lora_files(path)
+    (first, _), *others = find_denoisers(pipe).items()
+    known = {first: WEIGHTS_FILE, **{name: _file_of(name) for name, _ in others}}
+    if path.is_file() and path.name in known.values():
+        files = {path.name: path}
+    return {name: files[file] for name, file in known.items() if file in files}
+
+
 def lora_files(path: Path) -> dict[str, Path]:
     """The files of the LoRA at `path`, a file itself, its folder or that of a run, by the name diffusers gives them.
 
     Raises:
-        CheckpointError: if there is no LoRA.
+        CheckpointError: if there is no LoRA, or a file is damaged.
     """
     if path.is_file():
-        return {WEIGHTS_FILE: path}
-    prefix = _file_of("").removesuffix("_.safetensors")
-    return {file.name: file for file in sorted(lora_folder(path).glob(f"{prefix}*.safetensors"))}
+        files = {WEIGHTS_FILE: path}
+    else:
+        prefix = WEIGHTS_FILE.removesuffix(".safetensors")
+        files = {file.name: file for file in sorted(lora_folder(path).glob(f"{prefix}*.safetensors"))}
+    for file in files.values():
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"it is not a safetensors file ({error})",
+                where=str(file),
+                next="give the .safetensors file of a LoRA, and copy it again if it is one",
+            ) from error
+    return files
 
 
 def lora_folder(path: Path) -> Path:
@@ -138,29 +256,28 @@ def loading_lines(folder: Path, shown: Path) -> list[str]:
     ]
 
 
-def _load(pipe: Any, prefix: str, name: str, file: Path) -> None:
+def _load(pipe: Any, prefix: str, name: str, file: Path, adapter: str) -> None:
     """One file into the denoiser `name`, its keys behind `prefix`, the name of the first one."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"it is not a safetensors file ({error})",
-            where=str(file),
-            next="give the .safetensors file of a LoRA, and copy it again if it is one",
-        ) from error
-    components = {key: part for key, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-    networks = {**components, prefix: getattr(pipe, name)}
-    with loading(file, networks, into=type(pipe).__name__):
-        if hasattr(pipe, "load_lora_weights"):
-            into = {} if name == prefix else {f"load_into_{name}": True}
-            pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=ADAPTER, **into)
-            return
-        if CONFIG_KEY not in metadata:
-            raise CheckpointError(
-                f"{type(pipe).__name__} has no loader for it", where=str(file), next="give the lora of a run"
-            )
-        denoiser = networks[prefix]
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata() or {}
+    if CONFIG_KEY in metadata:
+        denoiser = getattr(pipe, name)
         config = json.loads(metadata[CONFIG_KEY])
-        inject(denoiser, LoraConfig(**{key: config[key] for key in CONFIG_FIELDS if key in config}))
-        set_peft_model_state_dict(denoiser, of_component(prefix, load_file(file)), adapter_name=ADAPTER)
+        inject(denoiser, LoraConfig(**{key: config[key] for key in CONFIG_FIELDS if key in config}), adapter)
+        state = of_component(prefix, load_file(file))
+        if _shapes(state) != _shapes(get_peft_model_state_dict(denoiser, adapter_name=adapter)):
+            raise CheckpointError(
+                f"it is of another model than this {type(pipe).__name__}", where=str(file), next="give its own"
+            )
+        set_peft_model_state_dict(denoiser, state, adapter_name=adapter)
+        return
+    if not hasattr(pipe, "load_lora_weights"):
+        raise CheckpointError(
+            f"{type(pipe).__name__} has no loader for it", where=str(file), next="give the lora of a run"
+        )
+    into = {} if name == prefix else {f"load_into_{name}": True}
+    pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=adapter, **into)
+
+
+def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}

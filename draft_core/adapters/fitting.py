@@ -18,32 +18,35 @@ CLIP_PREFIX = "text_model."  # of the layers of CLIP's text encoder in files; tr
 
 
 @contextmanager
-def loading(file: Path, networks: Mapping[str, torch.nn.Module], *, into: str) -> Iterator[None]:
-    """Whatever the libraries say of this file inside becomes one sentence, and what they would leave out is refused.
+def loading(files: Mapping[Path, Mapping[str, torch.nn.Module]], *, into: str, where: str) -> Iterator[None]:
+    """Whatever the libraries say of LoRA files inside becomes one sentence, and what they would leave out is refused.
 
     Arguments:
-        networks: the component that the file's keys begin with -> its network.
-        into: what it is loaded into, for the sentence.
+        files: each -> the component that its keys begin with -> that network.
+        into: what they are loaded into, for the sentence.
+        where: what they are together, for the sentence.
 
     Raises:
-        CheckpointError: if layers of the file are not in these networks, or the libraries fail.
+        CheckpointError: if layers of a file are not in these networks, or the libraries fail.
     """
-    layers = _layers(file)
-    if missing := [layer for layer in layers if _weight(networks, layer) is None]:
+    layers = {(file, layer): shape for file in files for layer, shape in _layers(file).items()}
+    found = {(file, layer): _weight(files[file], layer) for file, layer in layers}
+    if missing := [place for place, shape in found.items() if shape is None]:
+        file, layer = missing[0]
         raise CheckpointError(
-            f"{len(missing)} of the {len(layers)} layers that it adapts are not in {into}, first {missing[0]}",
+            f"{len(missing)} of the {len(layers)} layers that it adapts are not in {into}, first {layer}",
             where=str(file),
             next="give a LoRA of this model",
         )
     try:
-        with _hushed():
+        with hushed():
             yield
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:  # diffusers', peft's or torch's
-        other = [layer for layer, shape in layers.items() if _weight(networks, layer) not in ((), shape)]
+        other = [layer for (file, layer), shape in layers.items() if found[file, layer] not in ((), shape)]
         reason = f"{len(other)} of its {len(layers)} layers have another shape, first {other[0]}" if other else None
         raise CheckpointError(
             f"it cannot be loaded into {into} ({reason or first_line(error)})",
-            where=str(file),
+            where=where,
             next="give a LoRA of this model, and copy it again if it is one",
         ) from error
 
@@ -72,7 +75,7 @@ def _weight(networks: Mapping[str, torch.nn.Module], layer: str) -> tuple[int, .
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
+def hushed() -> Iterator[None]:
     """The libraries list every tensor that does not fit, before they raise."""
     loggers = [logging.getLogger(name) for name in LIBRARIES]
     before = [logger.level for logger in loggers]

@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 import torch
 from filelock import FileLock, Timeout
 
-from draft_core.adapters.files import save_lora
-from draft_core.adapters.lora import lora_state, set_lora_state
+from draft_core.adapters.adapter import Adapter
 from draft_core.errors import CheckpointError, DraftError, RecipeError
 from draft_core.evaluation.collapse import EvalRecord
 from draft_core.recipe.load import dump_recipe
@@ -143,9 +142,9 @@ class RunFolder:
         """
         return self.write(partial(self._checkpoint, trainer, seconds, spare))
 
-    def save_loras(self, pipe: Any, *, last: int, best: int) -> None:
-        """Writes the pipeline's LoRA, and that of the best update where it is neither the last nor the base model's."""
-        self.write(partial(_save_loras, self.path, pipe, last, best))
+    def save_adapter(self, adapter: Adapter, *, last: int, best: int) -> None:
+        """Writes what was trained, and its best update where that is neither the last nor the base model."""
+        self.write(partial(_save_adapter, self.path, adapter, last, best))
 
     def finish(self, facts: Facts, evaluations: Sequence[EvalRecord], report: Callable[[RunRecord], Path]) -> Path:
         """Writes the report, and last of all the facts, which mark the run as finished; gives the page."""
@@ -243,17 +242,17 @@ def _rows_until(path: Path, kind: Any, update: int) -> list[Any]:
     return [row for row in read_rows(path, kind) if row.update <= update]
 
 
-def _save_loras(folder: Path, pipe: Any, last: int, best: int) -> None:
-    save_lora(pipe, folder / "lora")
+def _save_adapter(folder: Path, adapter: Adapter, last: int, best: int) -> None:
+    adapter.save(folder / "lora")
     shutil.rmtree(folder / "lora-best", ignore_errors=True)
     if best in (0, last):
         return
-    state = lora_state(pipe)
+    state = adapter.state_dict()
     try:
-        set_lora_state(pipe, dict(read_checkpoint(folder / "checkpoints" / f"{best:06d}").adapter))
-        save_lora(pipe, folder / "lora-best")
+        adapter.load_state_dict(read_checkpoint(folder / "checkpoints" / f"{best:06d}").adapter)
+        adapter.save(folder / "lora-best")
     finally:
-        set_lora_state(pipe, state)
+        adapter.load_state_dict(state)
 
 
 # Whose a folder is

@@ -100,7 +100,7 @@ def run_recipe(
             folder.begin(anew=not continued)
             progress("load", 1, 1, recipe.model.pretrained)
             restored = folder.restore(trainer)
-            for note in restored.notes:
+            for note in [*trainer.adapter.notes(), *restored.notes]:
                 progress("note", 0, 0, note)
             evaluator = Evaluator(trainer, folder, rewards, resolved.evaluation_prompts, resolved.seeds, progress)
             records, earlier = restored.evaluations, restored.seconds
@@ -109,7 +109,7 @@ def run_recipe(
             )
             verdict = _train(run, progress, stop)
             best = rule.best(records)
-            folder.save_loras(trainer.sampler.pipe, last=trainer.done, best=best.update)
+            folder.save_adapter(trainer.adapter, last=trainer.done, best=best.update)
             evaluator.draw_scales(run.scales)
             report = folder.finish(_facts(run, catalog, verdict), records, write_report)
             processes.leave_at_exit()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+from unittest import mock
 
 import torch
 
@@ -28,8 +30,14 @@ def repeated(generator: Generator, state: State, copies: int = 1) -> Iterator[Ge
 
     Arguments:
         state: of `generator`, earlier.
-        copies: how often a list of generators is repeated, for a batch that is so many times as large.
+        copies: of the run's batch in a larger one: each is given the noise that the run was given.
     """
+    with _drawn_for_each(1 if isinstance(generator, list) else copies), _restored(generator, state, copies) as again:
+        yield again
+
+
+@contextmanager
+def _restored(generator: Generator, state: State, copies: int) -> Iterator[Generator]:
     assert state is not None
     if generator is None:
         with torch.random.fork_rng():
@@ -42,6 +50,24 @@ def repeated(generator: Generator, state: State, copies: int = 1) -> Iterator[Ge
         return
     again = [_from_state(device, one) for _ in range(copies) for device, one in state]
     yield again if isinstance(generator, list) else again[0]
+
+
+@contextmanager
+def _drawn_for_each(copies: int) -> Iterator[None]:
+    """A batch of noise that one generator is asked for is drawn for one copy, and given to all of them."""
+    if copies == 1:
+        yield
+        return
+    draw = torch.randn
+
+    def drawn(*sizes: Any, **how: Any) -> torch.Tensor:
+        shape = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+        if not shape or shape[0] % copies:
+            return draw(shape, **how)
+        return draw((shape[0] // copies, *shape[1:]), **how).repeat(copies, *[1] * (len(shape) - 1))
+
+    with mock.patch.object(torch, "randn", drawn):
+        yield
 
 
 def _from_state(device: torch.device, state: torch.Tensor) -> torch.Generator:

@@ -33,7 +33,7 @@ def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
         ("rewards.0.contrst=2", "recipe: rewards.0.contrst: unknown field 'contrst'; did you mean 'contrast'?"),
         ("rewards.0.contrast=-1", "rewards.0.contrast: input should be greater than 0, not -1"),
         ("rewards.0.contrast=.inf", "rewards.0.contrast: input should be a finite number"),
-        ("rewards.0={contrast: 1}", "rewards.0: it does not say its kind; add for example `kind: jpeg`"),
+        ("rewards.0={contrast: 1}", "rewards.0: it does not say its kind; add `kind: redness`."),
         ("rewards=[]", "rewards: the list is empty; give at least one entry"),
         ("rewards=redness", "rewards: input should be a list, not 'redness'"),
         (
@@ -102,8 +102,8 @@ def test_a_missing_field_is_named_and_further_problems_are_counted(catalog: Cata
     [
         ("a: [", "it is not plain YAML"),
         ("a: !!python/object/apply:os.system [echo]", "it is not plain YAML"),
-        ("just words", "it holds str, not fields"),
-        (b"\xff\xfe\x00", "cannot be read"),
+        ("just words", "it holds only 'just words', not fields"),
+        (b"\xff\xfe\x00", "it is not text in UTF-8 (byte 1 is not)"),
     ],
 )
 def test_a_file_that_is_no_recipe(content: Any, sentence: str, catalog: Catalog, tmp_path: Path) -> None:

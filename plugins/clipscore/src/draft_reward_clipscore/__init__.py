@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
-from draft_core.plugin import Field, RewardConfig, RewardSpec, hookimpl
+from draft_core.plugin import Field, RecipePath, RewardConfig, RewardSpec, hookimpl
 
 DRAFT_API_VERSION = 2
 
@@ -27,12 +27,12 @@ class ClipScoreConfig(RewardConfig):
         "in its paper, and nothing for the others.",
     )
     library: Literal["open_clip", "transformers"] = Field("open_clip", description="Which library's CLIP it is.")
-    model: str = Field(
+    model: Annotated[str, RecipePath(("tiny",), absent="keep")] = Field(
         "ViT-B-32-quickgelu",
         description="For open_clip the name of an architecture, for transformers a CLIPModel as hf://owner/name or a "
         'local folder; for either "tiny", with random weights.',
     )
-    weights: str = Field(
+    weights: Annotated[str, RecipePath(("random",), absent="keep")] = Field(
         "openai",
         description='For open_clip: one of its tags for the architecture, a local path, or "random"; for transformers '
         '"random" with the tiny model, else nothing.',
