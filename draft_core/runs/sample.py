@@ -22,6 +22,7 @@ from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.reporting.run_record import METRICS, RECIPE
 from draft_core.rewards.objective import Objective
 from draft_core.runs.build import build_sampler
+from draft_core.runs.cut_prompts import cut_prompts
 from draft_core.runs.pipeline_loading import guided
 from draft_core.runs.progress import Progress, silent
 from draft_core.sampling.sampler import DifferentiableSampler
@@ -82,18 +83,20 @@ def sample(
     if not scaled and list(scales) != [1.0]:
         raise DraftError("there is no LoRA to scale", where=f"scales {list(scales)}", next="give one as `lora`")
     made = []
-    for scale in scales:
-        with adapters_scaled(sampler.pipe, scale) if scaled else nullcontext():
-            evaluation = evaluate(
-                sampler,
-                Objective({}),
-                prompts,
-                range(seed, seed + images_per_prompt),
-                batch_size=images_per_prompt,
-                autocast=partial(_autocast, settings.mixed_precision, sampler.pipe.device.type),
-                progress=_named("sample" if len(scales) == 1 else f"scale {scale:g}", progress),
-            )
-        made.append(evaluation.images.view(len(prompts), images_per_prompt, *evaluation.images.shape[1:]))
+    with cut_prompts() as cut:
+        cut.prompts, cut.progress = prompts, progress
+        for scale in scales:
+            with adapters_scaled(sampler.pipe, scale) if scaled else nullcontext():
+                evaluation = evaluate(
+                    sampler,
+                    Objective({}),
+                    prompts,
+                    range(seed, seed + images_per_prompt),
+                    batch_size=images_per_prompt,
+                    autocast=partial(_autocast, settings.mixed_precision, sampler.pipe.device.type),
+                    progress=_named("sample" if len(scales) == 1 else f"scale {scale:g}", progress),
+                )
+            made.append(evaluation.images.view(len(prompts), images_per_prompt, *evaluation.images.shape[1:]))
     return torch.stack(made)
 
 

@@ -107,8 +107,8 @@ def test_a_runs_lora_is_drawn_as_the_run_was_evaluated(catalog: Any, tmp_path: P
     torch.testing.assert_close(images[0, 0, 0], expected(), atol=1e-5, rtol=0)
     assert images.shape[-2:] == (24, 16)
     assert notes[0] == (
-        f"as the run in {run} was evaluated: num_inference_steps 2, guidance_scale 1.5, dtype bfloat16, height 24, width 16, "
-        "negative_prompt grey"
+        f"as the run in {run} was evaluated: num_inference_steps 2, guidance_scale 1.5, dtype bfloat16, height 24, "
+        "width 16, negative_prompt grey"
     )
     images = draft_core.sample("tiny", ["a cat"], steps=3, guidance=4.0, **how)
     torch.testing.assert_close(images[0, 0, 0], expected(num_inference_steps=3, guidance_scale=4.0), atol=1e-5, rtol=0)
