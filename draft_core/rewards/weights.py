@@ -14,6 +14,7 @@ from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 
 from draft_core.errors import DraftError, one_line
+from draft_core.rewards.hub import hub_or_cache, require_hub
 from draft_core.rewards.weight_diagnosis import diagnosed, is_safetensors, nested, prefix_advice
 
 # What a config's field for weights may say besides a path.
@@ -94,6 +95,8 @@ def locate_model(source: str, published: str, *, where: str, option: str) -> str
 def explained(what: str, *, where: str, option: str, megabytes: float | None = None) -> Iterator[None]:
     """Whatever a library's own loader raises inside becomes one sentence: file, size, reason, remedy.
 
+    Without a network it is given what the cache has, at once.
+
     Arguments:
         what: what is fetched, such as "CLIPModel laion/CLIP-ViT-H-14-laion2B-s32B-b79K".
         where: who asks; it begins the error's sentence.
@@ -104,7 +107,8 @@ def explained(what: str, *, where: str, option: str, megabytes: float | None = N
         DraftError: instead of the library's OSError, ValueError or RuntimeError.
     """
     try:
-        yield
+        with hub_or_cache():
+            yield
     except (OSError, ValueError, RuntimeError) as error:
         size = f" ({megabytes:,.0f} MB)" if megabytes else ""
         raise DraftError(
@@ -161,6 +165,8 @@ def load_tokenizer(kind: Any, name: str, *, where: str, option: str, megabytes: 
         except TypeError as error:
             raise OSError("it has no vocabulary") from error
         if len(tokenizer) <= len(set(tokenizer.all_special_tokens)) + 1:
+            if not Path(name).is_dir():
+                require_hub()
             raise OSError("it has no vocabulary")
     return tokenizer
 

@@ -15,6 +15,7 @@ from packaging.version import Version
 from draft_core.errors import DraftError, RecipeError
 from draft_core.recipe.resolve import locate_pretrained
 from draft_core.registry.catalog import Catalog, load_catalog
+from draft_core.rewards.hub import hub_or_cache
 from draft_core.sampling import pipelines
 from draft_core.sampling.sampler import IMAGE_FILTERS
 
@@ -55,6 +56,7 @@ def load_pipeline(name: str, *, dtype: str = "float32", catalog: Catalog | None 
     return pipe
 
 
+@hub_or_cache()
 def _from_pretrained(location: str, dtype: torch.dtype) -> Any:
     """A classic pipeline, or a modular one where there is no classic."""
     folder = Path(location)
