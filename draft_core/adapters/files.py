@@ -4,128 +4,45 @@ from __future__ import annotations
 
 import inspect
 import json
-import tempfile
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from draft_core.adapters.fitting import hushed, loading
-from draft_core.adapters.lora import ADAPTER, adapter_names, inject, is_adapted, lora_state, of_component, set_scale
-from draft_core.errors import CheckpointError, first_line, require_finite
+from draft_core.adapters.fitting import loading
+from draft_core.adapters.lora import ADAPTER, inject, is_adapted, lora_state, of_component, set_scale
+from draft_core.errors import CheckpointError, require_finite
 from draft_core.sampling.pipelines import find_denoisers
 
 CONFIG_KEY = "lora_config"  # of the metadata, where a pipeline has no loader of its own
 CONFIG_FIELDS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora")  # read from it
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
-TRIED = "tried"  # the name of an adapter that is loaded to be looked at, and taken off again
 
 
-def save_lora(pipe: Any, folder: Path, *, own_format: bool | None = None) -> Path:
+def save_lora(
+    pipe: Any, folder: Path, *, state: dict[str, torch.Tensor] | None = None, own_format: bool = False
+) -> Path:
     """Writes the adapter so that plain diffusers' `pipe.load_lora_weights(folder)` loads it; returns the file.
 
     A second denoiser's has a file of its own, for `load_lora_weights(folder, weight_name=...,
-    load_into_transformer_2=True)`. For a pipeline that cannot load its own LoRA it is the file that `load_lora` reads.
+    load_into_transformer_2=True)`.
 
     Arguments:
-        own_format: whether it is written for `load_lora` alone; None asks `unreadable`.
+        state: the weights to write; None takes those of `lora_state`.
+        own_format: writes files that `load_lora` alone reads, as for every pipeline that has no loader.
     """
-    if own_format is None:
-        own_format = bool(unreadable(pipe))
-    _save_state(pipe, lora_state(pipe), folder, own_format=own_format)
-    return folder / WEIGHTS_FILE
-
-
-def unreadable(pipe: Any) -> str:
-    """Why diffusers' loader for this pipeline does not give its LoRA back as it was saved; empty where it does.
-
-    It is tried with a file of random weights; the pipeline is afterwards as before.
-    """
-    if not (hasattr(pipe, "save_lora_weights") and hasattr(pipe, "load_lora_weights")):
-        return "it has none"
-    generator = torch.Generator().manual_seed(0)
-    state = {
-        # every floating point type holds these numbers as they are
-        name: torch.randint(-8, 8, tensor.shape, generator=generator).to(tensor.dtype) / 8
-        for name, tensor in lora_state(pipe).items()
-    }
-    with tempfile.TemporaryDirectory() as place:
-        try:
-            _save_state(pipe, state, Path(place), own_format=False)
-            found = loaded_state(pipe, Path(place))
-        except Exception as error:  # whatever a pipeline raises at a LoRA that it was not written for
-            return f"{type(error).__name__}: {first_line(error)}"
-    wrong = [name for name in {**state, **found} if not _is_same(state.get(name), found.get(name))]
-    return f"{len(wrong)} of {len(state)} tensors come back otherwise, first {min(wrong)}" if wrong else ""
-
-
-def _is_same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    return one is not None and other is not None and torch.equal(one, other.to(one.dtype))
-
-
-def loaded_state(pipe: Any, folder: Path) -> dict[str, torch.Tensor]:
-    """The LoRA in a folder as the pipeline's loader understands it, in the names and the scale of the one it carries.
-
-    The pipeline is afterwards as before.
-
-    Arguments:
-        pipe: carries an adapter.
-        folder: a file or a folder, as `load_lora` takes it.
-
-    Raises:
-        CheckpointError: if there is no LoRA in `folder`, its file is damaged, or it adapts a text encoder too.
-        Exception: whatever the pipeline's loader raises at a LoRA of another model.
-    """
-    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-    flags = [(weight, weight.requires_grad) for network in networks for weight in network.parameters()]
-    denoisers = find_denoisers(pipe)
-    try:
-        with warnings.catch_warnings(), torch.random.fork_rng(), hushed():
-            warnings.filterwarnings("ignore", message=".*`peft_config` attribute")
-            _load_files(pipe, folder, TRIED)
-        if any(TRIED in adapter_names(network) for network in networks if network not in [*denoisers.values()]):
-            raise CheckpointError(
-                "it adapts a text encoder too, which is not trained", where=str(folder), next="give one of the denoiser"
-            )
-        return _in_scale(denoisers, lora_state(pipe, TRIED))
-    finally:
-        for network in networks:
-            _take_off(network, TRIED)
-        for weight, requires_grad in flags:
-            weight.requires_grad_(requires_grad)
-
-
-def _in_scale(denoisers: Mapping[str, Any], state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The second factors times the ratio of the scales that the tried adapter and the pipeline's own have."""
-    for component, denoiser in denoisers.items():
-        for layer, module in denoiser.named_modules():
-            if isinstance(module, LoraLayer) and {TRIED, ADAPTER} <= module.scaling.keys():
-                ratio = module.scaling[TRIED] / module.scaling[ADAPTER]
-                name = f"{component}.{layer}.lora_B.weight"
-                state[name] = state[name] * ratio
-    return state
-
-
-def _take_off(network: torch.nn.Module, adapter: str) -> None:
-    for layer in network.modules():
-        if isinstance(layer, LoraLayer) and adapter in layer.lora_A:
-            layer.set_adapter([name for name in layer.lora_A if name != adapter])
-            layer.delete_adapter(adapter)
-    getattr(network, "peft_config", {}).pop(adapter, None)
-
-
-def _save_state(pipe: Any, state: dict[str, torch.Tensor], folder: Path, *, own_format: bool) -> None:
+    state = lora_state(pipe) if state is None else state
+    own_format = own_format or not hasattr(pipe, "save_lora_weights")
     (first, denoiser), *others = find_denoisers(pipe).items()
     _save(pipe, first, denoiser, of_component(first, state), folder, WEIGHTS_FILE, own_format)
     for name, other in others:
         _save(pipe, first, other, of_component(name, state), folder, _file_of(name), own_format)
+    return folder / WEIGHTS_FILE
 
 
 def _save(
@@ -168,7 +85,7 @@ def load_lora(pipe: Any, path: Path, *, scale: float = 1.0) -> None:
     (first, _), *_ = find_denoisers(pipe).items()
     networks = {file: {**components, first: components[name]} for name, file in _files_by_denoiser(pipe, path).items()}
     with loading(networks, into=type(pipe).__name__, where=str(path)):
-        _load_files(pipe, path, ADAPTER)
+        load_files(pipe, path, ADAPTER)
     if not is_adapted(pipe):
         raise CheckpointError(
             f"it adapts no layer of {type(pipe).__name__}", where=str(path), next="give a LoRA of this model"
@@ -176,7 +93,8 @@ def load_lora(pipe: Any, path: Path, *, scale: float = 1.0) -> None:
     set_scale(pipe, scale)
 
 
-def _load_files(pipe: Any, path: Path, adapter: str) -> None:
+def load_files(pipe: Any, path: Path, adapter: str) -> None:
+    """Loads as `load_lora` does, under another name."""
     (first, _), *_ = find_denoisers(pipe).items()
     for name, file in _files_by_denoiser(pipe, path).items():
         _load(pipe, first, name, file, adapter)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from draft_core.adapters.files import loaded_state, save_lora, unreadable
+from draft_core.adapters.files import save_lora
 from draft_core.adapters.fitting import DOWN
 from draft_core.adapters.lora import (
     adapters_off,
@@ -20,6 +20,7 @@ from draft_core.adapters.lora import (
     squared_norm,
     trainable,
 )
+from draft_core.adapters.round_trip import loaded_state, unreadable
 from draft_core.errors import CheckpointError, DraftError, first_line
 
 
@@ -43,7 +44,7 @@ class Lora:
     ) -> None:
         self.pipe = pipe
         self.rank, self.alpha, self.targets, self.init = rank, alpha, targets, init
-        self.unreadable: str | None = None  # `files.unreadable`, once it has been asked
+        self.unreadable: str | None = None  # `round_trip.unreadable`, once it has been asked
 
     def attach(self) -> None:
         """Adds it to the denoisers, freezing all else, and finds out how it is saved.
@@ -98,8 +99,10 @@ class Lora:
         set_lora_state(self.pipe, dict(state))
 
     def save(self, folder: Path) -> Path:
-        """Writes it as `files.save_lora` does; returns the file."""
-        return save_lora(self.pipe, folder, own_format=None if self.unreadable is None else bool(self.unreadable))
+        """Writes it as `files.save_lora` does, in a format that comes back; returns the file."""
+        if self.unreadable is None:
+            self.unreadable = unreadable(self.pipe)
+        return save_lora(self.pipe, folder, own_format=bool(self.unreadable))
 
     def _state_of(self, init: Path) -> dict[str, torch.Tensor]:
         """The weights of another LoRA of the same layers and rank."""

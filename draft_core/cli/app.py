@@ -127,7 +127,7 @@ def demo(
     Needs the plugins draft-emoji and draft-reward-jpeg. An earlier demonstration run is replaced.
     """
     with resources.as_file(resources.files("draft_core.cli") / "demo.yaml") as recipe:
-        _train(recipe, overrides, resume=resume, overwrite=not resume)
+        _train(recipe, ["output=runs/demo", *overrides], resume=resume, overwrite=not resume)
 
 
 @app.command()
@@ -275,13 +275,16 @@ def _train(path: Path, overrides: list[str], *, resume: bool, overwrite: bool, f
     after = result.after.means()
     for name, before in result.before.means().items():
         out.print(f"{name}: {before:.4g} before, {after[name]:.4g} after", highlight=False)
-    if result.verdict.collapsed:
+    verdict = result.verdict
+    if verdict.collapsed:
         out.print(
-            f"[bold yellow]collapse:[/] at update {result.after.update} {'; '.join(result.verdict.lost)}, while the "
+            f"[bold yellow]collapse:[/] at update {result.after.update} {'; '.join(verdict.lost)}, while the "
             f"trained reward rose; best: update {result.best.update}",
             highlight=False,
             soft_wrap=True,
         )
+    for said in (*verdict.fell[len(verdict.lost) if verdict.collapsed else 0 :], *verdict.unjudged):
+        out.print(f"[bold yellow]note:[/] {escape(said)}", highlight=False, soft_wrap=True)
     out.print(f"report: {result.report}", highlight=False, soft_wrap=True)
 
 

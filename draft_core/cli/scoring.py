@@ -11,7 +11,7 @@ import torch
 
 from draft_core.errors import DraftError
 from draft_core.rewards.images import read_image
-from draft_core.rewards.objective import Objective
+from draft_core.rewards.objective import checked_scores
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,17 @@ def score_files(name: str, reward: torch.nn.Module, paths: Sequence[Path], promp
         name: of the reward, for messages.
         prompts: one for each path.
     """
-    objective = Objective({name: reward})
     for path, prompt in zip(paths, prompts, strict=True):
         try:
-            yield Scored(path, _score(name, objective, path, prompt))
+            yield Scored(path, _score(name, reward, path, prompt))
         except DraftError as error:
             yield Scored(path, None, error)
 
 
-def _score(name: str, objective: Objective, path: Path, prompt: str) -> float:
+def _score(name: str, reward: torch.nn.Module, path: Path, prompt: str) -> float:
     try:
         with torch.no_grad():
-            score = float(objective(read_image(path), [prompt]).per_reward[name])
+            score = float(checked_scores(name, reward, read_image(path), [prompt]))
     except torch.OutOfMemoryError as error:
         raise DraftError("it does not fit into memory", where=str(path), next="reduce it") from error
     if not math.isfinite(score):

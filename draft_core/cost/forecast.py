@@ -122,7 +122,7 @@ def forecast(trainer: Trainer) -> Forecast:
     times = probe.timed_update()
     calls = count_calls(trainer, plan, times.calls_a_step)
     return Forecast(
-        device=str(trainer.accelerator.device),
+        device=str(trainer.device),
         steps=trainer.steps,
         calls=calls,
         seconds=_seconds(trainer, calls, times),
@@ -245,7 +245,7 @@ def _options(trainer: Trainer, plan: StepPlan, probe: Probe, now: Memory) -> Ite
         half = -(-trainer.batch_size // 2)
         name = f"train.batch_size: {half}, train.gradient_accumulation_steps: {2 * trainer.batches.accumulation}"
         yield name, others + _activations(half, plan, _method(trainer).renoising(), probe)
-    if trainer.accelerator.device.type == "cuda":
+    if trainer.device.type == "cuda":
         yield "model.remember_prompts: true", now.total - leaving(now.weights)
 
 

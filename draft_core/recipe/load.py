@@ -8,9 +8,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from packaging.utils import canonicalize_name
 from pydantic import BaseModel
 
-from draft_core.errors import DraftError, PluginError, RecipeError, one_line
+from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised_at
 from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import base_of, with_absolute_paths
 from draft_core.recipe.resolve import locate_pretrained, resolve_prompts
@@ -47,6 +48,7 @@ def load_recipe(
         recipe = with_absolute_paths(
             recipe, base_of(base, overrides), where=name, names=_names_that_are_no_paths(catalog)
         )
+        recipe = _with_call_of_alias(recipe, catalog)
         _check(recipe, catalog, name)
     except DraftError as error:
         if missing := _missing(data.get("versions"), catalog):
@@ -57,6 +59,20 @@ def load_recipe(
             ) from None
         raise
     return recipe
+
+
+def _with_call_of_alias(recipe: RecipeBase, catalog: Catalog) -> RecipeBase:
+    """What a plugin says that suits its pipeline, where the recipe says nothing else."""
+    model = recipe.model
+    if model.pretrained not in catalog.pretrained:
+        return recipe
+    call = dict(catalog.pretrained[model.pretrained].spec.call)
+    own = {name: call.pop(name) for name in ("num_inference_steps", "guidance_scale") if name in call}
+    data = {name: getattr(model, name) for name in model.model_fields_set}
+    said = {name for name, value in data.items() if value is not None}
+    data.update({name: value for name, value in own.items() if name not in said})
+    complete = type(model).model_validate({**data, "call": {**call, **model.call}})
+    return recipe.model_copy(update={"model": complete})
 
 
 def dump_recipe(recipe: BaseModel) -> str:
@@ -101,6 +117,12 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             where=f"{where}: train.normalize",
             next="use scale, or none",
         )
+    if recipe.regularizers.kl and not method.yields_divergence:
+        raise RecipeError(
+            f"method {method.kind!r} does not say how far it is from the base model, so the term would have no effect",
+            where=f"{where}: regularizers.kl",
+            next="leave it out, or use lora_norm",
+        )
     _check_plan(recipe, catalog, where)
     locate_pretrained(recipe.model.pretrained, catalog, where=f"{where}: model.pretrained")
     try:
@@ -124,7 +146,11 @@ def _check_plan(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
         raise RecipeError(error.what, where=f"{where}: {error.where}", next=error.next) from None
     except Exception as error:  # of a plugin's method, or of the plan that it makes
         entry = catalog.method(recipe.method.kind)
-        reason = error.what if isinstance(error, DraftError) else f"{type(error).__name__}: {one_line(error)}"
+        reason = (
+            error.what
+            if isinstance(error, DraftError)
+            else f"{type(error).__name__}: {one_line(error)}{raised_at(error)}"
+        )
         raise PluginError(
             f"{recipe.method.kind!r} of {entry.distribution} makes no plan for {steps} sampler steps ({short(reason)})",
             where=f"{where}: method",
@@ -145,8 +171,9 @@ def _missing(versions: Any, catalog: Catalog) -> list[str]:
     """What a run names among its versions and is no longer installed, as pip takes it."""
     if not isinstance(versions, dict):
         return []
-    here = {"python", *catalog.versions(), *(str(each.name) for each in importlib.metadata.distributions())}
-    return [f"{name}=={version}" for name, version in versions.items() if name not in here]
+    installed = {canonicalize_name(str(each.name)) for each in importlib.metadata.distributions()}
+    here = {"python", *catalog.versions(), *installed}
+    return [f"{name}=={version}" for name, version in versions.items() if canonicalize_name(str(name)) not in here]
 
 
 def _names_that_are_no_paths(catalog: Catalog) -> Mapping[str, Collection[str]]:

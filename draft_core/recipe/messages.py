@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from draft_core.errors import DraftError, PluginError, RecipeError, one_line
+from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised_at
 from draft_core.recipe.sections import NEAR, Section, advice_for_unknown, sections_of
 from draft_core.recipe.yaml_text import short
 from draft_core.registry.catalog import Catalog
@@ -46,10 +45,9 @@ def validate(type_: Any, data: Any, catalog: Catalog, *, where: str) -> Any:
     except DraftError:
         raise
     except Exception as error:  # of a plugin's own validator
-        place = traceback.extract_tb(error.__traceback__)[-1]
         raise PluginError(
-            f"a plugin's check of its fields failed ({type(error).__name__}: {short(one_line(error))})",
-            where=f"{where}, {place.filename}, line {place.lineno}",
+            f"a plugin's check of its fields raised {type(error).__name__}: {short(one_line(error))}{raised_at(error)}",
+            where=where,
             next="tell the plugin's author",
         ) from error
     sections = sections_of(type_, data)
@@ -86,9 +84,10 @@ def _is_list(data: Any) -> bool:
 
 def _without_echoes(problems: Sequence[_Problem]) -> list[_Problem]:
     """Without complaints that follow from others: of a list whose items were refused, of the members of a union that
-    the value was not meant to be, and of a field as missing that is only misspelt.
+    the value was not meant to be, of a field as missing that is only misspelt, and of an unknown kind a second time.
     """
-    kept = []
+    kept: list[_Problem] = []
+    tags: set[str] = set()
     unknown = [each for each in problems if each.type in UNKNOWN]
     for problem in problems:
         inside = [each for each in problems if len(each.path) > len(problem.path) and _starts(each, problem.path)]
@@ -98,6 +97,11 @@ def _without_echoes(problems: Sequence[_Problem]) -> list[_Problem]:
             continue
         if problem.type == "missing" and difflib.get_close_matches(problem.path[-1], misspelt, n=1, cutoff=NEAR):
             continue
+        if problem.type == "union_tag_invalid":
+            tag = problem.details["ctx"]["tag"]
+            if tag in tags:
+                continue
+            tags.add(tag)
         kept.append(problem)
     return kept
 
@@ -122,12 +126,10 @@ class _Sentence:
         place = f"{self.where}: {field}" if field else self.where
         kind, context = first.type, first.details.get("ctx", {})
         tag_field = context.get("discriminator", "'kind'").strip("'")
-        if tag_field == "kind" and (
-            kind == "union_tag_invalid" or (kind == "literal_error" and first.path[-1:] == ("kind",))
-        ):
-            tag = short(str(context.get("tag", first.details["input"])))
+        if kind == "union_tag_invalid" and tag_field == "kind":
             word, known = self._kinds(first.path)
-            return self.catalog.unknown(word, tag, known, where=f"{place}{more}")
+            error = self.catalog.unknown(word, short(context["tag"]), known)
+            return PluginError(f"{error.what}{more}", where=place, next=error.next)
         what, advice = self._sentence(first, here, tag_field)
         return RecipeError(f"{what}{more}", where=place, next=advice)
 
@@ -147,7 +149,7 @@ class _Sentence:
         if kind == "too_short":
             return "the list is empty", "give at least one entry"
         if kind in OWN:
-            return short(one_line(context["error"])) or "a plugin's check refuses it", None
+            return short(one_line(context["error"]).rstrip(".")) or "a plugin's check refuses it", None
         if kind == "literal_error":
             return f"input should be {context['expected']}, not {short(repr(value))}", _nearest(value, context)
         if wanted := list(dict.fromkeys(WANTED[each.type] for each in here if each.type in WANTED)):

@@ -114,7 +114,7 @@ def _table(file: _File, text: str, delimiter: str, *, quoting: int = csv.QUOTE_M
                 continue
             if len(row) != len(names):
                 raise file.error(
-                    f"line {lines.line_num} has {len(row)} values, and the first line names {len(names)} columns",
+                    f"line {lines.line_num} holds {len(row)} columns, the first line {len(names)}",
                     "mend that line; a text with a separator in it stands in quotes",
                 )
             found.append((f"line {lines.line_num}", dict(zip(names, row, strict=True))))
@@ -171,8 +171,9 @@ def _of_rows(file: _File, places_and_rows: Iterator[tuple[str, Any]]) -> PromptL
     if rows and all(isinstance(row, str) for _, row in rows):
         _refuse_column(file)
         return PromptList(tuple(prompt for _, row in rows if (prompt := row.strip())))
-    if place := next((place for place, row in rows if not isinstance(row, dict)), None):
-        raise file.error(f"{place} is not what the others are", "write texts alone, or objects with a prompt each")
+    for place, row in rows:
+        if not isinstance(row, dict):
+            raise file.error(f"{place} is {short(repr(row))}", "write texts alone, or objects alone with a prompt each")
     names = list(dict.fromkeys(name for _, row in rows for name in row))
     if not rows:
         return PromptList(())

@@ -1,4 +1,4 @@
-"""Loading from the Hugging Face Hub without its retries where there is no network: what the cache has, or one reason."""
+"""Loading from the Hugging Face Hub where there is no network: what the cache has, or one reason, and no retries."""
 
 from __future__ import annotations
 

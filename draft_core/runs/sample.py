@@ -30,6 +30,7 @@ from draft_core.sampling.sampler import DifferentiableSampler
 STEPS = (
     50  # where neither the caller, nor the LoRA's run, nor the model's plugin says otherwise; diffusers' own default
 )
+SOURCE = ("pipeline", "config", "variant")  # of a recipe's model: they say how that one's files are read
 
 
 def sample(
@@ -124,7 +125,8 @@ def _settings(name: str, lora: Path | None, steps: int | None, guidance: float |
         if not isinstance(fields, Mapping):
             raise RecipeError("it says nothing of the model", where=str(run / RECIPE), next="give a copy of the LoRA")
         mixed = train.get("mixed_precision", "no") if isinstance(train, Mapping) else "no"
-        drawn = {**fields, "pretrained": name, "gradient_checkpointing": False, **given}
+        kept = {field: value for field, value in fields.items() if field not in SOURCE or name == fields["pretrained"]}
+        drawn = {**kept, "pretrained": name, "gradient_checkpointing": False, "lora": {}, **given}
         return _Settings(validate(ModelConfig, drawn, catalog, where=str(run / RECIPE)), run, mixed)
     known = catalog.pretrained.get(name)
     call = dict(known.spec.call) if known else {}
@@ -149,7 +151,7 @@ def _sampler(pipeline: Any, model: ModelConfig, catalog: Catalog) -> Differentia
 
 def _shown(settings: _Settings) -> str:
     """What of the settings changes the images."""
-    model = settings.model.model_dump(mode="json", exclude={"pretrained", "lora"}, exclude_defaults=True)
+    model = settings.model.model_dump(mode="json", exclude={"pretrained", "lora", *SOURCE}, exclude_defaults=True)
     steps = {"num_inference_steps": settings.model.num_inference_steps}
     mixed = {} if settings.mixed_precision == "no" else {"mixed_precision": settings.mixed_precision}
     shown = {

@@ -119,7 +119,9 @@ class Replay:
 
     def _run(self) -> Any:
         prompts = None if self.origin.prompts is None else list(self.origin.prompts) * self.copies
-        with repeated(self.origin.generator, self.origin.noise_state, self.copies) as generator:
+        origin = self.origin
+        noise = repeated(origin.generator, origin.noise_state, len(origin.latents), self.copies, origin.drawn)
+        with noise as generator:
             self.call = PipelineCall(self.sampler, prompts, generator)
             return self.call.run(self)
 
@@ -267,7 +269,8 @@ def _enlarged(blank: Any, recorded: tuple[torch.Size, ...], shapes: tuple[torch.
 
 def _repeated(name: str, value: Any, copies: int, lengths: set[int]) -> Any:
     """An argument of the call that holds one item for each prompt or image, so often; prompts are so already."""
-    batch = length(value) in lengths
-    if name == "prompt" or not batch or isinstance(value[0], (int, float)):
+    if isinstance(value, list) and len(value) not in lengths:  # an image for each of several networks, say
+        return [_repeated(name, item, copies, lengths) if isinstance(item, torch.Tensor) else item for item in value]
+    if name == "prompt" or length(value) not in lengths or isinstance(value[0], (int, float)):
         return value
     return value * copies if isinstance(value, list) else value.repeat(copies, *[1] * (value.ndim - 1))

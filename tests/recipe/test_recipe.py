@@ -139,7 +139,7 @@ def test_with_a_single_reward_its_kind_must_still_be_said_and_right(catalog: Cat
     alone = Catalog(rewards={"redness": Entry(REDNESS, Distribution("a", "1"))}, pretrained=catalog.pretrained)
     assert load_recipe(GOOD, catalog=alone).rewards[0].kind == "redness"
     assert "does not say its kind" in refusal(["rewards.0={}"], alone)
-    assert "unknown reward 'blueness'; did you mean 'redness'?" in refusal(["rewards.0.kind=blueness"], alone)
+    assert "unknown reward 'rednes'; did you mean 'redness'?" in refusal(["rewards.0.kind=rednes"], alone)
 
 
 def test_overrides_reach_every_depth_and_numbers_may_be_written_as_in_python(catalog: Catalog) -> None:

@@ -12,9 +12,10 @@ import torch
 from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 from peft.tuners.lora import LoraLayer
 
-from draft_core.adapters.files import load_lora, loading_lines, save_lora, unreadable
+from draft_core.adapters.files import load_lora, loading_lines
 from draft_core.adapters.lora import ATTENTION, adapter_names, add_lora, default_targets, lora_state, trainable
 from draft_core.adapters.lora_adapter import Lora
+from draft_core.adapters.round_trip import unreadable
 from draft_core.errors import CheckpointError, DraftError
 from draft_core.sampling.pipelines import find_denoisers
 from tests.support.runs import saved_lora
@@ -264,7 +265,8 @@ def test_a_lora_that_does_not_fit_is_refused(tmp_path: Path, settings: dict[str,
 
 def test_a_lora_of_another_model_is_refused(tmp_path: Path) -> None:
     pipe = kandinsky()
-    Lora(pipe, rank=2).attach()
-    save_lora(pipe, tmp_path)
+    lora = Lora(pipe, rank=2)
+    lora.attach()
+    lora.save(tmp_path)
     with pytest.raises(CheckpointError, match="it is of another model than this StableDiffusionPipeline; give its own"):
         Lora(tiny_pipe(), rank=2, init=tmp_path).attach()
