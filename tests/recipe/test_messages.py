@@ -198,14 +198,15 @@ def test_a_file_that_is_nearly_a_recipe(content: str | bytes, sentence: str, plu
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
 def test_every_method_that_asks_for_too_many_steps_names_its_field(steps: int, catalog: Catalog) -> None:
+    most = 30  # more than any scheduler makes of so few
     too_many: dict[str, dict[str, Any]] = {
-        "draft-k": {"k": steps + 1},
-        "short-prefix": {"prefix_steps": steps},
-        "refl": {"last": steps + 1},
-        "alignprop": {"k_min": steps + 1},
-        "drtune": {"k": steps, "last": 2} if steps > 1 else {"last": 2},
-        "flowbp-sparse": {"k": steps + 1},
-        "steps": {"steps": [-steps - 1]},
+        "draft-k": {"k": most},
+        "short-prefix": {"prefix_steps": most},
+        "refl": {"last": most},
+        "alignprop": {"k_min": most},
+        "drtune": {"k": most, "last": 2} if steps > 1 else {"last": most},
+        "flowbp-sparse": {"k": most},
+        "steps": {"steps": [-most]},
     }
     assert too_many.keys() == {each.kind for each in BUILT_IN} - {"draft", "draft-lv", "prefix-reuse"}
     for kind, fields in too_many.items():
@@ -214,7 +215,8 @@ def test_every_method_that_asks_for_too_many_steps_names_its_field(steps: int, c
             load_recipe(data, catalog=catalog)
         assert str(caught.value).startswith("recipe: method."), kind
         assert "StepPlan" not in str(caught.value)
-        assert str(steps) in str(caught.value)
+        spare = 1 if kind == "short-prefix" or (kind == "drtune" and steps > 1) else 0
+        assert f" {steps - spare}" in str(caught.value), kind
 
 
 def test_the_number_of_problems_counts_fields(plugins: Catalog, tmp_path: Path) -> None:
