@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from draft_core import Draft, StepPlan
-from draft_core.adapters.files import load_lora, save_lora
-from draft_core.adapters.lora import add_lora, trainable
+from draft_core.adapters.files import load_lora
+from draft_core.adapters.lora_adapter import Lora
 from draft_core.errors import DraftError
 from tests.support.drive import (
     call_of,
@@ -90,15 +90,16 @@ def _lora(family: Family) -> str:
     """A LoRA on the default targets, saved and loaded into a fresh pipeline: the images of both."""
     pipe = family.pipe()
     base = _plain(family, pipe)
-    add_lora(pipe, rank=2)
+    lora = Lora(pipe, rank=2)
+    lora.attach()
     with torch.no_grad():
-        for weight in trainable(pipe):
+        for weight in lora.parameters():
             weight.add_(0.3 * torch.randn(weight.shape, generator=seeded(2)))
     tuned = _plain(family, pipe)
     assert not torch.equal(tuned, base)
     again = family.pipe()
     with tempfile.TemporaryDirectory() as folder:
-        save_lora(pipe, Path(folder))
+        lora.save(Path(folder))
         load_lora(again, Path(folder))
     return verdict(float((_plain(family, again) - tuned).abs().max()))
 
