@@ -117,6 +117,12 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             where=f"{where}: train.normalize",
             next="use scale, or none",
         )
+    if recipe.regularizers.kl and not method.yields_divergence:
+        raise RecipeError(
+            f"method {method.kind!r} does not say how far it is from the base model, so the term would have no effect",
+            where=f"{where}: regularizers.kl",
+            next="leave it out, or use lora_norm",
+        )
     _check_plan(recipe, catalog, where)
     locate_pretrained(recipe.model.pretrained, catalog, where=f"{where}: model.pretrained")
     try:
@@ -130,14 +136,13 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
 
 
 def _check_plan(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
-    """That the method has a plan for so many sampler steps."""
+    """That the method has a plan for so many sampler steps, or for as many as a scheduler may make of them."""
     if not isinstance(recipe.method, DirectConfig):
         return
     steps = recipe.model.num_inference_steps
     try:
-        recipe.method.plan(steps, Random(0))
-    except RecipeError as error:
-        raise RecipeError(error.what, where=f"{where}: {error.where}", next=error.next) from None
+        if (refusal := _refusal(recipe.method, steps)) and not _refusal(recipe.method, _most_steps(steps)):
+            refusal = None
     except Exception as error:  # of a plugin's method, or of the plan that it makes
         entry = catalog.method(recipe.method.kind)
         reason = (
@@ -150,6 +155,22 @@ def _check_plan(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             where=f"{where}: method",
             next="change its fields or model.num_inference_steps, or tell its author",
         ) from error
+    if refusal:
+        raise RecipeError(refusal.what, where=f"{where}: {refusal.where}", next=refusal.next)
+
+
+def _most_steps(inference_steps: int) -> int:
+    """The most calls of `scheduler.step`: Heun's two a step but for the last, or PNDM's twelve before it settles."""
+    return max(2 * inference_steps - 1, inference_steps + 9)
+
+
+def _refusal(method: DirectConfig, steps: int) -> RecipeError | None:
+    """Why the method has no plan for so many steps."""
+    try:
+        method.plan(steps, Random(0))
+    except RecipeError as error:
+        return error
+    return None
 
 
 def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, int | float]]:

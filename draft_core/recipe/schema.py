@@ -38,7 +38,7 @@ class LoraConfig(Config):
         min_length=1,
         description="Name endings of the denoiser's layers to adapt, linear or convolutional; left out, all attention.",
     )
-    init: Annotated[Path, RecipePath()] | None = Field(
+    init: Annotated[Path, RecipePath(of="either")] | None = Field(
         None,
         description="A LoRA to go on from, of this rank: the folder of a run or of a LoRA. Left out, training starts "
         "from the base model.",
@@ -55,7 +55,7 @@ class SchedulerConfig(Config):
 class ImageFile(Config):
     """An image that the pipeline's call is given."""
 
-    file: Annotated[Path, RecipePath()] = Field(description="Of the image, relative to the recipe's folder.")
+    file: Annotated[Path, RecipePath(of="file")] = Field(description="Of the image, relative to the recipe's folder.")
 
 
 CallValue = Annotated[ImageFile | list[ImageFile] | Any, Field(union_mode="left_to_right")]

@@ -31,9 +31,13 @@ from draft_core.runs.pipeline_loading import (
 )
 from draft_core.sampling.prompt_cache import remember_prompts
 from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.training.batches import images_per_prompt
+from draft_core.training.distributed import Processes
+from draft_core.training.precision import autocast
+from draft_core.training.scoring import check_spread
 from draft_core.training.trainer import Trainer
 
-LEARNER_MEMBERS = ("needs_gradient", "losses", "modules", "state_dict", "load_state_dict")
+LEARNER_MEMBERS = ("needs_gradient", "yields_divergence", "losses", "modules", "state_dict", "load_state_dict")
 
 
 def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Sequence[str] | None = None) -> Trainer:
@@ -125,12 +129,12 @@ def build_learner(config: MethodConfig, catalog: Catalog) -> Learner:
         raise PluginError(
             f"its factory made {type(learner).__name__}, which has no {missing[0]}", where=where, next="tell its author"
         )
-    if learner.needs_gradient != entry.spec.needs_gradient:
-        raise PluginError(
-            f"its spec says needs_gradient = {entry.spec.needs_gradient}, its learner {learner.needs_gradient}",
-            where=where,
-            next="tell its author",
-        )
+    for name in ("needs_gradient", "yields_divergence"):
+        said, found = getattr(entry.spec, name), getattr(learner, name)
+        if said != found:
+            raise PluginError(
+                f"its spec says {name} = {said}, its learner {found}", where=where, next="tell its author"
+            )
     made: Learner = learner
     return made
 
@@ -154,7 +158,7 @@ def build_objective(configs: Sequence[RewardConfig], catalog: Catalog, *, beside
     return Objective(rewards, weights, caps)
 
 
-def load_reward(kind: str, *, catalog: Catalog | None = None, **fields: Any) -> torch.nn.Module:
+def load_reward(kind: str, /, *, catalog: Catalog | None = None, **fields: Any) -> torch.nn.Module:
     """The reward of an installed kind: `load_reward("jpeg", quality=50)`.
 
     Arguments:
@@ -212,6 +216,8 @@ def reward_config(kind: str, fields: Mapping[str, Any], catalog: Catalog) -> Rew
     Raises:
         DraftError: like `load_reward`.
     """
+    if "kind" in fields:
+        raise RecipeError("the kind is said already", where=f"reward {kind!r}: kind", next="leave it out")
     catalog.reward(kind)
     where = f"reward {kind!r}"
     config: RewardConfig = validate(reward_type(catalog), {"kind": kind, **fields}, catalog, where=where)
@@ -236,6 +242,9 @@ def _check_machine(recipe: RecipeBase) -> None:
         if reward.device:
             name = f"rewards.{place}" if place < len(recipe.rewards) else f"metrics.{place - len(recipe.rewards)}"
             _check_device(reward.device, where=f"{name}.device")
+    processes = Processes(cpu=recipe.device == "cpu")
+    autocast(processes.device, recipe.train.mixed_precision)  # refuses what the device cannot do
+    check_spread(recipe.train, images_per_prompt(recipe.model.call), processes.world_size)
     if recipe.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise RecipeError(
             "TensorBoard is not installed", where="tensorboard", next="pip install 'draft-core[tensorboard]'"

@@ -48,10 +48,10 @@ def drawn(sampler: Any) -> torch.Tensor:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def photo(tmp_path: Path) -> Path:
     levels = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
-    to_pil(levels).save(tmp_path / "picture.png")
-    return tmp_path / "picture.png"
+    to_pil(levels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
 
 
 @pytest.fixture
@@ -169,19 +169,19 @@ def test_a_single_file_of_something_else_ends_in_one_sentence(
 # The call
 
 
-def test_an_image_is_given_by_its_path(catalog: Catalog, folder: Path, picture: Path) -> None:
-    recipe = picture.with_name("recipe.yaml")
+def test_an_image_is_given_by_its_path(catalog: Catalog, folder: Path, photo: Path) -> None:
+    recipe = photo.with_name("recipe.yaml")
     recipe.write_text(
         f"model:\n  pretrained: {folder}\n  pipeline: StableDiffusionImg2ImgPipeline\n  num_inference_steps: 4\n"
-        "  call: {image: {file: picture.png}, strength: 0.5}\nprompts: [a cat]\nrewards: [{kind: redness}]\n"
+        "  call: {image: {file: photo.png}, strength: 0.5}\nprompts: [a cat]\nrewards: [{kind: redness}]\n"
     )
     loaded = load_recipe(recipe, catalog=catalog)
-    assert parse_yaml(dump_recipe(loaded))["model"]["call"]["image"] == {"file": str(picture)}
+    assert parse_yaml(dump_recipe(loaded))["model"]["call"]["image"] == {"file": str(photo)}
     found = drawn(build_sampler(loaded.model, catalog=catalog))
     pipe = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(folder)
     plain = pipe(
         "a cat",
-        image=Image.open(picture),
+        image=Image.open(photo),
         strength=0.5,
         num_inference_steps=4,
         generator=torch.Generator().manual_seed(1),
@@ -193,8 +193,8 @@ def test_an_image_is_given_by_its_path(catalog: Catalog, folder: Path, picture: 
 def test_an_image_that_is_none_is_refused_before_weights_load(
     catalog: Catalog, nothing_loads: None, tmp_path: Path
 ) -> None:
-    (tmp_path / "picture.png").write_text("no picture")
-    for name, sentence in (("picture.png", "picture.png: cannot be read as an image"), ("none.png", "there is no ")):
+    (tmp_path / "photo.png").write_text("no image")
+    for name, sentence in (("photo.png", "photo.png: cannot be read as an image"), ("none.png", "there is no ")):
         model = {**GOOD["model"], "call": {"image": [{"file": str(tmp_path / name)}]}}
         with pytest.raises(DraftError, match=sentence):
             build(load_recipe({**GOOD, "model": model}, catalog=catalog), catalog=catalog)
@@ -272,7 +272,7 @@ def test_a_lora_to_go_on_from_that_is_none_is_refused_before_weights_load(
 
 @pytest.mark.filterwarnings("ignore:.*Initial images are now duplicating:FutureWarning")
 def test_the_lines_of_the_report_draw_the_image_again(
-    catalog: Catalog, folder: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    catalog: Catalog, folder: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("draft_core.runs.run.write_report", without_pages)
     data = {
@@ -282,7 +282,7 @@ def test_the_lines_of_the_report_draw_the_image_again(
             "pipeline": "StableDiffusionImg2ImgPipeline",
             "scheduler": {"name": "EulerDiscreteScheduler", "settings": {"timestep_spacing": "trailing"}},
             "num_inference_steps": 4,
-            "call": {"image": {"file": str(picture)}, "strength": 0.5, "num_images_per_prompt": 2},
+            "call": {"image": {"file": str(photo)}, "strength": 0.5, "num_images_per_prompt": 2},
         },
         "method": {"kind": "draft-k"},
         "train": {"steps": 1, "batch_size": 2},
