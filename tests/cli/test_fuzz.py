@@ -1,4 +1,4 @@
-"""A thousand commands over spoiled files and odd settings: each gives its output, or a sentence that says what is wrong.
+"""A thousand commands over spoiled files and odd settings: each gives its output, or a sentence that says why not.
 
 More of them, from another seed, with real curves, or one of them alone:
 
