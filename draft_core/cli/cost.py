@@ -37,17 +37,20 @@ def cost(
     validated = load_recipe(recipe, overrides, catalog=catalog)
 
     from draft_core.cost.forecast import forecast, savings
+    from draft_core.cost.room import free_memory
     from draft_core.runs.build import build
 
     quiet_libraries()
     trainer = build(validated, catalog=catalog)
+    free = free_memory(trainer.device)  # before anything else is allocated
     found = forecast(trainer)
+    room = None if free is None else free + sum(found.memory.weights.values()) + found.memory.lora
     cheaper = savings(trainer, found.memory)
     if as_json:
-        typer.echo(json.dumps({**found.as_dict(), "savings": cheaper}, indent=2))
+        typer.echo(json.dumps({**found.as_dict(), "savings": cheaper, "room": room}, indent=2))
         return
     _print_time(found)
-    _print_memory(found, cheaper)
+    _print_memory(found, cheaper, room)
 
 
 def _print_time(found: Forecast) -> None:
@@ -71,7 +74,7 @@ def _print_time(found: Forecast) -> None:
     )
 
 
-def _print_memory(found: Forecast, cheaper: dict[str, int]) -> None:
+def _print_memory(found: Forecast, cheaper: dict[str, int], room: int | None) -> None:
     memory = found.memory
     table = Table("what", "MB", title="Memory at its peak")
     table.columns[1].justify = "right"
@@ -80,9 +83,14 @@ def _print_memory(found: Forecast, cheaper: dict[str, int]) -> None:
     table.add_row("LoRA, its gradient and AdamW's moments", f"{(memory.total - _others(found)) / MEGABYTE:.1f}")
     table.add_row("activations of an update", f"{memory.activations / MEGABYTE:.1f}")
     table.add_row("[bold]total[/]", f"{memory.total / MEGABYTE:.1f}")
+    if room is not None:
+        table.add_row(f"what {found.device} has for it now", f"{room / MEGABYTE:.1f}")
     out.print(table)
+    if room is not None and memory.total > room:
+        out.print("[bold yellow]It does not fit.[/]", highlight=False)
     for change, total in sorted(cheaper.items(), key=lambda item: item[1]):
-        out.print(f"with {escape(change)}: {total / MEGABYTE:.1f} MB", highlight=False, soft_wrap=True)
+        fits = " (fits)" if room is not None and total <= room < memory.total else ""
+        out.print(f"with {escape(change)}: {total / MEGABYTE:.1f} MB{fits}", highlight=False, soft_wrap=True)
 
 
 def _others(found: Forecast) -> int:

@@ -13,7 +13,7 @@ from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.noise_levels import check_told, posterior_mean
 from draft_core.sampling.pipeline_call import Forward, PipelineCall, Settings, length
-from draft_core.sampling.randomness import Generator, state_of
+from draft_core.sampling.randomness import Generator, noted, state_of
 from draft_core.sampling.rollout import Origin, StepRecord, StepStart
 
 PROBE_PROMPT = "a photograph"
@@ -35,6 +35,8 @@ class PlannedRun:
             None,
         )  # what is remembered, and the output before the step
         self.first: StepStart | None = None
+        self.drawn: list[torch.Size] = []
+        self.drawn_before = 0  # the first step
         self.starts: dict[int, StepStart] = {}
         self.trajectory: list[StepRecord] = []
         self.last_output: Any = None  # of scheduler.step
@@ -45,20 +47,13 @@ class PlannedRun:
         Raises:
             SamplerError: if the call takes another number of steps, or its images carry no gradient where they should.
         """
-        images: torch.Tensor = self.call.run(self)
+        with noted() as self.drawn:
+            images: torch.Tensor = self.call.run(self)
         if self.number != self.plan.steps:
             raise SamplerError(
                 f"it took {self.number} scheduler steps where the plan has {self.plan.steps}",
                 where=type(self.pipe).__name__,
                 next=f"make the plan for {self.number} steps",
-            )
-        denoisers = pipelines.find_denoisers(self.pipe).values()
-        trains = any(parameter.requires_grad for denoiser in denoisers for parameter in denoiser.parameters())
-        if self.call.caller_records and self.plan.grad_steps and trains and not images.requires_grad:
-            raise SamplerError(
-                "its images carry no gradient, something between the denoiser and them cuts it",
-                where=type(self.pipe).__name__,
-                next="look for a no_grad or a detach in its decode",
             )
         return images
 
@@ -71,6 +66,7 @@ class PlannedRun:
             generator=self.call.generator,
             noise_state=self.noise_state,
             first=self.first,
+            drawn=self.drawn[: self.drawn_before],
             latents=seams.first_of(self.last_output, "prev_sample").detach(),
             starts=self.starts,
             encoded=self.encoded,
@@ -95,7 +91,8 @@ class PlannedRun:
             output = seams.with_first(self.last_output, "prev_sample", call.sample)
             self.number += 1
             return output
-        self.first = self.first or first_start(self.pipe, call)
+        if self.first is None:
+            self.first, self.drawn_before = first_start(self.pipe, call), len(self.drawn)
         keeps = self.plan.keep_trajectory
         if keeps or self.number == self.plan.steps - 1:
             start = StepStart(self.number, call.timestep, call.sample.detach(), *self.before)
@@ -151,6 +148,8 @@ class ShortRun:
         self.blanks: dict[Any, Any] = {}
         self.latents: torch.Tensor  # after the last step so far
         self.first: StepStart | None = None
+        self.drawn: list[torch.Size] = []
+        self.drawn_before = 0  # the first step
 
     def origin(self) -> Origin:
         """The last step of the whole schedule, as if it were that of this chain.
@@ -158,7 +157,8 @@ class ShortRun:
         Raises:
             SamplerError: if the scheduler builds its last step on earlier predictions, which there are none of.
         """
-        self.call.run(self)
+        with noted() as self.drawn:
+            self.call.run(self)
         whole = DryRun(self.call.sampler, self.call.prompts, self.blanks, last=self.plan.steps - 1)
         whole.replay_encoders(self.encoded)
         whole.run()
@@ -176,6 +176,7 @@ class ShortRun:
             generator=self.call.generator,
             noise_state=self.noise_state,
             first=self.first,
+            drawn=self.drawn[: self.drawn_before],
             latents=self.latents,
             starts={whole.start.number: whole.start},
             encoded=self.encoded,
@@ -196,7 +197,8 @@ class ShortRun:
 
     def step(self, call: seams.StepCall) -> Any:
         """The scheduler's own step."""
-        self.first = self.first or first_start(self.pipe, call)
+        if self.first is None:
+            self.first, self.drawn_before = first_start(self.pipe, call), len(self.drawn)
         output = call.run()
         self.latents = seams.first_of(output, "prev_sample").detach()
         return output
@@ -219,7 +221,7 @@ class DryRun:
     Arguments:
         blanks: such outputs that are known already: network and shape of its input -> zeros that take no memory.
         last: a step whose start is noted, without decoding; None runs the whole call.
-        real: every call of a network is made, for pipelines that look into them.
+        real: every call of a network is made, for pipelines that read what is inside them.
     """
 
     def __init__(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
 import torch
+
+from draft_core.errors import SamplerError
 
 Generator = torch.Generator | list[torch.Generator] | None
 State = list[tuple[torch.device, torch.Tensor]]
@@ -20,9 +22,13 @@ def state_of(generator: Generator) -> State:
 
 
 def _global_state() -> State:
-    cards = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    states = [(torch.device("cuda", card), torch.cuda.get_rng_state(card)) for card in cards]
+    states = [(torch.device("cuda", card), torch.cuda.get_rng_state(card)) for card in _cards()]
     return [(torch.device("cpu"), torch.get_rng_state()), *states]
+
+
+def _cards() -> list[int]:
+    used = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    return list(range(torch.cuda.device_count())) if used else []
 
 
 def _listed(generator: Generator) -> list[torch.Generator]:
@@ -32,14 +38,36 @@ def _listed(generator: Generator) -> list[torch.Generator]:
 
 
 @contextmanager
-def repeated(generator: Generator, state: State, copies: int = 1) -> Iterator[Generator]:
+def noted() -> Iterator[list[torch.Size]]:
+    """The shapes of the noise that is drawn inside, in order."""
+    draw, shapes = torch.randn, list[torch.Size]()
+
+    def drawn(*sizes: Any, **how: Any) -> torch.Tensor:
+        noise = draw(*sizes, **how)
+        shapes.append(noise.shape)
+        return noise
+
+    with mock.patch.object(torch, "randn", drawn):
+        yield shapes
+
+
+@contextmanager
+def repeated(
+    generator: Generator, state: State, batch: int = 1, copies: int = 1, shapes: Sequence[torch.Size] = ()
+) -> Iterator[Generator]:
     """What a call takes as its generator to draw the same again; the run's own is left where it is.
 
     Arguments:
         state: of `generator`, earlier.
+        batch: latents of the run.
         copies: of the run's batch in a larger one: each is given the noise that the run was given.
+        shapes: of the noise that the run drew before its chain.
+
+    Raises:
+        SamplerError: inside, if several copies cannot be given what the run drew.
     """
-    with _drawn_for_each(1 if isinstance(generator, list) else copies), _restored(generator, state, copies) as again:
+    one = copies == 1 or isinstance(generator, list)
+    with nullcontext() if one else _drawn_for_each(batch, copies, shapes), _restored(generator, state, copies) as again:
         yield again
 
 
@@ -47,7 +75,7 @@ def repeated(generator: Generator, state: State, copies: int = 1) -> Iterator[Ge
 def _restored(generator: Generator, state: State, copies: int) -> Iterator[Generator]:
     own = len(_listed(generator))
     again = [_from_state(device, one) for _ in range(copies) for device, one in state[:own]]
-    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
+    with torch.random.fork_rng(_cards()):
         for device, one in state[own:]:
             if device.type == "cuda":
                 torch.cuda.set_rng_state(one, device)
@@ -57,18 +85,24 @@ def _restored(generator: Generator, state: State, copies: int) -> Iterator[Gener
 
 
 @contextmanager
-def _drawn_for_each(copies: int) -> Iterator[None]:
-    """A batch of noise that one generator is asked for is drawn for one copy, and given to all of them."""
-    if copies == 1:
-        yield
-        return
-    draw = torch.randn
+def _drawn_for_each(batch: int, copies: int, shapes: Sequence[torch.Size]) -> Iterator[None]:
+    """Noise for the whole batch, before the chain and in it, is drawn for one copy and given to all of them."""
+    draw, expected = torch.randn, iter(shapes)
 
     def drawn(*sizes: Any, **how: Any) -> torch.Tensor:
-        shape = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
-        if not shape or shape[0] % copies:
+        shape = torch.Size(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
+        rest = shape[1:]
+        of_run = next(expected, (batch, *rest))
+        if shape == of_run:
             return draw(shape, **how)
-        return draw((shape[0] // copies, *shape[1:]), **how).repeat(copies, *[1] * (len(shape) - 1))
+        if batch % of_run[0] or shape != (copies * of_run[0], *rest):  # the latents may hold frames as items
+            raise SamplerError(
+                f"several copies cannot be made in one batch: the run drew noise of {tuple(of_run)} "
+                f"and its call then asks for {tuple(shape)}",
+                where="Renoising.batched",
+                next="leave out `batched`, and copies are made one after another",
+            )
+        return draw(of_run, **how).repeat(copies, *[1] * len(rest))
 
     with mock.patch.object(torch, "randn", drawn):
         yield

@@ -119,7 +119,9 @@ class Replay:
 
     def _run(self) -> Any:
         prompts = None if self.origin.prompts is None else list(self.origin.prompts) * self.copies
-        with repeated(self.origin.generator, self.origin.noise_state, self.copies) as generator:
+        origin = self.origin
+        noise = repeated(origin.generator, origin.noise_state, len(origin.latents), self.copies, origin.drawn)
+        with noise as generator:
             self.call = PipelineCall(self.sampler, prompts, generator)
             return self.call.run(self)
 

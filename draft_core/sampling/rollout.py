@@ -71,6 +71,7 @@ class Origin:
         encoded: what the encoders returned, call by call.
         blanks: network and shapes of its input -> an output of zeros that takes no memory.
         first: where the first step started.
+        drawn: shapes of the noise that the call drew before it.
     """
 
     prompts: Sequence[str] | None
@@ -81,6 +82,7 @@ class Origin:
     encoded: list[Any] = field(default_factory=list)
     blanks: dict[Any, Any] = field(default_factory=dict)
     first: StepStart | None = None
+    drawn: Sequence[torch.Size] = ()
 
     @property
     def last(self) -> StepStart:

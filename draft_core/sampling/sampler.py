@@ -6,8 +6,6 @@ sampler; its seams switch recording on for the planned steps.
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
@@ -24,9 +22,6 @@ from draft_core.sampling.pipeline_call import Checkpointing, Decode, has_blocks
 from draft_core.sampling.randomness import Generator
 from draft_core.sampling.replay import Replay, Visit, renoised_start, unvisited
 from draft_core.sampling.rollout import Origin, Rollout
-
-# What a pipeline applies to finished images by way of numpy or PIL, which cuts the gradient.
-IMAGE_FILTERS = ("safety_checker", "watermark")
 
 # Arguments by which a call's schedule is given whole, so that it cannot be made shorter.
 SCHEDULES = ("timesteps", "sigmas")
@@ -69,8 +64,8 @@ class DifferentiableSampler:
         base_model: Callable[[], AbstractContextManager[Any]] | None = None,
         **call_kwargs: Any,
     ) -> None:
-        _check_drivable(pipe)
-        _check_keywords(pipe, call_kwargs, takes_steps=num_inference_steps is not None)
+        pipelines.check_drivable(pipe)
+        pipelines.check_keywords(pipe, call_kwargs, takes_steps=num_inference_steps is not None)
         _check_blocks(pipe, denoisers=gradient_checkpointing == "blocks", decoder=decode == "blocks")
         self.pipe = pipe
         self.num_inference_steps = num_inference_steps
@@ -309,29 +304,6 @@ def _prompt_of_each(prompts: Sequence[str] | None, images: int) -> tuple[str, ..
     return tuple(prompt for prompt in prompts for _ in range(images // len(prompts)))
 
 
-def _check_drivable(pipe: Any) -> None:
-    name = type(pipe).__name__
-    if not (callable(pipe) and hasattr(pipe, "components")):
-        raise SamplerError(f"{name} is no diffusers pipeline", where="pipeline", next="give a pipeline, loaded")
-    scheduler: Any = getattr(pipe, "scheduler", None)
-    if not hasattr(scheduler, "step"):
-        raise SamplerError(f"{name} has no scheduler", where="pipeline", next="use a pipeline that samples in steps")
-    if missing := [key for key in seams.STEP_ARGUMENTS if key not in inspect.signature(scheduler.step).parameters]:
-        raise SamplerError(
-            f"the step of its {type(scheduler).__name__} takes no {' and no '.join(missing)}",
-            where=name,
-            next="use another scheduler",
-        )
-    pipelines.find_denoiser(pipe)
-    for attribute in IMAGE_FILTERS:
-        if getattr(pipe, attribute, None) is not None:
-            raise SamplerError(
-                f"the {attribute} of {name} goes through numpy and would cut the gradient",
-                where="pipeline",
-                next=f"set `pipe.{attribute} = None`",
-            )
-
-
 def _check_blocks(pipe: Any, *, denoisers: bool, decoder: bool) -> None:
     """That diffusers can checkpoint what is to be recomputed block by block."""
     networks = list(pipelines.find_denoisers(pipe).values()) if denoisers else []
@@ -341,26 +313,4 @@ def _check_blocks(pipe: Any, *, denoisers: bool, decoder: bool) -> None:
                 f"{type(network).__name__} cannot be recomputed block by block",
                 where=type(pipe).__name__,
                 next="use another way to save memory",
-            )
-
-
-def _check_keywords(pipe: Any, call_kwargs: dict[str, Any], *, takes_steps: bool) -> None:
-    name = type(pipe).__name__
-    inputs = pipelines.call_inputs(pipe)
-    if takes_steps and "num_inference_steps" not in inputs:
-        own = [keyword for keyword in inputs if "steps" in keyword]
-        raise SamplerError(
-            "its call takes no num_inference_steps",
-            where=name,
-            next="give num_inference_steps=None" + (f", and {' and '.join(own)} as you like" if own else ""),
-        )
-    for keyword in call_kwargs:
-        if keyword in ("prompt", "output_type", "return_dict"):
-            raise SamplerError(f"{keyword!r} is set by the sampler itself", where=f"{name} call", next="leave it out")
-        if keyword not in inputs:
-            near = difflib.get_close_matches(keyword, inputs, n=1)
-            raise SamplerError(
-                f"its call takes no {keyword!r}",
-                where=name,
-                next=f"did you mean {near[0]!r}?" if near else "see the pipeline's documentation",
             )

@@ -268,7 +268,9 @@ def repeated(memory: Any, shape: torch.Size, copies: int) -> Any:
 def _snapshot(value: Any, change: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.detach) -> Any:
     if isinstance(value, torch.Tensor):
         return change(value)
-    if isinstance(value, dict):
+    if type(value) is dict:
+        return {name: _snapshot(item, change) for name, item in value.items()}
+    if isinstance(value, dict):  # an output object, or a config
         return mapped(change, value) if tensors_in(value) else value
     if _is_memory(value):
         replacement = copy.copy(value)

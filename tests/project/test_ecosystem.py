@@ -181,6 +181,7 @@ from draft_core.plan import StepPlan
 
 class Imitation:
     needs_gradient = False
+    yields_divergence = False
 
     def __init__(self, config):
         self.sharpness = config.sharpness

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from draft_core.cli import app as cli
-from tests.support.fuzz_files import LORAS, PICTURES, PROMPTS, RUNS, override, spoil
+from tests.support.fuzz_files import IMAGES, LORAS, PROMPTS, RUNS, override, spoil
 from tests.support.mutations import NUMBERS, TEXTS
 
 LONGEST = 3000  # characters of a sentence
@@ -99,7 +99,7 @@ def _output(rng: Random, ending: str) -> list[str]:
 
 
 def _score(rng: Random) -> tuple[list[str], list[str]]:
-    files = rng.sample(PICTURES, rng.choice([1, 1, 2, 4]))
+    files = rng.sample(IMAGES, rng.choice([1, 1, 2, 4]))
     words = [
         *files,
         "--reward",
@@ -244,7 +244,7 @@ def _is_not_finite(text: str) -> bool:
 
 
 def _of_scores(case: Case, printed: str) -> str | None:
-    files = [word for word in case.words if word in PICTURES]
+    files = [word for word in case.words if word in IMAGES]
     if "--json" not in case.words:
         missing = [name for name in files if name not in printed]
         return f"no score of {missing[0]}" if missing else None
