@@ -41,7 +41,7 @@ FORMER_WORDS = {"method": "estimator", "metrics": "measures", "batched": "togeth
 FORMER_MODULE = "draft_core.estimators"
 
 EVALUATIONS = ("evaluations.jsonl", "looks.jsonl")  # today's name, the former one
-IGNORED = {"seconds"}
+IGNORED = {"seconds", "divisors"}
 
 JPEG = {"kind": "jpeg", "quality": 80}
 RECIPE: dict[str, Any] = {

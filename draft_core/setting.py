@@ -18,7 +18,7 @@ def setting(description: str, default: Any) -> Any:
 
 @dataclass(frozen=True)
 class RecipePath:
-    """Marks a text or `Path` of a config as a path: `weights: Annotated[str, RecipePath(("hub", "random"))]`.
+    """Marks a text or `Path` of a config as a path: `Annotated[str, RecipePath(("hub", "random"), of="file")]`.
 
     A relative path begins at the recipe's folder, or at the working directory where it is given on the command line or
     to a function. `~` is the home directory. The path is made absolute when the recipe is loaded, before any weight is.
@@ -26,11 +26,13 @@ class RecipePath:
 
     Arguments:
         words: values that are no paths, such as "hub".
+        of: what must be there, a "file", a "folder", or "either".
         absent: what happens where there is no such file or folder: "refuse" it; "keep" the text, which then names
             something else, unless it begins like a path; or "make", for what a run writes.
     """
 
     words: tuple[str, ...] = ()
+    of: Literal["file", "folder", "either"] = "either"
     absent: Literal["refuse", "keep", "make"] = "refuse"
 
 
@@ -40,7 +42,7 @@ class PromptFile:
 
     __pydantic_config__ = CLOSED
 
-    file: Annotated[str, RecipePath()] = field(
+    file: Annotated[str, RecipePath(of="file")] = field(
         metadata={"description": "A .txt, .csv, .tsv, .json or .jsonl file, relative to the recipe's folder."}
     )
     column: str | None = setting(
@@ -50,4 +52,4 @@ class PromptFile:
 
 # What a recipe can say where prompts are asked for: the name of a plugin's list or of a file, the prompts themselves,
 # or a file with the column to read.
-Prompts = Annotated[str, RecipePath(absent="keep")] | tuple[str, ...] | PromptFile
+Prompts = Annotated[str, RecipePath(of="file", absent="keep")] | tuple[str, ...] | PromptFile

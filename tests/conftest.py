@@ -18,7 +18,6 @@ from tests.support.tiny import tiny_catalog
 # `pytest --durations=0` measures it. They start processes, train for many updates, build wheels, or repeat a check
 # on large models that a fast test makes on small ones.
 SLOW = (
-    "plugins/*/tests/test_contract.py::*::test_naming_imports_no_torch",
     "plugins/*/tests/test_reference.py",
     "plugins/adversarial/tests/test_contract.py::TestRealWeights",
     "plugins/emoji/tests/test_alignment.py",
@@ -26,6 +25,7 @@ SLOW = (
     "plugins/emoji/tests/test_emoji_training.py",
     "plugins/jpeg/tests/test_acceptance.py",
     "tests/cli/test_app.py::test_a_run_fills_its_folder_and_can_be_resumed_but_not_overwritten_by_accident",
+    "tests/cli/test_app.py::test_a_finished_run_goes_on_from_any_folder",
     "tests/cli/test_app.py::test_ctrl_c_saves_and_the_resumed_run_is_the_uninterrupted_one",
     "tests/cli/test_cost.py",
     "tests/cli/test_demo.py",
@@ -42,6 +42,7 @@ SLOW = (
     "tests/registry/test_hostile_plugins.py",
     "tests/reporting/test_page.py",
     "tests/runs/test_faults.py",
+    "tests/runs/test_model_settings.py",
     "tests/runs/test_nothing_is_lost.py",
     "tests/runs/test_run.py",
     "tests/sampling/test_families.py::test_a_chain_that_is_left_early_gives_finite_images_with_gradient",
@@ -53,6 +54,7 @@ SLOW = (
     "tests/testing/test_contract.py::test_a_naming_module_that_imports_torch_is_caught",
     "tests/testing/test_reference.py",
     "tests/training/test_distributed.py",
+    "tests/training/test_precision.py::test_the_embedded_model_in_float16_has_the_gradient_of_float32",
     "tests/training/test_trainer.py::test_a_torn_checkpoint_is_refused",
     "tests/training/test_trainer.py::test_the_reward_rises",
 )

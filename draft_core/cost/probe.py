@@ -37,7 +37,7 @@ class Probe:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.sampler = trainer.sampler
-        self.device = trainer.accelerator.device
+        self.device = trainer.device
         self.denoisers = list(pipelines.find_denoisers(self.sampler.pipe).values())
 
     def peak(self, batch: int, recorded: int) -> int:
@@ -83,13 +83,13 @@ class Probe:
         noise = [
             torch.Generator("cpu").manual_seed(place) for place in range(batch * trainer.batches.images_per_prompt)
         ]
-        with trainer.accelerator.autocast():
+        with trainer.autocast():
             rollout = self.sampler(prompts, plan=plan, generator=noise)
             total: torch.Tensor = trainer.objective(rollout.images, rollout.prompts).total
         return total
 
     def _backward(self, scores: torch.Tensor) -> None:
-        self.trainer.accelerator.backward(-scores.mean())
+        (-scores.mean()).backward()  # type: ignore[no-untyped-call]
         for parameter in self.trainer.parameters:
             parameter.grad = None
 
@@ -97,7 +97,7 @@ class Probe:
         """Seconds of one denoiser call with gradient and of its way back."""
         forward, *arguments = call
         args, kwargs = seams.mapped(torch.Tensor.detach, arguments)
-        with self.trainer.accelerator.autocast():
+        with self.trainer.autocast():
             forth = clock.measure(lambda: forward(*args, **kwargs))
         output = seams.tensors_in(clock.result)[0]
         back = clock.measure(lambda: self._backward(output.float()))

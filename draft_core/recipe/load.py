@@ -48,6 +48,7 @@ def load_recipe(
         recipe = with_absolute_paths(
             recipe, base_of(base, overrides), where=name, names=_names_that_are_no_paths(catalog)
         )
+        recipe = _with_call_of_alias(recipe, catalog)
         _check(recipe, catalog, name)
     except DraftError as error:
         if missing := _missing(data.get("versions"), catalog):
@@ -58,6 +59,20 @@ def load_recipe(
             ) from None
         raise
     return recipe
+
+
+def _with_call_of_alias(recipe: RecipeBase, catalog: Catalog) -> RecipeBase:
+    """What a plugin says that suits its pipeline, where the recipe says nothing else."""
+    model = recipe.model
+    if model.pretrained not in catalog.pretrained:
+        return recipe
+    call = dict(catalog.pretrained[model.pretrained].spec.call)
+    own = {name: call.pop(name) for name in ("num_inference_steps", "guidance_scale") if name in call}
+    data = {name: getattr(model, name) for name in model.model_fields_set}
+    said = {name for name, value in data.items() if value is not None}
+    data.update({name: value for name, value in own.items() if name not in said})
+    complete = type(model).model_validate({**data, "call": {**call, **model.call}})
+    return recipe.model_copy(update={"model": complete})
 
 
 def dump_recipe(recipe: BaseModel) -> str:
@@ -101,6 +116,12 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             f"method {method.kind!r} takes no gradient of the rewards",
             where=f"{where}: train.normalize",
             next="use scale, or none",
+        )
+    if recipe.regularizers.kl and not method.yields_divergence:
+        raise RecipeError(
+            f"method {method.kind!r} does not say how far it is from the base model, so the term would have no effect",
+            where=f"{where}: regularizers.kl",
+            next="leave it out, or use lora_norm",
         )
     _check_plan(recipe, catalog, where)
     locate_pretrained(recipe.model.pretrained, catalog, where=f"{where}: model.pretrained")

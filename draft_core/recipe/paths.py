@@ -16,6 +16,7 @@ from draft_core.setting import RecipePath
 
 Settings = TypeVar("Settings")
 
+IS_THERE = {"file": Path.is_file, "folder": Path.is_dir, "either": Path.exists}
 PATH_STARTS = ("/", "./", "../", "~")  # of a text that can be nothing but a path
 
 
@@ -116,13 +117,14 @@ class _Paths:
             raise RecipeError(
                 f"{short(text)} can be no path ({error})", where=f"{self.where}: {at}", next="correct it"
             ) from None
-        if mark.absent == "make" or exists(Path.exists, path):
+        if mark.absent == "make" or exists(IS_THERE[mark.of], path):
             return type(value)(path)
         if mark.absent == "keep" and not text.startswith(PATH_STARTS):
             return value
-        others = [*(["hf://owner/name"] if mark.words else []), *known]
+        others = [*(["an hf:// address"] if mark.words else []), *known]
+        what = "" if mark.of == "either" else f"{mark.of} "
         raise RecipeError(
-            f"there is no {short(str(path))}",
+            f"there is no {what}{short(str(path))}",
             where=f"{self.where}: {at}",
             next="check the path" + (f", or give {', '.join(others)}" if others else ""),
         )
@@ -148,5 +150,7 @@ def _unwrapped(annotation: Any, marks: Sequence[Any]) -> tuple[Any, Sequence[Any
 def _fits(value: Any, annotation: Any) -> bool:
     """Whether a value is of this member of a union."""
     annotation, _ = _unwrapped(annotation, ())
+    if annotation is Any:
+        return True
     kind = get_origin(annotation) or annotation
     return isinstance(kind, type) and isinstance(value, kind) and not (isinstance(value, str) and kind is Sequence)

@@ -114,6 +114,8 @@ class MethodSpec:
         config: its config type, whose `kind` is a literal equal to `kind`; a `DirectConfig` if the learner is left out.
         learner: "module:callable"; called with the config, it returns a `draft_core.learners.learner.Learner`.
         needs_gradient: the learner's own `needs_gradient`: False lets it train on rewards that are not differentiable.
+        yields_divergence: the learner's own `yields_divergence`: without it `regularizers.kl` is refused. True where
+            the learner is left out.
 
     Raises:
         PluginError: at construction, when the fields contradict each other.
@@ -124,6 +126,7 @@ class MethodSpec:
     config: type[MethodConfig]
     learner: str = DIRECT
     needs_gradient: bool = True
+    yields_divergence: bool = False
 
     def __post_init__(self) -> None:
         where = f"method spec {self.kind!r}"
@@ -132,6 +135,8 @@ class MethodSpec:
             raise PluginError("its kind is not lower-case words joined by hyphens", where=where, next="rename it")
         _check_config(self.kind, self.config, DirectConfig if self.learner == DIRECT else MethodConfig, where)
         _check_path(self.learner, where)
+        if self.learner == DIRECT:
+            object.__setattr__(self, "yields_divergence", True)
 
     def load(self) -> Callable[[MethodConfig], Any]:
         """What makes the learner; imports the method's code, and with it torch."""

@@ -20,12 +20,24 @@ from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import Config, MethodConfig, RewardConfig
 from draft_core.rewards.objective import Objective
 from draft_core.rewards.placement import OnDevice
-from draft_core.runs.pipeline_loading import guided, load_pipeline, tile_decode
+from draft_core.runs.pipeline_loading import (
+    check_model,
+    guided,
+    load_pipeline,
+    read_images,
+    set_scheduler,
+    tile_decode,
+    with_tuples,
+)
 from draft_core.sampling.prompt_cache import remember_prompts
 from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.training.batches import images_per_prompt
+from draft_core.training.distributed import Processes
+from draft_core.training.precision import autocast
+from draft_core.training.scoring import check_spread
 from draft_core.training.trainer import Trainer
 
-LEARNER_MEMBERS = ("needs_gradient", "losses", "modules", "state_dict", "load_state_dict")
+LEARNER_MEMBERS = ("needs_gradient", "yields_divergence", "losses", "modules", "state_dict", "load_state_dict")
 
 
 def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Sequence[str] | None = None) -> Trainer:
@@ -41,6 +53,7 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Sequen
     """
     catalog = catalog if catalog is not None else load_catalog()
     _check_machine(recipe)
+    check_model(recipe.model, catalog)
     prompts = prompts if prompts is not None else resolve_prompts(recipe.prompts, catalog)
     objective = build_objective(recipe.rewards, catalog)
     sampler = build_sampler(recipe.model, catalog=catalog)
@@ -60,13 +73,14 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Sequen
 
 
 def build_adapter(model: ModelConfig, pipe: Any, *, seed: int) -> Adapter:
-    """What is trained, attached to the pipeline: the recipe's LoRA, drawn from `seed`.
+    """What is trained, attached to the pipeline: the recipe's LoRA, drawn from `seed`, or the one it goes on from.
 
     Raises:
         RecipeError: if no layer matches its targets.
+        CheckpointError: if the LoRA to go on from does not fit.
     """
     lora = model.lora
-    adapter = Lora(pipe, rank=lora.rank, alpha=lora.alpha, targets=lora.targets)
+    adapter = Lora(pipe, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, init=lora.init)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapter.attach()
@@ -75,7 +89,17 @@ def build_adapter(model: ModelConfig, pipe: Any, *, seed: int) -> Adapter:
 
 def build_sampler(model: ModelConfig, *, catalog: Catalog) -> DifferentiableSampler:
     """The sampler of a recipe's model."""
-    pipe = load_pipeline(model.pretrained, dtype=model.dtype, catalog=catalog)
+    call = read_images(model.call)
+    pipe = load_pipeline(
+        model.pretrained,
+        dtype=model.dtype,
+        pipeline=model.pipeline,
+        config=model.config,
+        variant=model.variant,
+        catalog=catalog,
+    )
+    if model.scheduler is not None:
+        set_scheduler(pipe, model.scheduler)
     if model.tiled_decode:
         tile_decode(pipe)
     if model.remember_prompts:
@@ -87,7 +111,7 @@ def build_sampler(model: ModelConfig, *, catalog: Catalog) -> DifferentiableSamp
         gradient_checkpointing=model.gradient_checkpointing,
         decode=model.decode,
         **guidance,
-        **model.call,
+        **with_tuples(pipe, call),
     )
 
 
@@ -105,12 +129,12 @@ def build_learner(config: MethodConfig, catalog: Catalog) -> Learner:
         raise PluginError(
             f"its factory made {type(learner).__name__}, which has no {missing[0]}", where=where, next="tell its author"
         )
-    if learner.needs_gradient != entry.spec.needs_gradient:
-        raise PluginError(
-            f"its spec says needs_gradient = {entry.spec.needs_gradient}, its learner {learner.needs_gradient}",
-            where=where,
-            next="tell its author",
-        )
+    for name in ("needs_gradient", "yields_divergence"):
+        said, found = getattr(entry.spec, name), getattr(learner, name)
+        if said != found:
+            raise PluginError(
+                f"its spec says {name} = {said}, its learner {found}", where=where, next="tell its author"
+            )
     made: Learner = learner
     return made
 
@@ -134,7 +158,7 @@ def build_objective(configs: Sequence[RewardConfig], catalog: Catalog, *, beside
     return Objective(rewards, weights, caps)
 
 
-def load_reward(kind: str, *, catalog: Catalog | None = None, **fields: Any) -> torch.nn.Module:
+def load_reward(kind: str, /, *, catalog: Catalog | None = None, **fields: Any) -> torch.nn.Module:
     """The reward of an installed kind: `load_reward("jpeg", quality=50)`.
 
     Arguments:
@@ -192,6 +216,8 @@ def reward_config(kind: str, fields: Mapping[str, Any], catalog: Catalog) -> Rew
     Raises:
         DraftError: like `load_reward`.
     """
+    if "kind" in fields:
+        raise RecipeError("the kind is said already", where=f"reward {kind!r}: kind", next="leave it out")
     catalog.reward(kind)
     where = f"reward {kind!r}"
     config: RewardConfig = validate(reward_type(catalog), {"kind": kind, **fields}, catalog, where=where)
@@ -216,6 +242,9 @@ def _check_machine(recipe: RecipeBase) -> None:
         if reward.device:
             name = f"rewards.{place}" if place < len(recipe.rewards) else f"metrics.{place - len(recipe.rewards)}"
             _check_device(reward.device, where=f"{name}.device")
+    processes = Processes(cpu=recipe.device == "cpu")
+    autocast(processes.device, recipe.train.mixed_precision)  # refuses what the device cannot do
+    check_spread(recipe.train, images_per_prompt(recipe.model.call), processes.world_size)
     if recipe.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise RecipeError(
             "TensorBoard is not installed", where="tensorboard", next="pip install 'draft-core[tensorboard]'"

@@ -167,13 +167,13 @@ def _changed_prompts(folder: Path, resolved: ResolvedRecipe, fields: Mapping[str
             continue
         pairs = enumerate(zip_longest(before, now))
         place, (old, new) = next((place, pair) for place, pair in pairs if pair[0] != pair[1])
-        changed[field] = f"{len(before)} -> {len(now)} prompts, number {place + 1} was {old!r} and is {new!r}"
+        changed[field] = f"{len(before)} -> {len(now)} texts, number {place + 1} was {old!r} and is {new!r}"
     return changed
 
 
 def _sources(field: str, recipe: RecipeBase) -> tuple[str, ...]:
     """The fields of the recipe that say what a list of prompts is."""
-    if field == "prompts" or recipe.evaluation is None:
+    if field.startswith("prompts") or recipe.evaluation is None:
         return ("prompts",)
     return ("evaluation.prompts", "evaluation.count")
 

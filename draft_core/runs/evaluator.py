@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from draft_core.evaluation.collapse import EvalRecord, eval_record
-from draft_core.evaluation.evaluate import Evaluation, evaluate
+from draft_core.evaluation.evaluate import Evaluation, NotFiniteError, evaluate
 from draft_core.reporting.run_record import EVALUATIONS, append_row, load_images, save_images, scale_name
 from draft_core.rewards.objective import Objective
 from draft_core.runs.folder import RunFolder
@@ -52,7 +52,14 @@ class Evaluator:
             stage: what the progress display calls it; "evaluate UPDATE" if left out.
         """
         update = self.trainer.done
-        seen = self._draw(stage or f"evaluate {update}", self.rewards, self.prompts, self.seeds)
+        try:
+            seen = self._draw(stage or f"evaluate {update}", self.rewards, self.prompts, self.seeds)
+        except NotFiniteError as error:
+            raise NotFiniteError(
+                f"{error.what} after update {update}; those of the base model were",
+                where=error.where,
+                next="lower train.learning_rate and start anew with --overwrite; the last checkpoint is kept till then",
+            ) from error
         several = len(self.trainer.objective.weights) > 1
         norms, cosines = self.trainer.reward_gradients() if update and several else ({}, {})
         return self.folder.write(lambda: self._write(update, seen, norms, cosines))
@@ -72,7 +79,7 @@ class Evaluator:
             prompts,
             seeds,
             batch_size=self.trainer.settings.batch_size,
-            autocast=self.trainer.accelerator.autocast,
+            autocast=self.trainer.autocast,
             progress=lambda done, total: self.progress(stage, done, total, "images"),
             share=(processes.rank, processes.world_size),
             gather=processes.gather,
@@ -84,6 +91,7 @@ class Evaluator:
         if self.base_images is None:  # from the files, also in an uninterrupted run: both compare with the same levels
             self.base_images = load_images(self.folder.path, 0)
         base = replace(seen, images=self.base_images)
-        record = eval_record(seen, base, update, gradients=norms, cosines=cosines)
+        divisors = self.trainer.scoring.divisors if update else {}
+        record = eval_record(seen, base, update, gradients=norms, cosines=cosines, divisors=divisors)
         append_row(self.folder.path / EVALUATIONS, record)
         return record

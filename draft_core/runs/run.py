@@ -12,29 +12,33 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from accelerate.tracking import TensorBoardTracker
 from safetensors import SafetensorError
 
+from draft_core.cost.room import require_room
 from draft_core.errors import CheckpointError, DraftError, Interrupted, RecipeError, first_line
 from draft_core.evaluation.collapse import CollapseRule, EvalRecord, Verdict
 from draft_core.evaluation.evaluate import one_image_each
 from draft_core.recipe.resolve import ResolvedRecipe, resolve_recipe
-from draft_core.recipe.schema import RecipeBase
+from draft_core.recipe.schema import ImageFile, RecipeBase
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
 from draft_core.reporting.page import write_report
 from draft_core.reporting.run_record import Facts
 from draft_core.runs.build import build, build_objective
 from draft_core.runs.continuation import continuation, images_per_update
+from draft_core.runs.cut_prompts import cut_prompts
 from draft_core.runs.evaluator import Evaluator
 from draft_core.runs.folder import CHECKPOINTS, RunFolder
 from draft_core.runs.interrupts import Stop, stop_signals
 from draft_core.runs.progress import Progress, silent
 from draft_core.runs.provenance import licences, peak_memory, versions
+from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.checkpoints import checkpoints
-from draft_core.training.distributed import Processes, another_is_gone, forget_settings, is_loss_of_another
+from draft_core.training.distributed import Processes, another_is_gone, is_loss_of_another
 from draft_core.training.step_report import StepReport
 from draft_core.training.trainer import Trainer
 
@@ -82,26 +86,31 @@ def run_recipe(
         Interrupted: after Ctrl-C or SIGTERM, with everything saved.
     """
     catalog = catalog if catalog is not None else load_catalog()
-    with stop_signals() as stop, _in_sentences(recipe.output):
-        forget_settings()
+    with stop_signals() as stop, _in_sentences(recipe.output), cut_prompts() as cut:
         started = time.perf_counter()
         processes = Processes(cpu=recipe.device == "cpu")
         progress = progress if processes.rank == 0 else silent
         resolved = resolve_recipe(recipe, catalog, versions=versions(catalog), processes=processes.world_size)
         recipe = resolved.recipe
+        cut.prompts, cut.progress = (*resolved.prompts, *resolved.evaluation_prompts), progress
         how = processes.on_main(lambda: continuation(resolved, resume=resume, overwrite=overwrite, force=force))
         progress("load", 0, 1, recipe.model.pretrained)
         trainer = build(recipe, catalog=catalog, prompts=resolved.prompts)
         _require_call(recipe, trainer)
-        rewards = build_objective(recipe.metrics, catalog, beside=trainer.objective).to(trainer.accelerator.device)
-        rule = CollapseRule(trainer.objective.weights, resolved.evaluation.tolerance, resolved.evaluation.on_collapse)
+        rewards = build_objective(recipe.metrics, catalog, beside=trainer.objective).to(trainer.device)
+        tightness = require_room(trainer)
+        watch, objective = resolved.evaluation, trainer.objective
+        rule = CollapseRule(objective.weights, watch.tolerance, watch.on_collapse, objective.caps)
         processes.gather(None)  # only now, when every process has come so far
         folder = RunFolder(recipe, processes)
         with folder.locked():
             folder.begin(resolved, anew=not how.goes_on, redraws=how.redraws)
             progress("load", 1, 1, recipe.model.pretrained)
             restored = folder.restore(trainer)
-            for note in [*trainer.adapter.notes(), *how.notes, *restored.notes]:
+            blind = rule.blindness(
+                prompts=len(resolved.evaluation_prompts), images_per_prompt=len(resolved.seeds), scores=rewards.weights
+            )
+            for note in [*trainer.adapter.notes(), *how.notes, *restored.notes, *filter(None, (blind, tightness))]:
                 progress("note", 0, 0, note)
             evaluator = Evaluator(trainer, folder, rewards, resolved.evaluation_prompts, resolved.seeds, progress)
             records, earlier = restored.evaluations, restored.seconds
@@ -178,15 +187,17 @@ def _tell(report: StepReport, steps: int, progress: Progress) -> None:
     progress("train", report.update, steps, f"reward {report.reward:.4g}")
     for problem in report.skipped:
         progress("note", 0, 0, f"update {report.update}: skipped, {problem}")
+    for note in report.notes:
+        progress("note", 0, 0, f"update {report.update}: {note}")
 
 
 def _evaluate(run: _Run, progress: Progress, stage: str = "") -> Verdict:
     """Draws and scores the held-out images, writes their record down, and judges it."""
     run.records.append(run.evaluator.evaluate(stage))
     verdict = run.rule.verdict(run.records[0], run.records[-1])
-    if verdict.lost:
-        what = "collapsing" if verdict.collapsed else "losing"
-        progress("note", 0, 0, f"update {run.trainer.done}: {what}, {'; '.join(verdict.lost)}")
+    what = "collapsing" if verdict.collapsed else "losing" if verdict.lost else "beyond chance"
+    for said in (*([f"{what}, {'; '.join(verdict.fell)}"] if verdict.fell else []), *verdict.unjudged):
+        progress("note", 0, 0, f"update {run.trainer.done}: {said}")
     return verdict
 
 
@@ -201,8 +212,6 @@ def _save(run: _Run) -> Path:
 
 def _require_call(recipe: RecipeBase, trainer: Trainer) -> None:
     """That the pipeline can be called as the recipe says, found before anything is drawn or deleted."""
-    if recipe.train.mixed_precision == "fp16" and trainer.accelerator.device.type == "cpu":
-        raise RecipeError("fp16 needs a GPU", where="train.mixed_precision", next="use bf16, or no")
     pipe = type(trainer.sampler.pipe).__name__
     try:
         steps = trainer.sampler.steps
@@ -221,7 +230,7 @@ def _require_call(recipe: RecipeBase, trainer: Trainer) -> None:
 
 
 def _facts(run: _Run, catalog: Catalog, verdict: Verdict) -> Facts:
-    recipe, sampler, device = run.resolved.recipe, run.trainer.sampler, run.trainer.accelerator.device
+    recipe, sampler, device = run.resolved.recipe, run.trainer.sampler, run.trainer.device
     return Facts(
         model=recipe.model.pretrained,
         location=run.resolved.location,
@@ -231,7 +240,8 @@ def _facts(run: _Run, catalog: Catalog, verdict: Verdict) -> Facts:
         seeds=list(run.resolved.seeds),
         prompts_are_unseen=recipe.evaluation is not None,
         tolerance=run.rule.tolerance,
-        call={"num_inference_steps": sampler.num_inference_steps, **one_image_each(sampler).call_kwargs},
+        caps=run.rule.caps,
+        call=_call_of(recipe, sampler),
         images_per_update=images_per_update(recipe.model_dump()),
         versions=recipe.versions or {},
         licences=licences(recipe, catalog),
@@ -242,7 +252,23 @@ def _facts(run: _Run, catalog: Catalog, verdict: Verdict) -> Facts:
         scales=run.scales,
         dtype=recipe.model.dtype,
         output="frames" if hasattr(sampler.pipe, "video_processor") else "images",
+        source=recipe.model.model_dump(include={"pipeline", "config", "variant"}, exclude_none=True),
+        scheduler=recipe.model.scheduler.model_dump() if recipe.model.scheduler else {},
     )
+
+
+def _call_of(recipe: RecipeBase, sampler: DifferentiableSampler) -> dict[str, Any]:
+    """The arguments that evaluations are drawn with, as `Facts.call` has them."""
+    said = recipe.model.model_dump(mode="json")["call"]
+    call: dict[str, Any] = {"num_inference_steps": sampler.num_inference_steps}
+    for name, value in one_image_each(sampler).call_kwargs.items():
+        is_image = any(isinstance(part, ImageFile) for part in _listed(recipe.model.call.get(name)))
+        call[name] = said[name] if is_image else {"tuple": list(value)} if isinstance(value, tuple) else value
+    return call
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 @contextmanager

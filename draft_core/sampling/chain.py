@@ -55,14 +55,6 @@ class PlannedRun:
                 where=type(self.pipe).__name__,
                 next=f"make the plan for {self.number} steps",
             )
-        denoisers = pipelines.find_denoisers(self.pipe).values()
-        trains = any(parameter.requires_grad for denoiser in denoisers for parameter in denoiser.parameters())
-        if self.call.caller_records and self.plan.grad_steps and trains and not images.requires_grad:
-            raise SamplerError(
-                "its images carry no gradient, something between the denoiser and them cuts it",
-                where=type(self.pipe).__name__,
-                next="look for a no_grad or a detach in its decode",
-            )
         return images
 
     def origin(self) -> Origin | None:
@@ -229,7 +221,7 @@ class DryRun:
     Arguments:
         blanks: such outputs that are known already: network and shape of its input -> zeros that take no memory.
         last: a step whose start is noted, without decoding; None runs the whole call.
-        real: every call of a network is made, for pipelines that look into them.
+        real: every call of a network is made, for pipelines that read what is inside them.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ No method's name and no family's loop is known here. A `Steering` decides; the c
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -94,6 +95,8 @@ class PipelineCall:
         self.caller_records = torch.is_grad_enabled()
         self.traits = CallTraits()
         self.divergences: list[torch.Tensor] = []
+        self.predicted: list[Any] = []  # the graph nodes of what recorded denoiser calls returned
+        self.decoder_types: list[torch.dtype] = []  # of the decoder's weights at the start of the call
 
     def run(self, steering: Steering) -> Any:
         """What the call returns: images (N, 3, H, W) in [0, 1], or latents where the steering asks for those."""
@@ -136,6 +139,8 @@ class PipelineCall:
                 if hasattr(owner, name):
                     stack.enter_context(seams.replaced(owner, name, wrapper))
             call = stack.enter_context(pipelines.differentiable(self.pipe))
+            stack.callback(self.predicted.clear)
+            self.decoder_types = _types(getattr(self.pipe, "vae", None))
             self._set_recording(steering)
             try:
                 images = call(**steering.arguments(self._arguments()))
@@ -146,11 +151,23 @@ class PipelineCall:
                     raise
                 raise _refused(self.pipe, error) from error  # an output type without tensors, of LDM3D
             self.traits.two_streams = stepping.copied
-        if not isinstance(images, torch.Tensor):
-            raise SamplerError(
-                f"its call returned {type(images).__name__}, not a tensor of images", where=type(self.pipe).__name__
-            )
+            if not isinstance(images, torch.Tensor):
+                raise SamplerError(
+                    f"its call returned {type(images).__name__}, not a tensor of images", where=type(self.pipe).__name__
+                )
+            self._require_gradient(images)
         return images
+
+    def _require_gradient(self, images: torch.Tensor) -> None:
+        """That the images depend on a recorded prediction: a decoder that is trained gives them a gradient anyway."""
+        denoisers = pipelines.find_denoisers(self.pipe).values()
+        trains = any(parameter.requires_grad for denoiser in denoisers for parameter in denoiser.parameters())
+        if self.caller_records and trains and self.predicted and not reaches(images.grad_fn, self.predicted):
+            raise SamplerError(
+                "its images carry no gradient of the denoiser, something between it and them cuts it",
+                where=type(self.pipe).__name__,
+                next="look for a no_grad or a detach in its loop and its decode",
+            )
 
     def _set_recording(self, steering: Steering) -> None:
         torch.set_grad_enabled(self.caller_records and steering.records())
@@ -183,12 +200,15 @@ class PipelineCall:
 
     def _decode(self, decode: Any, latents: Any, *args: Any, **kwargs: Any) -> Any:
         """The decoder's output, its graph kept as the sampler's `decode` says."""
-        how = self.sampler.decode
+        how, network = self.sampler.decode, self.pipe.vae
+        if torch.is_grad_enabled() and _types(network) != self.decoder_types:
+            network = _kept_as_it_is(network)
+            decode = network.decode
         if how in ("whole", "selective", "blocks") or not isinstance(latents, torch.Tensor):
-            with _keeping(how, self.pipe.vae):
+            with _keeping(how, network):
                 return decode(latents, *args, **kwargs)
         slices = torch.split(latents, 1) if how == "sliced" else [latents]
-        outputs = [_recomputed(self.pipe.vae, decode, one, *args, **kwargs) for one in slices]
+        outputs = [_recomputed(network, decode, one, *args, **kwargs) for one in slices]
         images = torch.cat([seams.first_of(output, "sample") for output in outputs])
         return seams.with_first(outputs[0], "sample", images)
 
@@ -197,6 +217,7 @@ class PipelineCall:
         how = self.sampler.gradient_checkpointing
         with _keeping(how, denoiser):
             output = _recomputed(denoiser, forward, *args, **kwargs) if how is True else forward(*args, **kwargs)
+        self.predicted += [tensor.grad_fn for tensor in seams.tensors_in(output)]
         if self.sampler.base_model is not None and self.caller_records:
             with torch.no_grad(), self.sampler.base_model():
                 expected = seams.tensors_in(forward(*args, **kwargs))[0]
@@ -215,6 +236,41 @@ def _refused(pipe: Any, error: Exception) -> SamplerError:
 def _help(helper: Any, forward: Any, args: Any, kwargs: Any) -> Any:
     """A network that helps the denoiser along is recorded like it, and does not count as one."""
     return forward(*args, **kwargs)
+
+
+def reaches(end: Any, nodes: Sequence[Any]) -> bool:
+    """Whether the graph behind a node leads to one of the others; a tensor without gradient has None for its node."""
+    wanted, seen, open_ends = {node for node in nodes if node is not None}, set(), [end]
+    while open_ends:
+        node = open_ends.pop()
+        if node in wanted:
+            return True
+        if node is not None and node not in seen:
+            seen.add(node)
+            open_ends += [before for before, _ in node.next_functions]
+    return False
+
+
+def _types(network: Any) -> list[torch.dtype]:
+    return [weight.dtype for weight in network.parameters()] if isinstance(network, torch.nn.Module) else []
+
+
+def _kept_as_it_is(network: torch.nn.Module) -> Any:
+    """A copy of a network that shares its weights' memory, and keeps them when the network is cast to another type.
+
+    Some pipelines cast their decoder up before they decode, and down again before there is a backward pass.
+
+    Raises:
+        SamplerError: if it is trained, for its gradient would not come back through the cast.
+    """
+    if any(weight.requires_grad for weight in network.parameters()):
+        raise SamplerError(
+            "its call casts the decoder to another type while it decodes, and the decoder is to be trained",
+            where=type(network).__name__,
+            next="give it that type beforehand, or freeze it",
+        )
+    shared = {id(weight): torch.nn.Parameter(weight.data, requires_grad=False) for weight in network.parameters()}
+    return copy.deepcopy(network, shared)
 
 
 def _frozen(forward: Any, *args: Any, **kwargs: Any) -> Any:

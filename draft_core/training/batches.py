@@ -49,9 +49,13 @@ class Batches:
                 generators=[self._noise(index, copy) for index in indices for copy in range(self.images_per_prompt)],
                 columns={name: [column[index] for index in chosen] for name, column in self.columns.items()},
                 update=update,
-                rng=Random(f"plan {self.seed} {update}"),
+                rng=self.choices(update),
                 ranks=self.ranks,
             )
+
+    def choices(self, update: int) -> Random:
+        """For choices that all batches and processes of the update after `update` earlier ones share."""
+        return Random(f"plan {self.seed} {update}")
 
     def _noise(self, index: int, copy: int) -> torch.Generator:
         """Drawn on the CPU, so that a seed means the same images on every device."""

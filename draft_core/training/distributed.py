@@ -13,7 +13,6 @@ from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import PartialState
-from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
 
 from draft_core.errors import DraftError
@@ -30,6 +29,7 @@ class Processes:
     Attributes:
         rank: which one this is, from 0; 0 is the main process, which writes and reports.
         world_size: how many there are.
+        device: where this one computes; of several processes each has its own GPU.
 
     Raises:
         DraftError: if it is alone although it was to be one of several.
@@ -39,6 +39,9 @@ class Processes:
         state = PartialState(cpu=cpu or _meet_on_cpu())  # it knows whether this process was started as one of several
         self.world_size: int = state.num_processes
         self.rank: int = state.process_index
+        # Several stay connected on the devices that they have; one alone is asked anew by each run of its program.
+        alone = torch.device("cpu") if cpu else state.default_device
+        self.device: torch.device = state.device if self.world_size > 1 else alone
         _require_company(self.world_size)
 
     def leave_at_exit(self) -> None:
@@ -102,14 +105,6 @@ def is_loss_of_another(error: MemoryError | RuntimeError) -> bool:
     """Whether an error of a computation is one of its exchanges with another process, as in a sharded denoiser."""
     words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo has no class for its errors
     return isinstance(error, torch.distributed.DistBackendError) or any(word in str(error) for word in words)
-
-
-def forget_settings() -> None:
-    """Lets the next run of this program have another device and precision: accelerate would keep the first one's.
-
-    Several processes stay connected, and on the devices that they have.
-    """
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
 
 
 def _meet_on_cpu() -> bool:

@@ -142,6 +142,8 @@ def test_a_reward_that_breaks_its_contract_scores_no_file(
         ("train RECIPE --resume --overwrite", "contradict each other"),
         ("train RECIPE --resume", "there is no run to resume"),
         ("train RECIPE --set rewards.0.kind=brightness", "has no gradient, which method 'draft-lv' needs"),
+        ("score none.png --reward redness --set kind=brightness", "reward 'redness': kind: the kind is said already"),
+        ("rewards check redness --set kind=brightness", "reward 'redness': kind: the kind is said already; leave it"),
         ("rewards show rednes", "unknown reward 'rednes'; did you mean 'redness'?"),
         ("score none.png --reward redness", "none.png: no such file"),
         ("score none.png --reward redness --set contrst=1", "no such file"),
@@ -198,6 +200,61 @@ def test_a_run_fills_its_folder_and_can_be_resumed_but_not_overwritten_by_accide
     assert "wrote samples.png" in text
     with Image.open(tmp_path / "samples.png") as grid:
         assert grid.height > 256
+
+
+def test_a_finished_run_goes_on_from_any_folder(draft: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe lies in a folder of its own, beside its prompts; its output is relative to it."""
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    for folder in (project, elsewhere):
+        folder.mkdir()
+    (project / "mine.csv").write_text("prompt,n\na boat,1\na car,2\n")
+    small = {"train": {"steps": 1, "batch_size": 1}, "output": "runs/mine", "prompts": "mine.csv"}
+    evaluation = {"evaluation": {"prompts": "tiny-heldout", "count": 1, "images_per_prompt": 1, "scales": []}}
+    (project / "recipe.yaml").write_text(dump_yaml({**GOOD, **small, **evaluation}))
+    code, text = draft("train", "project/recipe.yaml")
+    assert code == 0, text
+    run = project / "runs" / "mine"
+    assert f"report: {run / 'report.html'}" in text
+
+    for steps, folder, words in (
+        (2, elsewhere, ["../project/recipe.yaml"]),
+        (3, project, ["runs/mine"]),
+        (4, run, ["."]),
+        (5, elsewhere, [str(run / "recipe.yaml")]),
+    ):
+        monkeypatch.chdir(folder)
+        code, text = draft("train", *words, "--resume", "--set", f"train.steps={steps}")
+        assert code == 0, text
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["update"] for line in lines] == list(range(1, steps + 1))
+    assert not list(elsewhere.iterdir())
+
+
+def test_prompts_are_drawn_and_what_is_nearly_a_file_or_list_is_not(draft: Any, tmp_path: Path) -> None:
+    for prompt in ("a cat, " * 60, "a red apple"):
+        code, text = draft("sample", "tiny", "--prompts", prompt, "--steps", "1", "--images", "1", "-o", "one.png")
+        assert code == 0, text
+        assert (tmp_path / "one.png").is_file()
+        (tmp_path / "one.png").unlink()
+    for word, sentence in (("prompts_typo.txt", "there is no file"), ("tiny-trian", "did you mean 'tiny-train'?")):
+        code, text = draft("sample", "tiny", "-p", word, "-o", "one.png")
+        assert code == 2
+        assert f"error: --prompts {word}: " in text
+        assert sentence in text
+        assert not (tmp_path / "one.png").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_an_output_that_cannot_be_made_is_refused_before_a_model_is_loaded(
+    draft: Any, recipe: str, tmp_path: Path
+) -> None:
+    code, text = draft("train", recipe, "--set", "output=/proc/x/y")
+    assert code == 2
+    assert "output /proc/x/y: /proc is not writable (No such file or directory); mend its permissions, or" in text
+    assert "load" not in text
+    code, text = draft("train", recipe, "--set", "model.call={nothing: 1}")
+    assert code == 2
+    assert not (tmp_path / "run").exists(), "what was made to find out is removed"
 
 
 def test_ctrl_c_saves_and_the_resumed_run_is_the_uninterrupted_one(

@@ -18,7 +18,7 @@ from draft_core.registry.catalog import Catalog, Distribution, Entry
 from draft_core.runs.build import reward_config
 from tests.support.tiny import GOOD, spec
 
-Weights = Annotated[str, RecipePath(("hub", "random"))]
+Weights = Annotated[str, RecipePath(("hub", "random"), of="file")]
 
 
 class Inner(Config):
@@ -28,7 +28,8 @@ class Inner(Config):
 class PathsConfig(RewardConfig):
     kind: Literal["paths"] = "paths"
     weights: Weights = "hub"
-    model: Annotated[str, RecipePath(absent="keep")] = "ViT-B-32"
+    model: Annotated[str, RecipePath(of="folder", absent="keep")] = "ViT-B-32"
+    tag: Annotated[str, RecipePath(of="file", absent="keep")] = "openai"
     reference: Annotated[Path, RecipePath()] | None = None
     several: tuple[Weights, ...] = ()
     named: dict[str, Weights] = Field({})
@@ -63,19 +64,22 @@ def test_every_path_begins_at_the_recipes_folder(with_paths: Catalog, elsewhere:
     project = elsewhere.parent / "project"
     own: dict[str, Any] = {
         "weights": "only.bin",
-        "model": "only.bin",
+        "model": "folder",
+        "tag": "only.bin",
         "reference": "../project/here.bin",
         "several": ["here.bin", "random"],
         "named": {"a": "here.bin"},
         "source": {"weights": "only.bin"},
     }
     (project / "mine.txt").write_text("a boat\n")
+    (project / "folder").mkdir()
     model = {**GOOD["model"], "pretrained": "model"}
     (project / "model").symlink_to(with_paths.pretrained["tiny"].spec.folder)
     path = written(project, own, prompts="mine.txt", output="../runs/x", model=model)
     recipe = load_recipe(Path("..") / "project" / path.name, catalog=with_paths)
     reward = recipe.rewards[0].model_dump()
-    assert reward["weights"] == reward["model"] == reward["source"]["weights"] == str(project / "only.bin")
+    assert reward["weights"] == reward["tag"] == reward["source"]["weights"] == str(project / "only.bin")
+    assert reward["model"] == str(project / "folder")
     assert reward["reference"] == project / "here.bin"
     assert reward["several"] == (str(project / "here.bin"), "random")
     assert reward["named"] == {"a": str(project / "here.bin")}
@@ -128,12 +132,13 @@ def test_home_is_expanded(with_paths: Catalog, elsewhere: Path, monkeypatch: pyt
     [
         (
             {"weights": "nope"},
-            "rewards.0.weights: there is no {project}/nope; check the path, or give hf://owner/name,",
+            "rewards.0.weights: there is no file {project}/nope; check the path, or give an hf:// address, hub,",
         ),
-        ({"source": {"weights": "nope"}}, "rewards.0.source.weights: there is no {project}/nope"),
-        ({"several": ["hub", "nope"]}, "rewards.0.several.1: there is no {project}/nope"),
-        ({"model": "./nope"}, "rewards.0.model: there is no {project}/nope"),
+        ({"source": {"weights": "nope"}}, "rewards.0.source.weights: there is no file {project}/nope"),
+        ({"several": ["hub", "nope"]}, "rewards.0.several.1: there is no file {project}/nope"),
+        ({"model": "./nope"}, "rewards.0.model: there is no folder {project}/nope"),
         ({"reference": "a" * 5000}, "rewards.0.reference: there is no {project}/aaa"),
+        ({"weights": ".."}, "rewards.0.weights: there is no file {project.parent}"),
         ({"weights": "~nobody-here/x"}, "rewards.0.weights: ~nobody-here/x can be no path"),
     ],
 )
@@ -150,11 +155,14 @@ def test_a_path_without_anything_there_is_refused(
 def test_names_and_addresses_stay_as_they_are(with_paths: Catalog, elsewhere: Path) -> None:
     (elsewhere.parent / "project" / "tiny").mkdir()
     (elsewhere.parent / "project" / "hub").touch()
+    (elsewhere.parent / "project" / "openai").mkdir()
+    (elsewhere.parent / "project" / "tiny-train").mkdir()
     path = written(elsewhere.parent / "project", {"weights": "hf://owner/name/file", "model": "ViT-H-14"})
     recipe = load_recipe(path, ["rewards.0.several=[hub]"], catalog=with_paths)
     assert recipe.rewards[0].weights == "hf://owner/name/file"  # type: ignore[attr-defined]
     assert recipe.rewards[0].model == "ViT-H-14"  # type: ignore[attr-defined]
     assert recipe.rewards[0].several == ("hub",)  # type: ignore[attr-defined]
+    assert recipe.rewards[0].tag == "openai", "a folder is no file"  # type: ignore[attr-defined]
     assert recipe.model.pretrained == "tiny"
     assert recipe.prompts == "tiny-train"
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from draft_core.errors import RecipeError
 from draft_core.recipe.load import dump_recipe, load_recipe
@@ -16,6 +21,8 @@ from draft_core.recipe.yaml_text import dump_yaml
 from draft_core.registry.catalog import Catalog
 from draft_core.setting import PromptFile
 from tests.support.tiny import GOOD
+
+T = TypeVar("T")
 
 # As the published lists are written: PartiPrompts' TSV, DrawBench's CSV, HPDv2's JSON, GenEval's JSON lines.
 PARTI = (
@@ -125,7 +132,47 @@ def test_an_empty_list_is_refused(catalog: Catalog, tmp_path: Path) -> None:
             resolve_prompts(PromptFile(file=str(write(tmp_path, name, content))), catalog)
 
 
+def outcome(work: Callable[[], T]) -> T | str:
+    """What comes out, or the sentence that refuses it."""
+    try:
+        return work()
+    except RecipeError as error:
+        return str(error)
+
+
+SUFFIX = st.sampled_from([".txt", ".csv", ".tsv", ".json", ".jsonl"])
+GOOD_TEXTS = st.sampled_from([PARTI, DRAWBENCH, HPD, GENEVAL, '{"prompt": ["a"], "n": [1]}', "a\nb\n"])
+
+
+@st.composite
+def torn(draw: Any) -> bytes:
+    """A good file that something was put into or cut out of, or anything at all."""
+    content = draw(GOOD_TEXTS).encode()
+    start, end = sorted(draw(st.tuples(*[st.integers(0, len(content))] * 2)))
+    return draw(st.one_of(st.just(content[:start] + draw(st.binary(max_size=3)) + content[end:]), st.binary()))
+
+
+@settings(max_examples=int(os.environ.get("DRAFT_FUZZ", 300)), derandomize=True, deadline=None, database=None)
+@given(content=torn(), suffix=SUFFIX, column=st.sampled_from([None, "Prompt", "n"]))
+def test_any_file_gives_prompts_or_one_sentence(content: bytes, suffix: str, column: str | None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder), f"a{suffix}", content)
+        found = outcome(lambda: read_prompt_file(path, column, where="prompts"))
+    if isinstance(found, str):
+        assert found.startswith(f"prompts: {path}: ")
+        return
+    assert all(prompt and prompt == prompt.strip() for prompt in found.prompts)
+    assert all(len(values) == len(found.prompts) for values in found.columns.values())
+
+
 # On the command line
+
+
+@settings(max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(word=st.text(max_size=400))
+def test_any_word_is_a_prompt_or_one_sentence(word: str, catalog: Catalog) -> None:
+    found = outcome(lambda: given_prompts(word, catalog, where="--prompts"))
+    assert found == [word.strip()] or isinstance(found, str)
 
 
 @pytest.mark.parametrize("prompt", ["a red apple", "x" * 300, "火" * 200, "and/or", "tiny", "a cat.", "\0"])

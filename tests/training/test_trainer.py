@@ -268,8 +268,7 @@ def test_each_reward_is_divided_by_its_running_scale(tokenizer: Any) -> None:
     plain = trainer(tokenizer, steps=2, max_grad_norm=1e9)
     untouched = spied_gradients(plain)
     list(plain)
-    assert one.scale is not None
-    size = one.scale.divisors["redness"]
+    size = one.scoring.divisors["redness"]
     assert 0 < size < 1
     assert taken[0].norm() > untouched[0].norm(), "divided by a spread below 1"
 
@@ -291,7 +290,7 @@ def test_the_gradients_of_two_rewards_are_told_apart(tokenizer: Any) -> None:
         for parameter in trainable(one.sampler.pipe):
             parameter += 0.05
     same, opposite = Redness(RednessConfig()), Redness(RednessConfig(contrast=2.0))
-    one.objective = Objective({"same": same, "other": opposite}, {"other": -1.0})
+    one.scoring.objective = Objective({"same": same, "other": opposite}, {"other": -1.0})
     before = weights(one)
     norms, cosines = one.reward_gradients()
     assert norms["other"] == pytest.approx(2 * norms["same"], rel=1e-4)

@@ -16,12 +16,12 @@ class AestheticConfig(RewardConfig):
     """Options of `aesthetic`: the rating that people would give an image, whatever it shows."""
 
     kind: Literal["aesthetic"] = "aesthetic"
-    head: Annotated[str, RecipePath(("hub", "random"))] = Field(
+    head: Annotated[str, RecipePath(("hub", "random"), of="file")] = Field(
         "hub",
         description='The rating head: "hub" for LAION\'s published one, hf://owner/name/file or a local path for '
         'another of its shape, "random" for a seeded one.',
     )
-    clip: Annotated[str, RecipePath(("hub", "random"))] = Field(
+    clip: Annotated[str, RecipePath(("hub", "random"), of="file")] = Field(
         "hub",
         description='OpenAI\'s CLIP in open_clip\'s format: "hub", hf://owner/name/file, a local path, or "random".',
     )

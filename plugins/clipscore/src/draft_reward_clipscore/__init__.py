@@ -29,12 +29,12 @@ class ClipScoreConfig(RewardConfig):
         'definition "clipscore", as in its paper, and nothing for the others.',
     )
     library: Literal["open_clip", "transformers"] = Field("open_clip", description="Which library's CLIP it is.")
-    model: Annotated[str, RecipePath(("tiny",), absent="keep")] = Field(
+    model: Annotated[str, RecipePath(("tiny",), of="folder", absent="keep")] = Field(
         "ViT-B-32-quickgelu",
         description="For open_clip the name of an architecture, for transformers a CLIPModel as hf://owner/name or a "
         'local folder; for either "tiny", with random weights.',
     )
-    weights: Annotated[str, RecipePath(("random",), absent="keep")] = Field(
+    weights: Annotated[str, RecipePath(("random",), of="file", absent="keep")] = Field(
         "openai",
         description='For open_clip: one of its tags for the architecture, a local path, or "random"; for transformers '
         '"random" with the tiny model, else nothing.',

@@ -16,12 +16,12 @@ class PickScoreConfig(RewardConfig):
     """Options of `pickscore`: which of two images for a prompt people would pick."""
 
     kind: Literal["pickscore"] = "pickscore"
-    weights: Annotated[str, RecipePath(("hub", "random"))] = Field(
+    weights: Annotated[str, RecipePath(("hub", "random"), of="folder")] = Field(
         "hub",
         description='The model: "hub" for the published one, hf://owner/name or a local folder for another CLIPModel '
         'of transformers, "random" for a tiny seeded one.',
     )
-    tokenizer: Annotated[str, RecipePath(("hub", "bytes"))] = Field(
+    tokenizer: Annotated[str, RecipePath(("hub", "bytes"), of="folder")] = Field(
         "hub",
         description='Its tokenizer: "hub", hf://owner/name, a local folder, or "bytes" for tests without a vocabulary.',
     )
