@@ -60,7 +60,7 @@ def locate_pretrained(name: str, catalog: Catalog, *, where: str = "model") -> s
     )
 
 
-# Without an evaluation in the recipe, so many of the training prompts are evaluated, and the report says so.
+# How many of the training prompts are evaluated where the recipe has no evaluation; the report says so.
 EVALUATED_PROMPTS = 8
 
 

@@ -267,7 +267,7 @@ class DryRun:
 
 
 def count_steps(sampler: Settings, batch: int) -> int:
-    """The `scheduler.step` calls of a run of so many prompts."""
+    """How often a run of `batch` prompts calls `scheduler.step`."""
     embedded = sampler.call_kwargs.get("prompt_embeds") is not None
     return DryRun(sampler, None if embedded else [PROBE_PROMPT] * batch, {}).run()
 

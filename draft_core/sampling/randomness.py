@@ -28,7 +28,7 @@ def repeated(generator: Generator, state: State, copies: int = 1) -> Iterator[Ge
 
     Arguments:
         state: of `generator`, earlier.
-        copies: how often a list of generators is repeated, for a batch that is so many times as large.
+        copies: how often a list of generators is repeated, for a batch `copies` times as large.
     """
     assert state is not None
     if generator is None:

@@ -188,7 +188,7 @@ def blank(output: Any) -> Any:
 
 
 def listed(value: Any, copies: int) -> Any:
-    """`value` with each list of tensors in it so often behind itself."""
+    """`value` with every list in it repeated `copies` times."""
     if isinstance(value, list):
         return value * copies
     if isinstance(value, tuple):
@@ -215,7 +215,7 @@ def restore_scheduler(scheduler: Any, state: dict[str, Any]) -> None:
 
 
 def repeated(state: dict[str, Any], shape: torch.Size, copies: int) -> dict[str, Any]:
-    """A `scheduler_state` whose earlier outputs, tensors of the latents' `shape`, hold the batch so often."""
+    """A `scheduler_state` whose earlier outputs, tensors of the latents' `shape`, hold the batch `copies` times."""
 
     def repeat(tensor: torch.Tensor) -> torch.Tensor:
         return torch.cat([tensor] * copies) if tensor.shape == shape else tensor
