@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 __all__ = [
     "CheckpointError",
     "DraftError",
@@ -90,3 +92,21 @@ def first_line(error: BaseException) -> str:
     """The first line of what an error says, without its full stop; its type where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+CALLERS = {"draft_core", "importlib", "pluggy", "pydantic", "torch"}  # what stands between us and a plugin's code
+
+
+def raised_at(error: BaseException) -> str:
+    """ " (FILE:LINE)": where in a plugin's own code an error arose; empty if it passed through none.
+
+    A plugin is what our code, or a library on its behalf, called first. Of its lines it is the innermost, also where
+    that called a library.
+    """
+    places = [
+        (str(frame.f_globals.get("__name__", "?")).partition(".")[0], frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    plugin = next((package for package, _, _ in places if package not in CALLERS), None)
+    lines = [f" ({file}:{line})" for package, file, line in places if package == plugin]
+    return lines[-1] if lines else ""

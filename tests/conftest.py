@@ -18,8 +18,11 @@ from tests.support.tiny import tiny_catalog
 # `pytest --durations=0` measures it. They start processes, train for many updates, build wheels, or repeat a check
 # on large models that a fast test makes on small ones.
 SLOW = (
-    "plugins/adversarial/tests/test_contract.py::TestRealWeights",
     "plugins/*/tests/test_reference.py",
+    "plugins/adversarial/tests/test_contract.py::TestRealWeights",
+    "plugins/emoji/tests/test_alignment.py",
+    "plugins/emoji/tests/test_emoji_model.py",
+    "plugins/emoji/tests/test_emoji_training.py",
     "plugins/jpeg/tests/test_acceptance.py",
     "tests/cli/test_app.py::test_a_run_fills_its_folder_and_can_be_resumed_but_not_overwritten_by_accident",
     "tests/cli/test_app.py::test_ctrl_c_saves_and_the_resumed_run_is_the_uninterrupted_one",
@@ -27,20 +30,29 @@ SLOW = (
     "tests/cli/test_demo.py",
     "tests/cli/test_runs.py",
     "tests/cost/test_forecast.py",
+    "tests/cost/test_scale.py",
     "tests/project/test_benchmarks.py",
     "tests/project/test_ecosystem.py",
     "tests/project/test_gallery.py",
     "tests/project/test_structure.py::test_a_contract_catches_what_it_is_for",
+    "tests/project/test_tutorial.py",
     "tests/recipe/test_fuzz.py",
     "tests/recipe/test_scale_recipes.py",
+    "tests/registry/test_hostile_plugins.py",
     "tests/reporting/test_page.py",
     "tests/runs/test_faults.py",
+    "tests/runs/test_nothing_is_lost.py",
     "tests/runs/test_run.py",
+    "tests/sampling/test_families.py::test_a_chain_that_is_left_early_gives_finite_images_with_gradient",
+    "tests/sampling/test_families.py::test_a_lora_with_the_default_targets_gets_a_gradient_and_comes_back_from_its_file",
     "tests/sampling/test_memory.py",
     "tests/sampling/test_models_page.py",
     "tests/sampling/test_recomputation.py::test_every_family_has_the_same_images_and_gradient",
     "tests/testing/test_contract.py::test_a_naming_module_that_imports_torch_is_caught",
+    "tests/testing/test_reference.py",
     "tests/training/test_distributed.py",
+    "tests/training/test_trainer.py::test_a_torn_checkpoint_is_refused",
+    "tests/training/test_trainer.py::test_the_reward_rises",
 )
 
 # On a machine shared with others, two threads on small tensors can be many times slower than one.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
-from peft.utils import set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -21,31 +22,40 @@ CONFIG_KEY = "lora_config"  # of the metadata, where a pipeline has no loader of
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 
 
-def save_lora(pipe: Any, folder: Path) -> Path:
+def save_lora(
+    pipe: Any, folder: Path, *, state: dict[str, torch.Tensor] | None = None, own_format: bool = False
+) -> Path:
     """Writes the adapter so that plain diffusers' `pipe.load_lora_weights(folder)` loads it; returns the file.
 
     A second denoiser's has a file of its own, for `load_lora_weights(folder, weight_name=...,
-    load_into_transformer_2=True)`. For a pipeline that has no loader it is the file that `load_lora` reads.
+    load_into_transformer_2=True)`.
+
+    Arguments:
+        state: the weights to write; None takes those of `lora_state`.
+        own_format: writes files that `load_lora` alone reads, as for every pipeline that has no loader.
     """
-    state = lora_state(pipe)
+    state = lora_state(pipe) if state is None else state
+    own_format = own_format or not hasattr(pipe, "save_lora_weights")
     (first, denoiser), *others = find_denoisers(pipe).items()
-    _save(pipe, first, denoiser, of_component(first, state), folder, WEIGHTS_FILE)
+    _save(pipe, first, denoiser, of_component(first, state), folder, WEIGHTS_FILE, own_format)
     for name, other in others:
-        _save(pipe, first, other, of_component(name, state), folder, _file_of(name))
+        _save(pipe, first, other, of_component(name, state), folder, _file_of(name), own_format)
     return folder / WEIGHTS_FILE
 
 
-def _save(pipe: Any, name: str, denoiser: Any, state: dict[str, torch.Tensor], folder: Path, file: str) -> None:
+def _save(
+    pipe: Any, name: str, denoiser: Any, state: dict[str, torch.Tensor], folder: Path, file: str, own_format: bool
+) -> None:
     config = {
         key: sorted(value) if isinstance(value, set) else value
         for key, value in denoiser.peft_config[ADAPTER].to_dict().items()
     }
-    save = getattr(pipe, "save_lora_weights", None)
-    if save is None:
+    if own_format:
         folder.mkdir(parents=True, exist_ok=True)
         metadata = {"format": "pt", CONFIG_KEY: json.dumps(config)}
         save_file({f"{name}.{key}": tensor.contiguous() for key, tensor in state.items()}, folder / file, metadata)
         return
+    save = pipe.save_lora_weights
     arguments: dict[str, Any] = {f"{name}_lora_layers": state, "weight_name": file}
     if (metadata_name := f"{name}_lora_adapter_metadata") in inspect.signature(save).parameters:
         arguments[metadata_name] = config
@@ -66,13 +76,18 @@ def load_lora(pipe: Any, folder: Path, *, scale: float = 1.0) -> None:
     Raises:
         CheckpointError: if there is no LoRA in `folder`, or its file is damaged.
     """
+    load_files(pipe, folder, ADAPTER)
+    set_scale(pipe, scale)
+
+
+def load_files(pipe: Any, folder: Path, adapter: str) -> None:
+    """Loads as `load_lora` does, under another name."""
     folder = lora_folder(folder)
     (first, _), *others = find_denoisers(pipe).items()
-    _load(pipe, first, first, folder, WEIGHTS_FILE)
+    _load(pipe, first, first, folder, WEIGHTS_FILE, adapter)
     for name, _ in others:
         if (folder / _file_of(name)).is_file():
-            _load(pipe, first, name, folder, _file_of(name))
-    set_scale(pipe, scale)
+            _load(pipe, first, name, folder, _file_of(name), adapter)
 
 
 def lora_folder(path: Path) -> Path:
@@ -113,7 +128,7 @@ def loading_lines(folder: Path, shown: Path) -> list[str]:
     ]
 
 
-def _load(pipe: Any, prefix: str, name: str, folder: Path, file: str) -> None:
+def _load(pipe: Any, prefix: str, name: str, folder: Path, file: str, adapter: str) -> None:
     """One file into the denoiser `name`, its keys behind `prefix`, the name of the first one."""
     try:
         with safe_open(folder / file, framework="pt") as opened:
@@ -122,15 +137,25 @@ def _load(pipe: Any, prefix: str, name: str, folder: Path, file: str) -> None:
         raise CheckpointError(
             f"it is not a safetensors file ({error})", where=str(folder / file), next="copy it again"
         ) from error
-    if hasattr(pipe, "load_lora_weights"):
-        into = {} if name == prefix else {f"load_into_{name}": True}
-        pipe.load_lora_weights(folder, weight_name=file, adapter_name=ADAPTER, **into)
+    if CONFIG_KEY in metadata:
+        denoiser = getattr(pipe, name)
+        config = json.loads(metadata[CONFIG_KEY])
+        named = {key: config[key] for key in ("r", "lora_alpha", "target_modules")}
+        inject(denoiser, LoraConfig(**named), adapter)
+        state = of_component(prefix, load_file(folder / file))
+        if _shapes(state) != _shapes(get_peft_model_state_dict(denoiser, adapter_name=adapter)):
+            raise CheckpointError(
+                f"it is of another model than this {type(pipe).__name__}", where=str(folder / file), next="give its own"
+            )
+        set_peft_model_state_dict(denoiser, state, adapter_name=adapter)
         return
-    if CONFIG_KEY not in metadata:
+    if not hasattr(pipe, "load_lora_weights"):
         raise CheckpointError(
             f"{type(pipe).__name__} has no loader for it", where=str(folder / file), next="give the lora of a run"
         )
-    denoiser = getattr(pipe, name)
-    config = json.loads(metadata[CONFIG_KEY])
-    inject(denoiser, LoraConfig(**{key: config[key] for key in ("r", "lora_alpha", "target_modules")}))
-    set_peft_model_state_dict(denoiser, of_component(prefix, load_file(folder / file)), adapter_name=ADAPTER)
+    into = {} if name == prefix else {f"load_into_{name}": True}
+    pipe.load_lora_weights(folder, weight_name=file, adapter_name=adapter, **into)
+
+
+def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}

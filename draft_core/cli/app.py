@@ -112,7 +112,7 @@ def demo(
     Needs the plugins draft-emoji and draft-reward-jpeg. An earlier demonstration run is replaced.
     """
     with resources.as_file(resources.files("draft_core.cli") / "demo.yaml") as recipe:
-        _train(recipe, overrides, resume=resume, overwrite=not resume)
+        _train(recipe, ["output=runs/demo", *overrides], resume=resume, overwrite=not resume)
 
 
 @app.command()
@@ -174,12 +174,15 @@ def score(
     import torch
 
     from draft_core.rewards.images import read_image
+    from draft_core.rewards.objective import checked_scores
     from draft_core.runs.build import load_reward
 
     loaded = [read_image(path) for path in images]
     scorer = load_reward(reward, catalog=catalog, **given_fields(overrides))
     with torch.no_grad():
-        scores = [float(scorer(image, [text])) for image, text in zip(loaded, prompts, strict=True)]
+        scores = [
+            float(checked_scores(reward, scorer, image, [text])) for image, text in zip(loaded, prompts, strict=True)
+        ]
     if as_json:
         rows = [{"image": str(path), "score": value} for path, value in zip(images, scores, strict=True)]
         typer.echo(json.dumps({"reward": reward, "unit": spec.unit, "scores": rows}, indent=2))

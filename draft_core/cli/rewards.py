@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from draft_core.cli.terminal import Overrides, ProgressLines, given_fields, out, print_problems, quiet_libraries
-from draft_core.errors import DraftError
+from draft_core.errors import DraftError, one_line, raised_at
 from draft_core.registry.catalog import load_catalog
 from draft_core.registry.specs import RewardSpec
 
@@ -86,27 +86,32 @@ def check_reward(
 
     The same checks that `draft_core.testing.RewardContract` runs in pytest. Exits with code 1 if one fails.
     """
-    from draft_core.runs.build import reward_config
-    from draft_core.testing.checks import CHECKS, Subject, one_thread
+    from draft_core.runs.build import build_reward, reward_config
+    from draft_core.testing.checks import CHECKS, Subject, Violation, one_thread
 
     catalog = load_catalog()
     entry = catalog.reward(kind)
     fields = {**(entry.spec.small if small else {}), **given_fields(overrides)}
     config = reward_config(kind, fields, catalog)
-    subject = Subject(entry.spec, config, entry.module)
-    broken = 0
+    subject = Subject(entry.spec, config, entry.module, build_reward(config, catalog))
+    broken: dict[str, str] = {}  # cause -> the check that met it first
+    failed = 0
     for name, check in CHECKS.items():
         try:
             with one_thread():
                 check(subject)
         except Exception as problem:  # a reward may raise anything; it is a broken promise like any other
-            broken += 1
-            reason = f"{type(problem).__name__}: {problem}" if not isinstance(problem, AssertionError) else str(problem)
-            out.print(f"[red]broken[/] {name}: {escape(reason)}", highlight=False, soft_wrap=True)
+            failed += 1
+            reason, place = one_line(problem), ""
+            if not isinstance(problem, Violation):
+                reason, place = f"{type(problem).__name__}: {reason}", raised_at(problem)
+            first = broken.setdefault(place or reason, name)
+            told = f"{reason}{place}" if first == name else f"for the same cause as {first}"
+            out.print(f"[red]broken[/] {name}: {escape(told)}", highlight=False, soft_wrap=True)
         else:
             out.print(f"[green]kept[/]   {name}", highlight=False)
-    out.print(f"{kind}: {len(CHECKS) - broken} of {len(CHECKS)} checks passed", highlight=False)
-    if broken:
+    out.print(f"{kind}: {len(CHECKS) - failed} of {len(CHECKS)} checks passed", highlight=False)
+    if failed:
         raise typer.Exit(1)
 
 

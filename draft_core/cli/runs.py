@@ -41,7 +41,7 @@ def report(
 def sample(
     model: Annotated[str, typer.Argument(help="An alias from a plugin, a folder in diffusers' format, or a hub name.")],
     prompts: Annotated[
-        list[str], typer.Option("--prompts", "-p", help="A prompt, a plugin's list, or a text file; repeatable.")
+        list[str], typer.Option("--prompts", "-p", help="A prompt, a plugin's list, or a file of prompts; repeatable.")
     ],
     lora: Annotated[Path | None, typer.Option("--lora", help="The folder of a run, or the lora folder in it.")] = None,
     scale: Annotated[
@@ -176,17 +176,11 @@ def _publish(folder: Path, repo_id: str, *, private: bool) -> str:
 
 
 def _texts(prompts: list[str], catalog: Catalog) -> list[str]:
-    """The prompts that were given, with a plugin's list and a text file read."""
-    from draft_core.recipe.resolve import resolve_prompts
+    """The prompts that were given, with a plugin's list and a file of prompts read."""
+    from draft_core.recipe.resolve import given_prompts
+    from draft_core.recipe.yaml_text import short
 
-    known = catalog.prompt_lists()
-    return [
-        text
-        for given in prompts
-        for text in resolve_prompts(
-            given if given in known or Path(given).is_file() else [given], catalog, where="--prompts"
-        )
-    ]
+    return [text for given in prompts for text in given_prompts(given, catalog, where=f"--prompts {short(given)}")]
 
 
 def _weighed(source: str) -> tuple[Path, float]:

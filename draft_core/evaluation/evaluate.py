@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import Objective
+from draft_core.sampling.pipelines import IMAGE_COUNTS
 from draft_core.sampling.sampler import DifferentiableSampler
 
 
@@ -52,7 +54,8 @@ def evaluate(
     """Images of the pipeline as it is now, one for each prompt and seed, and their scores; builds no graph.
 
     An image depends on its prompt and its seed alone: plain diffusers makes the same one from
-    `pipe(prompt, generator=torch.Generator("cpu").manual_seed(seed), ...)`.
+    `pipe(prompt, generator=torch.Generator("cpu").manual_seed(seed), ...)`. Where the sampler's call makes several
+    images of a prompt, it makes one here: the seeds say how many there are.
 
     Arguments:
         sampler: of the pipeline, with or without a LoRA.
@@ -73,6 +76,7 @@ def evaluate(
         RewardError: if a reward fails or breaks its contract.
         SamplerError: if the pipeline cannot be called so.
     """
+    sampler = one_image_each(sampler)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     rank, world_size = share
     rounds = math.ceil(len(pairs) / world_size)
@@ -96,6 +100,13 @@ def evaluate(
         _in_order([images for images, _ in parts], len(pairs)),
         {name: _in_order([scores[name] for _, scores in parts], len(pairs)) for name in joined},
     )
+
+
+def one_image_each(sampler: DifferentiableSampler) -> DifferentiableSampler:
+    """The sampler with one image for each prompt and generator, whatever its call says."""
+    single = copy.copy(sampler)
+    single.call_kwargs = {**sampler.call_kwargs, **{name: 1 for name in IMAGE_COUNTS if name in sampler.call_kwargs}}
+    return single
 
 
 def _in_order(parts: Sequence[Tensor], total: int) -> Tensor:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from packaging.utils import canonicalize_name
 from pydantic import BaseModel
 
-from draft_core.errors import DraftError, RecipeError, one_line
+from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised_at
 from draft_core.recipe.messages import validate
+from draft_core.recipe.paths import base_of, with_absolute_paths
 from draft_core.recipe.resolve import locate_pretrained, resolve_prompts
 from draft_core.recipe.schema import LARGEST_FLOAT, LARGEST_INTEGER, RecipeBase, recipe_type
-from draft_core.recipe.yaml_text import dump_yaml, exists, plain_copy, read_yaml, set_field, short
+from draft_core.recipe.yaml_text import dump_yaml, plain_copy, read_yaml, set_field, short
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
 
@@ -25,7 +26,8 @@ def load_recipe(
 ) -> RecipeBase:
     """The validated recipe of a YAML file or a mapping, with `overrides` laid over it.
 
-    Paths of prompt files are resolved against the recipe's folder. No weight is loaded.
+    Its paths are absolute, and what they name is there. They begin at the recipe's folder; those of a mapping and of
+    `overrides` at the working directory. No weight is loaded.
 
     Arguments:
         source: a YAML file's path, or the parsed mapping.
@@ -42,8 +44,10 @@ def load_recipe(
     for override in overrides:
         set_field(data, override)
     try:
-        recipe = validate(recipe_type(catalog), data, catalog, where=name)
-        recipe = _with_absolute_prompts(recipe, base, catalog)
+        recipe: RecipeBase = validate(recipe_type(catalog), data, catalog, where=name)
+        recipe = with_absolute_paths(
+            recipe, base_of(base, overrides), where=name, names=_names_that_are_no_paths(catalog)
+        )
         _check(recipe, catalog, name)
     except DraftError as error:
         if missing := _missing(data.get("versions"), catalog):
@@ -98,11 +102,7 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             where=f"{where}: train.normalize",
             next="use scale, or none",
         )
-    try:
-        if isinstance(recipe.method, DirectConfig):
-            recipe.method.plan(recipe.model.num_inference_steps, Random(0))
-    except RecipeError as error:
-        raise RecipeError(error.what, where=f"{where}: {error.where}", next=error.next) from None
+    _check_plan(recipe, catalog, where)
     locate_pretrained(recipe.model.pretrained, catalog, where=f"{where}: model.pretrained")
     try:
         dump_recipe(recipe).encode()
@@ -111,6 +111,29 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             f"it cannot be written down again ({short(one_line(error))})",
             where=f"{where}: model.call",
             next="give numbers, texts, lists and mappings",
+        ) from error
+
+
+def _check_plan(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
+    """That the method has a plan for so many sampler steps."""
+    if not isinstance(recipe.method, DirectConfig):
+        return
+    steps = recipe.model.num_inference_steps
+    try:
+        recipe.method.plan(steps, Random(0))
+    except RecipeError as error:
+        raise RecipeError(error.what, where=f"{where}: {error.where}", next=error.next) from None
+    except Exception as error:  # of a plugin's method, or of the plan that it makes
+        entry = catalog.method(recipe.method.kind)
+        reason = (
+            error.what
+            if isinstance(error, DraftError)
+            else f"{type(error).__name__}: {one_line(error)}{raised_at(error)}"
+        )
+        raise PluginError(
+            f"{recipe.method.kind!r} of {entry.distribution} makes no plan for {steps} sampler steps ({short(reason)})",
+            where=f"{where}: method",
+            next="change its fields or model.num_inference_steps, or tell its author",
         ) from error
 
 
@@ -127,18 +150,11 @@ def _missing(versions: Any, catalog: Catalog) -> list[str]:
     """What a run names among its versions and is no longer installed, as pip takes it."""
     if not isinstance(versions, dict):
         return []
-    here = {"python", *catalog.versions(), *(str(each.name) for each in importlib.metadata.distributions())}
-    return [f"{name}=={version}" for name, version in versions.items() if name not in here]
+    installed = {canonicalize_name(str(each.name)) for each in importlib.metadata.distributions()}
+    here = {"python", *catalog.versions(), *installed}
+    return [f"{name}=={version}" for name, version in versions.items() if canonicalize_name(str(name)) not in here]
 
 
-def _with_absolute_prompts(recipe: RecipeBase, base: Path, catalog: Catalog) -> RecipeBase:
-    def absolute(prompts: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        known = catalog.prompt_lists()
-        if isinstance(prompts, str) and prompts not in known and exists(Path.is_file, base / prompts):
-            return str((base / prompts).resolve())
-        return prompts
-
-    update: dict[str, Any] = {"prompts": absolute(recipe.prompts)}
-    if recipe.evaluation:
-        update["evaluation"] = replace(recipe.evaluation, prompts=absolute(recipe.evaluation.prompts))
-    return recipe.model_copy(update=update)
+def _names_that_are_no_paths(catalog: Catalog) -> Mapping[str, Collection[str]]:
+    lists = catalog.prompt_lists()
+    return {"model.pretrained": catalog.pretrained, "prompts": lists, "evaluation.prompts": lists}

@@ -7,7 +7,7 @@ plugin is found here and an editor can complete it from `draft schema`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +20,7 @@ from draft_core.evaluation.settings import EvaluationSettings
 from draft_core.registry.catalog import Catalog
 from draft_core.registry.config import Config, Field, MethodConfig, RewardConfig
 from draft_core.registry.methods import DraftLV
-from draft_core.setting import MOST
+from draft_core.setting import MOST, Prompts, RecipePath
 from draft_core.training.settings import CheckpointSettings, RegularizerSettings, TrainSettings
 
 MOST_STEPS = 10_000  # of a sampler; pipelines are trained on 1000
@@ -43,7 +43,7 @@ class LoraConfig(Config):
 class ModelConfig(Config):
     """The pipeline to tune, and how it samples."""
 
-    pretrained: str = Field(
+    pretrained: Annotated[str, RecipePath(absent="keep")] = Field(
         description="An alias from a plugin (emoji), a folder in diffusers' format, or a hub name (org/model)."
     )
     num_inference_steps: int = Field(20, ge=1, le=MOST_STEPS, description="Sampler steps, as in the pipeline's call.")
@@ -79,8 +79,9 @@ class RecipeBase(Config):
     """All of a recipe but the rewards, whose type depends on what is installed."""
 
     model: ModelConfig = Field(description="The pipeline to tune, and how it samples.")
-    prompts: str | tuple[str, ...] = Field(
-        description="What to train on: a list, the name of a plugin's list (emoji-train), or a text file."
+    prompts: Prompts = Field(
+        description="What to train on: a list, the name of a plugin's list (emoji-train), a file of prompts, or a file "
+        "and the column that holds them."
     )
     method: MethodConfig = Field(DraftLV(), description="How the gradient is estimated.")
     rewards: Sequence[RewardConfig]
@@ -103,7 +104,9 @@ class RecipeBase(Config):
         None, description="Where to run; left out, a GPU where there is one. What is named must exist."
     )
     tensorboard: bool = Field(False, description="Also write TensorBoard files into the output folder.")
-    output: Path = Field(Path("runs/draft"), description="The folder of the run.")
+    output: Annotated[Path, RecipePath(absent="make")] = Field(
+        Path("runs/draft"), description="The folder of the run, relative to the recipe's folder."
+    )
     versions: dict[str, str] | None = Field(
         None, description="Filled in by the run: what was installed when it started."
     )
@@ -144,7 +147,8 @@ def reward_type(catalog: Catalog) -> Any:
     if len(catalog.rewards) > 1:
         return Annotated[union, Field(discriminator="kind")]
     # pydantic discriminates no union of one, and would let its only member's default stand in for the kind.
-    return Annotated[union, BeforeValidator(_with_kind)]
+    (kind,) = catalog.rewards
+    return Annotated[union, BeforeValidator(partial(_require_kind, kind))]
 
 
 def method_type(catalog: Catalog) -> Any:
@@ -153,7 +157,10 @@ def method_type(catalog: Catalog) -> Any:
     return Annotated[union, Field(discriminator="kind")]
 
 
-def _with_kind(entry: Any) -> Any:
+def _require_kind(kind: str, entry: Any) -> Any:
+    """Says of an entry what pydantic says of one in a union of several."""
     if isinstance(entry, Mapping) and "kind" not in entry:
         raise PydanticCustomError("union_tag_not_found", "it does not say its kind")
+    if isinstance(entry, Mapping) and entry["kind"] != kind:
+        raise PydanticCustomError("union_tag_invalid", "its kind is not known", {"tag": str(entry["kind"])})
     return entry

@@ -8,9 +8,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
-from draft_core.errors import PluginError
+from pydantic import TypeAdapter, ValidationError
+
+from draft_core.errors import PluginError, one_line, raised_at
 from draft_core.registry.config import Config, DirectConfig, MethodConfig, RewardConfig
 
 DIRECT = "draft_core.learners.direct:DirectLearner"
@@ -68,6 +70,7 @@ class RewardSpec:
 
     def __post_init__(self) -> None:
         where = f"reward spec {self.kind!r}"
+        _check_types(self, where)
         if not _KIND.fullmatch(self.kind):
             raise PluginError("its kind is not lower-case words joined by hyphens", where=where, next="rename it")
         _check_config(self.kind, self.config, RewardConfig, where)
@@ -128,6 +131,7 @@ class MethodSpec:
 
     def __post_init__(self) -> None:
         where = f"method spec {self.kind!r}"
+        _check_types(self, where)
         if not _KIND.fullmatch(self.kind):
             raise PluginError("its kind is not lower-case words joined by hyphens", where=where, next="rename it")
         _check_config(self.kind, self.config, DirectConfig if self.learner == DIRECT else MethodConfig, where)
@@ -167,19 +171,17 @@ class PretrainedSpec:
     call: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        where = f"pretrained spec {self.alias!r}"
+        _check_types(self, where)
         if not _KIND.fullmatch(self.alias):
-            raise PluginError(
-                "its alias is not lower-case words joined by hyphens",
-                where=f"pretrained spec {self.alias!r}",
-                next="rename it",
-            )
+            raise PluginError("its alias is not lower-case words joined by hyphens", where=where, next="rename it")
 
 
 def load_named(path: str, *, where: str) -> Any:
     """The object that a "module:name" string names.
 
     Raises:
-        PluginError: if the module does not import or lacks the name.
+        PluginError: if the module does not import, raises when it is imported, or lacks the name.
     """
     _check_path(path, where)
     module_name, _, name = path.partition(":")
@@ -187,7 +189,13 @@ def load_named(path: str, *, where: str) -> Any:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise PluginError(
-            f"cannot import {module_name} ({error})", where=where, next="install what its README asks for"
+            f"cannot import {module_name} ({one_line(error)})", where=where, next="install what its README asks for"
+        ) from error
+    except Exception as error:
+        raise PluginError(
+            f"importing {module_name} raised {type(error).__name__}: {one_line(error)}{raised_at(error)}",
+            where=where,
+            next="tell its author",
         ) from error
     try:
         return getattr(module, name)
@@ -195,6 +203,20 @@ def load_named(path: str, *, where: str) -> Any:
         raise PluginError(
             f"module {module_name} has no {name!r}", where=where, next="report it to the author"
         ) from None
+
+
+def _check_types(spec: Any, where: str) -> None:
+    """That every field but the config holds what it is declared to hold: whoever reads a spec relies on it."""
+    for name, declared in get_type_hints(type(spec)).items():
+        value = getattr(spec, name)
+        try:
+            if name != "config":
+                TypeAdapter(declared).validate_python(dict(value) if isinstance(value, Mapping) else value, strict=True)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]["msg"]
+            raise PluginError(
+                f"its {name} is {value!r}: {problem[0].lower()}{problem[1:]}", where=where, next="correct it"
+            ) from None
 
 
 def _check_config(kind: str, config: type[Config], base: type[Config], where: str) -> None:

@@ -23,6 +23,7 @@ METRICS = "metrics.jsonl"  # one StepReport a line
 EVALUATIONS = "evaluations.jsonl"  # one EvalRecord a line
 FACTS = "run.json"  # written when the run is over
 RECIPE = "recipe.yaml"
+PROMPTS = "prompts.json"  # what the recipe's prompt lists held
 IMAGES = "images"  # a folder for each evaluation, UPDATE/IMAGE.png, and for each scale, scale-SCALE/IMAGE.png
 
 

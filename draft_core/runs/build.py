@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 
-from draft_core.adapters.lora import adapters_off, add_lora
-from draft_core.errors import DraftError, PluginError, RecipeError
+from draft_core.adapters.adapter import Adapter
+from draft_core.adapters.lora_adapter import Lora
+from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised_at
 from draft_core.learners.learner import Learner
 from draft_core.recipe.messages import validate
+from draft_core.recipe.paths import with_absolute_paths, working_directory
 from draft_core.recipe.resolve import resolve_prompts
 from draft_core.recipe.schema import ModelConfig, RecipeBase, reward_type
 from draft_core.registry.catalog import Catalog, load_catalog
@@ -42,9 +43,10 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Sequen
     _check_machine(recipe)
     prompts = prompts if prompts is not None else resolve_prompts(recipe.prompts, catalog)
     objective = build_objective(recipe.rewards, catalog)
-    sampler = build_sampler(recipe.model, seed=recipe.train.seed, catalog=catalog)
+    sampler = build_sampler(recipe.model, catalog=catalog)
+    adapter = build_adapter(recipe.model, sampler.pipe, seed=recipe.train.seed)
     if recipe.regularizers.kl:
-        sampler.base_model = partial(adapters_off, sampler.pipe)
+        sampler.base_model = adapter.base_model
     return Trainer(
         sampler,
         objective,
@@ -52,21 +54,32 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Sequen
         prompts,
         recipe.train,
         regularizers=recipe.regularizers,
+        adapter=adapter,
         device=recipe.device,
     )
 
 
-def build_sampler(model: ModelConfig, *, seed: int, catalog: Catalog) -> DifferentiableSampler:
-    """The sampler of a recipe's model, whose denoiser carries a fresh LoRA drawn from `seed`."""
+def build_adapter(model: ModelConfig, pipe: Any, *, seed: int) -> Adapter:
+    """What is trained, attached to the pipeline: the recipe's LoRA, drawn from `seed`.
+
+    Raises:
+        RecipeError: if no layer matches its targets.
+    """
+    lora = model.lora
+    adapter = Lora(pipe, rank=lora.rank, alpha=lora.alpha, targets=lora.targets)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapter.attach()
+    return adapter
+
+
+def build_sampler(model: ModelConfig, *, catalog: Catalog) -> DifferentiableSampler:
+    """The sampler of a recipe's model."""
     pipe = load_pipeline(model.pretrained, dtype=model.dtype, catalog=catalog)
     if model.tiled_decode:
         tile_decode(pipe)
     if model.remember_prompts:
         remember_prompts(pipe)
-    targets = {} if model.lora.targets is None else {"targets": model.lora.targets}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        add_lora(pipe, rank=model.lora.rank, alpha=model.lora.alpha, **targets)
     guidance = guided(pipe, model.guidance_scale)
     return DifferentiableSampler(
         pipe,
@@ -87,7 +100,7 @@ def build_learner(config: MethodConfig, catalog: Catalog) -> Learner:
     """
     entry = catalog.method(config.kind)
     where = f"method {config.kind!r} of {entry.distribution}"
-    learner = _made(entry.spec.load(), config, where)
+    learner = made_by_plugin(entry.spec.load(), config, where)
     if missing := [name for name in LEARNER_MEMBERS if not hasattr(learner, name)]:
         raise PluginError(
             f"its factory made {type(learner).__name__}, which has no {missing[0]}", where=where, next="tell its author"
@@ -146,7 +159,7 @@ def build_reward(config: RewardConfig, catalog: Catalog) -> torch.nn.Module:
     """
     entry = catalog.reward(config.kind)
     where = f"reward {config.kind!r} of {entry.distribution}"
-    reward = _made(entry.spec.load(), config, where)
+    reward = made_by_plugin(entry.spec.load(), config, where)
     if not isinstance(reward, torch.nn.Module):
         raise PluginError(f"its factory made {type(reward).__name__}, not a torch.nn.Module", where=where)
     if config.device is None:
@@ -155,15 +168,22 @@ def build_reward(config: RewardConfig, catalog: Catalog) -> torch.nn.Module:
     return OnDevice(reward, config.device)
 
 
-def _made(factory: Callable[[Any], Any], config: Config, where: str) -> Any:
-    """What a plugin's factory makes; a bug of it names the plugin, and keeps the traceback as the cause."""
+def made_by_plugin(factory: Callable[[Any], Any], config: Config, where: str) -> Any:
+    """What a plugin's factory makes of a config.
+
+    Raises:
+        PluginError: if it raises anything but a `DraftError`; `where` names the plugin, the traceback is the cause.
+    """
     try:
         return factory(config)
     except DraftError:
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise PluginError(f"it cannot be built ({reason})", where=where, next="tell its author") from error
+        raise PluginError(
+            f"it cannot be built ({type(error).__name__}: {one_line(error)}){raised_at(error)}",
+            where=where,
+            next="tell its author",
+        ) from error
 
 
 def reward_config(kind: str, fields: Mapping[str, Any], catalog: Catalog) -> RewardConfig:
@@ -173,8 +193,9 @@ def reward_config(kind: str, fields: Mapping[str, Any], catalog: Catalog) -> Rew
         DraftError: like `load_reward`.
     """
     catalog.reward(kind)
-    config: RewardConfig = validate(reward_type(catalog), {"kind": kind, **fields}, catalog, where=f"reward {kind!r}")
-    return config
+    where = f"reward {kind!r}"
+    config: RewardConfig = validate(reward_type(catalog), {"kind": kind, **fields}, catalog, where=where)
+    return with_absolute_paths(config, working_directory, where=where)
 
 
 def _check_device(device: str, *, where: str) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from draft_core.adapters.lora import adapters_off, adapters_scaled
 from draft_core.evaluation.collapse import EvalRecord, eval_record
 from draft_core.evaluation.evaluate import Evaluation, evaluate
 from draft_core.reporting.run_record import EVALUATIONS, append_row, load_images, save_images, scale_name
@@ -42,12 +41,12 @@ class Evaluator:
 
     def evaluate_base(self) -> EvalRecord:
         """The base model's record, which is that of update 0."""
-        with adapters_off(self.trainer.sampler.pipe):
+        with self.trainer.adapter.base_model():
             seen = self._draw("before", self.rewards, self.prompts, self.seeds)
         return self.folder.write(lambda: self._write(0, seen, {}, {}))
 
     def evaluate(self, stage: str = "") -> EvalRecord:
-        """The record of the LoRA as it is now; several rewards have their gradients compared.
+        """The record of the tuned model as it is now; several rewards have their gradients compared.
 
         Arguments:
             stage: what the progress display calls it; "evaluate UPDATE" if left out.
@@ -59,9 +58,9 @@ class Evaluator:
         return self.folder.write(lambda: self._write(update, seen, norms, cosines))
 
     def draw_scales(self, scales: Sequence[float]) -> None:
-        """Writes a few images at each scale of the LoRA."""
+        """Writes a few images at each scale of what was trained."""
         for scale in scales:
-            with adapters_scaled(self.trainer.sampler.pipe, scale):
+            with self.trainer.adapter.scaled(scale):
                 drawn = self._draw(f"scale {scale:g}", Objective({}), self.prompts[:SCALED_PROMPTS], self.seeds[:1])
             self.folder.save_images(scale_name(scale), drawn.images)
 

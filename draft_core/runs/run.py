@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from draft_core.errors import CheckpointError, DraftError, Interrupted, RecipeError, first_line
 from draft_core.evaluation.collapse import CollapseRule, EvalRecord, Verdict
+from draft_core.evaluation.evaluate import one_image_each
 from draft_core.recipe.resolve import ResolvedRecipe, resolve_recipe
 from draft_core.recipe.schema import RecipeBase
 from draft_core.registry.catalog import Catalog, load_catalog
@@ -26,12 +27,13 @@ from draft_core.registry.config import DirectConfig
 from draft_core.reporting.page import write_report
 from draft_core.reporting.run_record import Facts
 from draft_core.runs.build import build, build_objective
-from draft_core.runs.continuation import images_per_update, is_continued
+from draft_core.runs.continuation import continuation, images_per_update
 from draft_core.runs.evaluator import Evaluator
-from draft_core.runs.folder import RunFolder
+from draft_core.runs.folder import CHECKPOINTS, RunFolder
 from draft_core.runs.interrupts import Stop, stop_signals
 from draft_core.runs.progress import Progress, silent
 from draft_core.runs.provenance import licences, peak_memory, versions
+from draft_core.training.checkpoints import checkpoints
 from draft_core.training.distributed import Processes, another_is_gone, forget_settings, is_loss_of_another
 from draft_core.training.step_report import StepReport
 from draft_core.training.trainer import Trainer
@@ -70,7 +72,8 @@ def run_recipe(
         recipe: what `load_recipe` gives.
         catalog: what is installed; loaded if left out.
         resume: continue also a finished run, for more updates.
-        overwrite: delete an earlier run in the output folder first.
+        overwrite: replace an earlier run in the output folder, which comes back unless the new one evaluates and
+            trains.
         force: continue although recipe or versions have changed.
         progress: called in the main process with a stage, how much of it is done, of how much, and a note.
 
@@ -86,21 +89,19 @@ def run_recipe(
         progress = progress if processes.rank == 0 else silent
         resolved = resolve_recipe(recipe, catalog, versions=versions(catalog), processes=processes.world_size)
         recipe = resolved.recipe
-        continued = processes.on_main(
-            lambda: is_continued(recipe, recipe.output, resume=resume, overwrite=overwrite, force=force)
-        )
+        how = processes.on_main(lambda: continuation(resolved, resume=resume, overwrite=overwrite, force=force))
         progress("load", 0, 1, recipe.model.pretrained)
         trainer = build(recipe, catalog=catalog, prompts=resolved.prompts)
         _require_call(recipe, trainer)
         rewards = build_objective(recipe.metrics, catalog, beside=trainer.objective).to(trainer.accelerator.device)
         rule = CollapseRule(trainer.objective.weights, resolved.evaluation.tolerance, resolved.evaluation.on_collapse)
-        processes.gather(None)  # only now, when the new run is sure to start in every process
+        processes.gather(None)  # only now, when every process has come so far
         folder = RunFolder(recipe, processes)
         with folder.locked():
-            folder.begin(anew=not continued)
+            folder.begin(resolved, anew=not how.goes_on, redraws=how.redraws)
             progress("load", 1, 1, recipe.model.pretrained)
             restored = folder.restore(trainer)
-            for note in restored.notes:
+            for note in [*trainer.adapter.notes(), *how.notes, *restored.notes]:
                 progress("note", 0, 0, note)
             evaluator = Evaluator(trainer, folder, rewards, resolved.evaluation_prompts, resolved.seeds, progress)
             records, earlier = restored.evaluations, restored.seconds
@@ -109,7 +110,7 @@ def run_recipe(
             )
             verdict = _train(run, progress, stop)
             best = rule.best(records)
-            folder.save_loras(trainer.sampler.pipe, last=trainer.done, best=best.update)
+            folder.save_adapter(trainer.adapter, last=trainer.done, best=best.update)
             evaluator.draw_scales(run.scales)
             report = folder.finish(_facts(run, catalog, verdict), records, write_report)
             processes.leave_at_exit()
@@ -150,6 +151,8 @@ def _train(run: _Run, progress: Progress, stop: Stop) -> Verdict:
     with _tensorboard(run.resolved.recipe, is_main=trainer.processes.rank == 0) as track:
         for report in trainer:
             folder.append(report)
+            if report.update == 1:
+                folder.let_go()
             track(report)
             _tell(report, trainer.steps, progress)
             if report.update % run.resolved.evaluation.every == 0 or report.update == trainer.steps:
@@ -228,7 +231,7 @@ def _facts(run: _Run, catalog: Catalog, verdict: Verdict) -> Facts:
         seeds=list(run.resolved.seeds),
         prompts_are_unseen=recipe.evaluation is not None,
         tolerance=run.rule.tolerance,
-        call={"num_inference_steps": sampler.num_inference_steps, **sampler.call_kwargs},
+        call={"num_inference_steps": sampler.num_inference_steps, **one_image_each(sampler).call_kwargs},
         images_per_update=images_per_update(recipe.model_dump()),
         versions=recipe.versions or {},
         licences=licences(recipe, catalog),
@@ -273,7 +276,7 @@ def _in_sentences(output: Path) -> Iterator[None]:
         raise CheckpointError(
             f"it cannot be written ({getattr(error, 'strerror', None) or error})",
             where=str(getattr(error, "filename", None) or output),
-            next="make room or mend the folder, then give the same command again; what was saved is whole",
+            next=f"make room or mend the folder, then give the same command again{_kept(output)}",
         ) from error
     except (MemoryError, RuntimeError) as error:
         if is_loss_of_another(error):
@@ -283,9 +286,14 @@ def _in_sentences(output: Path) -> Iterator[None]:
         raise DraftError(
             f"it does not fit into memory ({first_line(error)})",
             where=f"output {output}",
-            next="halve train.batch_size and double train.gradient_accumulation_steps, or see what `draft cost` says; "
-            "what was saved is whole, and goes on with that",
+            next="halve train.batch_size and double train.gradient_accumulation_steps, or see what `draft cost` says"
+            f"{_kept(output)}",
         ) from error
+
+
+def _kept(output: Path) -> str:
+    """That there is something to go on from, where there is."""
+    return "; what was saved is whole, and the run goes on from it" if checkpoints(output / CHECKPOINTS) else ""
 
 
 def _is_want_of_memory(error: Exception) -> bool:

@@ -6,6 +6,7 @@ No method's name and no family's loop is known here. A `Steering` decides; the c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
@@ -16,19 +17,20 @@ from torch.utils.checkpoint import checkpoint
 
 from draft_core.errors import SamplerError, one_line
 from draft_core.sampling import pipelines, seams
+from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.randomness import Generator
 from draft_core.sampling.recomputation import convolutions_small, kept_small
 
 Decode = Literal["whole", "selective", "blocks", "checkpointed", "sliced"]
 Checkpointing = Literal[False, True, "selective", "blocks"]
-NEGATIVE = "negative_prompt"  # with a number behind it for a second encoder
+TEXTS = re.compile(r"(negative_)?prompt(_\d+)?")  # arguments with a text for each prompt, for one encoder of several
 
 
 class Settings(Protocol):
     """What a call has to know of its sampler, `sampler.DifferentiableSampler`."""
 
     pipe: Any
-    num_inference_steps: int
+    num_inference_steps: int | None
     gradient_checkpointing: Checkpointing
     decode: Decode
     base_model: Callable[[], AbstractContextManager[Any]] | None
@@ -80,7 +82,7 @@ class PipelineCall:
         generator: source of noise.
 
     Attributes:
-        two_streams: whether the call copied its scheduler, for a chain of its own; known afterwards.
+        traits: what the call was seen to do; complete afterwards.
         divergences: squared distance of the base model's prediction, one for each recorded denoiser call.
     """
 
@@ -90,7 +92,7 @@ class PipelineCall:
         self.prompts = prompts
         self.generator = generator
         self.caller_records = torch.is_grad_enabled()
-        self.two_streams = False
+        self.traits = CallTraits()
         self.divergences: list[torch.Tensor] = []
 
     def run(self, steering: Steering) -> Any:
@@ -98,15 +100,22 @@ class PipelineCall:
         with ExitStack() as stack:
             stack.enter_context(seams.grad_mode_restored())
             stack.enter_context(pipelines.quiet(self.pipe))
-            stack.enter_context(seams.graph_released(self.pipe.scheduler))
+            stack.enter_context(seams.graph_released(*pipelines.remembering(self.pipe)))
 
             def step(original: Any, *args: Any, **kwargs: Any) -> Any:
-                output = steering.step(seams.step_call(original, args, kwargs))
+                given = seams.step_call(original, args, kwargs)
+                output = steering.step(given)
+                self.traits.saw_step(given)
                 self._set_recording(steering)
                 return output
 
+            def schedule(original: Any, *args: Any, **kwargs: Any) -> Any:
+                self.traits.saw_schedule()
+                return original(*args, **kwargs)
+
             def network(module: Any, record: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
                 self._set_recording(steering)  # a modular pipeline's call switches it off at its start
+                self.traits.saw_network(module, kwargs)
                 return steering.network(module, partial(record, module, forward), forward, args, kwargs)
 
             def encode(forward: Any, *args: Any, **kwargs: Any) -> Any:
@@ -120,6 +129,7 @@ class PipelineCall:
             for encoder in pipelines.modules_named(self.pipe, "encoder").values():
                 stack.enter_context(seams.replaced(encoder, "forward", encode))
             for owner, name, wrapper in [
+                (self.pipe.scheduler, "set_timesteps", schedule),
                 (getattr(self.pipe, "vae", None), "decode", self._decode),
                 *steering.further_seams(),
             ]:
@@ -135,7 +145,7 @@ class PipelineCall:
                     where=type(self.pipe).__name__,
                     next="see what its call takes",
                 ) from error
-            self.two_streams = stepping.copied
+            self.traits.two_streams = stepping.copied
         if not isinstance(images, torch.Tensor):
             raise SamplerError(
                 f"its call returned {type(images).__name__}, not a tensor of images", where=type(self.pipe).__name__
@@ -151,21 +161,25 @@ class PipelineCall:
 
     def _arguments(self) -> dict[str, Any]:
         prompt = {} if self.prompts is None else self._texts(self.prompts)
-        fixed = {
-            "generator": self.generator,
-            "output_type": "pt",
-            "num_inference_steps": self.sampler.num_inference_steps,
+        steps = self.sampler.num_inference_steps
+        fixed = {"generator": self.generator, "output_type": "pt"}
+        return {
+            **self.sampler.call_kwargs,
+            **prompt,
+            **fixed,
+            **({} if steps is None else {"num_inference_steps": steps}),
         }
-        return {**self.sampler.call_kwargs, **prompt, **fixed}
 
     def _texts(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """Prompts and negative prompts as pipelines want them: of one type, and one prompt as a bare string."""
-        negative = {name: value for name, value in self.sampler.call_kwargs.items() if name.startswith(NEGATIVE)}
-        if len(prompts) == 1:  # some take no list at all
-            ones = {name: value[0] for name, value in negative.items() if _is_one_text(value)}
-            return {"prompt": prompts[0], **ones}
-        many = {name: [value] * len(prompts) for name, value in negative.items() if isinstance(value, str)}
-        return {"prompt": list(prompts), **many}
+        """Prompts, and what the call is given for the other encoders and to lead away from, each of one type.
+
+        One text stands for every prompt, and one prompt is a bare string: some pipelines take no list at all.
+        """
+        further = {name: value for name, value in self.sampler.call_kwargs.items() if TEXTS.fullmatch(name)}
+        one = {name: text for name, value in further.items() if (text := _one_text(value)) is not None}
+        if len(prompts) == 1:
+            return {"prompt": prompts[0], **one}
+        return {"prompt": list(prompts), **{name: [text] * len(prompts) for name, text in one.items()}}
 
     def _decode(self, decode: Any, latents: Any, *args: Any, **kwargs: Any) -> Any:
         """The decoder's output, its graph kept as the sampler's `decode` says."""
@@ -200,8 +214,11 @@ def _frozen(forward: Any, *args: Any, **kwargs: Any) -> Any:
         return forward(*args, **kwargs)
 
 
-def _is_one_text(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 1 and isinstance(value[0], str)
+def _one_text(value: Any) -> str | None:
+    """The text of a string or of a list that holds one; of anything else None."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return value if isinstance(value, str) else None
 
 
 def has_blocks(*networks: Any) -> bool:

@@ -15,6 +15,9 @@ from draft_core.errors import SamplerError
 # change models on the way have a second one, such as transformer_2.
 DENOISERS = ("unet", "transformer")
 
+# Arguments of a call that say how many images it makes of each prompt.
+IMAGE_COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
+
 
 def find_denoiser(pipe: Any) -> tuple[str, Any]:
     """The pipeline's denoiser and the attribute it sits under; of several, the first.
@@ -61,8 +64,13 @@ def is_modular(pipe: Any) -> bool:
 
 
 def guiders(pipe: Any) -> dict[str, Any]:
-    """The components that guide a modular pipeline, under their names; a classic one has none."""
-    return {name: part for name, part in pipe.components.items() if name.split("_")[0] == "guider" and part is not None}
+    """The components that guide the pipeline, under their names; most classic pipelines have none."""
+    return {name: part for name, part in pipe.components.items() if "guider" in name and part is not None}
+
+
+def remembering(pipe: Any) -> list[Any]:
+    """What may keep something from one step to the next: the scheduler first, then the guiders."""
+    return [pipe.scheduler, *guiders(pipe).values()]
 
 
 def call_inputs(pipe: Any) -> list[str]:
@@ -84,10 +92,15 @@ def differentiable(pipe: Any) -> Iterator[Callable[..., torch.Tensor]]:
     """A function that is the pipeline's own call with `torch.no_grad` taken off, and gives the images alone."""
     if not is_modular(pipe):
         call = inspect.unwrap(type(pipe).__call__)
-        yield lambda **arguments: call(pipe, **arguments, return_dict=False)[0]
+        yield lambda **arguments: _images_of(call(pipe, **arguments, return_dict=False))
         return
     with _blocks_recording(pipe):
         yield lambda **arguments: pipe(**arguments, output=_output_name(pipe))
+
+
+def _images_of(output: Any) -> Any:
+    """The first of what a classic call returns; some return their images as they are."""
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from draft_core.learners.learner import Batch, Ranks
+from draft_core.sampling.pipelines import IMAGE_COUNTS
 
 
 @dataclass(frozen=True)
@@ -65,4 +66,4 @@ class Batches:
 
 def images_per_prompt(call: Mapping[str, Any]) -> int:
     """How many images a pipeline's call with these arguments makes of each prompt."""
-    return int(call.get("num_images_per_prompt") or call.get("num_videos_per_prompt") or 1)
+    return next((int(call[name]) for name in IMAGE_COUNTS if call.get(name)), 1)

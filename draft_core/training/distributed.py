@@ -36,7 +36,7 @@ class Processes:
     """
 
     def __init__(self, *, cpu: bool) -> None:
-        state = PartialState(cpu=cpu)  # it knows whether this process was started as one of several
+        state = PartialState(cpu=cpu or _meet_on_cpu())  # it knows whether this process was started as one of several
         self.world_size: int = state.num_processes
         self.rank: int = state.process_index
         _require_company(self.world_size)
@@ -112,8 +112,22 @@ def forget_settings() -> None:
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
 
 
+def _meet_on_cpu() -> bool:
+    """Whether this is one of several processes on a machine without a GPU: accelerate must be told to use the CPU."""
+    return "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+
+
 def _require_company(count: int) -> None:
-    """`accelerate launch --cpu` starts a single process, however many it is asked for, and says nothing."""
+    """A process that is alone among several would make the whole run by itself, beside the others.
+
+    `accelerate launch --cpu` starts a single one, however many it is asked for, and says nothing.
+    """
+    if count == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise DraftError(
+            f"{os.environ['WORLD_SIZE']} processes were asked for, and this one cannot meet the others on its device",
+            where=f"process {os.environ.get('RANK', '0')}",
+            next="set `device: cpu` in the recipe, or use one process",
+        )
     asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") and "MASTER_ADDR" in os.environ
     if asked and count == 1:
         raise DraftError(

@@ -68,12 +68,15 @@ class TrainedPart:
         self.pending = False
 
     def load_optimizer(self, state: dict[str, object]) -> None:
-        """Continues from the optimiser's `state_dict()`.
+        """Continues from what the optimiser of a `state_dict()` has learnt; its settings stay those of this run.
 
         Raises:
             ValueError: if it is of other parameters, which AdamW itself only finds at its next step.
         """
+        settings = [{**group} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state)
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)
         for parameter, moments in self.optimizer.state.items():
             for name in ("exp_avg", "exp_avg_sq") if moments else ():
                 if (shape := getattr(moments.get(name), "shape", None)) != parameter.shape:

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from draft_core.adapters.adapter import Adapter
-from draft_core.adapters.lora import Lora
+from draft_core.adapters.lora_adapter import Lora
 from draft_core.errors import CheckpointError, DraftError, RewardError
 from draft_core.learners.learner import ADAPTER, Learner, Loss
 from draft_core.rewards.normalization import RunningScale
@@ -46,7 +46,7 @@ class Trainer:
         prompts: training prompts, taken in an order shuffled anew each time all have been used.
         settings: of the optimisation.
         regularizers: what holds the tuned model near the base model; `kl` needs a sampler with a base model.
-        adapter: what is trained; None takes the LoRA of the sampler's pipeline (`lora.add_lora`).
+        adapter: what is trained, attached; None takes the LoRA of the sampler's pipeline (`lora.add_lora`).
         device: "cpu", "cuda" or "mps"; None takes accelerate's choice.
 
     Attributes:

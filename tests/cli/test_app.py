@@ -112,6 +112,29 @@ def test_images_are_scored(draft: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("score", "sentence"),
+    [
+        (lambda scores: scores[99], "reward 'redness': it raised IndexError: "),
+        (lambda scores: scores.mean(), "reward 'redness': it returned torch.float32 of shape () for 1 images"),
+        (lambda scores: scores[:, None], "reward 'redness': it returned torch.float32 of shape (1, 1) for 1 images"),
+        (lambda scores: float(scores), "reward 'redness': it returned float for 1 images"),
+    ],
+)
+def test_a_reward_that_breaks_its_contract_scores_no_file(
+    score: Any, sentence: str, draft: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Breaking(tiny.Redness):
+        def forward(self, images: Any, prompts: Any) -> Any:
+            return score(super().forward(images, prompts))
+
+    monkeypatch.setattr(tiny, "Redness", Breaking)
+    Image.new("RGB", (8, 6)).save(tmp_path / "grey.png")
+    code, text = draft("score", "grey.png", "--reward", "redness")
+    assert code == 2
+    assert text.startswith(f"error: {sentence}")
+
+
+@pytest.mark.parametrize(
     ("words", "sentence"),
     [
         ("train none.yaml", "none.yaml: no such file"),
@@ -320,7 +343,7 @@ def test_naming_things_imports_no_torch(words: list[str], site: Path) -> None:
     ("change", "sentence"),
     [
         ("rewards=[{kind: god}]", "unknown reward 'god'; did you mean 'good'?"),
-        ("rewards=[{kind: worse}]", "broken plugins: bad-plugin 3.1 (RuntimeError: no licence key)"),
+        ("rewards=[{kind: worse}]", "broken plugins: bad-plugin 3.1 (RuntimeError: no licence key ("),
         ("rewards=[{kind: good, wieght: 1}]", "unknown field 'wieght'; did you mean 'weight'?"),
         ("rewards=[{kind: good, weight: heavy}]", "rewards.0.weight: input should be a valid number"),
         ("rewards=[{kind: view}]", "reward 'view' has no gradient"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,16 @@ def test_commands_of_a_page_exist(page: Path) -> None:
 @pytest.mark.parametrize(
     "path", [*ROOT.glob("recipes/*.yaml"), ROOT / "draft_core" / "cli" / "demo.yaml"], ids=lambda p: p.name
 )
-def test_recipes_are_valid_with_the_plugins_of_this_repository(path: Path) -> None:
+def test_recipes_are_valid_with_the_plugins_of_this_repository(path: Path, tmp_path: Path) -> None:
     catalog = load_catalog()
     if missing := {"draft-emoji", "draft-reward-adversarial", "draft-reward-jpeg"} - catalog.versions().keys():
         pytest.skip(f"{' and '.join(sorted(missing))} not installed")
-    assert load_recipe(path, catalog=catalog).evaluation is not None
+    copied = tmp_path / "recipes" / path.name
+    shutil.copytree(ROOT / "recipes", copied.parent)
+    shutil.copy(path, copied)
+    for weights in re.findall(r"\.\./(models/[\w./-]+)", path.read_text(encoding="utf-8")):
+        (tmp_path / weights).parent.mkdir(exist_ok=True)
+        (tmp_path / weights).touch()
+    recipe = load_recipe(copied, catalog=catalog)
+    assert recipe.evaluation is not None
+    assert recipe.output.parent in (tmp_path / "runs", copied.parent / "runs")

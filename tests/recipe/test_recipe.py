@@ -33,7 +33,7 @@ def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
         ("rewards.0.contrst=2", "recipe: rewards.0.contrst: unknown field 'contrst'; did you mean 'contrast'?"),
         ("rewards.0.contrast=-1", "rewards.0.contrast: input should be greater than 0, not -1"),
         ("rewards.0.contrast=.inf", "rewards.0.contrast: input should be a finite number"),
-        ("rewards.0={contrast: 1}", "rewards.0: it does not say its kind; add for example `kind: jpeg`"),
+        ("rewards.0={contrast: 1}", "rewards.0: it does not say its kind; add `kind: redness`."),
         ("rewards=[]", "rewards: the list is empty; give at least one entry"),
         ("rewards=redness", "rewards: input should be a list, not 'redness'"),
         (
@@ -102,8 +102,8 @@ def test_a_missing_field_is_named_and_further_problems_are_counted(catalog: Cata
     [
         ("a: [", "it is not plain YAML"),
         ("a: !!python/object/apply:os.system [echo]", "it is not plain YAML"),
-        ("just words", "it holds str, not fields"),
-        (b"\xff\xfe\x00", "cannot be read"),
+        ("just words", "it holds only 'just words', not fields"),
+        (b"\xff\xfe\x00", "it is not text in UTF-8 (byte 1 is not)"),
     ],
 )
 def test_a_file_that_is_no_recipe(content: Any, sentence: str, catalog: Catalog, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_with_a_single_reward_its_kind_must_still_be_said_and_right(catalog: Cat
     alone = Catalog(rewards={"redness": Entry(REDNESS, Distribution("a", "1"))}, pretrained=catalog.pretrained)
     assert load_recipe(GOOD, catalog=alone).rewards[0].kind == "redness"
     assert "does not say its kind" in refusal(["rewards.0={}"], alone)
-    assert "unknown reward 'blueness'; did you mean 'redness'?" in refusal(["rewards.0.kind=blueness"], alone)
+    assert "unknown reward 'rednes'; did you mean 'redness'?" in refusal(["rewards.0.kind=rednes"], alone)
 
 
 def test_overrides_reach_every_depth_and_numbers_may_be_written_as_in_python(catalog: Catalog) -> None:

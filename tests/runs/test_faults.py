@@ -150,7 +150,7 @@ def test_a_file_system_that_turns_read_only_ends_the_run_and_is_noticed_before_a
         run(output, catalog, progress=at(3, lambda: turn_read_only(disk)))
     with monkeypatch.context() as patch:
         patch.setattr("draft_core.runs.run.build", lambda *args, **kwargs: pytest.fail("a model was loaded"))
-        with pytest.raises(RecipeError, match="run is not writable; mend its permissions, or choose another"):
+        with pytest.raises(RecipeError, match=r"run is not writable \(.+\); mend its permissions, or choose another"):
             run(output, catalog)
         with pytest.raises(RecipeError, match=f"output {disk / 'new' / 'one'}: {disk} is not writable"):
             run(disk / "new" / "one", catalog)

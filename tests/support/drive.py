@@ -185,9 +185,12 @@ def posterior_mean_error(schedule: Schedule) -> float:
 
 def gradient_error(family: Family, pipe: Any) -> float:
     """Of full DRaFT against naive autograd: norm of the difference by the norm of the gradient."""
-    expected = gradient(naive(pipe, call_of(family, family.precise)), parameters(pipe))
+    with same_global_noise():
+        expected = gradient(naive(pipe, call_of(family, family.precise)), parameters(pipe))
     sampler = sampler_of(family, pipe, family.precise)
-    rollout = sampler(family.prompts, plan=Draft().plan(sampler.steps, Random(0)), generator=seeded())
+    plan = Draft().plan(sampler.steps, Random(0))
+    with same_global_noise():
+        rollout = sampler(family.prompts, plan=plan, generator=seeded())
     found = gradient(rollout.images, parameters(pipe))
     assert expected.norm() > 0
     return float((found - expected).norm() / expected.norm())
