@@ -178,6 +178,8 @@ def finding(case: Case, folder: Path) -> str | None:
         return f"traceback: {_signature(error)}"
     if result.exit_code == 0:
         return _of_output(case, folder, result.stdout, before)
+    if case.words[0] == "score" and result.exit_code == 1:
+        return _of_some_scores(case, result.stdout, result.stderr)
     if result.exit_code != 2:
         return f"exit code {result.exit_code}"
     return _of_sentence(case, result.stderr)
@@ -251,6 +253,14 @@ def _of_scores(case: Case, printed: str) -> str | None:
     except ValueError as error:
         return f"no JSON: {error}"
     return None if [row["image"] for row in scores] == files else "not one row for each file"
+
+
+def _of_some_scores(case: Case, printed: str, errors: str) -> str | None:
+    """Exit code 1 owes a row for each file, and a sentence for each without a score."""
+    lines = [line for line in errors.splitlines() if line.strip()]
+    if any(not re.match(r"not scored: (\S+): .*[.?]$", line) for line in lines) or not lines:
+        return f"not a sentence for each file: {errors[:300]!r}"
+    return _of_scores(case, printed)
 
 
 def _refuse(text: str) -> Any:
