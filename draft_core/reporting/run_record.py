@@ -14,6 +14,7 @@ import torch
 
 from draft_core.errors import CheckpointError, one_line
 from draft_core.evaluation.collapse import CollapseRule, EvalRecord
+from draft_core.json_text import json_text
 from draft_core.rewards.images import read_image, to_pil
 from draft_core.training.step_report import StepReport
 
@@ -184,16 +185,7 @@ def rewrite_rows(path: Path, rows: Iterable[StepReport | EvalRecord]) -> None:
 
 
 def _line(row: StepReport | EvalRecord) -> str:
-    return json.dumps(_without_nan(asdict(row)), allow_nan=False) + "\n"
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no word for numbers that are not finite: they become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return [_without_nan(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return json_text(asdict(row)) + "\n"
 
 
 def _with_nan(value: Any) -> Any:

@@ -27,7 +27,8 @@ class Reward(Protocol):
         """Scores, float32 (N,).
 
         Arguments:
-            images: float (N, 3, H, W) in [0, 1]; values slightly outside must score finite.
+            images: float (N, 3, H, W) in [0, 1]; values slightly outside must score finite, and other ranges such as
+                [-1, 1] and [0, 255] be refused, which `draft_core.rewards.checked_images` does.
             prompts: N strings.
         """
         ...

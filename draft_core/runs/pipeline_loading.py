@@ -21,6 +21,7 @@ from draft_core.errors import DraftError, RecipeError, first_line
 from draft_core.recipe.resolve import is_single_file, locate_pretrained
 from draft_core.recipe.schema import ImageFile, ModelConfig, SchedulerConfig
 from draft_core.registry.catalog import Catalog, load_catalog
+from draft_core.rewards.hub import hub_or_cache
 from draft_core.rewards.images import read_image, to_pil
 from draft_core.sampling import pipelines
 from draft_core.sampling.pipelines import IMAGE_FILTERS
@@ -61,7 +62,8 @@ def load_pipeline(
     try:
         if is_single_file(location):
             more = {} if config is None else {"config": config}
-            pipe = cls.from_single_file(location, **more, **{DTYPE_KEYWORD: torch_dtype})
+            with hub_or_cache():  # which says how it is built
+                pipe = cls.from_single_file(location, **more, **{DTYPE_KEYWORD: torch_dtype})
         else:
             pipe = _from_pretrained(cls, location, torch_dtype, variant)
     except _LOADING_ERRORS as error:
@@ -198,6 +200,7 @@ def with_tuples(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) and name in wanted else value for name, value in call.items()}
 
 
+@hub_or_cache()
 def _from_pretrained(cls: Any, location: str, dtype: torch.dtype, variant: str | None) -> Any:
     """A classic pipeline, or a modular one where there is no classic."""
     folder, more = Path(location), {} if variant is None else {"variant": variant}

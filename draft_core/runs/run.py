@@ -30,6 +30,7 @@ from draft_core.reporting.page import write_report
 from draft_core.reporting.run_record import Facts
 from draft_core.runs.build import build, build_objective
 from draft_core.runs.continuation import continuation, images_per_update
+from draft_core.runs.cut_prompts import cut_prompts
 from draft_core.runs.evaluator import Evaluator
 from draft_core.runs.folder import CHECKPOINTS, RunFolder
 from draft_core.runs.interrupts import Stop, stop_signals
@@ -85,12 +86,13 @@ def run_recipe(
         Interrupted: after Ctrl-C or SIGTERM, with everything saved.
     """
     catalog = catalog if catalog is not None else load_catalog()
-    with stop_signals() as stop, _in_sentences(recipe.output):
+    with stop_signals() as stop, _in_sentences(recipe.output), cut_prompts() as cut:
         started = time.perf_counter()
         processes = Processes(cpu=recipe.device == "cpu")
         progress = progress if processes.rank == 0 else silent
         resolved = resolve_recipe(recipe, catalog, versions=versions(catalog), processes=processes.world_size)
         recipe = resolved.recipe
+        cut.prompts, cut.progress = (*resolved.prompts, *resolved.evaluation_prompts), progress
         how = processes.on_main(lambda: continuation(resolved, resume=resume, overwrite=overwrite, force=force))
         progress("load", 0, 1, recipe.model.pretrained)
         trainer = build(recipe, catalog=catalog, prompts=resolved.prompts)
