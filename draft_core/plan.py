@@ -83,7 +83,8 @@ class Renoising:
     Arguments:
         copies: how often x0, detached, is re-noised and denoised.
         batched: all copies in one batch, faster on a GPU that a batch does not fill; else one after another, and
-            memory does not grow with their number.
+            memory does not grow with their number. Each copy is given the noise that the run drew before its chain;
+            a call that draws it otherwise for a larger batch is refused.
         step_each: an optimiser step after the samples and after each copy, instead of one for all of them: one run
             serves 1 + copies steps (prefix reuse).
         max_drift: with `step_each`, no further copies are made once those of a pass differ from the samples by more

@@ -154,7 +154,8 @@ class PretrainedSpec:
         folder: a folder in diffusers' format.
         license: licences of the weights and of the data behind them.
         prompts: prompt lists that come with it, name -> text file with one prompt a line.
-        call: arguments of the pipeline's call that suit it, such as guidance_scale; `draft sample` starts from them.
+        call: arguments of the pipeline's call that suit it, such as guidance_scale; recipes and `draft sample` start
+            from them.
     """
 
     alias: str

@@ -34,8 +34,10 @@ class DifferentiableSampler:
     """Prompts to images, by any diffusers pipeline, with gradient where a plan asks for it.
 
     Samples are bit-identical to `pipe(prompts, num_inference_steps=..., generator=..., **call_kwargs)`, unless
-    `decode` is "sliced". The gradient reaches whatever parameters of denoiser and decoder require it; text encoders
-    are never recorded, and under `torch.no_grad` nothing is.
+    `decode` is "sliced". One negative prompt stands for each prompt, as a list, which most calls make of it themselves;
+    where one leaves it alone (HunyuanVideo), samples are those of the call with the list. The gradient reaches whatever
+    parameters of denoiser and decoder require it; text encoders are never recorded, and under `torch.no_grad` nothing
+    is.
 
     Arguments:
         pipe: a diffusers pipeline, classic or modular, with a scheduler and a denoiser (`unet` or `transformer`).
