@@ -21,8 +21,8 @@ class StepPlan:
             sampler's own updates only, and no Jacobians of the denoiser multiply (DRTune, Wu et al. 2024).
         stop_at: leave the chain at this step, with the posterior mean of x0 that its prediction gives; None
             runs all of it (ReFL, Xu et al. 2023).
-        prefix: the steps without gradient are taken on a schedule of only so many, without decoding; the images
-            are then the re-noisings of the x0 that they lead to (`Renoising`). None takes the chain's own steps.
+        prefix: number of steps, fewer than T, of a chain without gradient that makes x0 in the place of the whole one.
+            It is not decoded; the images are re-noisings of that x0 (`Renoising`). None takes the chain's own steps.
         keep_trajectory: every step is kept, detached, for `sampler.replay` (policy gradients, importance weights).
 
     Raises:
@@ -70,7 +70,7 @@ class StepPlan:
 
     @property
     def last(self) -> int:
-        """The last step whose denoiser is called."""
+        """The number of the last step whose denoiser is called: T - 1, or `stop_at`."""
         return self.steps - 1 if self.stop_at is None else self.stop_at
 
 
