@@ -23,8 +23,8 @@ from draft_core.errors import CheckpointError, DraftError, Interrupted, RecipeEr
 from draft_core.evaluation.collapse import CollapseRule, EvalRecord, Verdict
 from draft_core.evaluation.evaluate import one_image_each
 from draft_core.recipe.resolve import ResolvedRecipe, resolve_recipe
-from draft_core.recipe.yaml_text import exists
 from draft_core.recipe.schema import ImageFile, RecipeBase
+from draft_core.recipe.yaml_text import exists
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
 from draft_core.reporting.page import write_report
