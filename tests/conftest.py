@@ -29,6 +29,7 @@ SLOW = (
     "tests/cli/test_app.py::test_ctrl_c_saves_and_the_resumed_run_is_the_uninterrupted_one",
     "tests/cli/test_cost.py",
     "tests/cli/test_demo.py",
+    "tests/cli/test_fuzz.py",
     "tests/cli/test_runs.py",
     "tests/cost/test_forecast.py",
     "tests/cost/test_scale.py",

@@ -42,7 +42,6 @@ OUTPUTS = [
     "rgb.png/out",
     "one",
     "/proc/out",
-    "/dev/full",
     "a" * 300,
     "a\0b",
 ]
@@ -81,7 +80,7 @@ def draw_case(rng: Random, folder: Path) -> Case:
 def _told(words: Sequence[str], files: Sequence[str], spoiled: Sequence[str]) -> tuple[str, ...]:
     changed = [Path(each.partition(":")[0]) for each in spoiled]
     names = [*files, *(path.name for path in changed), *(path.parent.name for path in changed if path.parent.name)]
-    parts = [part for word in words for part in word.split("=")]
+    parts = [part for word in words for value in word.split("=") for part in (value, *Path(value).parts)]
     empty = [option for option, value in pairwise(words) if not value or value.endswith("=")]
     said = [word for word in (*names, *words, *parts) if word]
     return (*said, *(option.lstrip("-") for option in empty), *(["."] if "" in words else []))
@@ -276,7 +275,7 @@ def _of_file(command: str, path: Path) -> str | None:
                 return "it has no weights, or some that are not finite"
         elif command == "sample":
             Image.open(io.BytesIO(path.read_bytes())).load()
-        elif path.name == "report.html" or command == "report":
+        elif path.name == "report.html" or (command == "report" and path.suffix not in (".png", ".md")):
             return None if "</html>" in path.read_text(encoding="utf-8") else "it is no whole page"
     except Exception as error:
         return f"what it wrote cannot be read again: {type(error).__name__}"
