@@ -35,7 +35,7 @@ from tables import markdown, publish
 from torch import Tensor
 
 from draft_core import DifferentiableSampler, Draft, Objective
-from draft_core.adapters.lora import add_lora, trainable
+from draft_core.adapters.lora import ATTENTION, add_lora, trainable
 from draft_core.cost.peak_memory import MemoryMeter
 from draft_core.sampling import seams
 from draft_core.sampling.call_traits import CallTraits
@@ -309,7 +309,7 @@ def measured(name: str, settings: Settings) -> Activations:
 def _with_lora(model: Model) -> Any:
     pipe = pipeline(model, DTYPE)
     with META:
-        add_lora(pipe, rank=RANK)
+        add_lora(pipe, rank=RANK, targets=ATTENTION)
     return pipe
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 
 __all__ = [
@@ -81,6 +82,16 @@ class Interrupted(DraftError):
 
 class CheckpointError(DraftError):
     """A checkpoint that is missing, torn, or belongs to another run."""
+
+
+def require_finite(number: float, *, where: str) -> None:
+    """Refuses a number that is infinite or none.
+
+    Raises:
+        DraftError: with that number.
+    """
+    if not math.isfinite(number):
+        raise DraftError(f"{number} is not a finite number", where=where, next="give one, such as 0.5")
 
 
 def one_line(error: BaseException) -> str:

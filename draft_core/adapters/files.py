@@ -14,11 +14,13 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from draft_core.adapters.lora import ADAPTER, inject, lora_state, of_component, set_scale
-from draft_core.errors import CheckpointError
+from draft_core.adapters.fitting import loading
+from draft_core.adapters.lora import ADAPTER, inject, is_adapted, lora_state, of_component, set_scale
+from draft_core.errors import CheckpointError, require_finite
 from draft_core.sampling.pipelines import find_denoisers
 
 CONFIG_KEY = "lora_config"  # of the metadata, where a pipeline has no loader of its own
+CONFIG_FIELDS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora")  # read from it
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 
 
@@ -67,27 +69,69 @@ def _file_of(name: str) -> str:
     return f"pytorch_lora_weights_{name}.safetensors"
 
 
-def load_lora(pipe: Any, folder: Path, *, scale: float = 1.0) -> None:
-    """Loads a LoRA from a folder that `save_lora`, or any diffusers trainer, wrote, or from a run's folder.
+def load_lora(pipe: Any, path: Path, *, scale: float = 1.0) -> None:
+    """Loads a LoRA that `save_lora`, or any trainer that diffusers knows, wrote.
 
     Arguments:
+        path: of a file, of the folder of a LoRA, or of a run.
         scale: factor of the adapter's contribution; 0 is the base model, 1 what was trained.
 
     Raises:
-        CheckpointError: if there is no LoRA in `folder`, or its file is damaged.
+        CheckpointError: if there is no LoRA at `path`, its file is damaged, or it is one of another model.
+        DraftError: if `scale` is not a finite number.
     """
-    load_files(pipe, folder, ADAPTER)
+    require_finite(scale, where="scale")
+    components = {key: part for key, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    (first, _), *_ = find_denoisers(pipe).items()
+    networks = {file: {**components, first: components[name]} for name, file in _files_by_denoiser(pipe, path).items()}
+    with loading(networks, into=type(pipe).__name__, where=str(path)):
+        load_files(pipe, path, ADAPTER)
+    if not is_adapted(pipe):
+        raise CheckpointError(
+            f"it adapts no layer of {type(pipe).__name__}", where=str(path), next="give a LoRA of this model"
+        )
     set_scale(pipe, scale)
 
 
-def load_files(pipe: Any, folder: Path, adapter: str) -> None:
+def load_files(pipe: Any, path: Path, adapter: str) -> None:
     """Loads as `load_lora` does, under another name."""
-    folder = lora_folder(folder)
+    (first, _), *_ = find_denoisers(pipe).items()
+    for name, file in _files_by_denoiser(pipe, path).items():
+        _load(pipe, first, name, file, adapter)
+
+
+def _files_by_denoiser(pipe: Any, path: Path) -> dict[str, Path]:
+    """Denoiser -> file of its LoRA; a single file is the first one's, unless its name says another."""
+    files = lora_files(path)
     (first, _), *others = find_denoisers(pipe).items()
-    _load(pipe, first, first, folder, WEIGHTS_FILE, adapter)
-    for name, _ in others:
-        if (folder / _file_of(name)).is_file():
-            _load(pipe, first, name, folder, _file_of(name), adapter)
+    known = {first: WEIGHTS_FILE, **{name: _file_of(name) for name, _ in others}}
+    if path.is_file() and path.name in known.values():
+        files = {path.name: path}
+    return {name: files[file] for name, file in known.items() if file in files}
+
+
+def lora_files(path: Path) -> dict[str, Path]:
+    """The files of the LoRA at `path`, a file itself, its folder or that of a run, by the name diffusers gives them.
+
+    Raises:
+        CheckpointError: if there is no LoRA, or a file is damaged.
+    """
+    if path.is_file():
+        files = {WEIGHTS_FILE: path}
+    else:
+        prefix = WEIGHTS_FILE.removesuffix(".safetensors")
+        files = {file.name: file for file in sorted(lora_folder(path).glob(f"{prefix}*.safetensors"))}
+    for file in files.values():
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"it is not a safetensors file ({error})",
+                where=str(file),
+                next="give the .safetensors file of a LoRA, and copy it again if it is one",
+            ) from error
+    return files
 
 
 def lora_folder(path: Path) -> Path:
@@ -100,7 +144,9 @@ def lora_folder(path: Path) -> Path:
         if (folder / WEIGHTS_FILE).is_file():
             return folder
     raise CheckpointError(
-        f"there is no {WEIGHTS_FILE}", where=str(path), next="give the folder of a run, or the lora folder in it"
+        f"there is no {WEIGHTS_FILE}",
+        where=str(path),
+        next="give the folder of a run, the lora folder in it, or a .safetensors file",
     )
 
 
@@ -128,33 +174,27 @@ def loading_lines(folder: Path, shown: Path) -> list[str]:
     ]
 
 
-def _load(pipe: Any, prefix: str, name: str, folder: Path, file: str, adapter: str) -> None:
+def _load(pipe: Any, prefix: str, name: str, file: Path, adapter: str) -> None:
     """One file into the denoiser `name`, its keys behind `prefix`, the name of the first one."""
-    try:
-        with safe_open(folder / file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"it is not a safetensors file ({error})", where=str(folder / file), next="copy it again"
-        ) from error
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata() or {}
     if CONFIG_KEY in metadata:
         denoiser = getattr(pipe, name)
         config = json.loads(metadata[CONFIG_KEY])
-        named = {key: config[key] for key in ("r", "lora_alpha", "target_modules")}
-        inject(denoiser, LoraConfig(**named), adapter)
-        state = of_component(prefix, load_file(folder / file))
+        inject(denoiser, LoraConfig(**{key: config[key] for key in CONFIG_FIELDS if key in config}), adapter)
+        state = of_component(prefix, load_file(file))
         if _shapes(state) != _shapes(get_peft_model_state_dict(denoiser, adapter_name=adapter)):
             raise CheckpointError(
-                f"it is of another model than this {type(pipe).__name__}", where=str(folder / file), next="give its own"
+                f"it is of another model than this {type(pipe).__name__}", where=str(file), next="give its own"
             )
         set_peft_model_state_dict(denoiser, state, adapter_name=adapter)
         return
     if not hasattr(pipe, "load_lora_weights"):
         raise CheckpointError(
-            f"{type(pipe).__name__} has no loader for it", where=str(folder / file), next="give the lora of a run"
+            f"{type(pipe).__name__} has no loader for it", where=str(file), next="give the lora of a run"
         )
     into = {} if name == prefix else {f"load_into_{name}": True}
-    pipe.load_lora_weights(folder, weight_name=file, adapter_name=adapter, **into)
+    pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=adapter, **into)
 
 
 def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:

@@ -161,6 +161,11 @@ def squared_norm(pipe: Any) -> torch.Tensor:
     return torch.stack(norms).sum()
 
 
+def is_adapted(pipe: Any) -> bool:
+    """Whether one of its networks carries the adapter."""
+    return bool(_adapted_components(pipe))
+
+
 def _adapted_components(pipe: Any) -> list[torch.nn.Module]:
     """The networks of a pipeline that carry the adapter: denoisers, and text encoders of a LoRA from elsewhere."""
     networks = [component for component in pipe.components.values() if isinstance(component, torch.nn.Module)]
@@ -169,7 +174,7 @@ def _adapted_components(pipe: Any) -> list[torch.nn.Module]:
 
 def _adapted_layers(network: torch.nn.Module) -> Iterator[Any]:
     for layer in network.modules():
-        if isinstance(layer, LoraLayer) and ADAPTER in layer.lora_A:
+        if isinstance(layer, LoraLayer) and (ADAPTER in layer.lora_A or ADAPTER in layer.lora_embedding_A):
             yield layer
 
 

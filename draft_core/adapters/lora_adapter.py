@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from draft_core.adapters.files import save_lora
+from draft_core.adapters.fitting import DOWN
 from draft_core.adapters.lora import (
     adapters_off,
     adapters_scaled,
@@ -21,8 +22,6 @@ from draft_core.adapters.lora import (
 )
 from draft_core.adapters.round_trip import loaded_state, unreadable
 from draft_core.errors import CheckpointError, DraftError, first_line
-
-DOWN = ".lora_A.weight"
 
 
 class Lora:

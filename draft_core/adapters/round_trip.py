@@ -12,6 +12,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from draft_core.adapters.files import load_files, save_lora
+from draft_core.adapters.fitting import hushed
 from draft_core.adapters.lora import ADAPTER, adapter_names, lora_state
 from draft_core.errors import CheckpointError, first_line
 from draft_core.sampling.pipelines import find_denoisers
@@ -63,7 +64,7 @@ def loaded_state(pipe: Any, folder: Path) -> dict[str, torch.Tensor]:
     flags = [(weight, weight.requires_grad) for network in networks for weight in network.parameters()]
     denoisers = find_denoisers(pipe)
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng():
+        with warnings.catch_warnings(), torch.random.fork_rng(), hushed():
             warnings.filterwarnings("ignore", message=".*`peft_config` attribute")
             load_files(pipe, folder, TRIED)
         if any(TRIED in adapter_names(network) for network in networks if network not in [*denoisers.values()]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from draft_core.cli.terminal import Overrides, out, quiet_libraries
+from draft_core.cli.terminal import Overrides, out, print_json, prints_aside, quiet_libraries
 from draft_core.registry.catalog import load_catalog
 
 if TYPE_CHECKING:
@@ -31,6 +30,17 @@ def cost(
 
     Example: draft cost recipes/jpeg.yaml --set train.batch_size=32
     """
+    with prints_aside(as_json):
+        found, cheaper, room = _forecast(recipe, overrides)
+    if as_json:
+        print_json({**found.as_dict(), "savings": cheaper, "room": room})
+        return
+    _print_time(found)
+    _print_memory(found, cheaper, room)
+
+
+def _forecast(recipe: Path, overrides: list[str]) -> tuple[Forecast, dict[str, int], int | None]:
+    """What an update takes, the memory that it would take with each change that saves some, and what there is of it."""
     from draft_core.recipe.load import load_recipe
 
     catalog = load_catalog()
@@ -45,12 +55,7 @@ def cost(
     free = free_memory(trainer.device)  # before anything else is allocated
     found = forecast(trainer)
     room = None if free is None else free + sum(found.memory.weights.values()) + found.memory.lora
-    cheaper = savings(trainer, found.memory)
-    if as_json:
-        typer.echo(json.dumps({**found.as_dict(), "savings": cheaper, "room": room}, indent=2))
-        return
-    _print_time(found)
-    _print_memory(found, cheaper, room)
+    return found, savings(trainer, found.memory), room
 
 
 def _print_time(found: Forecast) -> None:

@@ -14,7 +14,16 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from draft_core.cli.terminal import Overrides, ProgressLines, given_fields, out, print_problems, quiet_libraries
+from draft_core.cli.terminal import (
+    Overrides,
+    ProgressLines,
+    given_fields,
+    out,
+    print_json,
+    print_problems,
+    prints_aside,
+    quiet_libraries,
+)
 from draft_core.errors import DraftError, one_line, raised_at
 from draft_core.registry.catalog import load_catalog
 from draft_core.registry.specs import RewardSpec
@@ -135,27 +144,46 @@ def compare_reward(
     """
     if as_json and as_markdown:
         raise DraftError("--json and --markdown contradict each other", next="give one of them")
+    with prints_aside(as_json or as_markdown):
+        comparison, unit = _compared(
+            kind, given_fields(overrides), images, small, with_bars=not (as_json or as_markdown)
+        )
+    if as_json:
+        print_json(comparison.as_dict())
+    elif as_markdown:
+        typer.echo(_markdown(comparison))
+    else:
+        _print_comparison(comparison, unit)
+    if not comparison.holds:
+        raise typer.Exit(1)
+
+
+def _compared(
+    kind: str, given: dict[str, Any], images: list[Path], small: bool, *, with_bars: bool
+) -> tuple[Comparison, str]:
+    """The comparison, and the unit of the reward."""
     catalog = load_catalog()
     entry = catalog.reward(kind)
     entry.spec.load_reference()  # refuses a kind that names none, before anything is loaded
 
     from draft_core.rewards.images import read_image
-    from draft_core.testing.reference import compare_kind, markdown, refuse_single_image
+    from draft_core.testing.reference import compare_kind, refuse_single_image
 
     refuse_single_image(images)
     loaded = [read_image(path) for path in images]
-    fields = {**(entry.spec.small if small else {}), **given_fields(overrides)}
+    fields = {**(entry.spec.small if small else {}), **given}
     quiet_libraries()
-    if as_json or as_markdown:
-        comparison = compare_kind(kind, fields, catalog=catalog, images=loaded)
-        typer.echo(json.dumps(comparison.as_dict(), indent=2) if as_json else markdown({"": comparison}))
-    else:
-        with ProgressLines() as progress:
-            shown = partial(progress, "compare")
-            comparison = compare_kind(kind, fields, catalog=catalog, images=loaded, progress=shown)
-        _print_comparison(comparison, entry.spec.unit)
-    if not comparison.holds:
-        raise typer.Exit(1)
+    if not with_bars:
+        return compare_kind(kind, fields, catalog=catalog, images=loaded), entry.spec.unit
+    with ProgressLines() as progress:
+        shown = partial(progress, "compare")
+        return compare_kind(kind, fields, catalog=catalog, images=loaded, progress=shown), entry.spec.unit
+
+
+def _markdown(comparison: Comparison) -> str:
+    from draft_core.testing.reference import markdown
+
+    return markdown({"": comparison})
 
 
 def _print_comparison(comparison: Comparison, unit: str) -> None:

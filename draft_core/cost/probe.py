@@ -41,7 +41,7 @@ class Probe:
         self.denoisers = list(pipelines.find_denoisers(self.sampler.pipe).values())
 
     def peak(self, batch: int, recorded: int, *, is_scored: bool = True) -> int:
-        """Bytes that an update of so many prompts and last grad steps allocates at most."""
+        """Bytes that an update of `batch` prompts and the last `recorded` grad steps allocates at most."""
         return peak_memory(partial(self.update, batch, recorded, is_scored=is_scored), self.device)
 
     def update(self, batch: int, recorded: int, *, is_scored: bool = True) -> None:

@@ -48,6 +48,7 @@ def load_recipe(
         recipe = with_absolute_paths(
             recipe, base_of(base, overrides), where=name, names=_names_that_are_no_paths(catalog)
         )
+        recipe = _with_call_of_alias(recipe, catalog)
         _check(recipe, catalog, name)
     except DraftError as error:
         if missing := _missing(data.get("versions"), catalog):
@@ -58,6 +59,20 @@ def load_recipe(
             ) from None
         raise
     return recipe
+
+
+def _with_call_of_alias(recipe: RecipeBase, catalog: Catalog) -> RecipeBase:
+    """What a plugin says that suits its pipeline, where the recipe says nothing else."""
+    model = recipe.model
+    if model.pretrained not in catalog.pretrained:
+        return recipe
+    call = dict(catalog.pretrained[model.pretrained].spec.call)
+    own = {name: call.pop(name) for name in ("num_inference_steps", "guidance_scale") if name in call}
+    data = {name: getattr(model, name) for name in model.model_fields_set}
+    said = {name for name, value in data.items() if value is not None}
+    data.update({name: value for name, value in own.items() if name not in said})
+    complete = type(model).model_validate({**data, "call": {**call, **model.call}})
+    return recipe.model_copy(update={"model": complete})
 
 
 def dump_recipe(recipe: BaseModel) -> str:
@@ -121,14 +136,13 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
 
 
 def _check_plan(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
-    """That the method has a plan for so many sampler steps."""
+    """That the method has a plan for so many sampler steps, or for as many as a scheduler may make of them."""
     if not isinstance(recipe.method, DirectConfig):
         return
     steps = recipe.model.num_inference_steps
     try:
-        recipe.method.plan(steps, Random(0))
-    except RecipeError as error:
-        raise RecipeError(error.what, where=f"{where}: {error.where}", next=error.next) from None
+        if (refusal := _refusal(recipe.method, steps)) and not _refusal(recipe.method, _most_steps(steps)):
+            refusal = None
     except Exception as error:  # of a plugin's method, or of the plan that it makes
         entry = catalog.method(recipe.method.kind)
         reason = (
@@ -141,6 +155,22 @@ def _check_plan(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             where=f"{where}: method",
             next="change its fields or model.num_inference_steps, or tell its author",
         ) from error
+    if refusal:
+        raise RecipeError(refusal.what, where=f"{where}: {refusal.where}", next=refusal.next)
+
+
+def _most_steps(inference_steps: int) -> int:
+    """The most calls of `scheduler.step`: Heun's two a step but for the last, or PNDM's twelve before it settles."""
+    return max(2 * inference_steps - 1, inference_steps + 9)
+
+
+def _refusal(method: DirectConfig, steps: int) -> RecipeError | None:
+    """Why the method has no plan for so many steps."""
+    try:
+        method.plan(steps, Random(0))
+    except RecipeError as error:
+        return error
+    return None
 
 
 def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, int | float]]:

@@ -150,5 +150,7 @@ def _unwrapped(annotation: Any, marks: Sequence[Any]) -> tuple[Any, Sequence[Any
 def _fits(value: Any, annotation: Any) -> bool:
     """Whether a value is of this member of a union."""
     annotation, _ = _unwrapped(annotation, ())
+    if annotation is Any:
+        return True
     kind = get_origin(annotation) or annotation
     return isinstance(kind, type) and isinstance(value, kind) and not (isinstance(value, str) and kind is Sequence)

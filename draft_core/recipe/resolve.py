@@ -87,10 +87,10 @@ def _file_at(text: str) -> Path | None:
 
 
 def locate_pretrained(name: str, catalog: Catalog, *, where: str = "model") -> str:
-    """The folder of a pipeline alias or path, or `name` itself where it has the form of a hub name.
+    """The folder or file of a pipeline alias or path, or `name` itself where it has the form of a hub name.
 
     Raises:
-        RecipeError: if it is none of the three.
+        RecipeError: if it is none of them.
     """
     if name in catalog.pretrained:
         return str(catalog.pretrained[name].spec.folder)
@@ -101,12 +101,23 @@ def locate_pretrained(name: str, catalog: Catalog, *, where: str = "model") -> s
                 f"folder {name} holds no model_index.json", where=where, next="give a folder in diffusers' format"
             )
         return str(folder)
+    if file := _file_at(name):
+        if file.suffix.lower() != SINGLE_FILE:
+            raise RecipeError(
+                f"file {name} is no {SINGLE_FILE} file", where=where, next="convert it, or give a folder or a hub name"
+            )
+        return str(file)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
         return name
     error = catalog.unknown("model", short(name), catalog.pretrained, where=where)
     raise RecipeError(
         error.what, where=where, next=f"{error.next}; a folder must exist, a hub name has the form org/model"
     )
+
+
+def is_single_file(location: str) -> bool:
+    """Whether what `locate_pretrained` gave is one file with all weights."""
+    return location.lower().endswith(SINGLE_FILE) and exists(Path.is_file, Path(location))
 
 
 def _folder_at(text: str) -> Path | None:
@@ -117,7 +128,9 @@ def _folder_at(text: str) -> Path | None:
     return folder if exists(Path.is_dir, folder) else None
 
 
-# Without an evaluation in the recipe, so many of the training prompts are evaluated, and the report says so.
+SINGLE_FILE = ".safetensors"  # of all weights of a pipeline; of other formats some execute code
+
+# How many of the training prompts are evaluated where the recipe has no evaluation; the report says so.
 EVALUATED_PROMPTS = 8
 
 
@@ -145,8 +158,9 @@ class ResolvedRecipe:
 
     @property
     def prompt_lists(self) -> dict[str, list[str]]:
-        """What a run remembers of its prompt lists, whose files may change: field of the recipe -> prompts."""
-        return {"prompts": list(self.prompts), "evaluation.prompts": list(self.evaluation_prompts)}
+        """What a run remembers of its prompt lists, whose files may change: field of the recipe -> texts."""
+        columns = {f"prompts.{name}": list(values) for name, values in self.columns.items()}
+        return {"prompts": list(self.prompts), **columns, "evaluation.prompts": list(self.evaluation_prompts)}
 
 
 def resolve_recipe(

@@ -38,17 +38,60 @@ class LoraConfig(Config):
         min_length=1,
         description="Name endings of the denoiser's layers to adapt, linear or convolutional; left out, all attention.",
     )
+    init: Annotated[Path, RecipePath(of="either")] | None = Field(
+        None,
+        description="A LoRA to go on from, of this rank: the folder of a run or of a LoRA. Left out, training starts "
+        "from the base model.",
+    )
+
+
+class SchedulerConfig(Config):
+    """The scheduler that samples, made from the configuration of the pipeline's own."""
+
+    name: str = Field(description="Its class in diffusers, such as DDIMScheduler.")
+    settings: dict[str, Any] = Field({}, description="What it is configured with otherwise than the pipeline's own.")
+
+
+class ImageFile(Config):
+    """An image that the pipeline's call is given."""
+
+    file: Annotated[Path, RecipePath(of="file")] = Field(description="Of the image, relative to the recipe's folder.")
+
+
+CallValue = Annotated[ImageFile | list[ImageFile] | Any, Field(union_mode="left_to_right")]
 
 
 class ModelConfig(Config):
     """The pipeline to tune, and how it samples."""
 
-    pretrained: Annotated[str, RecipePath(of="folder", absent="keep")] = Field(
-        description="An alias from a plugin (emoji), a folder in diffusers' format, or a hub name (org/model)."
+    pretrained: Annotated[str, RecipePath(absent="keep")] = Field(
+        description="An alias from a plugin (emoji), a folder in diffusers' format, a hub name (org/model), or one "
+        ".safetensors file with all weights, which needs `pipeline`."
     )
-    num_inference_steps: int = Field(20, ge=1, le=MOST_STEPS, description="Sampler steps, as in the pipeline's call.")
-    guidance_scale: float | None = Field(None, ge=0, description="As in the call; left out, the pipeline's default.")
-    call: dict[str, Any] = Field({}, description="Further arguments of the call, such as height or negative_prompt.")
+    pipeline: str | None = Field(
+        None, description="Class of the pipeline in diffusers; left out, the one that the model names."
+    )
+    config: Annotated[str, RecipePath(absent="keep")] | None = Field(
+        None,
+        description="For a single file: a folder in diffusers' format, or a hub name, that says how the model is "
+        "built; left out, the one that diffusers takes for weights of this kind.",
+    )
+    variant: str | None = Field(None, description="Of the weight files, such as fp16.")
+    scheduler: SchedulerConfig | None = Field(None, description="Instead of the pipeline's own.")
+    num_inference_steps: int = Field(
+        20,
+        ge=1,
+        le=MOST_STEPS,
+        description="Sampler steps, as in the pipeline's call; an alias may bring its own number.",
+    )
+    guidance_scale: float | None = Field(
+        None, ge=0, description="As in the call; left out, the alias' own, or the pipeline's default."
+    )
+    call: dict[str, CallValue] = Field(
+        {},
+        description="Further arguments of the call, such as height or negative_prompt; an image is `{file: PATH}`. "
+        "Those that an alias brings count where they are not said here.",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Precision of the frozen weights; the LoRA is always float32."
     )

@@ -14,6 +14,7 @@ import torch
 
 from draft_core.errors import CheckpointError, one_line
 from draft_core.evaluation.collapse import CollapseRule, EvalRecord
+from draft_core.json_text import json_text
 from draft_core.rewards.images import read_image, to_pil
 from draft_core.training.step_report import StepReport
 
@@ -49,7 +50,8 @@ class Facts:
         seeds: of the evaluations, S for each prompt.
         prompts_are_unseen: whether these prompts were kept out of training.
         tolerance: of `CollapseRule`.
-        call: the pipeline's arguments that the images were made with.
+        call: the pipeline's arguments that the images were made with; an image is {"file": path}, a tuple
+            {"tuple": items}.
         images_per_update: samples in one update.
         versions: distribution -> version.
         licences: of everything used.
@@ -61,6 +63,8 @@ class Facts:
         dtype: of the frozen weights, by torch's name.
         output: what the pipeline's call returns: "images" or "frames".
         caps: name -> score above which a trained reward counts no more.
+        source: how the model was loaded beside its location: "pipeline", "config" and "variant", where they were said.
+        scheduler: "name" and "settings" of the scheduler, where it was not the pipeline's own.
     """
 
     model: str
@@ -83,6 +87,8 @@ class Facts:
     dtype: str = "float32"
     output: str = "images"
     caps: Mapping[str, float] = field(default_factory=dict)
+    source: Mapping[str, str] = field(default_factory=dict)
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -179,16 +185,7 @@ def rewrite_rows(path: Path, rows: Iterable[StepReport | EvalRecord]) -> None:
 
 
 def _line(row: StepReport | EvalRecord) -> str:
-    return json.dumps(_without_nan(asdict(row)), allow_nan=False) + "\n"
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no word for numbers that are not finite: they become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return [_without_nan(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return json_text(asdict(row)) + "\n"
 
 
 def _with_nan(value: Any) -> Any:

@@ -20,7 +20,15 @@ from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import Config, MethodConfig, RewardConfig
 from draft_core.rewards.objective import Objective
 from draft_core.rewards.placement import OnDevice
-from draft_core.runs.pipeline_loading import guided, load_pipeline, tile_decode
+from draft_core.runs.pipeline_loading import (
+    check_model,
+    guided,
+    load_pipeline,
+    read_images,
+    set_scheduler,
+    tile_decode,
+    with_tuples,
+)
 from draft_core.sampling.prompt_cache import remember_prompts
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.batches import images_per_prompt
@@ -45,6 +53,7 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Sequen
     """
     catalog = catalog if catalog is not None else load_catalog()
     _check_machine(recipe)
+    check_model(recipe.model, catalog)
     prompts = prompts if prompts is not None else resolve_prompts(recipe.prompts, catalog)
     objective = build_objective(recipe.rewards, catalog)
     sampler = build_sampler(recipe.model, catalog=catalog)
@@ -64,13 +73,14 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Sequen
 
 
 def build_adapter(model: ModelConfig, pipe: Any, *, seed: int) -> Adapter:
-    """What is trained, attached to the pipeline: the recipe's LoRA, drawn from `seed`.
+    """What is trained, attached to the pipeline: the recipe's LoRA, drawn from `seed`, or the one it goes on from.
 
     Raises:
         RecipeError: if no layer matches its targets.
+        CheckpointError: if the LoRA to go on from does not fit.
     """
     lora = model.lora
-    adapter = Lora(pipe, rank=lora.rank, alpha=lora.alpha, targets=lora.targets)
+    adapter = Lora(pipe, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, init=lora.init)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapter.attach()
@@ -79,7 +89,17 @@ def build_adapter(model: ModelConfig, pipe: Any, *, seed: int) -> Adapter:
 
 def build_sampler(model: ModelConfig, *, catalog: Catalog) -> DifferentiableSampler:
     """The sampler of a recipe's model."""
-    pipe = load_pipeline(model.pretrained, dtype=model.dtype, catalog=catalog)
+    call = read_images(model.call)
+    pipe = load_pipeline(
+        model.pretrained,
+        dtype=model.dtype,
+        pipeline=model.pipeline,
+        config=model.config,
+        variant=model.variant,
+        catalog=catalog,
+    )
+    if model.scheduler is not None:
+        set_scheduler(pipe, model.scheduler)
     if model.tiled_decode:
         tile_decode(pipe)
     if model.remember_prompts:
@@ -91,7 +111,7 @@ def build_sampler(model: ModelConfig, *, catalog: Catalog) -> DifferentiableSamp
         gradient_checkpointing=model.gradient_checkpointing,
         decode=model.decode,
         **guidance,
-        **model.call,
+        **with_tuples(pipe, call),
     )
 
 

@@ -77,12 +77,7 @@ def continuation(resolved: ResolvedRecipe, *, resume: bool, overwrite: bool, for
         return Continuation(False)
     has_saved = (folder / FACTS).is_file() or any((folder / CHECKPOINTS).glob("[0-9]*"))
     ways = "replace it with --overwrite, or choose another folder with --set output=..."
-    try:
-        different = _differences(folder, resolved)
-    except CheckpointError:
-        if has_saved:
-            raise
-        different = {RECIPE: "it cannot be read"}
+    different = _differences(folder, resolved)
     if different and not has_saved:
         if resume:
             raise CheckpointError("the run there has saved nothing yet", where=where, next="leave out --resume")
@@ -167,13 +162,13 @@ def _changed_prompts(folder: Path, resolved: ResolvedRecipe, fields: Mapping[str
             continue
         pairs = enumerate(zip_longest(before, now))
         place, (old, new) = next((place, pair) for place, pair in pairs if pair[0] != pair[1])
-        changed[field] = f"{len(before)} -> {len(now)} prompts, number {place + 1} was {old!r} and is {new!r}"
+        changed[field] = f"{len(before)} -> {len(now)} texts, number {place + 1} was {old!r} and is {new!r}"
     return changed
 
 
 def _sources(field: str, recipe: RecipeBase) -> tuple[str, ...]:
     """The fields of the recipe that say what a list of prompts is."""
-    if field == "prompts" or recipe.evaluation is None:
+    if field.startswith("prompts") or recipe.evaluation is None:
         return ("prompts",)
     return ("evaluation.prompts", "evaluation.count")
 

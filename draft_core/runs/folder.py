@@ -103,7 +103,7 @@ class RunFolder:
         try:
             yield
         finally:
-            if self.processes.rank == 0 and self._is_ours():
+            if self.processes.rank == 0 and _is_held(self.path, self.identity):
                 with suppress(OSError):  # then it comes back when the next run looks at the folder
                     bring_back(self.path, staying=[LOCK])
             self.lock.release()
@@ -184,16 +184,13 @@ class RunFolder:
         self.identity = _identity_of(self.path / LOCK)
 
     def _written(self, work: Callable[[], T]) -> T:
-        if not (self._is_ours() and (self.path / RECIPE).is_file()):
+        if not (_is_held(self.path, self.identity) and (self.path / RECIPE).is_file()):
             raise CheckpointError(
                 "the folder of the run was deleted, moved or emptied while it ran",
                 where=str(self.path),
                 next="put it back to go on, or delete what is left of it, and give the same command again",
             )
         return work()
-
-    def _is_ours(self) -> bool:
-        return self.identity is not None and _identity_of(self.path / LOCK) == self.identity
 
     def _restore(self, trainer: Trainer) -> Restored:
         found = _load_newest(self.path, trainer, self.processes.world_size)
@@ -304,6 +301,10 @@ def _is_locked(folder: Path) -> RecipeError:
     return RecipeError(
         "another process is writing a run there", where=f"output {folder}", next="wait for it, or choose another"
     )
+
+
+def _is_held(folder: Path, identity: Identity | None) -> bool:
+    return identity is not None and _identity_of(folder / LOCK) == identity
 
 
 def _identity_of(lock: Path) -> Identity | None:

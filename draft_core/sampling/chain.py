@@ -221,7 +221,7 @@ class DryRun:
     Arguments:
         blanks: such outputs that are known already: network and shape of its input -> zeros that take no memory.
         last: a step whose start is noted, without decoding; None runs the whole call.
-        real: every call of a network is made, for pipelines that look into them.
+        real: every call of a network is made, for pipelines that read what is inside them.
     """
 
     def __init__(
@@ -289,7 +289,7 @@ class DryRun:
 
 
 def watched(sampler: Settings, batch: int, *, real: bool) -> CallTraits:
-    """What a run of so many prompts does, with its networks or without."""
+    """What a run of `batch` prompts does, with its networks or without."""
     wordless = "prompt" not in pipelines.call_inputs(sampler.pipe)
     embedded = sampler.call_kwargs.get("prompt_embeds") is not None
     return DryRun(sampler, None if wordless or embedded else [PROBE_PROMPT] * batch, {}, real=real).run()

@@ -92,6 +92,17 @@ def call_inputs(pipe: Any) -> list[str]:
     ]
 
 
+def tuple_inputs(pipe: Any) -> set[str]:
+    """The keywords of the call whose type is a tuple and no list."""
+    if is_modular(pipe):
+        types = {parameter.name: parameter.type_hint for parameter in pipe.blocks.inputs if parameter.name}
+    else:
+        signature = inspect.signature(inspect.unwrap(type(pipe).__call__))
+        types = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    words = {name: str(type_).lower() for name, type_ in types.items()}
+    return {name for name, text in words.items() if "tuple" in text and "list" not in text}
+
+
 @contextmanager
 def differentiable(pipe: Any) -> Iterator[Callable[..., torch.Tensor]]:
     """A function that is the pipeline's own call with `torch.no_grad` taken off, and gives the images alone."""

@@ -97,8 +97,8 @@ def _drawn_for_each(batch: int, copies: int, shapes: Sequence[torch.Size]) -> It
             return draw(shape, **how)
         if batch % of_run[0] or shape != (copies * of_run[0], *rest):  # the latents may hold frames as items
             raise SamplerError(
-                f"several copies cannot be made in one batch: where the run drew noise of {tuple(of_run)} its call then "
-                f"asks for {tuple(shape)}",
+                f"several copies cannot be made in one batch: the run drew noise of {tuple(of_run)} "
+                f"and its call then asks for {tuple(shape)}",
                 where="Renoising.batched",
                 next="leave out `batched`, and copies are made one after another",
             )

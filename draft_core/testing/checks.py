@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from draft_core.errors import RewardError
 from draft_core.registry.config import RewardConfig
 from draft_core.registry.specs import RewardSpec
 from draft_core.runs.build import made_by_plugin
@@ -195,6 +196,17 @@ def overshoot_stays_finite(subject: Subject) -> None:
         demand(bool(gradient.isfinite().all()), "with pixels from -0.1 to 1.1 its gradient is not finite")
 
 
+def other_ranges_are_refused(subject: Subject) -> None:
+    """Images in [0, 255] and in [-1, 1] are refused with a `RewardError`, not scored."""
+    images = subject.images()
+    for name, levels in (("[0, 255]", images * 255), ("[-1, 1]", images * 2 - 1)):
+        try:
+            scores = subject.score(levels)
+        except RewardError:
+            continue
+        demand(False, f"it scores images in {name}, {scores.tolist()}: pass them through `checked_images` first")
+
+
 def every_image_has_a_gradient(subject: Subject) -> None:
     """The gradient is finite and not zero for each image; a measure has none."""
     if not subject.spec.differentiable:
@@ -290,6 +302,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
         tensors_move_along,
         any_shape,
         overshoot_stays_finite,
+        other_ranges_are_refused,
         every_image_has_a_gradient,
         gradient_is_right,
         half_precision_inputs,
@@ -302,7 +315,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Small tensors on a busy machine are many times slower with two threads than with one."""
+    """A context in which torch computes on one thread: small tensors on a busy machine are much slower with two."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

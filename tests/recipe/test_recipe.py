@@ -52,7 +52,7 @@ def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
         ("modle=3", "recipe: modle: unknown field 'modle'; did you mean 'model'?"),
         ("method={kind: draft-vl}", "unknown method 'draft-vl'; did you mean 'draft-lv'?"),
         ("method={kind: draft-lv, resample: 1}", "unknown field 'resample'; did you mean 'resamples'?"),
-        ("method={kind: draft-k, k: 4}", "k = 4 is larger than the number of sampler steps, 3; use k <= 3"),
+        ("method={kind: draft-k, k: 40}", "k = 40 is larger than the number of sampler steps, 3; use k <= 3"),
         ("prompts=[]", "recipe: prompts: there are no prompts; give at least one prompt."),
         ("prompts=['  ']", "prompts: there are no prompts"),
         ("prompts=tiny-trian", "unknown prompt list or file 'tiny-trian'; did you mean 'tiny-train'?"),
@@ -186,3 +186,13 @@ def test_the_schema_names_every_installed_reward_and_describes_every_field(catal
             refers = described.get("$ref", "").rsplit("/")[-1]
             helped = "description" in described or "description" in schema["$defs"].get(refers, {})
             assert field == "kind" or helped, f"{name}.{field} has no help"
+
+
+@pytest.mark.parametrize(("k", "fits"), [(3, True), (5, True), (12, True), (13, False)])
+def test_a_method_may_reach_as_many_steps_as_a_scheduler_makes_of_them(catalog: Catalog, k: int, fits: bool) -> None:
+    """Heun's three are five calls of its step, PNDM's are twelve; how many they are is known once it is loaded."""
+    changes = [f"method={{kind: draft-k, k: {k}}}"]
+    if fits:
+        assert load_recipe(GOOD, changes, catalog=catalog).model.num_inference_steps == 3
+    else:
+        assert "k = 13 is larger than the number of sampler steps, 3" in refusal(changes, catalog)

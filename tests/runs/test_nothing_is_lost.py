@@ -203,11 +203,11 @@ def lists(tmp_path: Path) -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("prompts", "heldout", "sentence"),
     [
-        ("a cat\na cow\n", "a bird\na fish\n", "prompts: 2 -> 2 prompts, number 2 was 'a dog' and is 'a cow'"),
+        ("a cat\na cow\n", "a bird\na fish\n", "prompts: 2 -> 2 texts, number 2 was 'a dog' and is 'a cow'"),
         (
             "a cat\na dog\n",
             "a bird\na fish\na fox\n",
-            "evaluation.prompts: 2 -> 3 prompts, number 3 was None and is 'a fox'",
+            "evaluation.prompts: 2 -> 3 texts, number 3 was None and is 'a fox'",
         ),
     ],
 )

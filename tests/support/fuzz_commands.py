@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from draft_core.cli import app as cli
-from tests.support.fuzz_files import LORAS, PICTURES, PROMPTS, RUNS, override, spoil
+from tests.support.fuzz_files import IMAGES, LORAS, PROMPTS, RUNS, override, spoil
 from tests.support.mutations import NUMBERS, TEXTS
 
 LONGEST = 3000  # characters of a sentence
@@ -99,7 +99,7 @@ def _output(rng: Random, ending: str) -> list[str]:
 
 
 def _score(rng: Random) -> tuple[list[str], list[str]]:
-    files = rng.sample(PICTURES, rng.choice([1, 1, 2, 4]))
+    files = rng.sample(IMAGES, rng.choice([1, 1, 2, 4]))
     words = [
         *files,
         "--reward",
@@ -178,6 +178,8 @@ def finding(case: Case, folder: Path) -> str | None:
         return f"traceback: {_signature(error)}"
     if result.exit_code == 0:
         return _of_output(case, folder, result.stdout, before)
+    if case.words[0] == "score" and result.exit_code == 1:
+        return _of_some_scores(case, result.stdout, result.stderr)
     if result.exit_code != 2:
         return f"exit code {result.exit_code}"
     return _of_sentence(case, result.stderr)
@@ -242,7 +244,7 @@ def _is_not_finite(text: str) -> bool:
 
 
 def _of_scores(case: Case, printed: str) -> str | None:
-    files = [word for word in case.words if word in PICTURES]
+    files = [word for word in case.words if word in IMAGES]
     if "--json" not in case.words:
         missing = [name for name in files if name not in printed]
         return f"no score of {missing[0]}" if missing else None
@@ -251,6 +253,14 @@ def _of_scores(case: Case, printed: str) -> str | None:
     except ValueError as error:
         return f"no JSON: {error}"
     return None if [row["image"] for row in scores] == files else "not one row for each file"
+
+
+def _of_some_scores(case: Case, printed: str, errors: str) -> str | None:
+    """Exit code 1 owes a row for each file, and a sentence for each without a score."""
+    lines = [line for line in errors.splitlines() if line.strip()]
+    if any(not re.match(r"not scored: (\S+): .*[.?]$", line) for line in lines) or not lines:
+        return f"not a sentence for each file: {errors[:300]!r}"
+    return _of_scores(case, printed)
 
 
 def _refuse(text: str) -> Any:

@@ -22,7 +22,7 @@ from tests.support.runs import made_run, saved_lora
 
 LORA = "pytorch_lora_weights.safetensors"
 PROMPTS = ("list.txt", "list.csv", "list.tsv", "list.json", "list.jsonl")
-PICTURES = ("rgb.png", "grey16.png", "rgba.png", "palette.gif", "photo.jpg", "cmyk.jpg", "float.tiff", "still.webp")
+IMAGES = ("rgb.png", "grey16.png", "rgba.png", "palette.gif", "photo.jpg", "cmyk.jpg", "float.tiff", "still.webp")
 LORAS = ("one", "other", "one.safetensors", "comfy.safetensors")
 RUNS = ("run", "run2")
 RECIPES = ("recipe.yaml",)
@@ -136,7 +136,7 @@ def vanish(rng: Random, path: Path) -> str:
     return kind
 
 
-def picture(rng: Random, path: Path) -> str:
+def image(rng: Random, path: Path) -> str:
     """Another size or mode, or a header that promises what is not there."""
     kind = rng.choice(["size", "size", "mode", "bomb", "orientation", "empty strip"])
     if kind == "bomb":
@@ -270,7 +270,7 @@ def spoil(rng: Random, folder: Path, name: str) -> str:
         path = rng.choice([item for item in sorted(path.rglob("*")) if item.is_file()])
     special: list[Spoil] = []
     if path.suffix in (".png", ".gif", ".jpg", ".tiff", ".webp"):
-        special = [picture]
+        special = [image]
     elif path.suffix == ".safetensors":
         special = [lora]
     elif path.suffix in (".json", ".jsonl", ".yaml"):

@@ -53,8 +53,8 @@ def family_facts(family: Family) -> dict[str, str]:
         for layer, module in denoiser.named_modules()
         if isinstance(module, LoraLayer)
     ]
-    fused = sorted({".".join(layer.split(".")[-2:]) for layer in adapted if not layer.endswith(ATTENTION)})
-    layers = f"{len(adapted)}" + (f", with {' and '.join(fused)}" if fused else "")
+    further = sorted({layer.rpartition(".")[2] for layer in adapted if not layer.endswith(ATTENTION)})
+    layers = f"{len(adapted)}" + (f", with {', '.join(further)}" if further else "")
     values = (family.name, f"`{name}`", family.guidance, layers, family.note)
     return dict(zip(("family", "pipeline class", "guidance here", "LoRA layers", "notes"), values, strict=True))
 
@@ -136,9 +136,11 @@ def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     diffusers.utils.logging.set_verbosity_error()
-    if missing := [*(one.name for one in FAMILIES if one.missing), *(one.name for one in SCHEDULES if one.missing)]:
+    asked = names or list(TABLES)
+    measured: dict[str, Any] = {"families": FAMILIES, "classes": CLASSES, "schedulers": SCHEDULES}
+    if missing := [one.name for name in asked for one in measured.get(name, ()) if one.missing]:
         sys.exit(f"cannot be measured here: {', '.join(missing)}")
-    for name in names or TABLES:
+    for name in asked:
         PAGE.write_text(with_table(PAGE.read_text(), name, TABLES[name]()))
 
 

@@ -40,7 +40,7 @@ def film(batch: int = 1, frames: int = 5, size: int = 16) -> torch.Tensor:
     return torch.rand(batch, frames, 3, size, size, generator=torch.Generator().manual_seed(6))
 
 
-def picture() -> Image.Image:
+def still() -> Image.Image:
     return Image.fromarray((image(size=64)[0].permute(1, 2, 0) * 255).byte().numpy())
 
 
@@ -372,7 +372,7 @@ ODD_CLASSES = (
         "Flux2KleinKVPipeline",
         lambda: of("Flux2KleinKVPipeline", flux2_klein()),
         "none",
-        image=[picture()],
+        image=[still()],
         max_sequence_length=16,
         text_encoder_out_layers=(1, 2, 3),
         note="keeps keys and values of its image",

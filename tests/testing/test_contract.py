@@ -14,7 +14,7 @@ from draft_core.cli import rewards as cli_rewards
 from draft_core.errors import PluginError
 from draft_core.plugin import Field
 from draft_core.registry.specs import RewardSpec
-from draft_core.rewards.protocol import FrozenModule
+from draft_core.rewards import FrozenModule, checked_images
 from draft_core.testing import CHECKS, RewardContract, Subject, Violation
 from tests.support import tiny
 from tests.support.tiny import REDNESS, Redness, RednessConfig
@@ -35,7 +35,15 @@ class Planted(FrozenModule):
         self.score = score
 
     def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        checked_images(images, prompts, where="planted")
         return self.score(images, prompts)
+
+
+class Tolerant(FrozenModule):
+    """It scores whatever it is given."""
+
+    def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return sound(images, prompts)
 
 
 class Melting(torch.nn.Module):
@@ -139,6 +147,7 @@ DRAWN: dict[str, Any] = {
     "tensors_move_along": Rooted(),
     "any_shape": Planted(square_only),
     "overshoot_stays_finite": Planted(rooted),
+    "other_ranges_are_refused": Tolerant(),
     "every_image_has_a_gradient": Planted(only_first),
     "gradient_is_right": Planted(wrong_slope),
     "half_precision_inputs": Planted(as_given),
