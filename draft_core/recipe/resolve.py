@@ -140,8 +140,7 @@ class ResolvedRecipe:
 
     Arguments:
         recipe: with the versions and the number of processes it is run with.
-        prompts: for training.
-        columns: what their file says beside each, name -> as many values as there are prompts.
+        prompts: for training, with what their file says beside each.
         evaluation: the recipe's, or the default where it has none.
         evaluation_prompts: as many as `evaluation.count` at most.
         seeds: of the images of each evaluated prompt.
@@ -149,8 +148,7 @@ class ResolvedRecipe:
     """
 
     recipe: RecipeBase
-    prompts: tuple[str, ...]
-    columns: Mapping[str, tuple[str, ...]]
+    prompts: PromptList
     evaluation: EvaluationSettings
     evaluation_prompts: tuple[str, ...]
     seeds: range
@@ -159,8 +157,8 @@ class ResolvedRecipe:
     @property
     def prompt_lists(self) -> dict[str, list[str]]:
         """What a run remembers of its prompt lists, whose files may change: field of the recipe -> texts."""
-        columns = {f"prompts.{name}": list(values) for name, values in self.columns.items()}
-        return {"prompts": list(self.prompts), **columns, "evaluation.prompts": list(self.evaluation_prompts)}
+        columns = {f"prompts.{name}": list(values) for name, values in self.prompts.columns.items()}
+        return {"prompts": list(self.prompts.prompts), **columns, "evaluation.prompts": list(self.evaluation_prompts)}
 
 
 def resolve_recipe(
@@ -177,11 +175,9 @@ def resolve_recipe(
     """
     evaluation = recipe.evaluation or EvaluationSettings(prompts=recipe.prompts, count=EVALUATED_PROMPTS)
     evaluated = resolve_prompts(evaluation.prompts, catalog, where="evaluation.prompts")
-    trained = resolve_prompt_list(recipe.prompts, catalog)
     return ResolvedRecipe(
         recipe=recipe.model_copy(update={"versions": dict(versions), "processes": processes}),
-        prompts=trained.prompts,
-        columns=trained.columns,
+        prompts=resolve_prompt_list(recipe.prompts, catalog),
         evaluation=evaluation,
         evaluation_prompts=tuple(evaluated[: evaluation.count]),
         seeds=range(evaluation.seed, evaluation.seed + evaluation.images_per_prompt),

@@ -14,7 +14,8 @@ from draft_core.errors import DraftError, PluginError, RecipeError, one_line, ra
 from draft_core.learners.learner import Learner
 from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import with_absolute_paths, working_directory
-from draft_core.recipe.resolve import resolve_prompts
+from draft_core.recipe.prompt_lists import PromptList
+from draft_core.recipe.resolve import resolve_prompt_list
 from draft_core.recipe.schema import ModelConfig, RecipeBase, reward_type
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import Config, MethodConfig, RewardConfig
@@ -40,13 +41,14 @@ from draft_core.training.trainer import Trainer
 LEARNER_MEMBERS = ("needs_gradient", "yields_divergence", "losses", "modules", "state_dict", "load_state_dict")
 
 
-def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Sequence[str] | None = None) -> Trainer:
+def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: PromptList | None = None) -> Trainer:
     """The trainer of a recipe: pipeline loaded, LoRA added, rewards built, everything on its device.
 
     Arguments:
         recipe: what `load_recipe` gives.
         catalog: what is installed; loaded if left out.
-        prompts: those of the recipe where they are resolved already; else its list or file is read here.
+        prompts: those of the recipe where they are resolved already, with their columns; else its list or file is read
+            here.
 
     Raises:
         DraftError: if the device, a package or a weight is missing; what costs nothing is checked first.
@@ -54,7 +56,7 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Sequen
     catalog = catalog if catalog is not None else load_catalog()
     _check_machine(recipe)
     check_model(recipe.model, catalog)
-    prompts = prompts if prompts is not None else resolve_prompts(recipe.prompts, catalog)
+    prompts = prompts if prompts is not None else resolve_prompt_list(recipe.prompts, catalog)
     objective = build_objective(recipe.rewards, catalog)
     sampler = build_sampler(recipe.model, catalog=catalog)
     adapter = build_adapter(recipe.model, sampler.pipe, seed=recipe.train.seed)
@@ -64,11 +66,12 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Sequen
         sampler,
         objective,
         build_learner(recipe.method, catalog),
-        prompts,
+        prompts.prompts,
         recipe.train,
         regularizers=recipe.regularizers,
         adapter=adapter,
         device=recipe.device,
+        columns=prompts.columns,
     )
 
 

@@ -93,7 +93,7 @@ def run_recipe(
         progress = progress if processes.rank == 0 else silent
         resolved = resolve_recipe(recipe, catalog, versions=versions(catalog), processes=processes.world_size)
         recipe = resolved.recipe
-        cut.prompts, cut.progress = (*resolved.prompts, *resolved.evaluation_prompts), progress
+        cut.prompts, cut.progress = (*resolved.prompts.prompts, *resolved.evaluation_prompts), progress
         how = processes.on_main(lambda: continuation(resolved, resume=resume, overwrite=overwrite, force=force))
         progress("load", 0, 1, recipe.model.pretrained)
         trainer = build(recipe, catalog=catalog, prompts=resolved.prompts)

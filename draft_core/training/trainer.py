@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -30,6 +30,7 @@ from draft_core.training.sharding import shard_denoisers
 from draft_core.training.step_report import StepReport, Tally
 
 NO_REGULARIZERS = RegularizerSettings()
+NO_COLUMNS: Mapping[str, Sequence[str]] = {}
 
 
 class Trainer:
@@ -46,6 +47,7 @@ class Trainer:
         regularizers: what holds the tuned model near the base model; `kl` needs a sampler with a base model.
         adapter: what is trained, attached; None takes the LoRA of the sampler's pipeline (`lora.add_lora`).
         device: "cpu", "cuda" or "mps"; None takes accelerate's choice.
+        columns: what the prompt list says beside each prompt, name -> as many values as there are prompts.
 
     Attributes:
         done: updates made so far.
@@ -73,6 +75,7 @@ class Trainer:
         regularizers: RegularizerSettings = NO_REGULARIZERS,
         adapter: Adapter | None = None,
         device: str | None = None,
+        columns: Mapping[str, Sequence[str]] = NO_COLUMNS,
     ) -> None:
         modules = learner.modules()
         self.processes = Processes(cpu=device == "cpu")
@@ -111,6 +114,7 @@ class Trainer:
             accumulation=settings.gradient_accumulation_steps,
             images_per_prompt=copies,
             ranks=self.processes,
+            columns=columns,
         )
         self.skipped = 0
         self.done = 0

@@ -124,7 +124,7 @@ def test_a_reward_that_breaks_its_contract_scores_no_file(
         ("rewards check redness --set kind=brightness", "reward 'redness': kind: the kind is said already; leave it"),
         ("rewards show rednes", "unknown reward 'rednes'; did you mean 'redness'?"),
         ("score none.png --reward redness", "none.png: no such file"),
-        ("score none.png --reward redness --set contrst=1", "no such file"),
+        ("score none.png --reward redness --set contrst=1", "unknown field 'contrst'; did you mean 'contrast'?"),
         ("score a b c --reward redness --prompt x --prompt y", "2 prompts for 3 images"),
         ("sample tinny --prompts x", "unknown model 'tinny'; did you mean 'tiny'?"),
         ("sample tiny --prompts x --lora nowhere", "nowhere: there is no pytorch_lora_weights.safetensors"),

@@ -49,6 +49,18 @@ def test_build_gives_a_trainer_whose_lora_is_fixed_by_the_seed(catalog: Any) -> 
     assert torch.equal(torch.get_rng_state(), state), "torch's global random state is left alone"
 
 
+def test_what_stands_beside_a_prompt_reaches_the_batch(catalog: Any, tmp_path: Path) -> None:
+    rows = [(f"a thing {number}", str(number)) for number in range(7)]
+    (tmp_path / "things.csv").write_text("n,prompt\n" + "".join(f"{number},{prompt}\n" for prompt, number in rows))
+    recipe = load_recipe(
+        GOOD, ["device=cpu", "train.batch_size=3", f"prompts={tmp_path / 'things.csv'}"], catalog=catalog
+    )
+    trainer = build(recipe, catalog=catalog)
+    batches = [batch for update in range(4) for batch in trainer.batches.draw(update)]
+    drawn = [row for batch in batches for row in zip(batch.prompts, batch.columns["n"], strict=True)]
+    assert set(drawn) == set(rows)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_device_that_is_not_there_is_refused_not_replaced(catalog: Any) -> None:
     recipe = load_recipe(GOOD, ["device=cuda"], catalog=catalog)

@@ -117,7 +117,7 @@ def fields(schema: dict[str, Any], known: dict[str, Any], prefix: str = "") -> d
     for name, field in schema["properties"].items():
         kinds = [field, *field.get("anyOf", ()), *field.get("allOf", ())]
         nested = [known[kind["$ref"].rpartition("/")[2]] for kind in kinds if "$ref" in kind]
-        if nested and name != "method":
+        if nested and name not in ("method", "prompts"):
             found |= fields(nested[0], known, f"{prefix}{name}.")
         else:
             found[prefix + name] = prefix.partition(".")[0]

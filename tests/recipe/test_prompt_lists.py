@@ -121,7 +121,7 @@ def test_a_recipe_chooses_the_column_and_the_others_are_kept(catalog: Catalog, t
     loaded = load_recipe(recipe, catalog=catalog)
     assert loaded.prompts == PromptFile(file=str(tmp_path / "two.csv"), column="caption")
     resolved = resolve_recipe(loaded, catalog, versions={}, processes=1)
-    assert (resolved.prompts, resolved.columns) == (("b", "d"), {"prompt": ("a", "c")})
+    assert resolved.prompts == PromptList(("b", "d"), {"prompt": ("a", "c")})
     (tmp_path / "again.yaml").write_text(dump_recipe(loaded))
     assert dump_recipe(load_recipe(tmp_path / "again.yaml", catalog=catalog)) == dump_recipe(loaded)
 
