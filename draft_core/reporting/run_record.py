@@ -145,7 +145,7 @@ def read_run(folder: Path) -> RunRecord:
             where=str(folder),
             next="name the output folder of a run, or finish it with --resume",
         ) from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(
             f"its record cannot be read ({one_line(error)})", where=str(folder), next="train it again"
         ) from error
@@ -189,7 +189,7 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
     for number, line in enumerate(lines, 1):
         try:
             rows.append(made_of(kind, _with_nan(json.loads(line))))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             if isinstance(error, ValueError) and number == len(lines):
                 break
             raise CheckpointError(

@@ -75,3 +75,10 @@ def test_an_image_of_another_size_is_named(run: Path) -> None:
     Image.new("RGB", (64, 3)).save(run / "images" / "000010" / "002.png")
     with pytest.raises(DraftError, match=r"002\.png: it is 64 x 3 pixels, the first is 16 x 16; copy the run again"):
         load_images(run, 10)
+
+
+def test_brackets_without_end_are_no_record(run: Path) -> None:
+    for name in (METRICS, FACTS):
+        (run / name).write_text("[" * 100_000, encoding="utf-8")
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            read_run(run)
