@@ -91,7 +91,7 @@ _CONTAINERS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
 
 
 def _is_projection(denoiser: Any, layer: str) -> bool:
-    """Whether the block that holds the layer is one of attention, by the name of its class; pooling a prompt is none."""
+    """Whether the block that holds it is one of attention, by the name of its class; pooling a prompt is none."""
     owner, _, _ = layer.rpartition(".")
     while owner and isinstance(denoiser.get_submodule(owner), _CONTAINERS):
         owner, _, _ = owner.rpartition(".")

@@ -56,7 +56,8 @@ def raised_here() -> str:
         ),
         (
             "broken",
-            f"method 'odd' of draft-odd 1: it cannot be built (KeyError: 'weights') ({raised_here()}); tell its author.",
+            f"method 'odd' of draft-odd 1: it cannot be built (KeyError: 'weights') ({raised_here()}); "
+            "tell its author.",
         ),
     ],
 )
