@@ -91,12 +91,13 @@ _CONTAINERS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
 
 
 def _is_projection(denoiser: Any, layer: str) -> bool:
-    """Whether the block that holds the layer is one of attention, by the name of its class."""
+    """Whether the block that holds it is one of attention, by the name of its class; pooling a prompt is none."""
     owner, _, _ = layer.rpartition(".")
     while owner and isinstance(denoiser.get_submodule(owner), _CONTAINERS):
         owner, _, _ = owner.rpartition(".")
     block = type(denoiser.get_submodule(owner)).__name__
-    return owner != "" and ("Attention" in block or "Attn" in block) and "Processor" not in block
+    is_attention = "Attention" in block or "Attn" in block
+    return owner != "" and is_attention and "Processor" not in block and "Pooling" not in block
 
 
 def trainable(pipe: Any) -> Iterator[torch.nn.Parameter]:

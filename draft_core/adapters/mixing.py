@@ -82,6 +82,10 @@ def read_lora(path: Path) -> LoraFile:
                 where=str(path),
                 next="copy it again",
             )
+        if not (down.isfinite().all() and up.isfinite().all()):
+            raise CheckpointError(
+                f"its factors of {name} are not finite", where=str(path), next="copy it again, or train it again"
+            )
         factors[name] = (down, up)
     try:
         settings = json.loads(metadata.get(DIFFUSERS_KEY) or metadata.get(CONFIG_KEY) or "{}")

@@ -210,13 +210,14 @@ def _scored(images: list[Path], reward: str, prompt: list[str], fields: dict[str
         raise DraftError(
             f"{len(prompt)} prompts for {len(images)} images", where="--prompt", next="give one, or one for each"
         )
+
+    from draft_core.cli.scoring import score_files
+    from draft_core.runs.build import load_reward, reward_config
+
+    reward_config(reward, fields, catalog)
     for path in images:
         if not exists(Path.exists, path):
             raise DraftError("no such file", where=str(path), next="check the path")
-
-    from draft_core.cli.scoring import score_files
-    from draft_core.runs.build import load_reward
-
     quiet_libraries()
     scorer = load_reward(reward, catalog=catalog, **fields)
     prompts = prompt * len(images) if len(prompt) == 1 else prompt or [""] * len(images)

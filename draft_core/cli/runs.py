@@ -62,7 +62,9 @@ def sample(
     images: Annotated[int, typer.Option("--images", min=1, help="Images of each prompt.")] = 4,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Sampler steps.")] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale.")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Image i starts from the noise of seed + i.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**62, help="Image i starts from the noise of seed + i.")
+    ] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="The image file to write, such as a .png.")] = Path(
         "samples.png"
     ),

@@ -136,7 +136,7 @@ def further_bytes(trainer: Trainer) -> int:
 
 
 def most_bytes(trainer: Trainer) -> int:
-    """No less than `further_bytes`: the memory of one image and one grad step, for every image and grad step.
+    """No less than `further_bytes` without the rewards: the memory of one image and one grad step, for all.
 
     Activations grow at most in proportion to images and to grad steps.
     """
@@ -144,7 +144,7 @@ def most_bytes(trainer: Trainer) -> int:
     together = copies.copies if copies.batched else 1
     images = max(len(plan.grad_steps), together, 1) * trainer.batch_size
     numbers = sum(parameter.numel() for parameter in trainer.parameters)
-    return images * Probe(trainer).peak(1, 1) + (1 + ADAM_MOMENTS) * numbers * FLOAT32
+    return images * Probe(trainer).peak(1, 1, is_scored=False) + (1 + ADAM_MOMENTS) * numbers * FLOAT32
 
 
 def savings(trainer: Trainer, now: Memory) -> dict[str, int]:

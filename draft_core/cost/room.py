@@ -15,6 +15,7 @@ from draft_core.learners.direct import DirectLearner
 from draft_core.training.trainer import Trainer
 
 MARGIN = 1.3  # a prediction lies within a third of what an update takes (tests/cost/test_forecast.py)
+DOUBT = 4  # times the sampler's memory must be free, or the rewards are asked too
 GIGABYTE = 1e9
 
 
@@ -36,7 +37,8 @@ def free_memory(device: torch.device) -> int | None:
 def require_room(trainer: Trainer) -> str | None:
     """What a person should know of an update that hardly fits into the memory that is free; None where it fits.
 
-    It makes one update of one image, and where that leaves a doubt three more; no weight is changed. Nothing is said
+    It backpropagates through the sampling of one image, and where that leaves a doubt makes a few small updates; no
+    weight is changed. Nothing is said
     of a method whose calls are not known before it runs, nor of a denoiser that is spread over processes.
 
     Raises:
@@ -47,7 +49,7 @@ def require_room(trainer: Trainer) -> str | None:
     if room is None or not known:
         return None
     with torch.random.fork_rng(devices=[]):
-        if most_bytes(trainer) <= room:
+        if DOUBT * most_bytes(trainer) <= room:
             return None
         needed = further_bytes(trainer)
     if needed <= room:

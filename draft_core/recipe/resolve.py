@@ -130,7 +130,7 @@ def _folder_at(text: str) -> Path | None:
 
 SINGLE_FILE = ".safetensors"  # of all weights of a pipeline; of other formats some execute code
 
-# Without an evaluation in the recipe, so many of the training prompts are evaluated, and the report says so.
+# How many of the training prompts are evaluated where the recipe has no evaluation; the report says so.
 EVALUATED_PROMPTS = 8
 
 

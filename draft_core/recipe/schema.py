@@ -40,7 +40,7 @@ class LoraConfig(Config):
     )
     init: Annotated[Path, RecipePath(of="either")] | None = Field(
         None,
-        description="A LoRA to go on from, of this rank: the folder of a run or of a LoRA. Left out, training starts "
+        description="A LoRA to go on from, of this rank: a run, a LoRA's folder or its file. Left out, training starts "
         "from the base model.",
     )
 

@@ -31,7 +31,7 @@ class RewardSpec:
         factory: "module:callable"; called with the config, it returns a `draft_core.rewards.protocol.Reward`.
         unit: what the score is counted in, such as "-kB" or "cosine".
         score_range: the range of scores in words or as an interval, for people.
-        differentiable: False for a measure: it may be reported, and is refused in training.
+        differentiable: False for a metric without a gradient: it may be reported, and is refused in training.
         surrogate_gradient: whether the gradient is by design another function's than the score's, as that of a
             staircase must be; it then need only point upwards.
         needs_prompt: whether the score depends on the prompt.
@@ -42,8 +42,8 @@ class RewardSpec:
         small: fields of its config that make a small instance without a download, with seeded weights if it has any:
             for its tests, and for `--small` of `draft rewards check` and `compare`.
         reference: "module:callable"; called with the built reward and its config, it returns the reference scorer on
-            that reward's own weights: (list of B PIL images, list of B prompts) -> scores (B,). Code that is slow, has
-            no gradient and is nobody's dependency, so that anybody can compare.
+            that reward's own weights: (list of B PIL images, list of B prompts) -> scores (B,). It may be slow and
+            without gradient, and the reward itself never imports it.
         tolerance: the largest difference from the reference that counts as equal, in standard deviations between
             images. Given with a reference, and only then.
 
@@ -87,7 +87,11 @@ class RewardSpec:
             raise PluginError(f"its tolerance {self.tolerance} is not a positive number", where=where)
 
     def load(self) -> Callable[[RewardConfig], Any]:
-        """The factory itself; imports the plugin's code, and with it usually torch."""
+        """The factory itself; imports the plugin's code, and with it usually torch.
+
+        Raises:
+            PluginError: if the module does not import or lacks the name.
+        """
         factory: Callable[[RewardConfig], Any] = load_named(self.factory, where=f"reward {self.kind!r}")
         return factory
 
@@ -139,7 +143,11 @@ class MethodSpec:
             object.__setattr__(self, "yields_divergence", True)
 
     def load(self) -> Callable[[MethodConfig], Any]:
-        """What makes the learner; imports the method's code, and with it torch."""
+        """What makes the learner; imports the method's code, and with it torch.
+
+        Raises:
+            PluginError: if the module does not import or lacks the name.
+        """
         factory: Callable[[MethodConfig], Any] = load_named(self.learner, where=f"method {self.kind!r}")
         return factory
 
@@ -154,7 +162,11 @@ class PretrainedSpec:
         folder: a folder in diffusers' format.
         license: licences of the weights and of the data behind them.
         prompts: prompt lists that come with it, name -> text file with one prompt a line.
-        call: arguments of the pipeline's call that suit it, such as guidance_scale; `draft sample` starts from them.
+        call: arguments of the pipeline's call that suit it, such as guidance_scale; recipes and `draft sample` start
+            from them.
+
+    Raises:
+        PluginError: at construction, if the alias is not lower-case words joined by hyphens.
     """
 
     alias: str

@@ -36,7 +36,7 @@ _COARSE = 1 << 11
 
 
 def round_straight_through(values: torch.Tensor) -> torch.Tensor:
-    """`values` rounded, halves up; the gradient passes as if they were not (Bengio et al. 2013, arXiv 1308.3432)."""
+    """`values` of any shape, rounded, halves up; its gradient is the identity (Bengio et al. 2013, arXiv 1308.3432)."""
     return values + ((values + 0.5).floor() - values).detach()
 
 

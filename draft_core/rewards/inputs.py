@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -34,9 +35,10 @@ def checked_images(images: torch.Tensor, prompts: Sequence[str], *, where: str) 
         raise RewardError(
             f"there are {len(prompts)} prompts for {len(images)} images", where=where, next="pass one for each image"
         )
-    if not images.is_meta and images.numel():
+    has_numbers = type(images) in (torch.Tensor, torch.nn.Parameter) and not images.is_meta  # torch's fake ones do not
+    if has_numbers and images.numel():
         low, high = torch.stack(images.detach().aminmax()).tolist()
-        if low < -MARGIN or high > 1 + MARGIN:
+        if -math.inf < low < -MARGIN or 1 + MARGIN < high < math.inf:  # what is not finite has no range
             raise RewardError(
                 f"the images' levels run from {low:.4g} to {high:.4g}", where=where, next="pass levels in [0, 1]"
             )

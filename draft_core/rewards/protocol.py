@@ -1,4 +1,4 @@
-"""The contracts between sampler, rewards and trainer, and the dictionary of shapes they speak in.
+"""The contract of rewards, and the letters that stand for sizes in docstrings.
 
 B  prompts in a batch          T  sampler steps              n  re-noisings per sample (DRaFT-LV)
 N  images in a rollout, B (1 + n) times the images per prompt

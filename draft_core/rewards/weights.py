@@ -267,7 +267,7 @@ def require_fit(
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """What is built inside gets weights that `seed` repeats; torch's random state is as before afterwards."""
+    """A context: modules built inside get weights drawn from `seed`; afterwards torch's random state is as before."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

@@ -77,12 +77,7 @@ def continuation(resolved: ResolvedRecipe, *, resume: bool, overwrite: bool, for
         return Continuation(False)
     has_saved = (folder / FACTS).is_file() or any((folder / CHECKPOINTS).glob("[0-9]*"))
     ways = "replace it with --overwrite, or choose another folder with --set output=..."
-    try:
-        different = _differences(folder, resolved)
-    except CheckpointError:
-        if has_saved:
-            raise
-        different = {RECIPE: "it cannot be read"}
+    different = _differences(folder, resolved)
     if different and not has_saved:
         if resume:
             raise CheckpointError("the run there has saved nothing yet", where=where, next="leave out --resume")

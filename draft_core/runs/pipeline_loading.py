@@ -16,7 +16,7 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 from packaging.version import Version
 from safetensors import SafetensorError
 
-from draft_core.adapters.files import lora_folder
+from draft_core.adapters.files import lora_files
 from draft_core.errors import DraftError, RecipeError, first_line
 from draft_core.recipe.resolve import is_single_file, locate_pretrained
 from draft_core.recipe.schema import ImageFile, ModelConfig, SchedulerConfig
@@ -100,7 +100,7 @@ def check_model(model: ModelConfig, catalog: Catalog) -> None:
     if model.scheduler is not None:
         _scheduler_class(model.scheduler)
     if model.lora.init is not None:
-        lora_folder(model.lora.init)
+        lora_files(model.lora.init)
 
 
 def _check_source(location: str, pipeline: str | None, config: str | None, variant: str | None) -> None:

@@ -24,6 +24,7 @@ from draft_core.evaluation.collapse import CollapseRule, EvalRecord, Verdict
 from draft_core.evaluation.evaluate import one_image_each
 from draft_core.recipe.resolve import ResolvedRecipe, resolve_recipe
 from draft_core.recipe.schema import ImageFile, RecipeBase
+from draft_core.recipe.yaml_text import exists
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
 from draft_core.reporting.page import write_report
@@ -319,7 +320,9 @@ def _in_sentences(output: Path) -> Iterator[None]:
 
 def _kept(output: Path) -> str:
     """That there is something to go on from, where there is."""
-    return "; what was saved is whole, and the run goes on from it" if checkpoints(output / CHECKPOINTS) else ""
+    folder = output / CHECKPOINTS
+    is_kept = exists(Path.is_dir, folder) and bool(checkpoints(folder))
+    return "; what was saved is whole, and the run goes on from it" if is_kept else ""
 
 
 def _is_want_of_memory(error: Exception) -> bool:

@@ -48,7 +48,7 @@ class CallTraits:
 
     def saw_network(self, network: Any, arguments: Mapping[str, Any]) -> None:
         """Notes a call of a denoiser."""
-        handed = any("cache" in name and bool(value) for name, value in arguments.items())
+        handed = any("cache" in name and bool(seams.remembered(value)) for name, value in arguments.items())
         self.caches = self.caches or handed or bool(getattr(network, "is_cache_enabled", False))
 
     def check_plan(self, pipe: Any, plan: StepPlan, renoising: Renoising, *, recomputes: bool) -> None:

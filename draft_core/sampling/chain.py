@@ -289,7 +289,7 @@ class DryRun:
 
 
 def watched(sampler: Settings, batch: int, *, real: bool) -> CallTraits:
-    """What a run of so many prompts does, with its networks or without."""
+    """What a run of `batch` prompts does, with its networks or without."""
     wordless = "prompt" not in pipelines.call_inputs(sampler.pipe)
     embedded = sampler.call_kwargs.get("prompt_embeds") is not None
     return DryRun(sampler, None if wordless or embedded else [PROBE_PROMPT] * batch, {}, real=real).run()

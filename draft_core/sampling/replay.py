@@ -86,7 +86,7 @@ class Replay:
 
     Arguments:
         origin: of the run.
-        given: step number -> latents before it, those of the whole batch, once or several times.
+        given: step number -> latents before it: of the whole batch, or of several such batches in one.
         visit: called at each of these steps, before the scheduler's own; it may backpropagate at once.
     """
 
@@ -130,7 +130,7 @@ class Replay:
         return self.number in self.given
 
     def arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """For a batch so many times as large; without the decoder where no images are wanted."""
+        """For a batch `copies` times as large; without the decoder where no images are wanted."""
         origin, first = self.origin, self.given.get(0)
         if self.copies > 1:
             embedded = self.sampler.call_kwargs.get("prompt_embeds")
@@ -256,7 +256,7 @@ def _noise_scale(sampler: Settings, origin: Origin) -> float:
 def _enlarged(blank: Any, recorded: tuple[torch.Size, ...], shapes: tuple[torch.Size, ...], copies: int) -> Any:
     """The blank output that belongs to an input of these shapes, from one that belongs to the recorded, or None.
 
-    Each shape must be the recorded one, or that of so many batches; or there are so many lists of it.
+    Each shape must be the recorded one, or that of `copies` batches; or the recorded ones come `copies` times.
     """
     if shapes == recorded * copies:
         return seams.listed(blank, copies)
@@ -268,7 +268,7 @@ def _enlarged(blank: Any, recorded: tuple[torch.Size, ...], shapes: tuple[torch.
 
 
 def _repeated(name: str, value: Any, copies: int, lengths: set[int]) -> Any:
-    """An argument of the call that holds one item for each prompt or image, so often; prompts are so already."""
+    """An argument of the call, repeated if it holds one item for each prompt or image; prompts are repeated already."""
     if isinstance(value, list) and len(value) not in lengths:  # an image for each of several networks, say
         return [_repeated(name, item, copies, lengths) if isinstance(item, torch.Tensor) else item for item in value]
     if name == "prompt" or length(value) not in lengths or isinstance(value[0], (int, float)):

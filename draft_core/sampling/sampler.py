@@ -34,15 +34,17 @@ class DifferentiableSampler:
     """Prompts to images, by any diffusers pipeline, with gradient where a plan asks for it.
 
     Samples are bit-identical to `pipe(prompts, num_inference_steps=..., generator=..., **call_kwargs)`, unless
-    `decode` is "sliced". The gradient reaches whatever parameters of denoiser and decoder require it; text encoders
-    are never recorded, and under `torch.no_grad` nothing is.
+    `decode` is "sliced". One negative prompt stands for each prompt, as a list, which most calls make of it themselves;
+    where one leaves it alone (HunyuanVideo), samples are those of the call with the list. The gradient reaches whatever
+    parameters of denoiser and decoder require it; text encoders are never recorded, and under `torch.no_grad` nothing
+    is.
 
     Arguments:
         pipe: a diffusers pipeline, classic or modular, with a scheduler and a denoiser (`unet` or `transformer`).
         num_inference_steps: as in the pipeline's call; None for a call that takes none.
         gradient_checkpointing: recompute each recorded denoiser call in the backward pass, so that a grad step stores
             its input only; "blocks" one block of the denoiser after another, so that no more than one is ever stored
-            whole; "selective" only what costs next to nothing, `activations.kept_small`.
+            whole; "selective" only what costs next to nothing, `recomputation.kept_small`.
         decode: "whole" stores all that the decoder's backward pass needs, for all images; "selective" recomputes of it
             what costs next to nothing, "blocks" one block after another, and "checkpointed" all of it at once; "sliced"
             decodes and recomputes one image at a time, and the last bit may differ.
@@ -76,7 +78,7 @@ class DifferentiableSampler:
 
     @property
     def steps(self) -> int:
-        """T, the `scheduler.step` calls of one run, counted in one that calls the real denoiser only once.
+        """T, the `scheduler.step` calls of one run, counted in a dry run that calls each network once.
 
         More than `num_inference_steps` for second-order schedulers, and fewer where the call starts from an image.
         """
@@ -145,8 +147,9 @@ class DifferentiableSampler:
         renoising: Renoising = NO_RENOISING,
         generator: Generator = None,
     ) -> Iterator[Rollout]:
-        """The samples, unless the plan's prefix is short, then their re-noised copies, each when it is asked for, so
-        that one can be backpropagated before the next is made.
+        """The samples, unless the plan's prefix is short, and then the re-noised copies.
+
+        Each is made when it is asked for, so that one can be backpropagated before the next is made.
 
         Arguments:
             prompts, plan, renoising, generator: as in `__call__`.

@@ -209,7 +209,7 @@ def blank(output: Any) -> Any:
 
 
 def listed(value: Any, copies: int) -> Any:
-    """`value` with each list of tensors in it so often behind itself."""
+    """`value` with every list in it repeated `copies` times."""
     if isinstance(value, list):
         return value * copies
     if isinstance(value, tuple):
@@ -257,7 +257,7 @@ def remembered(memory: Any) -> list[torch.Tensor]:
 
 
 def repeated(memory: Any, shape: torch.Size, copies: int) -> Any:
-    """What `memory_of` or a step gave, its earlier outputs, tensors of the latents' `shape`, so often as a batch."""
+    """What `memory_of` or a step gave, its earlier outputs, tensors of the latents' `shape`, `copies` times."""
 
     def repeat(tensor: torch.Tensor) -> torch.Tensor:
         return torch.cat([tensor] * copies) if tensor.shape == shape else tensor

@@ -315,7 +315,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Small tensors on a busy machine are many times slower with two threads than with one."""
+    """A context in which torch computes on one thread: small tensors on a busy machine are much slower with two."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Processes:
-    """The processes of a run, of which this is one; where it is alone, it talks to itself.
+    """The processes of a run, of which this is one; a single process gets its own values back.
 
     Arguments:
         cpu: whether they compute on the CPU although there are GPUs.
@@ -45,7 +45,7 @@ class Processes:
         _require_company(self.world_size)
 
     def leave_at_exit(self) -> None:
-        """Takes leave of the others when the program ends, and not before: it may have another run to make."""
+        """Leaves the process group when the program ends, not when a run does: the program may make another."""
         if self.world_size > 1:
             atexit.register(PartialState().destroy_process_group)
 

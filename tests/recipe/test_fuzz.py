@@ -2,8 +2,8 @@
 
 And those that are understood run to their end, or end in a sentence. For more examples than these, with another seed:
 
-    DRAFT_FUZZ=10000 pytest tests/test_fuzz.py -k understood --hypothesis-seed=1 --hypothesis-show-statistics
-    DRAFT_FUZZ=300 pytest tests/test_fuzz.py -k runs --hypothesis-seed=1 --hypothesis-show-statistics
+    DRAFT_FUZZ=10000 pytest tests/recipe/test_fuzz.py -k understood --hypothesis-seed=1 --hypothesis-show-statistics
+    DRAFT_FUZZ=300 pytest tests/recipe/test_fuzz.py -k runs --hypothesis-seed=1 --hypothesis-show-statistics
 """
 
 from __future__ import annotations

@@ -64,9 +64,9 @@ def test_images_come_back_in_float32_with_their_gradient() -> None:
     assert checked.requires_grad
 
 
-@pytest.mark.parametrize("levels", [[-0.1, 1.1], [0.0, 0.0], [float("nan"), 0.5]])
-def test_levels_about_0_to_1_and_nan_pass_as_they_are(levels: list[float]) -> None:
-    """NaN is the trainer's to find: it says from which update on."""
+@pytest.mark.parametrize("levels", [[-0.1, 1.1], [0.0, 0.0], [float("nan"), 0.5], [float("inf"), 0.5]])
+def test_levels_about_0_to_1_and_what_is_not_finite_pass_as_they_are(levels: list[float]) -> None:
+    """One broken image must not cost its batch mates their scores; the trainer finds it."""
     images = torch.tensor(levels).repeat(24).view(1, 3, 4, 4)
     assert torch.equal(checked_images(images, [""], where="reward 'x'").nan_to_num(), images.nan_to_num())
 

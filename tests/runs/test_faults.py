@@ -142,6 +142,16 @@ def test_a_disk_that_fills_up_ends_the_run_which_goes_on_when_there_is_room(
     assert not list((output / "checkpoints").glob("*.partial"))
 
 
+def test_a_folder_whose_name_is_too_long_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("draft_core.runs.run.build", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+    with pytest.raises(
+        CheckpointError, match=r"a{300}: it cannot be written \(File name too long\); make room or mend"
+    ):
+        run(tmp_path / ("a" * 300), catalog)
+
+
 def test_a_file_system_that_turns_read_only_ends_the_run_and_is_noticed_before_a_model_is_loaded(
     disk: Path, catalog: Catalog, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,7 +285,7 @@ def bug(scores: torch.Tensor) -> Any:
 @pytest.mark.parametrize(
     ("fault", "kind", "sentence"),
     [
-        (bug, RewardError, "reward 'redness': it raised ZeroDivisionError: division by zero; run `draft rewards check"),
+        (bug, RewardError, "reward 'redness': it raised ZeroDivisionError: division by zero \\("),
         (out_of_memory, DraftError, r"does not fit into memory \(CUDA out of memory.*; halve train.batch_size and"),
     ],
 )

@@ -275,5 +275,5 @@ def test_a_call_that_draws_for_one_item_after_another_is_not_batched() -> None:
     row = class_row(family, ("replay", "batched replay"))
     assert row["replay"] == "identical"
     assert re.match(
-        "refused: several copies cannot be made in one batch: where the run drew noise of", row["batched replay"]
+        "refused: several copies cannot be made in one batch: the run drew noise of", row["batched replay"]
     )

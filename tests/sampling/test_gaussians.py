@@ -28,7 +28,7 @@ FURTHER: dict[str, dict[str, Any]] = {
     "EulerDiscreteScheduler": {"s_churn": 2.0},
     "EDMEulerScheduler": {"s_churn": 2.0},
     "CogVideoXDPMScheduler": {"old_pred_original_sample": None, "timestep_back": None, "eta": 1.0},
-    "RePaintScheduler": {"original_image": torch.zeros(SHAPE), "mask": torch.ones(SHAPE)},
+    "RePaintScheduler": {"original_image": torch.zeros(SHAPE), "mask": torch.full(SHAPE, 0.5)},
 }
 CONFIGURED: dict[str, dict[str, Any]] = {
     "DPMSolverMultistepScheduler": {"algorithm_type": "sde-dpmsolver++"},

@@ -42,7 +42,6 @@ OUTPUTS = [
     "rgb.png/out",
     "one",
     "/proc/out",
-    "/dev/full",
     "a" * 300,
     "a\0b",
 ]
@@ -81,7 +80,7 @@ def draw_case(rng: Random, folder: Path) -> Case:
 def _told(words: Sequence[str], files: Sequence[str], spoiled: Sequence[str]) -> tuple[str, ...]:
     changed = [Path(each.partition(":")[0]) for each in spoiled]
     names = [*files, *(path.name for path in changed), *(path.parent.name for path in changed if path.parent.name)]
-    parts = [part for word in words for part in word.split("=")]
+    parts = [part for word in words for value in word.split("=") for part in (value, *Path(value).parts)]
     empty = [option for option, value in pairwise(words) if not value or value.endswith("=")]
     said = [word for word in (*names, *words, *parts) if word]
     return (*said, *(option.lstrip("-") for option in empty), *(["."] if "" in words else []))
@@ -178,6 +177,8 @@ def finding(case: Case, folder: Path) -> str | None:
         return f"traceback: {_signature(error)}"
     if result.exit_code == 0:
         return _of_output(case, folder, result.stdout, before)
+    if case.words[0] == "score" and result.exit_code == 1:
+        return _of_some_scores(case, result.stdout, result.stderr)
     if result.exit_code != 2:
         return f"exit code {result.exit_code}"
     return _of_sentence(case, result.stderr)
@@ -253,6 +254,14 @@ def _of_scores(case: Case, printed: str) -> str | None:
     return None if [row["image"] for row in scores] == files else "not one row for each file"
 
 
+def _of_some_scores(case: Case, printed: str, errors: str) -> str | None:
+    """Exit code 1 owes a row for each file, and a sentence for each without a score."""
+    lines = [line for line in errors.splitlines() if line.strip()]
+    if any(not re.match(r"not scored: (\S+): .*[.?]$", line) for line in lines) or not lines:
+        return f"not a sentence for each file: {errors[:300]!r}"
+    return _of_scores(case, printed)
+
+
 def _refuse(text: str) -> Any:
     raise ValueError(f"{text} is no JSON")
 
@@ -266,7 +275,7 @@ def _of_file(command: str, path: Path) -> str | None:
                 return "it has no weights, or some that are not finite"
         elif command == "sample":
             Image.open(io.BytesIO(path.read_bytes())).load()
-        elif path.name == "report.html" or command == "report":
+        elif path.name == "report.html" or (command == "report" and path.suffix not in (".png", ".md")):
             return None if "</html>" in path.read_text(encoding="utf-8") else "it is no whole page"
     except Exception as error:
         return f"what it wrote cannot be read again: {type(error).__name__}"

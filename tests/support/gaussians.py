@@ -22,7 +22,7 @@ STEP = {  # arguments of `step` that make it draw, and what some cannot do witho
     "old_pred_original_sample": None,
     "timestep_back": None,
     "original_image": torch.zeros(SHAPE),
-    "mask": torch.ones(SHAPE),
+    "mask": torch.full(SHAPE, 0.5),
 }
 DPM = {"algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "sigma_min"}
 CONFIG = {"stochastic_sampling": True}

@@ -53,8 +53,8 @@ def family_facts(family: Family) -> dict[str, str]:
         for layer, module in denoiser.named_modules()
         if isinstance(module, LoraLayer)
     ]
-    fused = sorted({".".join(layer.split(".")[-2:]) for layer in adapted if not layer.endswith(ATTENTION)})
-    layers = f"{len(adapted)}" + (f", with {' and '.join(fused)}" if fused else "")
+    further = sorted({layer.rpartition(".")[2] for layer in adapted if not layer.endswith(ATTENTION)})
+    layers = f"{len(adapted)}" + (f", with {', '.join(further)}" if further else "")
     values = (family.name, f"`{name}`", family.guidance, layers, family.note)
     return dict(zip(("family", "pipeline class", "guidance here", "LoRA layers", "notes"), values, strict=True))
 
