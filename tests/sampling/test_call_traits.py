@@ -274,6 +274,4 @@ def test_a_call_that_draws_for_one_item_after_another_is_not_batched() -> None:
     family = BY_NAME["LTXImageToVideoPipeline"]
     row = class_row(family, ("replay", "batched replay"))
     assert row["replay"] == "identical"
-    assert re.match(
-        "refused: several copies cannot be made in one batch: the run drew noise of", row["batched replay"]
-    )
+    assert re.match("refused: several copies cannot be made in one batch: the run drew noise of", row["batched replay"])
