@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,11 +37,12 @@ def require_image_file(path: Path) -> None:
     """
     from PIL import Image
 
-    form = Image.registered_extensions().get(path.suffix.lower())
+    suffix = os.path.splitext(path)[1]  # as Pillow sees it: a name that begins with dots alone has none
+    form = Image.registered_extensions().get(suffix.lower())
     try:
-        Image.new("RGB", (1, 1)).save(io.BytesIO(), form or path.suffix)
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), form or suffix)
     except (OSError, ValueError, KeyError):
-        ending = f"ending {path.suffix!r}" if path.suffix else "a name without an ending"
+        ending = f"ending {suffix!r}" if suffix else "a name without an ending"
         raise DraftError(
             f"{ending} names no format of images", where=str(path), next="end it in .png or .jpg"
         ) from None
