@@ -35,9 +35,10 @@ from tables import markdown, publish
 from torch import Tensor
 
 from draft_core import DifferentiableSampler, Draft, Objective
-from draft_core.adapters.lora import add_lora, trainable
+from draft_core.adapters.lora import ATTENTION, add_lora, trainable
 from draft_core.cost.peak_memory import MemoryMeter
 from draft_core.sampling import seams
+from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.pipeline_call import Checkpointing, Decode
 from draft_core.training.sharding import blocks
 
@@ -180,7 +181,9 @@ def activations(pipe: Any, objective: Objective, settings: Settings, call: Mappi
         decode=settings.decode,
         **call,
     )
-    sampler.steps = settings.k  # these schedulers take one step each; counting them is one more denoiser call
+    sampler.traits = CallTraits(
+        settings.k
+    )  # these schedulers take one step each; counting them is one more denoiser call
     kept: list[int] = []
 
     def on_decode(decode: Any, *args: Any, **kwargs: Any) -> Any:
@@ -306,7 +309,7 @@ def measured(name: str, settings: Settings) -> Activations:
 def _with_lora(model: Model) -> Any:
     pipe = pipeline(model, DTYPE)
     with META:
-        add_lora(pipe, rank=RANK)
+        add_lora(pipe, rank=RANK, targets=ATTENTION)
     return pipe
 
 

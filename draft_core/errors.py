@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import traceback
+
 __all__ = [
     "CheckpointError",
     "DraftError",
@@ -81,6 +84,16 @@ class CheckpointError(DraftError):
     """A checkpoint that is missing, torn, or belongs to another run."""
 
 
+def require_finite(number: float, *, where: str) -> None:
+    """Refuses a number that is infinite or none.
+
+    Raises:
+        DraftError: with that number.
+    """
+    if not math.isfinite(number):
+        raise DraftError(f"{number} is not a finite number", where=where, next="give one, such as 0.5")
+
+
 def one_line(error: BaseException) -> str:
     """What an error says, without its line breaks."""
     return " ".join(str(error).split())
@@ -90,3 +103,21 @@ def first_line(error: BaseException) -> str:
     """The first line of what an error says, without its full stop; its type where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+CALLERS = {"draft_core", "importlib", "pluggy", "pydantic", "torch"}  # what stands between us and a plugin's code
+
+
+def raised_at(error: BaseException) -> str:
+    """ " (FILE:LINE)": where in a plugin's own code an error arose; empty if it passed through none.
+
+    A plugin is what our code, or a library on its behalf, called first. Of its lines it is the innermost, also where
+    that called a library.
+    """
+    places = [
+        (str(frame.f_globals.get("__name__", "?")).partition(".")[0], frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    plugin = next((package for package, _, _ in places if package not in CALLERS), None)
+    lines = [f" ({file}:{line})" for package, file, line in places if package == plugin]
+    return lines[-1] if lines else ""

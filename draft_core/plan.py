@@ -21,8 +21,8 @@ class StepPlan:
             sampler's own updates only, and no Jacobians of the denoiser multiply (DRTune, Wu et al. 2024).
         stop_at: leave the chain at this step, with the posterior mean of x0 that its prediction gives; None
             runs all of it (ReFL, Xu et al. 2023).
-        prefix: the steps without gradient are taken on a schedule of only so many, without decoding; the images
-            are then the re-noisings of the x0 that they lead to (`Renoising`). None takes the chain's own steps.
+        prefix: number of steps, fewer than T, of a chain without gradient that makes x0 in the place of the whole one.
+            It is not decoded; the images are re-noisings of that x0 (`Renoising`). None takes the chain's own steps.
         keep_trajectory: every step is kept, detached, for `sampler.replay` (policy gradients, importance weights).
 
     Raises:
@@ -70,7 +70,7 @@ class StepPlan:
 
     @property
     def last(self) -> int:
-        """The last step whose denoiser is called."""
+        """The number of the last step whose denoiser is called: T - 1, or `stop_at`."""
         return self.steps - 1 if self.stop_at is None else self.stop_at
 
 
@@ -83,7 +83,8 @@ class Renoising:
     Arguments:
         copies: how often x0, detached, is re-noised and denoised.
         batched: all copies in one batch, faster on a GPU that a batch does not fill; else one after another, and
-            memory does not grow with their number.
+            memory does not grow with their number. Each copy is given the noise that the run drew before its chain;
+            a call that draws it otherwise for a larger batch is refused.
         step_each: an optimiser step after the samples and after each copy, instead of one for all of them: one run
             serves 1 + copies steps (prefix reuse).
         max_drift: with `step_each`, no further copies are made once those of a pass differ from the samples by more

@@ -4,6 +4,7 @@ from draft_core.plan import Renoising, StepPlan
 from draft_core.registry.config import Config, DirectConfig, Field, MethodConfig, RewardConfig
 from draft_core.registry.hooks import hookimpl
 from draft_core.registry.specs import MethodSpec, PretrainedSpec, RewardSpec
+from draft_core.setting import RecipePath
 
 __all__ = [
     "Config",
@@ -12,6 +13,7 @@ __all__ = [
     "MethodConfig",
     "MethodSpec",
     "PretrainedSpec",
+    "RecipePath",
     "Renoising",
     "RewardConfig",
     "RewardSpec",

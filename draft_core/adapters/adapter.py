@@ -1,4 +1,4 @@
-"""What the trainer asks of whatever is trained on a pipeline; a LoRA is one answer (`lora.Lora`)."""
+"""What the trainer asks of whatever is trained on a pipeline; a LoRA is one answer (`lora_adapter.Lora`)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,16 @@ class Adapter(Protocol):
         """
         ...
 
+    def notes(self) -> list[str]:
+        """What a user should know of it before training, a sentence without a full stop each; after `attach`."""
+        ...
+
     def parameters(self) -> list[torch.nn.Parameter]:
-        """The weights that are trained, float32, always in the same order."""
+        """The weights that are trained, float32, always in the same order.
+
+        Raises:
+            DraftError: if it is not attached.
+        """
         ...
 
     def base_model(self) -> AbstractContextManager[None]:

@@ -4,48 +4,60 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
-from peft.utils import set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from draft_core.adapters.lora import ADAPTER, inject, lora_state, of_component, set_scale
-from draft_core.errors import CheckpointError
+from draft_core.adapters.fitting import loading
+from draft_core.adapters.lora import ADAPTER, inject, is_adapted, lora_state, of_component, set_scale
+from draft_core.errors import CheckpointError, require_finite
 from draft_core.sampling.pipelines import find_denoisers
 
 CONFIG_KEY = "lora_config"  # of the metadata, where a pipeline has no loader of its own
+CONFIG_FIELDS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora")  # read from it
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 
 
-def save_lora(pipe: Any, folder: Path) -> Path:
+def save_lora(
+    pipe: Any, folder: Path, *, state: dict[str, torch.Tensor] | None = None, own_format: bool = False
+) -> Path:
     """Writes the adapter so that plain diffusers' `pipe.load_lora_weights(folder)` loads it; returns the file.
 
     A second denoiser's has a file of its own, for `load_lora_weights(folder, weight_name=...,
-    load_into_transformer_2=True)`. For a pipeline that has no loader it is the file that `load_lora` reads.
+    load_into_transformer_2=True)`.
+
+    Arguments:
+        state: the weights to write; None takes those of `lora_state`.
+        own_format: writes files that `load_lora` alone reads, as for every pipeline that has no loader.
     """
-    state = lora_state(pipe)
+    state = lora_state(pipe) if state is None else state
+    own_format = own_format or not hasattr(pipe, "save_lora_weights")
     (first, denoiser), *others = find_denoisers(pipe).items()
-    _save(pipe, first, denoiser, of_component(first, state), folder, WEIGHTS_FILE)
+    _save(pipe, first, denoiser, of_component(first, state), folder, WEIGHTS_FILE, own_format)
     for name, other in others:
-        _save(pipe, first, other, of_component(name, state), folder, _file_of(name))
+        _save(pipe, first, other, of_component(name, state), folder, _file_of(name), own_format)
     return folder / WEIGHTS_FILE
 
 
-def _save(pipe: Any, name: str, denoiser: Any, state: dict[str, torch.Tensor], folder: Path, file: str) -> None:
+def _save(
+    pipe: Any, name: str, denoiser: Any, state: dict[str, torch.Tensor], folder: Path, file: str, own_format: bool
+) -> None:
     config = {
         key: sorted(value) if isinstance(value, set) else value
         for key, value in denoiser.peft_config[ADAPTER].to_dict().items()
     }
-    save = getattr(pipe, "save_lora_weights", None)
-    if save is None:
+    if own_format:
         folder.mkdir(parents=True, exist_ok=True)
         metadata = {"format": "pt", CONFIG_KEY: json.dumps(config)}
         save_file({f"{name}.{key}": tensor.contiguous() for key, tensor in state.items()}, folder / file, metadata)
         return
+    save = pipe.save_lora_weights
     arguments: dict[str, Any] = {f"{name}_lora_layers": state, "weight_name": file}
     if (metadata_name := f"{name}_lora_adapter_metadata") in inspect.signature(save).parameters:
         arguments[metadata_name] = config
@@ -57,22 +69,69 @@ def _file_of(name: str) -> str:
     return f"pytorch_lora_weights_{name}.safetensors"
 
 
-def load_lora(pipe: Any, folder: Path, *, scale: float = 1.0) -> None:
-    """Loads a LoRA from a folder that `save_lora`, or any diffusers trainer, wrote, or from a run's folder.
+def load_lora(pipe: Any, path: Path, *, scale: float = 1.0) -> None:
+    """Loads a LoRA that `save_lora`, or any trainer that diffusers knows, wrote.
 
     Arguments:
+        path: of a file, of the folder of a LoRA, or of a run.
         scale: factor of the adapter's contribution; 0 is the base model, 1 what was trained.
 
     Raises:
-        CheckpointError: if there is no LoRA in `folder`, or its file is damaged.
+        CheckpointError: if there is no LoRA at `path`, its file is damaged, or it is one of another model.
+        DraftError: if `scale` is not a finite number.
     """
-    folder = lora_folder(folder)
-    (first, _), *others = find_denoisers(pipe).items()
-    _load(pipe, first, first, folder, WEIGHTS_FILE)
-    for name, _ in others:
-        if (folder / _file_of(name)).is_file():
-            _load(pipe, first, name, folder, _file_of(name))
+    require_finite(scale, where="scale")
+    components = {key: part for key, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    (first, _), *_ = find_denoisers(pipe).items()
+    networks = {file: {**components, first: components[name]} for name, file in _files_by_denoiser(pipe, path).items()}
+    with loading(networks, into=type(pipe).__name__, where=str(path)):
+        load_files(pipe, path, ADAPTER)
+    if not is_adapted(pipe):
+        raise CheckpointError(
+            f"it adapts no layer of {type(pipe).__name__}", where=str(path), next="give a LoRA of this model"
+        )
     set_scale(pipe, scale)
+
+
+def load_files(pipe: Any, path: Path, adapter: str) -> None:
+    """Loads as `load_lora` does, under another name."""
+    (first, _), *_ = find_denoisers(pipe).items()
+    for name, file in _files_by_denoiser(pipe, path).items():
+        _load(pipe, first, name, file, adapter)
+
+
+def _files_by_denoiser(pipe: Any, path: Path) -> dict[str, Path]:
+    """Denoiser -> file of its LoRA; a single file is the first one's, unless its name says another."""
+    files = lora_files(path)
+    (first, _), *others = find_denoisers(pipe).items()
+    known = {first: WEIGHTS_FILE, **{name: _file_of(name) for name, _ in others}}
+    if path.is_file() and path.name in known.values():
+        files = {path.name: path}
+    return {name: files[file] for name, file in known.items() if file in files}
+
+
+def lora_files(path: Path) -> dict[str, Path]:
+    """The files of the LoRA at `path`, a file itself, its folder or that of a run, by the name diffusers gives them.
+
+    Raises:
+        CheckpointError: if there is no LoRA, or a file is damaged.
+    """
+    if path.is_file():
+        files = {WEIGHTS_FILE: path}
+    else:
+        prefix = WEIGHTS_FILE.removesuffix(".safetensors")
+        files = {file.name: file for file in sorted(lora_folder(path).glob(f"{prefix}*.safetensors"))}
+    for file in files.values():
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"it is not a safetensors file ({error})",
+                where=str(file),
+                next="give the .safetensors file of a LoRA, and copy it again if it is one",
+            ) from error
+    return files
 
 
 def lora_folder(path: Path) -> Path:
@@ -85,7 +144,9 @@ def lora_folder(path: Path) -> Path:
         if (folder / WEIGHTS_FILE).is_file():
             return folder
     raise CheckpointError(
-        f"there is no {WEIGHTS_FILE}", where=str(path), next="give the folder of a run, or the lora folder in it"
+        f"there is no {WEIGHTS_FILE}",
+        where=str(path),
+        next="give the folder of a run, the lora folder in it, or a .safetensors file",
     )
 
 
@@ -113,24 +174,28 @@ def loading_lines(folder: Path, shown: Path) -> list[str]:
     ]
 
 
-def _load(pipe: Any, prefix: str, name: str, folder: Path, file: str) -> None:
+def _load(pipe: Any, prefix: str, name: str, file: Path, adapter: str) -> None:
     """One file into the denoiser `name`, its keys behind `prefix`, the name of the first one."""
-    try:
-        with safe_open(folder / file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"it is not a safetensors file ({error})", where=str(folder / file), next="copy it again"
-        ) from error
-    if hasattr(pipe, "load_lora_weights"):
-        into = {} if name == prefix else {f"load_into_{name}": True}
-        pipe.load_lora_weights(folder, weight_name=file, adapter_name=ADAPTER, **into)
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata() or {}
+    if CONFIG_KEY in metadata:
+        denoiser = getattr(pipe, name)
+        config = json.loads(metadata[CONFIG_KEY])
+        inject(denoiser, LoraConfig(**{key: config[key] for key in CONFIG_FIELDS if key in config}), adapter)
+        state = of_component(prefix, load_file(file))
+        if _shapes(state) != _shapes(get_peft_model_state_dict(denoiser, adapter_name=adapter)):
+            raise CheckpointError(
+                f"it is of another model than this {type(pipe).__name__}", where=str(file), next="give its own"
+            )
+        set_peft_model_state_dict(denoiser, state, adapter_name=adapter)
         return
-    if CONFIG_KEY not in metadata:
+    if not hasattr(pipe, "load_lora_weights"):
         raise CheckpointError(
-            f"{type(pipe).__name__} has no loader for it", where=str(folder / file), next="give the lora of a run"
+            f"{type(pipe).__name__} has no loader for it", where=str(file), next="give the lora of a run"
         )
-    denoiser = getattr(pipe, name)
-    config = json.loads(metadata[CONFIG_KEY])
-    inject(denoiser, LoraConfig(**{key: config[key] for key in ("r", "lora_alpha", "target_modules")}))
-    set_peft_model_state_dict(denoiser, of_component(prefix, load_file(folder / file)), adapter_name=ADAPTER)
+    into = {} if name == prefix else {f"load_into_{name}": True}
+    pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=adapter, **into)
+
+
+def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}

@@ -6,9 +6,8 @@ switched off there as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,69 +16,13 @@ from peft.helpers import rescale_adapter_scale
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
-from draft_core.errors import CheckpointError, RecipeError
+from draft_core.errors import CheckpointError, DraftError, RecipeError
 from draft_core.sampling.pipelines import find_denoisers
 
 ADAPTER = "default"
 
 # The projections of every attention block in diffusers' UNets and transformers.
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-
-# Denoisers with attention projections under other names as well: endings of the names of linear layers.
-FURTHER_TARGETS: dict[str, tuple[str, ...]] = {
-    # most blocks hold query, key, value and feed-forward in one layer, and their output in another
-    "Flux2Transformer2DModel": ("attn.to_qkv_mlp_proj", "attn.to_out"),
-    "Kandinsky5Transformer3DModel": ("to_query", "to_key", "to_value", "attention.out_layer"),
-}
-
-
-class Lora:
-    """The LoRA of a pipeline, as `adapter.Adapter` describes it.
-
-    Arguments:
-        pipe: a diffusers pipeline.
-        rank, alpha, targets: as in `add_lora`; for `attach` alone.
-    """
-
-    def __init__(
-        self, pipe: Any, *, rank: int = 8, alpha: float | None = None, targets: Sequence[str] | None = None
-    ) -> None:
-        self.pipe = pipe
-        self.rank, self.alpha, self.targets = rank, alpha, targets
-
-    def attach(self) -> None:
-        """Adds it to the denoisers, freezing all else; raises RecipeError if no layer matches."""
-        add_lora(self.pipe, rank=self.rank, alpha=self.alpha, targets=self.targets)
-
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """The denoisers' weights that require a gradient, in a fixed order."""
-        return list(trainable(self.pipe))
-
-    def base_model(self) -> AbstractContextManager[None]:
-        """The base model inside, in every component."""
-        return adapters_off(self.pipe)
-
-    def scaled(self, scale: float) -> AbstractContextManager[None]:
-        """Its contribution times `scale` inside, in every component."""
-        return adapters_scaled(self.pipe, scale)
-
-    def penalty(self) -> torch.Tensor:
-        """The squared Frobenius norm of what it adds to the denoisers' weights, with gradient, ()."""
-        return squared_norm(self.pipe)
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The denoisers' LoRA weights on the CPU, in peft's names behind the component's."""
-        return lora_state(self.pipe)
-
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Puts weights of `state_dict` back; raises CheckpointError if they do not fit."""
-        set_lora_state(self.pipe, dict(state))
-
-    def save(self, folder: Path) -> Path:
-        """Writes it as `files.save_lora` does; returns the file."""
-        from draft_core.adapters.files import save_lora  # which builds on this module
-
-        return save_lora(self.pipe, folder)
 
 
 def add_lora(pipe: Any, *, rank: int, alpha: float | None = None, targets: Sequence[str] | None = None) -> None:
@@ -95,7 +38,9 @@ def add_lora(pipe: Any, *, rank: int, alpha: float | None = None, targets: Seque
 
     Raises:
         RecipeError: if no layer matches `targets`.
+        DraftError: if a denoiser carries a LoRA already.
     """
+    _refuse_another(pipe)
     for component in pipe.components.values():
         if isinstance(component, torch.nn.Module):
             component.requires_grad_(False).eval()
@@ -114,17 +59,60 @@ def add_lora(pipe: Any, *, rank: int, alpha: float | None = None, targets: Seque
         parameter.data = parameter.data.float()
 
 
+def _refuse_another(pipe: Any) -> None:
+    """A further LoRA would switch off the one that is there."""
+    for denoiser in find_denoisers(pipe).values():
+        if names := adapter_names(denoiser):
+            raise DraftError(
+                f"its {type(denoiser).__name__} carries a LoRA already ({', '.join(names)})",
+                where=type(pipe).__name__,
+                next="make it a part of the model first, pipe.fuse_lora() and pipe.unload_lora_weights(), or take it "
+                "off; a recipe goes on from a LoRA with model.lora.init",
+            )
+
+
+def adapter_names(network: torch.nn.Module) -> list[str]:
+    """The adapters of peft's that a network carries."""
+    return sorted({name for layer in network.modules() if isinstance(layer, LoraLayer) for name in layer.lora_A})
+
+
 def default_targets(denoiser: Any) -> tuple[str, ...]:
-    """The attention projections of a denoiser: endings of names, then whole names where an ending would not do."""
-    endings = FURTHER_TARGETS.get(type(denoiser).__name__, ())
-    layers = (name for name, layer in denoiser.named_modules() if isinstance(layer, torch.nn.Linear))
-    return (*ATTENTION, *(name for name in layers if name.endswith(endings)))
+    """The attention projections of a denoiser: endings of names, then whole names where an ending would not do.
+
+    A projection is a linear layer that an attention block holds itself, whatever its name: those of queries, keys and
+    values fused into one, and those of a second stream, too.
+    """
+    layers = [name for name, layer in denoiser.named_modules() if isinstance(layer, torch.nn.Linear)]
+    return (*ATTENTION, *(name for name in layers if not name.endswith(_ENDINGS) and _is_projection(denoiser, name)))
+
+
+_ENDINGS = tuple(f".{ending}" for ending in ATTENTION)
+_CONTAINERS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
+
+
+def _is_projection(denoiser: Any, layer: str) -> bool:
+    """Whether the block that holds it is one of attention, by the name of its class; pooling a prompt is none."""
+    owner, _, _ = layer.rpartition(".")
+    while owner and isinstance(denoiser.get_submodule(owner), _CONTAINERS):
+        owner, _, _ = owner.rpartition(".")
+    block = type(denoiser.get_submodule(owner)).__name__
+    is_attention = "Attention" in block or "Attn" in block
+    return owner != "" and is_attention and "Processor" not in block and "Pooling" not in block
 
 
 def trainable(pipe: Any) -> Iterator[torch.nn.Parameter]:
-    """The denoisers' parameters that require a gradient, in a fixed order."""
-    weights = (weight for denoiser in find_denoisers(pipe).values() for weight in denoiser.parameters())
-    return (weight for weight in weights if weight.requires_grad)
+    """The denoisers' LoRA weights that require a gradient, in a fixed order."""
+    for denoiser in find_denoisers(pipe).values():
+        adapted = {id(weight) for layer in _adapted_layers(denoiser) for weight in _weights(layer)}
+        yield from (weight for weight in denoiser.parameters() if weight.requires_grad and id(weight) in adapted)
+
+
+def _weights(layer: Any) -> Iterator[torch.nn.Parameter]:
+    """The adapter's weights in a layer, whatever parts it has there."""
+    for part in layer.adapter_layer_names:
+        held = getattr(layer, part)
+        if ADAPTER in held:
+            yield from [held[ADAPTER]] if isinstance(held[ADAPTER], torch.nn.Parameter) else held[ADAPTER].parameters()
 
 
 @contextmanager
@@ -174,6 +162,11 @@ def squared_norm(pipe: Any) -> torch.Tensor:
     return torch.stack(norms).sum()
 
 
+def is_adapted(pipe: Any) -> bool:
+    """Whether one of its networks carries the adapter."""
+    return bool(_adapted_components(pipe))
+
+
 def _adapted_components(pipe: Any) -> list[torch.nn.Module]:
     """The networks of a pipeline that carry the adapter: denoisers, and text encoders of a LoRA from elsewhere."""
     networks = [component for component in pipe.components.values() if isinstance(component, torch.nn.Module)]
@@ -182,24 +175,24 @@ def _adapted_components(pipe: Any) -> list[torch.nn.Module]:
 
 def _adapted_layers(network: torch.nn.Module) -> Iterator[Any]:
     for layer in network.modules():
-        if isinstance(layer, LoraLayer) and ADAPTER in layer.lora_A:
+        if isinstance(layer, LoraLayer) and (ADAPTER in layer.lora_A or ADAPTER in layer.lora_embedding_A):
             yield layer
 
 
-def inject(denoiser: Any, config: LoraConfig) -> None:
+def inject(denoiser: Any, config: LoraConfig, adapter: str = ADAPTER) -> None:
     """Some of diffusers' models have no loader for adapters of their own; peft needs none."""
     if hasattr(denoiser, "add_adapter"):
-        denoiser.add_adapter(config, adapter_name=ADAPTER)
+        denoiser.add_adapter(config, adapter_name=adapter)
     else:
-        inject_adapter_in_model(config, denoiser, adapter_name=ADAPTER)
+        inject_adapter_in_model(config, denoiser, adapter_name=adapter)
 
 
-def lora_state(pipe: Any) -> dict[str, torch.Tensor]:
-    """The adapter's weights on the CPU, in peft's names behind the component's."""
+def lora_state(pipe: Any, adapter: str = ADAPTER) -> dict[str, torch.Tensor]:
+    """The weights of an adapter of the denoisers on the CPU, in peft's names behind the component's."""
     return {
         f"{name}.{key}": tensor.detach().cpu().clone()
         for name, denoiser in find_denoisers(pipe).items()
-        for key, tensor in get_peft_model_state_dict(denoiser, adapter_name=ADAPTER).items()
+        for key, tensor in get_peft_model_state_dict(denoiser, adapter_name=adapter).items()
     }
 
 

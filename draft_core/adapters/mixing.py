@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +17,17 @@ from typing import Any
 
 import torch
 from diffusers.utils import convert_state_dict_to_kohya
+from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from draft_core.adapters.files import CONFIG_KEY, WEIGHTS_FILE, lora_folder
-from draft_core.errors import CheckpointError, DraftError, one_line
+from draft_core.adapters.files import CONFIG_KEY, lora_files
+from draft_core.adapters.fitting import CLIP_PREFIX, DOWN, UP
+from draft_core.errors import CheckpointError, DraftError, one_line, require_finite
 
 DIFFUSERS_KEY = "lora_adapter_metadata"  # where diffusers keeps peft's settings, behind the component's name
-DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 FORMATS = ("diffusers", "comfyui")
+TEXT_ENCODERS = ("text_encoder.", "text_encoder_2.")
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,17 @@ def read_lora(path: Path) -> LoraFile:
                 where=str(path),
                 next="copy it again",
             )
+        if not (down.isfinite().all() and up.isfinite().all()):
+            raise CheckpointError(
+                f"its factors of {name} are not finite", where=str(path), next="copy it again, or train it again"
+            )
         factors[name] = (down, up)
     try:
         settings = json.loads(metadata.get(DIFFUSERS_KEY) or metadata.get(CONFIG_KEY) or "{}")
         for name, (down, up) in factors.items():
             scale = _scale(name, len(down), settings, behind_component=DIFFUSERS_KEY in metadata)
             factors[name] = (down, up * scale)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, re.error) as error:
         raise CheckpointError(
             f"its settings cannot be read ({one_line(error)})", where=str(path), next="copy it again"
         ) from error
@@ -96,10 +103,8 @@ def _scale(name: str, rank: int, settings: Mapping[str, Any], *, behind_componen
     """Factor of B A: alpha / r as peft has it; 1 where the file does not tell, as diffusers takes it."""
     component, _, layer = name.partition(".")
     prefix = f"{component}." if behind_component else ""
-    alpha = settings.get(f"{prefix}lora_alpha", rank)
-    for ending, other in (settings.get(f"{prefix}alpha_pattern") or {}).items():
-        if layer == ending or layer.endswith(f".{ending}"):
-            alpha = other
+    patterns = settings.get(f"{prefix}alpha_pattern") or {}  # regular expressions, of which the first that fits counts
+    alpha = patterns.get(get_pattern_key(patterns, layer), settings.get(f"{prefix}lora_alpha", rank))
     return float(alpha) / (math.sqrt(rank) if settings.get(f"{prefix}use_rslora") else rank)
 
 
@@ -114,11 +119,14 @@ def mix_loras(sources: Sequence[tuple[Path, float]], folder: Path) -> Path:
         folder: to be made; it must not hold anything.
 
     Raises:
-        DraftError: if they are not LoRAs of one model on the same layers, or `folder` is not empty.
+        DraftError: if they are not LoRAs of one model on the same layers, a weight is not finite, or `folder` is not
+            empty.
     """
+    for path, weight in sources:
+        require_finite(weight, where=f"the weight of {path}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DraftError("it is there already, and not empty", where=str(folder), next="name a new folder")
-    files = [_files(path) for path, _ in sources]
+    files = [lora_files(path) for path, _ in sources]
     _refuse_other_models([path for path, _ in sources])
     for found, (path, _) in zip(files, sources, strict=True):
         if found.keys() != files[0].keys():
@@ -155,16 +163,10 @@ def _mixed(loras: Sequence[LoraFile], weights: Sequence[float]) -> tuple[dict[st
         state[name + UP] = torch.cat(scaled, dim=1).contiguous()
     if not first.config:  # diffusers reads the ranks off the shapes, and takes alpha for the rank
         return state, {"format": "pt"}
-    rank = sum(len(next(iter(lora.factors.values()))[0]) for lora in loras)
-    return state, {"format": "pt", CONFIG_KEY: json.dumps({**first.config, "r": rank, "lora_alpha": rank})}
-
-
-def _files(path: Path) -> dict[str, Path]:
-    """The LoRA files of a run, a folder or a file itself, by the name diffusers gives them."""
-    if path.is_file():
-        return {WEIGHTS_FILE: path}
-    folder = lora_folder(path)
-    return {file.name: file for file in sorted(folder.glob("pytorch_lora_weights*.safetensors"))}
+    ranks = {name.partition(".")[2]: sum(len(lora.factors[name][0]) for lora in loras) for name in first.factors}
+    patterns = {re.escape(layer): rank for layer, rank in ranks.items()}
+    config = {**first.config, "rank_pattern": patterns, "alpha_pattern": patterns, "use_rslora": False}
+    return state, {"format": "pt", CONFIG_KEY: json.dumps(config)}
 
 
 def _named(files: Mapping[str, Path]) -> str:
@@ -186,7 +188,14 @@ def base_model(path: Path) -> str | None:
     """The model that the run around a LoRA was made with, None where no run is around it."""
     for folder in (path, path.parent, path.parent.parent):
         if (folder / "run.json").is_file() and (folder / "recipe.yaml").is_file():
-            return str(json.loads((folder / "run.json").read_text(encoding="utf-8"))["model"])
+            try:
+                return str(json.loads((folder / "run.json").read_text(encoding="utf-8"))["model"])
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                raise CheckpointError(
+                    f"it cannot be read as the record of a run ({one_line(error)})",
+                    where=str(folder / "run.json"),
+                    next="give the LoRA's file, copied out of this folder",
+                ) from error
     return None
 
 
@@ -197,15 +206,18 @@ def export_lora(source: Path, form: str, output: Path) -> Path:
     """Writes one LoRA as a single file for another program; returns the file.
 
     "diffusers" is the file that `load_lora_weights` takes. "comfyui" has the names that ComfyUI, and other programs
-    that read kohya's, know for a UNet; for a transformer those of diffusers, which ComfyUI reads for the families
-    that it knows, without settings beside the weights: their scale is in B.
+    that read kohya's, know for a UNet and its text encoders; for a transformer those of diffusers, which ComfyUI reads
+    for the families that it knows. No settings and no alphas stand beside the weights: their scale is in B.
 
     Raises:
-        DraftError: if the source holds LoRAs of two denoisers, or the format is unknown.
+        DraftError: if the source holds LoRAs of two denoisers, the format is unknown, or `output` is no .safetensors
+            file, or the source itself.
     """
     if form not in FORMATS:
         raise DraftError(f"unknown format {form!r}", where="--format", next=f"give one of {', '.join(FORMATS)}")
-    files = _files(source)
+    if output.suffix != ".safetensors":
+        raise DraftError("it is no name of a .safetensors file", where=str(output), next="end it in .safetensors")
+    files = lora_files(source)
     if len(files) > 1:
         raise DraftError(
             f"it holds LoRAs of {len(files)} denoisers, in {' and '.join(files)}",
@@ -213,17 +225,28 @@ def export_lora(source: Path, form: str, output: Path) -> Path:
             next="export one of these files at a time",
         )
     lora = read_lora(next(iter(files.values())))
+    if output.exists() and output.samefile(lora.path):
+        raise DraftError("it is the LoRA itself", where=str(output), next="name another file to write")
     output.parent.mkdir(parents=True, exist_ok=True)
     if form == "diffusers":
         with safe_open(lora.path, framework="pt") as opened:
             save_file(load_file(lora.path), output, opened.metadata())
         return output
+    kohya = all(name.startswith(("unet.", *TEXT_ENCODERS)) for name in lora.factors)
     state = {
-        name + ending: factor.contiguous()
+        (_as_clip(name) if kohya else name) + ending: factor.contiguous()
         for name, factors in lora.factors.items()
         for ending, factor in zip((DOWN, UP), factors, strict=True)
     }
-    if all(name.startswith(("unet.", "text_encoder.", "text_encoder_2.")) for name in state):
-        state = convert_state_dict_to_kohya(state)
+    if kohya:
+        converted = convert_state_dict_to_kohya(state)
+        state = {key: tensor for key, tensor in converted.items() if not key.endswith(".alpha")}
     save_file(state, output, {"format": "pt"})
     return output
+
+
+def _as_clip(layer: str) -> str:
+    """A layer with the prefix by which other programs know a text encoder's."""
+    component, _, inner = layer.partition(".")
+    is_bare = layer.startswith(TEXT_ENCODERS) and inner.startswith("encoder.")
+    return f"{component}.{CLIP_PREFIX}{inner}" if is_bare else layer

@@ -9,7 +9,7 @@ import json
 import os
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -17,11 +17,26 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from draft_core.cli.cost import cost
+from draft_core.cli.outputs import writing
 from draft_core.cli.rewards import rewards_app
 from draft_core.cli.runs import runs_app
-from draft_core.cli.terminal import Overrides, ProgressLines, err, given_fields, out, print_problems, quiet_libraries
+from draft_core.cli.terminal import (
+    Overrides,
+    ProgressLines,
+    err,
+    given_fields,
+    out,
+    print_json,
+    print_problems,
+    prints_aside,
+    quiet_libraries,
+)
 from draft_core.errors import DraftError, Interrupted
+from draft_core.recipe.yaml_text import exists
 from draft_core.registry.catalog import load_catalog
+
+if TYPE_CHECKING:
+    from draft_core.cli.scoring import Scored
 
 
 class _OneSentenceErrors(TyperGroup):
@@ -112,7 +127,7 @@ def demo(
     Needs the plugins draft-emoji and draft-reward-jpeg. An earlier demonstration run is replaced.
     """
     with resources.as_file(resources.files("draft_core.cli") / "demo.yaml") as recipe:
-        _train(recipe, overrides, resume=resume, overwrite=not resume)
+        _train(recipe, ["output=runs/demo", *overrides], resume=resume, overwrite=not resume)
 
 
 @app.command()
@@ -159,8 +174,34 @@ def score(
 ) -> None:
     """Score image files with a reward.
 
+    What cannot be scored is named, and the others' scores are printed; the exit code is then 1, and 2 if there is none.
+
     Example: draft score photo.jpg --reward jpeg --set quality=50
     """
+    with prints_aside():
+        unit, scored = _scored(images, reward, prompt, given_fields(overrides))
+    failed = [row for row in scored if row.error is not None]
+    if len(failed) == len(scored) and failed[0].error is not None:
+        raise failed[0].error
+    if as_json:
+        rows = [
+            {"image": str(row.path), "score": row.score, **({"error": str(row.error)} if row.error else {})}
+            for row in scored
+        ]
+        print_json({"reward": reward, "unit": unit, "scores": rows})
+    else:
+        table = Table("image", f"{reward} ({unit})")
+        for row in scored:
+            table.add_row(escape(str(row.path)), "-" if row.score is None else f"{row.score:.6g}")
+        out.print(table)
+    for row in failed:
+        err.print(f"[bold red]not scored:[/] {escape(f'{row.path}: {row.error}')}", highlight=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _scored(images: list[Path], reward: str, prompt: list[str], fields: dict[str, Any]) -> tuple[str, list[Scored]]:
+    """The unit of the reward, and the score of each image."""
     catalog = load_catalog()
     spec = catalog.reward(reward).spec
     if spec.needs_prompt and not prompt:
@@ -169,25 +210,18 @@ def score(
         raise DraftError(
             f"{len(prompt)} prompts for {len(images)} images", where="--prompt", next="give one, or one for each"
         )
+
+    from draft_core.cli.scoring import score_files
+    from draft_core.runs.build import load_reward, reward_config
+
+    reward_config(reward, fields, catalog)
+    for path in images:
+        if not exists(Path.exists, path):
+            raise DraftError("no such file", where=str(path), next="check the path")
+    quiet_libraries()
+    scorer = load_reward(reward, catalog=catalog, **fields)
     prompts = prompt * len(images) if len(prompt) == 1 else prompt or [""] * len(images)
-
-    import torch
-
-    from draft_core.rewards.images import read_image
-    from draft_core.runs.build import load_reward
-
-    loaded = [read_image(path) for path in images]
-    scorer = load_reward(reward, catalog=catalog, **given_fields(overrides))
-    with torch.no_grad():
-        scores = [float(scorer(image, [text])) for image, text in zip(loaded, prompts, strict=True)]
-    if as_json:
-        rows = [{"image": str(path), "score": value} for path, value in zip(images, scores, strict=True)]
-        typer.echo(json.dumps({"reward": reward, "unit": spec.unit, "scores": rows}, indent=2))
-        return
-    table = Table("image", f"{reward} ({spec.unit})")
-    for path, value in zip(images, scores, strict=True):
-        table.add_row(escape(str(path)), f"{value:.6g}")
-    out.print(table)
+    return spec.unit, list(score_files(reward, scorer, images, prompts))
 
 
 @app.command("new-reward")
@@ -204,7 +238,9 @@ def new_reward(
     from draft_core.cli.scaffold import write_reward_project
 
     folder = output or Path(f"draft-reward-{name}")
-    for path in write_reward_project(name, folder):
+    with writing(folder):
+        written = write_reward_project(name, folder)
+    for path in written:
         out.print(f"wrote {path}", highlight=False, soft_wrap=True)
     out.print(f"next: pip install -e {folder} && draft rewards check {name}", highlight=False, soft_wrap=True)
 
@@ -214,7 +250,9 @@ def schema() -> None:
     """Print the JSON Schema of recipes with everything that is installed, for an editor to complete."""
     from draft_core.recipe.schema import recipe_type
 
-    typer.echo(json.dumps(recipe_type(load_catalog()).model_json_schema(), indent=2))
+    with prints_aside():
+        described = recipe_type(load_catalog()).model_json_schema()
+    print_json(described)
 
 
 def _train(path: Path, overrides: list[str], *, resume: bool, overwrite: bool, force: bool = False) -> None:
@@ -238,13 +276,16 @@ def _train(path: Path, overrides: list[str], *, resume: bool, overwrite: bool, f
     after = result.after.means()
     for name, before in result.before.means().items():
         out.print(f"{name}: {before:.4g} before, {after[name]:.4g} after", highlight=False)
-    if result.verdict.collapsed:
+    verdict = result.verdict
+    if verdict.collapsed:
         out.print(
-            f"[bold yellow]collapse:[/] at update {result.after.update} {'; '.join(result.verdict.lost)}, while the "
+            f"[bold yellow]collapse:[/] at update {result.after.update} {'; '.join(verdict.lost)}, while the "
             f"trained reward rose; best: update {result.best.update}",
             highlight=False,
             soft_wrap=True,
         )
+    for said in (*verdict.fell[len(verdict.lost) if verdict.collapsed else 0 :], *verdict.unjudged):
+        out.print(f"[bold yellow]note:[/] {escape(said)}", highlight=False, soft_wrap=True)
     out.print(f"report: {result.report}", highlight=False, soft_wrap=True)
 
 

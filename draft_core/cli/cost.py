@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from draft_core.cli.terminal import Overrides, out, quiet_libraries
+from draft_core.cli.terminal import Overrides, out, print_json, prints_aside, quiet_libraries
 from draft_core.registry.catalog import load_catalog
 
 if TYPE_CHECKING:
@@ -31,23 +30,32 @@ def cost(
 
     Example: draft cost recipes/jpeg.yaml --set train.batch_size=32
     """
+    with prints_aside(as_json):
+        found, cheaper, room = _forecast(recipe, overrides)
+    if as_json:
+        print_json({**found.as_dict(), "savings": cheaper, "room": room})
+        return
+    _print_time(found)
+    _print_memory(found, cheaper, room)
+
+
+def _forecast(recipe: Path, overrides: list[str]) -> tuple[Forecast, dict[str, int], int | None]:
+    """What an update takes, the memory that it would take with each change that saves some, and what there is of it."""
     from draft_core.recipe.load import load_recipe
 
     catalog = load_catalog()
     validated = load_recipe(recipe, overrides, catalog=catalog)
 
     from draft_core.cost.forecast import forecast, savings
+    from draft_core.cost.room import free_memory
     from draft_core.runs.build import build
 
     quiet_libraries()
     trainer = build(validated, catalog=catalog)
+    free = free_memory(trainer.device)  # before anything else is allocated
     found = forecast(trainer)
-    cheaper = savings(trainer, found.memory)
-    if as_json:
-        typer.echo(json.dumps({**found.as_dict(), "savings": cheaper}, indent=2))
-        return
-    _print_time(found)
-    _print_memory(found, cheaper)
+    room = None if free is None else free + sum(found.memory.weights.values()) + found.memory.lora
+    return found, savings(trainer, found.memory), room
 
 
 def _print_time(found: Forecast) -> None:
@@ -71,7 +79,7 @@ def _print_time(found: Forecast) -> None:
     )
 
 
-def _print_memory(found: Forecast, cheaper: dict[str, int]) -> None:
+def _print_memory(found: Forecast, cheaper: dict[str, int], room: int | None) -> None:
     memory = found.memory
     table = Table("what", "MB", title="Memory at its peak")
     table.columns[1].justify = "right"
@@ -80,9 +88,14 @@ def _print_memory(found: Forecast, cheaper: dict[str, int]) -> None:
     table.add_row("LoRA, its gradient and AdamW's moments", f"{(memory.total - _others(found)) / MEGABYTE:.1f}")
     table.add_row("activations of an update", f"{memory.activations / MEGABYTE:.1f}")
     table.add_row("[bold]total[/]", f"{memory.total / MEGABYTE:.1f}")
+    if room is not None:
+        table.add_row(f"what {found.device} has for it now", f"{room / MEGABYTE:.1f}")
     out.print(table)
+    if room is not None and memory.total > room:
+        out.print("[bold yellow]It does not fit.[/]", highlight=False)
     for change, total in sorted(cheaper.items(), key=lambda item: item[1]):
-        out.print(f"with {escape(change)}: {total / MEGABYTE:.1f} MB", highlight=False, soft_wrap=True)
+        fits = " (fits)" if room is not None and total <= room < memory.total else ""
+        out.print(f"with {escape(change)}: {total / MEGABYTE:.1f} MB{fits}", highlight=False, soft_wrap=True)
 
 
 def _others(found: Forecast) -> int:

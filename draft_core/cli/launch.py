@@ -26,7 +26,7 @@ KILLED = int(getattr(signal, "SIGKILL", 9))  # Windows has no name for it
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
-    """Runs `python ARGUMENTS` in so many processes, and gives the exit code they ended with.
+    """Runs `python ARGUMENTS` in `processes` processes, and gives the exit code they ended with.
 
     Ctrl-C and SIGTERM are passed on, and waited for; a second one ends all. When one process dies the others are ended.
 

@@ -14,8 +14,17 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from draft_core.cli.terminal import Overrides, ProgressLines, given_fields, out, print_problems, quiet_libraries
-from draft_core.errors import DraftError
+from draft_core.cli.terminal import (
+    Overrides,
+    ProgressLines,
+    given_fields,
+    out,
+    print_json,
+    print_problems,
+    prints_aside,
+    quiet_libraries,
+)
+from draft_core.errors import DraftError, one_line, raised_at
 from draft_core.registry.catalog import load_catalog
 from draft_core.registry.specs import RewardSpec
 
@@ -86,27 +95,32 @@ def check_reward(
 
     The same checks that `draft_core.testing.RewardContract` runs in pytest. Exits with code 1 if one fails.
     """
-    from draft_core.runs.build import reward_config
-    from draft_core.testing.checks import CHECKS, Subject, one_thread
+    from draft_core.runs.build import build_reward, reward_config
+    from draft_core.testing.checks import CHECKS, Subject, Violation, one_thread
 
     catalog = load_catalog()
     entry = catalog.reward(kind)
     fields = {**(entry.spec.small if small else {}), **given_fields(overrides)}
     config = reward_config(kind, fields, catalog)
-    subject = Subject(entry.spec, config, entry.module)
-    broken = 0
+    subject = Subject(entry.spec, config, entry.module, build_reward(config, catalog))
+    broken: dict[str, str] = {}  # cause -> the check that met it first
+    failed = 0
     for name, check in CHECKS.items():
         try:
             with one_thread():
                 check(subject)
         except Exception as problem:  # a reward may raise anything; it is a broken promise like any other
-            broken += 1
-            reason = f"{type(problem).__name__}: {problem}" if not isinstance(problem, AssertionError) else str(problem)
-            out.print(f"[red]broken[/] {name}: {escape(reason)}", highlight=False, soft_wrap=True)
+            failed += 1
+            reason, place = one_line(problem), ""
+            if not isinstance(problem, Violation):
+                reason, place = f"{type(problem).__name__}: {reason}", raised_at(problem)
+            first = broken.setdefault(place or reason, name)
+            told = f"{reason}{place}" if first == name else f"for the same cause as {first}"
+            out.print(f"[red]broken[/] {name}: {escape(told)}", highlight=False, soft_wrap=True)
         else:
             out.print(f"[green]kept[/]   {name}", highlight=False)
-    out.print(f"{kind}: {len(CHECKS) - broken} of {len(CHECKS)} checks passed", highlight=False)
-    if broken:
+    out.print(f"{kind}: {len(CHECKS) - failed} of {len(CHECKS)} checks passed", highlight=False)
+    if failed:
         raise typer.Exit(1)
 
 
@@ -130,27 +144,46 @@ def compare_reward(
     """
     if as_json and as_markdown:
         raise DraftError("--json and --markdown contradict each other", next="give one of them")
+    with prints_aside(as_json or as_markdown):
+        comparison, unit = _compared(
+            kind, given_fields(overrides), images, small, with_bars=not (as_json or as_markdown)
+        )
+    if as_json:
+        print_json(comparison.as_dict())
+    elif as_markdown:
+        typer.echo(_markdown(comparison))
+    else:
+        _print_comparison(comparison, unit)
+    if not comparison.holds:
+        raise typer.Exit(1)
+
+
+def _compared(
+    kind: str, given: dict[str, Any], images: list[Path], small: bool, *, with_bars: bool
+) -> tuple[Comparison, str]:
+    """The comparison, and the unit of the reward."""
     catalog = load_catalog()
     entry = catalog.reward(kind)
     entry.spec.load_reference()  # refuses a kind that names none, before anything is loaded
 
     from draft_core.rewards.images import read_image
-    from draft_core.testing.reference import compare_kind, markdown, refuse_single_image
+    from draft_core.testing.reference import compare_kind, refuse_single_image
 
     refuse_single_image(images)
     loaded = [read_image(path) for path in images]
-    fields = {**(entry.spec.small if small else {}), **given_fields(overrides)}
+    fields = {**(entry.spec.small if small else {}), **given}
     quiet_libraries()
-    if as_json or as_markdown:
-        comparison = compare_kind(kind, fields, catalog=catalog, images=loaded)
-        typer.echo(json.dumps(comparison.as_dict(), indent=2) if as_json else markdown({"": comparison}))
-    else:
-        with ProgressLines() as progress:
-            shown = partial(progress, "compare")
-            comparison = compare_kind(kind, fields, catalog=catalog, images=loaded, progress=shown)
-        _print_comparison(comparison, entry.spec.unit)
-    if not comparison.holds:
-        raise typer.Exit(1)
+    if not with_bars:
+        return compare_kind(kind, fields, catalog=catalog, images=loaded), entry.spec.unit
+    with ProgressLines() as progress:
+        shown = partial(progress, "compare")
+        return compare_kind(kind, fields, catalog=catalog, images=loaded, progress=shown), entry.spec.unit
+
+
+def _markdown(comparison: Comparison) -> str:
+    from draft_core.testing.reference import markdown
+
+    return markdown({"": comparison})
 
 
 def _print_comparison(comparison: Comparison, unit: str) -> None:

@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
+from draft_core.cli.outputs import require_image_file, writing
 from draft_core.cli.terminal import ProgressLines, out, quiet_libraries
-from draft_core.errors import DraftError, first_line
+from draft_core.errors import DraftError, first_line, require_finite
 from draft_core.registry.catalog import Catalog, load_catalog
 
 runs_app = typer.Typer()
@@ -20,9 +21,9 @@ runs_app = typer.Typer()
 @runs_app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write about several runs.")] = Path(
-        "comparison.html"
-    ),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page to write about several runs; else comparison.html.")
+    ] = None,
 ) -> None:
     """Write the page of a run anew, from what its folder holds; of several runs, one page that compares them.
 
@@ -32,8 +33,17 @@ def report(
     from draft_core.reporting.page import write_report
     from draft_core.reporting.run_record import read_run
 
+    if len(runs) == 1 and output is not None:
+        raise DraftError(
+            "the page of one run lies in its folder", where=f"--output {output}", next="leave it out, or name more runs"
+        )
     records = [read_run(run) for run in runs]
-    page = write_report(records[0]) if len(records) == 1 else write_comparison(records, output)
+    with writing(output or runs[0]):
+        page = (
+            write_report(records[0])
+            if len(records) == 1
+            else write_comparison(records, output or Path("comparison.html"))
+        )
     out.print(f"wrote {page}", highlight=False, soft_wrap=True)
 
 
@@ -41,23 +51,31 @@ def report(
 def sample(
     model: Annotated[str, typer.Argument(help="An alias from a plugin, a folder in diffusers' format, or a hub name.")],
     prompts: Annotated[
-        list[str], typer.Option("--prompts", "-p", help="A prompt, a plugin's list, or a text file; repeatable.")
+        list[str], typer.Option("--prompts", "-p", help="A prompt, a plugin's list, or a file of prompts; repeatable.")
     ],
-    lora: Annotated[Path | None, typer.Option("--lora", help="The folder of a run, or the lora folder in it.")] = None,
+    lora: Annotated[
+        Path | None, typer.Option("--lora", help="The folder of a run, a lora folder, or a .safetensors file.")
+    ] = None,
     scale: Annotated[
         str, typer.Option("--scale", help="Factor of the LoRA; 0 is the base model. Several: 0,0.25,0.5,1.")
     ] = "1",
     images: Annotated[int, typer.Option("--images", min=1, help="Images of each prompt.")] = 4,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Sampler steps.")] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale.")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Image i starts from the noise of seed + i.")] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG file to write.")] = Path("samples.png"),
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**62, help="Image i starts from the noise of seed + i.")
+    ] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The image file to write, such as a .png.")] = Path(
+        "samples.png"
+    ),
 ) -> None:
     """Sample a grid of images, one row a prompt, with or without a LoRA; a group of columns for each scale of it.
 
     Example: draft sample emoji --lora runs/demo --prompts "a red apple" --scale 0,0.5,1
     """
     scales = [_number(text, where=f"--scale {scale}") for text in scale.split(",")]
+    if guidance is not None:
+        require_finite(guidance, where="--guidance")
     if lora is None and scales != [1.0]:
         raise DraftError("there is no LoRA to scale", where=f"--scale {scale}", next="give one with --lora")
 
@@ -65,6 +83,7 @@ def sample(
 
     catalog = load_catalog()
     locate_pretrained(model, catalog)
+    require_image_file(output)
     texts = _texts(prompts, catalog)
 
     from draft_core.reporting.image_grid import draw_grid
@@ -86,9 +105,9 @@ def sample(
         )
     rows = [(text, list(made[:, number].flatten(0, 1))) for number, text in enumerate(texts)]
     headings = [f"scale {factor:g}" for factor in scales] if len(scales) > 1 else []
-    output.parent.mkdir(parents=True, exist_ok=True)
-    draw_grid(rows, headings=headings, group=images).save(output)
-    out.print(f"wrote {output}", highlight=False)
+    with writing(output):
+        draw_grid(rows, headings=headings, group=images).save(output)
+    out.print(f"wrote {output}", highlight=False, soft_wrap=True)
 
 
 @runs_app.command()
@@ -106,7 +125,8 @@ def mix(
 
     from draft_core.adapters.mixing import mix_loras
 
-    folder = mix_loras(weighed, output)
+    with writing(output):
+        folder = mix_loras(weighed, output)
     out.print(f"wrote {folder}", highlight=False, soft_wrap=True)
 
 
@@ -122,7 +142,9 @@ def export(
     """
     from draft_core.adapters.mixing import export_lora
 
-    out.print(f"wrote {export_lora(lora, form, output)}", highlight=False, soft_wrap=True)
+    with writing(output):
+        file = export_lora(lora, form, output)
+    out.print(f"wrote {file}", highlight=False, soft_wrap=True)
 
 
 @runs_app.command()
@@ -176,17 +198,11 @@ def _publish(folder: Path, repo_id: str, *, private: bool) -> str:
 
 
 def _texts(prompts: list[str], catalog: Catalog) -> list[str]:
-    """The prompts that were given, with a plugin's list and a text file read."""
-    from draft_core.recipe.resolve import resolve_prompts
+    """The prompts that were given, with a plugin's list and a file of prompts read."""
+    from draft_core.recipe.resolve import given_prompts
+    from draft_core.recipe.yaml_text import short
 
-    known = catalog.prompt_lists()
-    return [
-        text
-        for given in prompts
-        for text in resolve_prompts(
-            given if given in known or Path(given).is_file() else [given], catalog, where="--prompts"
-        )
-    ]
+    return [text for given in prompts for text in given_prompts(given, catalog, where=f"--prompts {short(given)}")]
 
 
 def _weighed(source: str) -> tuple[Path, float]:
@@ -198,6 +214,8 @@ def _weighed(source: str) -> tuple[Path, float]:
 
 def _number(text: str, *, where: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         raise DraftError(f"{text!r} is not a number", where=where, next="write for example 0.5") from None
+    require_finite(number, where=where)
+    return number

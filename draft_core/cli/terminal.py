@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from draft_core.json_text import json_text
 from draft_core.registry.catalog import Catalog
 
 out = Console()
@@ -64,6 +68,18 @@ class ProgressLines:
         if not out.is_terminal and (done == total or now - self.last_line > self.seconds_between_lines):
             self.last_line = now
             out.print(f"{stage} {done}/{total} {note}", highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """`value` as JSON on the standard output."""
+    typer.echo(json_text(value, indent=2))
+
+
+@contextmanager
+def prints_aside(wanted: bool = True) -> Iterator[None]:
+    """What plugins and libraries print inside goes to the standard error, so that the output is the command's alone."""
+    with redirect_stdout(sys.stderr) if wanted else nullcontext():
+        yield
 
 
 def print_problems(catalog: Catalog) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -122,12 +121,30 @@ def forecast(trainer: Trainer) -> Forecast:
     times = probe.timed_update()
     calls = count_calls(trainer, plan, times.calls_a_step)
     return Forecast(
-        device=str(trainer.accelerator.device),
+        device=str(trainer.device),
         steps=trainer.steps,
         calls=calls,
         seconds=_seconds(trainer, calls, times),
         memory=_memory(trainer, plan, probe),
     )
+
+
+def further_bytes(trainer: Trainer) -> int:
+    """What an update allocates beside the weights and the LoRA, which are there already."""
+    memory = _memory(trainer, _first_plan(trainer), Probe(trainer))
+    return memory.gradient + memory.optimizer + memory.activations
+
+
+def most_bytes(trainer: Trainer) -> int:
+    """No less than `further_bytes` without the rewards: the memory of one image and one grad step, for all.
+
+    Activations grow at most in proportion to images and to grad steps.
+    """
+    plan, copies = _first_plan(trainer), _method(trainer).renoising()
+    together = copies.copies if copies.batched else 1
+    images = max(len(plan.grad_steps), together, 1) * trainer.batch_size
+    numbers = sum(parameter.numel() for parameter in trainer.parameters)
+    return images * Probe(trainer).peak(1, 1, is_scored=False) + (1 + ADAM_MOMENTS) * numbers * FLOAT32
 
 
 def savings(trainer: Trainer, now: Memory) -> dict[str, int]:
@@ -158,8 +175,7 @@ def count_calls(trainer: Trainer, plan: StepPlan, calls_a_step: float) -> Calls:
 
 
 def _first_plan(trainer: Trainer) -> StepPlan:
-    (batch,) = islice(trainer.batches.draw(0), 1)
-    return _method(trainer).plan(trainer.sampler.steps, batch.rng)
+    return _method(trainer).plan(trainer.sampler.steps, trainer.batches.choices(0))
 
 
 def _method(trainer: Trainer) -> Method:
@@ -245,7 +261,7 @@ def _options(trainer: Trainer, plan: StepPlan, probe: Probe, now: Memory) -> Ite
         half = -(-trainer.batch_size // 2)
         name = f"train.batch_size: {half}, train.gradient_accumulation_steps: {2 * trainer.batches.accumulation}"
         yield name, others + _activations(half, plan, _method(trainer).renoising(), probe)
-    if trainer.accelerator.device.type == "cuda":
+    if trainer.device.type == "cuda":
         yield "model.remember_prompts: true", now.total - leaving(now.weights)
 
 

@@ -37,17 +37,17 @@ class Probe:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.sampler = trainer.sampler
-        self.device = trainer.accelerator.device
+        self.device = trainer.device
         self.denoisers = list(pipelines.find_denoisers(self.sampler.pipe).values())
 
-    def peak(self, batch: int, recorded: int) -> int:
-        """Bytes that an update of so many prompts and last grad steps allocates at most."""
-        return peak_memory(partial(self.update, batch, recorded), self.device)
+    def peak(self, batch: int, recorded: int, *, is_scored: bool = True) -> int:
+        """Bytes that an update of `batch` prompts and the last `recorded` grad steps allocates at most."""
+        return peak_memory(partial(self.update, batch, recorded, is_scored=is_scored), self.device)
 
-    def update(self, batch: int, recorded: int) -> None:
-        """A rollout, its scores and its backward pass; the gradient is thrown away."""
+    def update(self, batch: int, recorded: int, *, is_scored: bool = True) -> None:
+        """A rollout, its scores (or the mean of its images) and its backward pass; the gradient is thrown away."""
         with self._mostly_empty():
-            scores = self._scores(batch, recorded)
+            scores = self._scores(batch, recorded, is_scored=is_scored)
         self._backward(scores)
 
     def timed_update(self) -> Times:
@@ -76,20 +76,22 @@ class Probe:
             encoding=forwards.get("encoding", 0.0),
         )
 
-    def _scores(self, batch: int, recorded: int) -> torch.Tensor:
+    def _scores(self, batch: int, recorded: int, *, is_scored: bool = True) -> torch.Tensor:
         trainer, steps = self.trainer, self.sampler.steps
         plan = StepPlan(steps=steps, grad_steps=frozenset(range(steps - min(recorded, steps), steps)))
         prompts = [trainer.batches.prompts[index % len(trainer.batches.prompts)] for index in range(batch)]
         noise = [
             torch.Generator("cpu").manual_seed(place) for place in range(batch * trainer.batches.images_per_prompt)
         ]
-        with trainer.accelerator.autocast():
+        with trainer.autocast():
             rollout = self.sampler(prompts, plan=plan, generator=noise)
+            if not is_scored:
+                return rollout.images.float()
             total: torch.Tensor = trainer.objective(rollout.images, rollout.prompts).total
         return total
 
     def _backward(self, scores: torch.Tensor) -> None:
-        self.trainer.accelerator.backward(-scores.mean())
+        (-scores.mean()).backward()  # type: ignore[no-untyped-call]
         for parameter in self.trainer.parameters:
             parameter.grad = None
 
@@ -97,7 +99,7 @@ class Probe:
         """Seconds of one denoiser call with gradient and of its way back."""
         forward, *arguments = call
         args, kwargs = seams.mapped(torch.Tensor.detach, arguments)
-        with self.trainer.accelerator.autocast():
+        with self.trainer.autocast():
             forth = clock.measure(lambda: forward(*args, **kwargs))
         output = seams.tensors_in(clock.result)[0]
         back = clock.measure(lambda: self._backward(output.float()))

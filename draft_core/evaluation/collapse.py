@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,6 +30,7 @@ class EvalRecord:
         detail: for each image the root mean square of what a 2 x 2 mean removes, in [0, 1].
         gradients: reward name -> L2 norm of its own weighted LoRA gradient on one training batch; empty for one reward.
         cosines: "A ~ B" -> cosine between two rewards' LoRA gradients.
+        divisors: reward name -> what normalisation divided it by at this update; empty without normalisation.
     """
 
     update: int
@@ -41,15 +42,16 @@ class EvalRecord:
     detail: Sequence[float]
     gradients: Mapping[str, float] = field(default_factory=dict)
     cosines: Mapping[str, float] = field(default_factory=dict)
+    divisors: Mapping[str, float] = field(default_factory=dict)
 
     def means(self) -> dict[str, float]:
         """Reward name -> mean over all images."""
         return {name: math.fsum(scores) / len(scores) for name, scores in self.scores.items()}
 
-    def total(self, weights: Mapping[str, float]) -> list[float]:
-        """The weighted sum of scores, image by image."""
-        columns = [[weights[name] * score for score in self.scores[name]] for name in weights]
-        return [sum(row) for row in zip(*columns, strict=True)]
+    def measures(self) -> dict[str, Sequence[float]]:
+        """What of the images may fall -> its values; diversity only where a prompt has several images."""
+        values = {"diversity": self.diversity, "colour": self.colour, "detail": self.detail}
+        return {name: numbers for name, numbers in values.items() if numbers}
 
 
 def eval_record(
@@ -59,6 +61,7 @@ def eval_record(
     *,
     gradients: Mapping[str, float] | None = None,
     cosines: Mapping[str, float] | None = None,
+    divisors: Mapping[str, float] | None = None,
 ) -> EvalRecord:
     """The numbers of an evaluation, compared with the base model's on the same prompts and seeds."""
     prompts, seeds = len(evaluation.prompts), len(evaluation.seeds)
@@ -73,6 +76,7 @@ def eval_record(
         detail=detail(images).tolist(),
         gradients=dict(gradients or {}),
         cosines=dict(cosines or {}),
+        divisors=dict(divisors or {}),
     )
 
 
@@ -111,10 +115,15 @@ class Verdict:
     Arguments:
         lost: what fell too far, each as a sentence's subject with its numbers; empty while all is well.
         collapsed: the trained reward rose meanwhile: it is being exploited.
+        fell: every score, trained or not, and every measure of the images that fell beyond chance, as in `lost`, with
+            the change in percent; those of `lost` first. A trained score of negative weight is named when it rose.
+        unjudged: what cannot be judged, and why, a sentence each.
     """
 
     lost: tuple[str, ...]
     collapsed: bool
+    fell: tuple[str, ...] = ()
+    unjudged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,48 +138,126 @@ class CollapseRule:
         trained: name -> weight of the rewards that are trained on; every other score is held out.
         tolerance: in standard deviations of a score between the base model's images.
         on_collapse: "stop" ends the run at a collapse, "warn" lets it go on.
+        caps: name -> score above which a trained reward counts no more.
     """
 
     trained: Mapping[str, float]
     tolerance: float
     on_collapse: Literal["stop", "warn"] = "warn"
+    caps: Mapping[str, float] = field(default_factory=dict)
+
+    def total(self, record: EvalRecord, divisors: Mapping[str, float]) -> list[float]:
+        """The trained reward of each image, as training adds it up.
+
+        Arguments:
+            divisors: reward name -> what its capped scores are divided by; 1 where a name is missing.
+        """
+        columns = [
+            [
+                weight / divisors.get(name, 1.0) * min(score, self.caps.get(name, math.inf))
+                for score in record.scores[name]
+            ]
+            for name, weight in self.trained.items()
+        ]
+        return [sum(row) for row in zip(*columns, strict=True)]
+
+    def gain(self, base: EvalRecord, record: EvalRecord) -> tuple[float, Change]:
+        """The base model's mean trained reward, and its change, both in the units of the later evaluation."""
+        before, after = (self.total(seen, record.divisors) for seen in (base, record))
+        return over_prompts(before, record.prompts).mean, change(before, after, record.prompts)
 
     def verdict(self, base: EvalRecord, record: EvalRecord) -> Verdict:
-        """What was lost between the base model's evaluation and another of the same prompts and seeds."""
-        lost = [self._fall_of_score(name, base, record) for name in base.scores if name not in self.trained]
-        lost.append(_fall_of_diversity(base, record))
-        found = tuple(sentence for sentence in lost if sentence)
-        gain = change(base.total(self.trained), record.total(self.trained), record.prompts)
-        return Verdict(found, collapsed=bool(found) and gain.mean > 0 and gain.believed)
+        """What changed between the base model's evaluation and another of the same prompts and seeds."""
+        falls = {name: _fall(name, base.scores[name], record.scores[name], record.prompts) for name in base.scores}
+        for name, weight in self.trained.items():
+            if weight < 0:
+                falls[name] = _fall(name, base.scores[name], record.scores[name], record.prompts, word="rose")
+        measures = record.measures()
+        falls |= {name: _fall(name, old, measures[name], record.prompts) for name, old in base.measures().items()}
+        found = {name: fall for name, fall in falls.items() if fall is not None}
+        held_out = [name for name in base.scores if name not in self.trained]
+        lost = [name for name in held_out if name in found and self._is_lost(base.scores[name], found[name])]
+        if "diversity" in measures and "diversity" in found and found["diversity"].share < DIVERSITY_FLOOR:
+            lost.append("diversity")
+        gained = self.gain(base, record)[1]
+        return Verdict(
+            lost=tuple(str(found[name]) for name in lost),
+            collapsed=bool(lost) and gained.mean > 0 and gained.believed,
+            fell=tuple(str(found[name]) for name in [*lost, *(name for name in found if name not in lost)]),
+            unjudged=tuple(_unjudged(base, record)),
+        )
 
     def best(self, records: Sequence[EvalRecord]) -> EvalRecord:
         """The record with the highest trained reward among those that lost nothing.
 
+        Rewards that are normalised are compared by what they were divided by at the first evaluation after an update,
+        so that the choice between two records never changes.
+
         Arguments:
             records: the base model's first; it is the best if all others lost something.
         """
-        sound = [record for record in records if not self.verdict(records[0], record).lost]
-        return max(sound, key=lambda record: over_prompts(record.total(self.trained), record.prompts).mean)
+        divisors = next((record.divisors for record in records if record.divisors), {})
+        means = {id(seen): over_prompts(self.total(seen, divisors), seen.prompts).mean for seen in records}
+        sound = [seen for seen in records if math.isfinite(means[id(seen)]) and not self.verdict(records[0], seen).lost]
+        return max(sound or records[:1], key=lambda seen: means[id(seen)])
 
     def ends(self, verdict: Verdict) -> bool:
         """Whether a run with this verdict makes no further updates."""
         return verdict.collapsed and self.on_collapse == "stop"
 
-    def _fall_of_score(self, name: str, base: EvalRecord, record: EvalRecord) -> str | None:
-        before = base.scores[name]
-        fall = change(before, record.scores[name], record.prompts)
+    def blindness(self, *, prompts: int, images_per_prompt: int, scores: Collection[str]) -> str | None:
+        """Why no evaluation can count as a collapse, a sentence; None if one can.
+
+        Arguments:
+            scores: names of all that an evaluation scores.
+        """
+        if prompts < 2:
+            return "the watch against collapse is off: one prompt gives no error of a mean; evaluate two or more"
+        if images_per_prompt < 2 and not set(scores) - set(self.trained):
+            return (
+                "the watch against collapse is off: no score is held out and diversity is not measured; name a reward "
+                "under metrics, or set evaluation.images_per_prompt to 2 or more"
+            )
+        return None
+
+    def _is_lost(self, before: Sequence[float], fall: _Fall) -> bool:
         spread = float(torch.tensor(before, dtype=torch.float64).std(correction=0))
-        if not (fall.mean < -self.tolerance * spread and fall.believed):
-            return None
-        was = over_prompts(before, record.prompts).mean
-        return f"{name} fell from {was:.4g} to {was + fall.mean:.4g}"
+        return fall.after - fall.before < -self.tolerance * spread
 
 
-def _fall_of_diversity(base: EvalRecord, record: EvalRecord) -> str | None:
-    if not base.diversity:
-        return None
-    fall = change(base.diversity, record.diversity, record.prompts)
-    was = over_prompts(base.diversity, record.prompts).mean
-    if not (was + fall.mean < DIVERSITY_FLOOR * was and fall.believed):
-        return None
-    return f"diversity fell from {was:.4g} to {was + fall.mean:.4g}"
+@dataclass(frozen=True)
+class _Fall:
+    """Two means that differ beyond chance, in the direction that is not wanted."""
+
+    name: str
+    word: str
+    before: float
+    after: float
+
+    @property
+    def share(self) -> float:
+        """What is left of it."""
+        return self.after / self.before if self.before else math.nan
+
+    def __str__(self) -> str:
+        percent = f" ({100 * (self.after - self.before) / abs(self.before):+.3g} %)" if self.before else ""
+        return f"{self.name} {self.word} from {self.before:.4g} to {self.after:.4g}{percent}"
+
+
+def _fall(
+    name: str, before: Sequence[float], after: Sequence[float], prompts: int, word: Literal["fell", "rose"] = "fell"
+) -> _Fall | None:
+    """How far a mean fell (or rose, by `word`), if it did beyond chance."""
+    found = change(before, after, prompts)
+    is_wrong = found.mean < 0 if word == "fell" else found.mean > 0
+    was = over_prompts(before, prompts).mean
+    return _Fall(name, word, was, was + found.mean) if is_wrong and found.believed else None
+
+
+def _unjudged(base: EvalRecord, record: EvalRecord) -> Iterator[str]:
+    if record.prompts < 2:
+        yield "nothing can be judged: one prompt gives no error of a mean"
+    for name in base.scores:
+        values = [*base.scores[name], *record.scores[name]]
+        if bad := sum(not math.isfinite(value) for value in values):
+            yield f"{name} cannot be judged: {bad} of its {len(values)} scores are not finite"

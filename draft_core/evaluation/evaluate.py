@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,9 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from draft_core.errors import SamplerError
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import Objective
+from draft_core.sampling.pipelines import IMAGE_COUNTS
 from draft_core.sampling.sampler import DifferentiableSampler
+
+
+class NotFiniteError(SamplerError):
+    """Images of a pipeline that hold NaN or infinite numbers: no score of them means anything."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,8 @@ def evaluate(
     """Images of the pipeline as it is now, one for each prompt and seed, and their scores; builds no graph.
 
     An image depends on its prompt and its seed alone: plain diffusers makes the same one from
-    `pipe(prompt, generator=torch.Generator("cpu").manual_seed(seed), ...)`.
+    `pipe(prompt, generator=torch.Generator("cpu").manual_seed(seed), ...)`. Where the sampler's call makes several
+    images of a prompt, it makes one here: the seeds say how many there are.
 
     Arguments:
         sampler: of the pipeline, with or without a LoRA.
@@ -71,8 +79,9 @@ def evaluate(
 
     Raises:
         RewardError: if a reward fails or breaks its contract.
-        SamplerError: if the pipeline cannot be called so.
+        SamplerError: if the pipeline cannot be called so; as `NotFiniteError`, if an image is not finite.
     """
+    sampler = one_image_each(sampler)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     rank, world_size = share
     rounds = math.ceil(len(pairs) / world_size)
@@ -85,6 +94,7 @@ def evaluate(
         generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in batch]
         with torch.no_grad(), autocast():
             samples = sampler(names, plan=plan, generator=generators).images
+            _require_finite(samples, sampler.pipe)
             scores.append(rewards(samples, names).per_reward)
         images.append(_still(samples).float().cpu())
         progress(min((first + len(batch)) * world_size, len(pairs)), len(pairs))
@@ -95,6 +105,28 @@ def evaluate(
         tuple(seeds),
         _in_order([images for images, _ in parts], len(pairs)),
         {name: _in_order([scores[name] for _, scores in parts], len(pairs)) for name in joined},
+    )
+
+
+def one_image_each(sampler: DifferentiableSampler) -> DifferentiableSampler:
+    """The sampler with one image for each prompt and generator, whatever its call says."""
+    single = copy.copy(sampler)
+    single.call_kwargs = {**sampler.call_kwargs, **{name: 1 for name in IMAGE_COUNTS if name in sampler.call_kwargs}}
+    return single
+
+
+def _require_finite(images: Tensor, pipe: Any) -> None:
+    bad = int((~images.isfinite().flatten(1).all(1)).sum())
+    if not bad:
+        return
+    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    half = any(weight.dtype == torch.float16 for network in networks for weight in network.parameters())
+    raise NotFiniteError(
+        f"{bad} of {len(images)} images that it drew are not finite",
+        where=type(pipe).__name__,
+        next="use bfloat16 or float32 (model.dtype): float16 ends at 65504, and decoders exceed that"
+        if half
+        else "look at its weights, its guidance and its other call arguments",
     )
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from draft_core.setting import CLOSED, LARGEST_SEED, MOST, setting
+from draft_core.setting import CLOSED, LARGEST_SEED, MOST, Prompts, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +19,7 @@ class EvaluationSettings:
 
     __pydantic_config__ = CLOSED
 
-    prompts: str | tuple[str, ...] = field(
-        metadata={"description": "Like the recipe's prompts; none of them is trained on."}
-    )
+    prompts: Prompts = field(metadata={"description": "Like the recipe's prompts; none of them is trained on."})
     count: Annotated[int, Ge(1)] = setting("How many of the prompts, from the first.", 16)
     images_per_prompt: Annotated[int, Ge(1), Le(MOST)] = setting(
         "Images of each prompt; diversity needs two or more.", 2

@@ -24,6 +24,7 @@ class DirectLearner:
     """
 
     needs_gradient = True
+    yields_divergence = True
 
     def __init__(self, method: Method) -> None:
         self.method = method

@@ -107,9 +107,12 @@ class Learner(Protocol):
 
     Attributes:
         needs_gradient: whether it backpropagates through the rewards; where not, they need not be differentiable.
+        yields_divergence: whether its losses carry their `divergence` from the base model where the sampler has one;
+            where not, a weight in `regularizers.kl` is refused.
     """
 
     needs_gradient: bool
+    yields_divergence: bool
 
     def losses(self, batch: Batch, sampler: DifferentiableSampler, score: Score) -> Iterator[Loss]:
         """The losses of one batch, each made when it is asked for, inside the trainer's autocast.

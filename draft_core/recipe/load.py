@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from packaging.utils import canonicalize_name
 from pydantic import BaseModel
 
-from draft_core.errors import DraftError, RecipeError, one_line
+from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised_at
 from draft_core.recipe.messages import validate
+from draft_core.recipe.paths import base_of, with_absolute_paths
 from draft_core.recipe.resolve import locate_pretrained, resolve_prompts
 from draft_core.recipe.schema import LARGEST_FLOAT, LARGEST_INTEGER, RecipeBase, recipe_type
-from draft_core.recipe.yaml_text import dump_yaml, exists, plain_copy, read_yaml, set_field, short
+from draft_core.recipe.yaml_text import dump_yaml, plain_copy, read_yaml, set_field, short
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
 
@@ -25,7 +26,8 @@ def load_recipe(
 ) -> RecipeBase:
     """The validated recipe of a YAML file or a mapping, with `overrides` laid over it.
 
-    Paths of prompt files are resolved against the recipe's folder. No weight is loaded.
+    Its paths are absolute, and what they name is there. They begin at the recipe's folder; those of a mapping and of
+    `overrides` at the working directory. No weight is loaded.
 
     Arguments:
         source: a YAML file's path, or the parsed mapping.
@@ -42,8 +44,11 @@ def load_recipe(
     for override in overrides:
         set_field(data, override)
     try:
-        recipe = validate(recipe_type(catalog), data, catalog, where=name)
-        recipe = _with_absolute_prompts(recipe, base, catalog)
+        recipe: RecipeBase = validate(recipe_type(catalog), data, catalog, where=name)
+        recipe = with_absolute_paths(
+            recipe, base_of(base, overrides), where=name, names=_names_that_are_no_paths(catalog)
+        )
+        recipe = _with_call_of_alias(recipe, catalog)
         _check(recipe, catalog, name)
     except DraftError as error:
         if missing := _missing(data.get("versions"), catalog):
@@ -54,6 +59,20 @@ def load_recipe(
             ) from None
         raise
     return recipe
+
+
+def _with_call_of_alias(recipe: RecipeBase, catalog: Catalog) -> RecipeBase:
+    """What a plugin says that suits its pipeline, where the recipe says nothing else."""
+    model = recipe.model
+    if model.pretrained not in catalog.pretrained:
+        return recipe
+    call = dict(catalog.pretrained[model.pretrained].spec.call)
+    own = {name: call.pop(name) for name in ("num_inference_steps", "guidance_scale") if name in call}
+    data = {name: getattr(model, name) for name in model.model_fields_set}
+    said = {name for name, value in data.items() if value is not None}
+    data.update({name: value for name, value in own.items() if name not in said})
+    complete = type(model).model_validate({**data, "call": {**call, **model.call}})
+    return recipe.model_copy(update={"model": complete})
 
 
 def dump_recipe(recipe: BaseModel) -> str:
@@ -98,11 +117,13 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             where=f"{where}: train.normalize",
             next="use scale, or none",
         )
-    try:
-        if isinstance(recipe.method, DirectConfig):
-            recipe.method.plan(recipe.model.num_inference_steps, Random(0))
-    except RecipeError as error:
-        raise RecipeError(error.what, where=f"{where}: {error.where}", next=error.next) from None
+    if recipe.regularizers.kl and not method.yields_divergence:
+        raise RecipeError(
+            f"method {method.kind!r} does not say how far it is from the base model, so the term would have no effect",
+            where=f"{where}: regularizers.kl",
+            next="leave it out, or use lora_norm",
+        )
+    _check_plan(recipe, catalog, where)
     locate_pretrained(recipe.model.pretrained, catalog, where=f"{where}: model.pretrained")
     try:
         dump_recipe(recipe).encode()
@@ -112,6 +133,44 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             where=f"{where}: model.call",
             next="give numbers, texts, lists and mappings",
         ) from error
+
+
+def _check_plan(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
+    """That the method has a plan for so many sampler steps, or for as many as a scheduler may make of them."""
+    if not isinstance(recipe.method, DirectConfig):
+        return
+    steps = recipe.model.num_inference_steps
+    try:
+        if (refusal := _refusal(recipe.method, steps)) and not _refusal(recipe.method, _most_steps(steps)):
+            refusal = None
+    except Exception as error:  # of a plugin's method, or of the plan that it makes
+        entry = catalog.method(recipe.method.kind)
+        reason = (
+            error.what
+            if isinstance(error, DraftError)
+            else f"{type(error).__name__}: {one_line(error)}{raised_at(error)}"
+        )
+        raise PluginError(
+            f"{recipe.method.kind!r} of {entry.distribution} makes no plan for {steps} sampler steps ({short(reason)})",
+            where=f"{where}: method",
+            next="change its fields or model.num_inference_steps, or tell its author",
+        ) from error
+    if refusal:
+        raise RecipeError(refusal.what, where=f"{where}: {refusal.where}", next=refusal.next)
+
+
+def _most_steps(inference_steps: int) -> int:
+    """The most calls of `scheduler.step`: Heun's two a step but for the last, or PNDM's twelve before it settles."""
+    return max(2 * inference_steps - 1, inference_steps + 9)
+
+
+def _refusal(method: DirectConfig, steps: int) -> RecipeError | None:
+    """Why the method has no plan for so many steps."""
+    try:
+        method.plan(steps, Random(0))
+    except RecipeError as error:
+        return error
+    return None
 
 
 def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, int | float]]:
@@ -127,18 +186,11 @@ def _missing(versions: Any, catalog: Catalog) -> list[str]:
     """What a run names among its versions and is no longer installed, as pip takes it."""
     if not isinstance(versions, dict):
         return []
-    here = {"python", *catalog.versions(), *(str(each.name) for each in importlib.metadata.distributions())}
-    return [f"{name}=={version}" for name, version in versions.items() if name not in here]
+    installed = {canonicalize_name(str(each.name)) for each in importlib.metadata.distributions()}
+    here = {"python", *catalog.versions(), *installed}
+    return [f"{name}=={version}" for name, version in versions.items() if canonicalize_name(str(name)) not in here]
 
 
-def _with_absolute_prompts(recipe: RecipeBase, base: Path, catalog: Catalog) -> RecipeBase:
-    def absolute(prompts: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        known = catalog.prompt_lists()
-        if isinstance(prompts, str) and prompts not in known and exists(Path.is_file, base / prompts):
-            return str((base / prompts).resolve())
-        return prompts
-
-    update: dict[str, Any] = {"prompts": absolute(recipe.prompts)}
-    if recipe.evaluation:
-        update["evaluation"] = replace(recipe.evaluation, prompts=absolute(recipe.evaluation.prompts))
-    return recipe.model_copy(update=update)
+def _names_that_are_no_paths(catalog: Catalog) -> Mapping[str, Collection[str]]:
+    lists = catalog.prompt_lists()
+    return {"model.pretrained": catalog.pretrained, "prompts": lists, "evaluation.prompts": lists}

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from draft_core.errors import DraftError, RecipeError
+from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised_at
+from draft_core.recipe.sections import NEAR, Section, advice_for_unknown, sections_of
 from draft_core.recipe.yaml_text import short
 from draft_core.registry.catalog import Catalog
+
+FIELDS = ("model_type", "model_attributes_type", "dataclass_type")  # pydantic's complaints that there are no fields
+LISTS = ("tuple_type", "list_type")
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+OWN = ("value_error", "assertion_error")  # what a validator of a plugin raises
+
+# What a value should have been, by pydantic's name of the complaint.
+WANTED = {
+    **dict.fromkeys(FIELDS, "fields"),
+    **dict.fromkeys(LISTS, "a list"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "a valid integer"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a valid number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "string_type": "a text",
+    "path_type": "a path",
+    "dict_type": "fields",
+}
 
 
 def validate(type_: Any, data: Any, catalog: Catalog, *, where: str) -> Any:
@@ -24,104 +41,204 @@ def validate(type_: Any, data: Any, catalog: Catalog, *, where: str) -> Any:
     try:
         return TypeAdapter(type_).validate_python(data)
     except ValidationError as error:
-        problems = _without_echoes(error.errors(include_url=False, include_context=True))
-    raise _readable(problems[0], len(problems) - 1, type_, data, catalog, where)
+        found = error.errors(include_url=False, include_context=True)
+    except DraftError:
+        raise
+    except Exception as error:  # of a plugin's own validator
+        raise PluginError(
+            f"a plugin's check of its fields raised {type(error).__name__}: {short(one_line(error))}{raised_at(error)}",
+            where=where,
+            next="tell the plugin's author",
+        ) from error
+    sections = sections_of(type_, data)
+    problems = _without_echoes([_Problem(_path_in(data, each), each) for each in found])
+    raise _Sentence(data, sections, catalog, where).of(problems)
 
 
-# pydantic's errors
+class _Problem(NamedTuple):
+    """One of pydantic's complaints, and the field that it is about as a user knows it."""
+
+    path: tuple[str, ...]
+    details: ErrorDetails
+
+    @property
+    def type(self) -> str:
+        return self.details["type"]
 
 
-def _without_echoes(problems: list[ErrorDetails]) -> list[ErrorDetails]:
-    """Without the complaint that a list is too short, where it is so because its items were refused."""
-    refused = [problem["loc"] for problem in problems]
-    return [
-        problem
-        for problem in problems
-        if problem["type"] != "too_short"
-        or not any(loc[: len(problem["loc"])] == problem["loc"] for loc in refused if loc != problem["loc"])
-    ]
+def _path_in(data: Any, problem: ErrorDetails) -> tuple[str, ...]:
+    """The fields of a location, without what pydantic adds for the members of unions: a user does not know those."""
+    path: list[str] = []
+    *parents, last = problem["loc"] or ("",)
+    for part in (*parents, last):
+        known = part in data if isinstance(data, Mapping) else part in range(len(data)) if _is_list(data) else False
+        if known or isinstance(part, int) or (part is last and problem["type"] == "missing"):
+            path.append(str(part))
+            data = data[part] if known else None
+    return tuple(path)
 
 
-def _readable(problem: ErrorDetails, further: int, type_: Any, data: Any, catalog: Catalog, where: str) -> DraftError:
-    path = _path_in(data, problem["loc"])
-    field = short(".".join(path))
-    place = f"{where}: {field}" if field else where
-    more = f" (and {further} more problem{'s' if further > 1 else ''})" if further else ""
-    kind, context = problem["type"], problem.get("ctx", {})
-    is_reward = path[:1] != ["method"]
-    tag_field = context.get("discriminator", "'kind'").strip("'")
-    if kind == "union_tag_invalid" and tag_field != "kind":
-        known_tags = context["expected_tags"].replace("'", "")
-        return RecipeError(
-            f"unknown {tag_field} {short(repr(context['tag']))}{more}", where=place, next=f"known: {known_tags}"
-        )
-    if kind == "union_tag_not_found" and tag_field != "kind":
-        return RecipeError(f"it does not say its {tag_field}{more}", where=place, next=f"add `{tag_field}`")
-    if kind == "union_tag_invalid" or (kind == "literal_error" and path[-1:] == ["kind"]):
-        tag = short(str(context.get("tag", problem["input"])))
-        known = catalog.rewards if is_reward else catalog.methods
-        return catalog.unknown("reward" if is_reward else "method", tag, known, where=f"{place}{more}")
-    if kind == "union_tag_not_found":
-        return RecipeError(f"it does not say its kind{more}", where=place, next="add for example `kind: jpeg`")
-    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        near = difflib.get_close_matches(path[-1], _fields_beside(problem["loc"], type_, catalog), n=1, cutoff=0.5)
-        advice = f"did you mean {near[0]!r}?" if near else "remove it"
-        return RecipeError(f"unknown field {short(path[-1])!r}{more}", where=place, next=advice)
-    if kind == "missing":
-        return RecipeError(f"the field is missing{more}", where=place, next="add it; `draft schema` describes it")
-    if kind == "too_short":
-        return RecipeError(f"the list is empty{more}", where=place, next="give at least one entry")
-    message = problem["msg"][0].lower() + problem["msg"][1:].replace("valid tuple", "list")
-    return RecipeError(f"{message}, not {short(repr(problem['input']))}{more}", where=place, next="correct the value")
+def _is_list(data: Any) -> bool:
+    return isinstance(data, (list, tuple))
 
 
-def _path_in(data: Any, location: tuple[int | str, ...]) -> list[str]:
-    """The fields of a location, without the tags that discriminated unions add: a user does not know those."""
-    path = []
-    for part in location:
-        if isinstance(data, Mapping) and part not in data and part in data.values():
+def _without_echoes(problems: Sequence[_Problem]) -> list[_Problem]:
+    """Without complaints that follow from others: of a list whose items were refused, of the members of a union that
+    the value was not meant to be, of a field as missing that is only misspelt, and of an unknown kind a second time.
+    """
+    kept: list[_Problem] = []
+    tags: set[str] = set()
+    unknown = [each for each in problems if each.type in UNKNOWN]
+    for problem in problems:
+        inside = [each for each in problems if len(each.path) > len(problem.path) and _starts(each, problem.path)]
+        is_echo = problem.type == "too_short" or problem.type in WANTED
+        misspelt = [each.path[-1] for each in unknown if each.path[:-1] == problem.path[:-1]]
+        if is_echo and inside:
             continue
-        path.append(str(part))
-        known = (
-            part in data if isinstance(data, Mapping) else isinstance(data, (list, tuple)) and part in range(len(data))
-        )
-        data = data[part] if known else None
-    return path
+        if problem.type == "missing" and difflib.get_close_matches(problem.path[-1], misspelt, n=1, cutoff=NEAR):
+            continue
+        if problem.type == "union_tag_invalid":
+            tag = problem.details["ctx"]["tag"]
+            if tag in tags:
+                continue
+            tags.add(tag)
+        kept.append(problem)
+    return kept
 
 
-def _fields_beside(location: tuple[int | str, ...], model: Any, catalog: Catalog) -> list[str]:
-    """The field names that would have been known where an unknown one was given."""
-    for part in location[:-1]:
-        if part in catalog.rewards:
-            model = catalog.rewards[str(part)].spec.config
-        elif location[0] == "method" and part in catalog.methods:
-            model = catalog.methods[str(part)].spec.config
-        elif tagged := [each for each in getattr(model, "__args__", ()) if part in _defaults(each)]:
-            model = tagged[0]
-        elif isinstance(part, str):
-            model = _model_of_field(model, part)
-    return list(_fields_of(model))
+def _starts(problem: _Problem, path: tuple[str, ...]) -> bool:
+    return problem.path[: len(path)] == path
 
 
-def _defaults(model: Any) -> list[Any]:
-    return [field.default for field in getattr(model, "model_fields", {}).values()]
+class _Sentence:
+    """What is said of the problems with some data."""
+
+    def __init__(self, data: Any, sections: Sequence[Section], catalog: Catalog, where: str) -> None:
+        self.data, self.sections, self.catalog, self.where = data, sections, catalog, where
+
+    def of(self, problems: Sequence[_Problem]) -> DraftError:
+        """The error for the first one, with the number of the fields that have others."""
+        first = problems[0]
+        here = [each for each in problems if each.path == first.path]
+        further = len({each.path for each in problems}) - 1
+        more = f" (and {further} more problem{'s' if further > 1 else ''})" if further else ""
+        field = short(".".join(first.path))
+        place = f"{self.where}: {field}" if field else self.where
+        kind, context = first.type, first.details.get("ctx", {})
+        tag_field = context.get("discriminator", "'kind'").strip("'")
+        if kind == "union_tag_invalid" and tag_field == "kind":
+            word, known = self._kinds(first.path)
+            error = self.catalog.unknown(word, short(context["tag"]), known)
+            return PluginError(f"{error.what}{more}", where=place, next=error.next)
+        what, advice = self._sentence(first, here, tag_field)
+        return RecipeError(f"{what}{more}", where=place, next=advice)
+
+    def _sentence(self, problem: _Problem, here: Sequence[_Problem], tag_field: str) -> tuple[str, str | None]:
+        """What is wrong, and what to do."""
+        kind, context, value = problem.type, problem.details.get("ctx", {}), problem.details["input"]
+        if kind == "union_tag_invalid":
+            known = context["expected_tags"].replace("'", "")
+            return f"unknown {tag_field} {short(repr(context['tag']))}", f"known: {known}"
+        if kind == "union_tag_not_found":
+            advice = self._kind_for(problem.path, value) if tag_field == "kind" else f"add `{tag_field}`"
+            return f"it does not say its {tag_field}", advice
+        if kind in UNKNOWN:
+            return f"unknown field {short(problem.path[-1])!r}", advice_for_unknown(problem.path, self.sections)
+        if kind == "missing":
+            return "the field is missing", "add it; `draft schema` describes it"
+        if kind == "too_short":
+            return "the list is empty", "give at least one entry"
+        if kind in OWN:
+            return short(one_line(context["error"]).rstrip(".")) or "a plugin's check refuses it", None
+        if kind == "literal_error":
+            return f"input should be {context['expected']}, not {short(repr(value))}", _nearest(value, context)
+        if wanted := list(dict.fromkeys(WANTED[each.type] for each in here if each.type in WANTED)):
+            return f"input should be {_either(wanted)}, not {short(repr(value))}", self._form(problem, wanted, value)
+        message = problem.details["msg"]
+        return f"{message[0].lower()}{message[1:]}, not {short(repr(value))}", "correct the value"
+
+    # What to write instead
+
+    def _kinds(self, path: tuple[str, ...]) -> tuple[str, Mapping[str, Any]]:
+        """What is named by a kind there, and all of them."""
+        return ("method", self.catalog.methods) if path[:1] == ("method",) else ("reward", self.catalog.rewards)
+
+    def _kind_for(self, path: tuple[str, ...], entry: Any) -> str:
+        """Which kind to add: one that has the fields that are given, where there is such a one."""
+        _, known = self._kinds(path)
+        given = list(entry) if isinstance(entry, Mapping) else []
+        if named := [name for name in given if name in known]:
+            return f"write `kind: {named[0]}`, and its fields beside it"
+        fitting = [
+            kind
+            for kind, each in known.items()
+            if given and all(name in each.spec.config.model_fields for name in given)
+        ]
+        if not fitting:
+            return f"add for example `kind: {next(iter(known))}`"
+        if len(fitting) == 1:
+            return f"add `kind: {fitting[0]}`"
+        return f"add `kind: {fitting[0]}`, or another with {_these(given)}: {', '.join(fitting[1:])}"
+
+    def _form(self, problem: _Problem, wanted: Sequence[str], value: Any) -> str:
+        """How a value of another type is written."""
+        if value is None:
+            return "give it a value, or leave the field out"
+        if "a text" in wanted and isinstance(value, (bool, int, float)):
+            return f'put it in quotes: "{_as_yaml(value)}"'
+        if wanted == ["a text"] and isinstance(value, (dict, list)):
+            return "put the text in quotes; a colon with a blank behind it, or a bracket, means something else in YAML"
+        if "fields" in wanted and isinstance(value, str) and problem.type != "dict_type":
+            return self._as_fields(problem.path, value)
+        if "fields" in wanted and problem.type == "dict_type":
+            return "write each as `name: value`"
+        if "fields" in wanted:
+            return f"write its fields, such as {self._fields_at(problem.path)}"
+        if "a list" in wanted and isinstance(value, Mapping):
+            return "begin each entry with `- `"
+        if "a list" in wanted and problem.path in (("rewards",), ("metrics",)):
+            return self._as_fields((*problem.path, "0"), str(value))
+        if "a list" in wanted:
+            return f"write a list: [{short(_as_yaml(value))}]"
+        return "correct the value"
+
+    def _as_fields(self, path: tuple[str, ...], text: str) -> str:
+        """The field that a text in the place of fields is the value of."""
+        required = next((section.required for section in self.sections if section.path == path), [])
+        if path[:1] in (("method",), ("rewards",), ("metrics",)) and len(path) <= 2:
+            _, kinds = self._kinds(path)
+            near = difflib.get_close_matches(text, kinds, n=1, cutoff=NEAR)
+            entry = f"kind: {near[0] if near else '...'}"
+            known = "" if near else f"; known: {', '.join(kinds)}"
+        elif len(required) == 1:
+            entry, known = f"{required[0]}: {short(text)}", ""
+        else:
+            return f"write its fields, such as {self._fields_at(path)}"
+        if path[-1].isdigit():
+            return f"write `- {entry}`{known}"
+        return f"write `{entry}` in it, on the command line {'.'.join(path)}.{entry.replace(': ', '=')}{known}"
+
+    def _fields_at(self, path: tuple[str, ...]) -> str:
+        names = next((section.fields for section in self.sections if section.path == path), ["kind"])
+        return ", ".join(f"`{name}: ...`" for name in names[:2])
 
 
-def _fields_of(model: Any) -> dict[str, Any]:
-    """The fields of a pydantic model or of a dataclass by name; of anything else none."""
-    if dataclasses.is_dataclass(model):
-        return {field.name: field for field in dataclasses.fields(model)}
-    return dict(getattr(model, "model_fields", {}))
+def _nearest(value: Any, context: Mapping[str, Any]) -> str:
+    """What to write instead of a value that is none of a few."""
+    expected = [each.strip("'") for each in context["expected"].replace(" or ", ", ").split(", ")]
+    if not isinstance(value, str) and _as_yaml(value) in expected:
+        return f'put it in quotes: "{_as_yaml(value)}"'
+    near = difflib.get_close_matches(str(value).lower(), expected, n=1, cutoff=NEAR)
+    return f"did you mean {near[0]!r}?" if near else "use one of them"
 
 
-def _model_of_field(model: Any, name: str) -> Any:
-    field = getattr(model, "model_fields", {}).get(name)
-    if field is None:
-        return model
-    candidates = getattr(field.annotation, "__args__", (field.annotation,))
-    models = [
-        cls
-        for cls in candidates
-        if isinstance(cls, type) and (issubclass(cls, BaseModel) or dataclasses.is_dataclass(cls))
-    ]
-    return models[0] if len(models) == 1 else field.annotation
+def _either(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _as_yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _these(names: Iterable[str]) -> str:
+    return " and ".join(f"`{name}`" for name in names)

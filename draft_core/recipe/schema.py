@@ -7,7 +7,7 @@ plugin is found here and an editor can complete it from `draft schema`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +20,7 @@ from draft_core.evaluation.settings import EvaluationSettings
 from draft_core.registry.catalog import Catalog
 from draft_core.registry.config import Config, Field, MethodConfig, RewardConfig
 from draft_core.registry.methods import DraftLV
-from draft_core.setting import MOST
+from draft_core.setting import MOST, Prompts, RecipePath
 from draft_core.training.settings import CheckpointSettings, RegularizerSettings, TrainSettings
 
 MOST_STEPS = 10_000  # of a sampler; pipelines are trained on 1000
@@ -38,17 +38,60 @@ class LoraConfig(Config):
         min_length=1,
         description="Name endings of the denoiser's layers to adapt, linear or convolutional; left out, all attention.",
     )
+    init: Annotated[Path, RecipePath(of="either")] | None = Field(
+        None,
+        description="A LoRA to go on from, of this rank: a run, a LoRA's folder or its file. Left out, training starts "
+        "from the base model.",
+    )
+
+
+class SchedulerConfig(Config):
+    """The scheduler that samples, made from the configuration of the pipeline's own."""
+
+    name: str = Field(description="Its class in diffusers, such as DDIMScheduler.")
+    settings: dict[str, Any] = Field({}, description="What it is configured with otherwise than the pipeline's own.")
+
+
+class ImageFile(Config):
+    """An image that the pipeline's call is given."""
+
+    file: Annotated[Path, RecipePath(of="file")] = Field(description="Of the image, relative to the recipe's folder.")
+
+
+CallValue = Annotated[ImageFile | list[ImageFile] | Any, Field(union_mode="left_to_right")]
 
 
 class ModelConfig(Config):
     """The pipeline to tune, and how it samples."""
 
-    pretrained: str = Field(
-        description="An alias from a plugin (emoji), a folder in diffusers' format, or a hub name (org/model)."
+    pretrained: Annotated[str, RecipePath(absent="keep")] = Field(
+        description="An alias from a plugin (emoji), a folder in diffusers' format, a hub name (org/model), or one "
+        ".safetensors file with all weights, which needs `pipeline`."
     )
-    num_inference_steps: int = Field(20, ge=1, le=MOST_STEPS, description="Sampler steps, as in the pipeline's call.")
-    guidance_scale: float | None = Field(None, ge=0, description="As in the call; left out, the pipeline's default.")
-    call: dict[str, Any] = Field({}, description="Further arguments of the call, such as height or negative_prompt.")
+    pipeline: str | None = Field(
+        None, description="Class of the pipeline in diffusers; left out, the one that the model names."
+    )
+    config: Annotated[str, RecipePath(absent="keep")] | None = Field(
+        None,
+        description="For a single file: a folder in diffusers' format, or a hub name, that says how the model is "
+        "built; left out, the one that diffusers takes for weights of this kind.",
+    )
+    variant: str | None = Field(None, description="Of the weight files, such as fp16.")
+    scheduler: SchedulerConfig | None = Field(None, description="Instead of the pipeline's own.")
+    num_inference_steps: int = Field(
+        20,
+        ge=1,
+        le=MOST_STEPS,
+        description="Sampler steps, as in the pipeline's call; an alias may bring its own number.",
+    )
+    guidance_scale: float | None = Field(
+        None, ge=0, description="As in the call; left out, the alias' own, or the pipeline's default."
+    )
+    call: dict[str, CallValue] = Field(
+        {},
+        description="Further arguments of the call, such as height or negative_prompt; an image is `{file: PATH}`. "
+        "Those that an alias brings count where they are not said here.",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Precision of the frozen weights; the LoRA is always float32."
     )
@@ -79,8 +122,9 @@ class RecipeBase(Config):
     """All of a recipe but the rewards, whose type depends on what is installed."""
 
     model: ModelConfig = Field(description="The pipeline to tune, and how it samples.")
-    prompts: str | tuple[str, ...] = Field(
-        description="What to train on: a list, the name of a plugin's list (emoji-train), or a text file."
+    prompts: Prompts = Field(
+        description="What to train on: a list, the name of a plugin's list (emoji-train), a file of prompts, or a file "
+        "and the column that holds them."
     )
     method: MethodConfig = Field(DraftLV(), description="How the gradient is estimated.")
     rewards: Sequence[RewardConfig]
@@ -103,7 +147,9 @@ class RecipeBase(Config):
         None, description="Where to run; left out, a GPU where there is one. What is named must exist."
     )
     tensorboard: bool = Field(False, description="Also write TensorBoard files into the output folder.")
-    output: Path = Field(Path("runs/draft"), description="The folder of the run.")
+    output: Annotated[Path, RecipePath(absent="make")] = Field(
+        Path("runs/draft"), description="The folder of the run, relative to the recipe's folder."
+    )
     versions: dict[str, str] | None = Field(
         None, description="Filled in by the run: what was installed when it started."
     )
@@ -144,7 +190,8 @@ def reward_type(catalog: Catalog) -> Any:
     if len(catalog.rewards) > 1:
         return Annotated[union, Field(discriminator="kind")]
     # pydantic discriminates no union of one, and would let its only member's default stand in for the kind.
-    return Annotated[union, BeforeValidator(_with_kind)]
+    (kind,) = catalog.rewards
+    return Annotated[union, BeforeValidator(partial(_require_kind, kind))]
 
 
 def method_type(catalog: Catalog) -> Any:
@@ -153,7 +200,10 @@ def method_type(catalog: Catalog) -> Any:
     return Annotated[union, Field(discriminator="kind")]
 
 
-def _with_kind(entry: Any) -> Any:
+def _require_kind(kind: str, entry: Any) -> Any:
+    """Says of an entry what pydantic says of one in a union of several."""
     if isinstance(entry, Mapping) and "kind" not in entry:
         raise PydanticCustomError("union_tag_not_found", "it does not say its kind")
+    if isinstance(entry, Mapping) and entry["kind"] != kind:
+        raise PydanticCustomError("union_tag_invalid", "its kind is not known", {"tag": str(entry["kind"])})
     return entry

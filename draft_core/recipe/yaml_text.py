@@ -38,16 +38,25 @@ def read_yaml(path: Path) -> tuple[str, Path, Mapping[str, Any]]:
         data = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError("no such file", where=str(path), next="check the path of the recipe") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot be read ({one_line(error)})", where=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"it is not text in UTF-8 (byte {error.start + 1} is not)",
+            where=str(path),
+            next="give a recipe, which is a YAML file; if it is one, save it as UTF-8",
+        ) from error
+    except OSError as error:
+        raise RecipeError(
+            f"cannot be read ({error.strerror})", where=str(path), next="check the path and its permissions"
+        ) from error
     except ValueError as error:
         raise RecipeError(
             f"it is not plain YAML ({one_line(error)})", where=str(path), next="mend it at that line"
         ) from error
+    if data is None:
+        raise RecipeError("it is empty", where=str(path), next="write a recipe; `draft schema` describes its fields")
     if not isinstance(data, dict):
-        raise RecipeError(
-            f"it holds {type(data).__name__}, not fields", where=str(path), next="see `draft schema` for the fields"
-        )
+        kind = "a list" if isinstance(data, list) else f"only {short(repr(data))}"
+        raise RecipeError(f"it holds {kind}, not fields", where=str(path), next="see `draft schema` for the fields")
     return str(path), path.parent, data
 
 
@@ -100,8 +109,21 @@ def parse_yaml(text: str) -> Any:
         for event in YAML(typ="safe", pure=True).parse(text):
             builder.take(event)
     except Exception as error:  # beside YAMLError, ruamel.yaml lets through what its scanner stumbles over
-        raise ValueError(short(one_line(error)) or type(error).__name__) from error
+        raise ValueError(_marked(error) or short(one_line(error)) or type(error).__name__) from error
     return builder.document
+
+
+def _marked(error: Exception) -> str | None:
+    """What ruamel.yaml stumbles over, and where, without its quotation of the text."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    if not problem or mark is None:
+        return None
+    hint = ""
+    if "'\\t'" in problem:
+        hint = "; YAML is indented by blanks, not by tabs"
+    elif "expected <block end>" in problem or "mapping values" in problem:
+        hint = "; a text that begins with a quote, or holds a colon, stands in quotes as a whole"
+    return f"{short(problem)} in line {mark.line + 1}, column {mark.column + 1}{hint}"
 
 
 def dump_yaml(value: Any) -> str:

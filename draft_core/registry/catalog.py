@@ -5,30 +5,29 @@ Each entry point is loaded by itself, so a broken plugin is recorded and the oth
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic
 
-import pluggy
+from packaging.utils import canonicalize_name
 
-from draft_core.errors import PluginError
-from draft_core.registry import hooks as hookspecs
+from draft_core.errors import DraftError, PluginError, one_line, raised_at
+from draft_core.registry.hooks import ENTRY_POINT_GROUP
 from draft_core.registry.methods import BUILT_IN
+from draft_core.registry.names import PUBLISHED, nearest
+from draft_core.registry.reading import Spec, read_plugin
 from draft_core.registry.specs import MethodSpec, PretrainedSpec, RewardSpec
-
-Spec = TypeVar("Spec", RewardSpec, PretrainedSpec, MethodSpec)
 
 RESTRICTION = "DRAFT_PLUGINS"
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """Where a plugin came from: a distribution's name and version."""
+    """Where a plugin came from: a distribution's name, as package indexes normalise it (PEP 503), and its version."""
 
     name: str
     version: str
@@ -131,30 +130,44 @@ class Catalog:
                 f"{what} {name!r} is claimed by {claimants}", where=where, next="uninstall all but one of them"
             )
         known = sorted(known)
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        advice = f"did you mean {near[0]!r}? (known: {', '.join(known)})" if near else f"known: {', '.join(known)}"
-        if not known:
-            advice = "none is installed"
+        advice = self._advice(name, known)
         if self.broken:
             reasons = "; ".join(f"{broken.distribution} ({broken.reason})" for broken in self.broken)
             advice += f"; broken plugins: {reasons}"
         return PluginError(f"unknown {what} {name!r}", where=where, next=advice)
+
+    def _advice(self, name: str, known: list[str]) -> str:
+        """What to do about a name that is not known: write it right, or install what offers it."""
+        found = {plugin.distribution.name for plugin in self.plugins} | {
+            broken.distribution.name for broken in self.broken
+        }
+        missing = {name: offered_by for name, offered_by in PUBLISHED.items() if offered_by not in found}
+        listed = f"known: {', '.join(known)}" if known else "none is installed"
+        if not (near := name if name in missing else nearest(name, {*known, *missing})):
+            return listed
+        meant = "" if near == name else f"did you mean {near!r}? "
+        if near in known:
+            return f"{meant}({listed})"
+        install = f"pip install {missing[near]}"
+        if RESTRICTION in os.environ:
+            install += f", and name it in {RESTRICTION}"
+        return f"{meant}{install} ({listed})"
 
 
 def load_catalog() -> Catalog:
     """What the plugins of this Python environment offer; broken ones are recorded, never fatal.
 
     The environment variable `DRAFT_PLUGINS`, where it is set, names the distributions to look at, joined by
-    commas; empty, none is.
+    commas, in any spelling that pip takes; empty, none is.
 
     Raises:
         PluginError: if it names a distribution that offers no plugin.
     """
-    entry_points = importlib.metadata.entry_points(group=hookspecs.ENTRY_POINT_GROUP)
+    entry_points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
     wanted = os.environ.get(RESTRICTION)
     if wanted is None:
         return read_catalog(entry_points)
-    names = {name.strip() for name in wanted.split(",") if name.strip()}
+    names = {canonicalize_name(name.strip()) for name in wanted.split(",") if name.strip()}
     installed = {_distribution(point).name for point in entry_points}
     if missing := sorted(names - installed):
         raise PluginError(
@@ -177,10 +190,11 @@ def read_catalog(entry_points: Iterable[importlib.metadata.EntryPoint]) -> Catal
     for point in unique.values():
         distribution = _distribution(point)
         try:
-            found = _read_plugin(point)
-        except (Exception, SystemExit) as error:  # whatever a plugin does, it must not take the others down
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            broken.append(BrokenPlugin(f"{point.name} = {point.value}", distribution, reason))
+            found = read_plugin(point)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a plugin does, it must not take the others down
+            broken.append(BrokenPlugin(f"{point.name} = {point.value}", distribution, _reason(error)))
             continue
         file = getattr(sys.modules.get(point.module), "__file__", None) or "?"
         plugins.append(
@@ -207,44 +221,6 @@ def read_catalog(entry_points: Iterable[importlib.metadata.EntryPoint]) -> Catal
     )
 
 
-class _Registered(NamedTuple):
-    rewards: list[RewardSpec]
-    pretrained: list[PretrainedSpec]
-    methods: list[MethodSpec]
-
-
-def _read_plugin(point: importlib.metadata.EntryPoint) -> _Registered:
-    module = point.load()
-    version = getattr(module, "DRAFT_API_VERSION", None)
-    if version is None:
-        raise PluginError(
-            "it does not say which version of the plugin interface it is written for",
-            next=f"add `DRAFT_API_VERSION = {hookspecs.API_VERSION}` to {point.module}, or upgrade it",
-        )
-    if version != hookspecs.API_VERSION:
-        raise PluginError(
-            f"it is written for version {version} of the plugin interface, this draft-core has {hookspecs.API_VERSION}",
-            next="install versions of the two that fit",
-        )
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    manager.register(module, name=point.name)
-    manager.check_pending()  # refuses a hook that is not declared, such as a misspelt one
-    return _Registered(
-        rewards=_specs(manager.hook.draft_register_rewards(), RewardSpec),
-        pretrained=_specs(manager.hook.draft_register_pretrained(), PretrainedSpec),
-        methods=_specs(manager.hook.draft_register_methods(), MethodSpec),
-    )
-
-
-def _specs(results: Iterable[Iterable[Any]], expected: type[Spec]) -> list[Spec]:
-    specs = [spec for result in results for spec in result]
-    for spec in specs:
-        if not isinstance(spec, expected):
-            raise TypeError(f"a hook returned {spec!r}, which is not a {expected.__name__}")
-    return specs
-
-
 def _by_name(
     named: Iterable[tuple[str, Entry[Spec]]], conflicts: dict[str, tuple[Distribution, ...]]
 ) -> dict[str, Entry[Spec]]:
@@ -257,5 +233,13 @@ def _by_name(
     return {name: entries[0] for name, entries in sorted(claims.items()) if len(entries) == 1}
 
 
+def _reason(error: BaseException) -> str:
+    if isinstance(error, DraftError):
+        return str(error).rstrip(".")
+    return f"{type(error).__name__}: {one_line(error)}{raised_at(error)}"
+
+
 def _distribution(point: importlib.metadata.EntryPoint) -> Distribution:
-    return Distribution(point.dist.name, point.dist.version) if point.dist else Distribution("unknown", "?")
+    if point.dist is None:
+        return Distribution("unknown", "?")
+    return Distribution(canonicalize_name(point.dist.name), point.dist.version)

@@ -173,7 +173,7 @@ class DRTune(DirectConfig):
         """
         _at_most("last", self.last, steps)
         reached = steps - rng.randint(0, self.last - 1)
-        _at_most("k", self.k, steps - self.last + 1)
+        _at_most("k", self.k, steps, spare=self.last - 1, spared="sampler steps up to the earliest stop")
         stride = reached // self.k
         offset = rng.randint(0, reached - 1 - (self.k - 1) * stride)
         recorded = frozenset(range(offset, offset + (self.k - 1) * stride + 1, stride))
@@ -249,12 +249,14 @@ def _last(k: int, steps: int) -> frozenset[int]:
     return frozenset(range(steps - k, steps))
 
 
-def _at_most(field: str, value: int, steps: int, *, spare: int = 0) -> None:
+def _at_most(
+    field: str, value: int, steps: int, *, spare: int = 0, spared: str = "sampler steps before the last"
+) -> None:
+    """Refuses a number of steps beyond the `steps` of the chain, less those that it must `spare`."""
     most = steps - spare
     if value > most:
-        counted = "sampler steps before the last" if spare else "sampler steps"
         raise RecipeError(
-            f"{field} = {value} is larger than the number of {counted}, {most}",
+            f"{field} = {value} is larger than the number of {spared if spare else 'sampler steps'}, {most}",
             where=f"method.{field}",
             next=f"use {field} <= {most}, or raise model.num_inference_steps",
         )

@@ -8,9 +8,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
-from draft_core.errors import PluginError
+from pydantic import TypeAdapter, ValidationError
+
+from draft_core.errors import PluginError, one_line, raised_at
 from draft_core.registry.config import Config, DirectConfig, MethodConfig, RewardConfig
 
 DIRECT = "draft_core.learners.direct:DirectLearner"
@@ -29,7 +31,7 @@ class RewardSpec:
         factory: "module:callable"; called with the config, it returns a `draft_core.rewards.protocol.Reward`.
         unit: what the score is counted in, such as "-kB" or "cosine".
         score_range: the range of scores in words or as an interval, for people.
-        differentiable: False for a measure: it may be reported, and is refused in training.
+        differentiable: False for a metric without a gradient: it may be reported, and is refused in training.
         surrogate_gradient: whether the gradient is by design another function's than the score's, as that of a
             staircase must be; it then need only point upwards.
         needs_prompt: whether the score depends on the prompt.
@@ -40,8 +42,8 @@ class RewardSpec:
         small: fields of its config that make a small instance without a download, with seeded weights if it has any:
             for its tests, and for `--small` of `draft rewards check` and `compare`.
         reference: "module:callable"; called with the built reward and its config, it returns the reference scorer on
-            that reward's own weights: (list of B PIL images, list of B prompts) -> scores (B,). Code that is slow, has
-            no gradient and is nobody's dependency, so that anybody can compare.
+            that reward's own weights: (list of B PIL images, list of B prompts) -> scores (B,). It may be slow and
+            without gradient, and the reward itself never imports it.
         tolerance: the largest difference from the reference that counts as equal, in standard deviations between
             images. Given with a reference, and only then.
 
@@ -68,6 +70,7 @@ class RewardSpec:
 
     def __post_init__(self) -> None:
         where = f"reward spec {self.kind!r}"
+        _check_types(self, where)
         if not _KIND.fullmatch(self.kind):
             raise PluginError("its kind is not lower-case words joined by hyphens", where=where, next="rename it")
         _check_config(self.kind, self.config, RewardConfig, where)
@@ -84,7 +87,11 @@ class RewardSpec:
             raise PluginError(f"its tolerance {self.tolerance} is not a positive number", where=where)
 
     def load(self) -> Callable[[RewardConfig], Any]:
-        """The factory itself; imports the plugin's code, and with it usually torch."""
+        """The factory itself; imports the plugin's code, and with it usually torch.
+
+        Raises:
+            PluginError: if the module does not import or lacks the name.
+        """
         factory: Callable[[RewardConfig], Any] = load_named(self.factory, where=f"reward {self.kind!r}")
         return factory
 
@@ -111,6 +118,8 @@ class MethodSpec:
         config: its config type, whose `kind` is a literal equal to `kind`; a `DirectConfig` if the learner is left out.
         learner: "module:callable"; called with the config, it returns a `draft_core.learners.learner.Learner`.
         needs_gradient: the learner's own `needs_gradient`: False lets it train on rewards that are not differentiable.
+        yields_divergence: the learner's own `yields_divergence`: without it `regularizers.kl` is refused. True where
+            the learner is left out.
 
     Raises:
         PluginError: at construction, when the fields contradict each other.
@@ -121,16 +130,24 @@ class MethodSpec:
     config: type[MethodConfig]
     learner: str = DIRECT
     needs_gradient: bool = True
+    yields_divergence: bool = False
 
     def __post_init__(self) -> None:
         where = f"method spec {self.kind!r}"
+        _check_types(self, where)
         if not _KIND.fullmatch(self.kind):
             raise PluginError("its kind is not lower-case words joined by hyphens", where=where, next="rename it")
         _check_config(self.kind, self.config, DirectConfig if self.learner == DIRECT else MethodConfig, where)
         _check_path(self.learner, where)
+        if self.learner == DIRECT:
+            object.__setattr__(self, "yields_divergence", True)
 
     def load(self) -> Callable[[MethodConfig], Any]:
-        """What makes the learner; imports the method's code, and with it torch."""
+        """What makes the learner; imports the method's code, and with it torch.
+
+        Raises:
+            PluginError: if the module does not import or lacks the name.
+        """
         factory: Callable[[MethodConfig], Any] = load_named(self.learner, where=f"method {self.kind!r}")
         return factory
 
@@ -145,7 +162,11 @@ class PretrainedSpec:
         folder: a folder in diffusers' format.
         license: licences of the weights and of the data behind them.
         prompts: prompt lists that come with it, name -> text file with one prompt a line.
-        call: arguments of the pipeline's call that suit it, such as guidance_scale; `draft sample` starts from them.
+        call: arguments of the pipeline's call that suit it, such as guidance_scale; recipes and `draft sample` start
+            from them.
+
+    Raises:
+        PluginError: at construction, if the alias is not lower-case words joined by hyphens.
     """
 
     alias: str
@@ -156,19 +177,17 @@ class PretrainedSpec:
     call: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        where = f"pretrained spec {self.alias!r}"
+        _check_types(self, where)
         if not _KIND.fullmatch(self.alias):
-            raise PluginError(
-                "its alias is not lower-case words joined by hyphens",
-                where=f"pretrained spec {self.alias!r}",
-                next="rename it",
-            )
+            raise PluginError("its alias is not lower-case words joined by hyphens", where=where, next="rename it")
 
 
 def load_named(path: str, *, where: str) -> Any:
     """The object that a "module:name" string names.
 
     Raises:
-        PluginError: if the module does not import or lacks the name.
+        PluginError: if the module does not import, raises when it is imported, or lacks the name.
     """
     _check_path(path, where)
     module_name, _, name = path.partition(":")
@@ -176,7 +195,13 @@ def load_named(path: str, *, where: str) -> Any:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise PluginError(
-            f"cannot import {module_name} ({error})", where=where, next="install what its README asks for"
+            f"cannot import {module_name} ({one_line(error)})", where=where, next="install what its README asks for"
+        ) from error
+    except Exception as error:
+        raise PluginError(
+            f"importing {module_name} raised {type(error).__name__}: {one_line(error)}{raised_at(error)}",
+            where=where,
+            next="tell its author",
         ) from error
     try:
         return getattr(module, name)
@@ -184,6 +209,20 @@ def load_named(path: str, *, where: str) -> Any:
         raise PluginError(
             f"module {module_name} has no {name!r}", where=where, next="report it to the author"
         ) from None
+
+
+def _check_types(spec: Any, where: str) -> None:
+    """That every field but the config holds what it is declared to hold: whoever reads a spec relies on it."""
+    for name, declared in get_type_hints(type(spec)).items():
+        value = getattr(spec, name)
+        try:
+            if name != "config":
+                TypeAdapter(declared).validate_python(dict(value) if isinstance(value, Mapping) else value, strict=True)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]["msg"]
+            raise PluginError(
+                f"its {name} is {value!r}: {problem[0].lower()}{problem[1:]}", where=where, next="correct it"
+            ) from None
 
 
 def _check_config(kind: str, config: type[Config], base: type[Config], where: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from packaging.version import Version
 
@@ -66,19 +67,40 @@ def usage(record: RunRecord, lora: Path, *, base: str | None) -> str:
 
 def _usage_lines(record: RunRecord, lora: Path, base: str | None) -> Iterator[str]:
     facts = record.facts
+    source, scheduler = facts.source, facts.scheduler
+    call = "".join(f", {name}={_written(value)}" for name, value in facts.call.items())
     yield "import torch"
     if base is None:
+        more = "".join(f", {name}={value!r}" for name, value in source.items())
         yield "from draft_core import load_pipeline"
-        yield ""
-        yield f"pipe = load_pipeline({facts.model!r}, dtype={facts.dtype!r})  # a plain diffusers pipeline"
+        load = f"load_pipeline({facts.model!r}, dtype={facts.dtype!r}{more})  # a plain diffusers pipeline"
     else:
         keyword = "dtype" if Version(facts.versions["diffusers"]) >= Version("0.40") else "torch_dtype"
-        yield "from diffusers import DiffusionPipeline"
-        yield ""
-        yield f"pipe = DiffusionPipeline.from_pretrained({base!r}, {keyword}=torch.{facts.dtype})"
+        cls = source.get("pipeline", "DiffusionPipeline")
+        how = "from_single_file" if base.endswith(".safetensors") else "from_pretrained"
+        more = "".join(f", {name}={value!r}" for name, value in source.items() if name != "pipeline")
+        yield f"from diffusers import {cls}"
+        load = f"{cls}.{how}({base!r}{more}, {keyword}=torch.{facts.dtype})"
+    if scheduler:
+        yield f"from diffusers import {scheduler['name']}"
+    if "load_image(" in call:
+        yield "from diffusers.utils import load_image"
+    yield ""
+    yield f"pipe = {load}"
+    if scheduler:
+        settings = "".join(f", {name}={value!r}" for name, value in scheduler["settings"].items())
+        yield f"pipe.scheduler = {scheduler['name']}.from_config(pipe.scheduler.config{settings})"
     yield from loading_lines(record.folder / "lora", lora)
     if facts.device.startswith("cuda"):
         yield 'pipe = pipe.to("cuda")'
     yield f'generator = torch.Generator("cpu").manual_seed({facts.seeds[0]})'
-    call = "".join(f", {name}={value!r}" for name, value in facts.call.items())
     yield f"image = pipe({facts.prompts[0]!r}, generator=generator{call}).{facts.output}[0]"
+
+
+def _written(value: Any) -> str:
+    """An argument of `Facts.call` as Python."""
+    if isinstance(value, dict) and value.keys() == {"file"}:
+        return f"load_image({value['file']!r})"
+    if isinstance(value, dict) and value.keys() == {"tuple"}:
+        return repr(tuple(value["tuple"]))
+    return f"[{', '.join(map(_written, value))}]" if isinstance(value, list) else repr(value)

@@ -146,7 +146,7 @@ def _images(runs: Sequence[NamedRun]) -> tuple[list[tuple[str, dict[str, str]]],
 
 def _base(run: NamedRun) -> tuple[Any, ...]:
     facts = run.record.facts
-    return facts.model, facts.dtype, facts.call
+    return facts.model, facts.dtype, facts.call, facts.source, facts.scheduler
 
 
 def _in_common(runs: Sequence[NamedRun]) -> tuple[list[str], list[int], list[str]]:

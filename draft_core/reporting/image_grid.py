@@ -31,7 +31,7 @@ def draw_grid(
 
     Arguments:
         headings: over the groups, or over the columns where there are no groups; none leaves no room for them.
-        group: a wider gap follows every so many columns; 0 for none.
+        group: a wider gap follows every `group` columns; 0 for none.
     """
     font = ImageFont.load_default(FONT_SIZE)
     label_width = max((int(font.getlength(line)) for label, _ in rows for line in _wrapped(label)), default=0)

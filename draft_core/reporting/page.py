@@ -62,6 +62,7 @@ def page_of(summary: RunSummary) -> str:
         evaluated=drawn(evaluation_panels(record, marks)),
         gradients=drawn(gradient_panels(record, marks)),
         skipped=[(report.update, reason) for report in record.reports for reason in report.skipped],
+        notes=[(report.update, note) for report in record.reports for note in report.notes],
         seconds_per_update=fmean(report.seconds for report in record.reports),
         usage=usage(record, record.folder / list(summary.loras)[-1], base=record.facts.location),
         **summary.phrases,

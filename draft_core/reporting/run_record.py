@@ -14,6 +14,8 @@ import torch
 
 from draft_core.errors import CheckpointError, one_line
 from draft_core.evaluation.collapse import CollapseRule, EvalRecord
+from draft_core.json_text import json_text
+from draft_core.reporting.typed_fields import made_of
 from draft_core.rewards.images import read_image, to_pil
 from draft_core.training.step_report import StepReport
 
@@ -23,6 +25,7 @@ METRICS = "metrics.jsonl"  # one StepReport a line
 EVALUATIONS = "evaluations.jsonl"  # one EvalRecord a line
 FACTS = "run.json"  # written when the run is over
 RECIPE = "recipe.yaml"
+PROMPTS = "prompts.json"  # what the recipe's prompt lists held
 IMAGES = "images"  # a folder for each evaluation, UPDATE/IMAGE.png, and for each scale, scale-SCALE/IMAGE.png
 
 
@@ -48,7 +51,8 @@ class Facts:
         seeds: of the evaluations, S for each prompt.
         prompts_are_unseen: whether these prompts were kept out of training.
         tolerance: of `CollapseRule`.
-        call: the pipeline's arguments that the images were made with.
+        call: the pipeline's arguments that the images were made with; an image is {"file": path}, a tuple
+            {"tuple": items}.
         images_per_update: samples in one update.
         versions: distribution -> version.
         licences: of everything used.
@@ -59,6 +63,9 @@ class Facts:
         scales: of the LoRA, beside 0 and 1, at which some of the images were drawn in the end.
         dtype: of the frozen weights, by torch's name.
         output: what the pipeline's call returns: "images" or "frames".
+        caps: name -> score above which a trained reward counts no more.
+        source: how the model was loaded beside its location: "pipeline", "config" and "variant", where they were said.
+        scheduler: "name" and "settings" of the scheduler, where it was not the pipeline's own.
     """
 
     model: str
@@ -80,6 +87,9 @@ class Facts:
     scales: Sequence[float] = field(default_factory=tuple)
     dtype: str = "float32"
     output: str = "images"
+    caps: Mapping[str, float] = field(default_factory=dict)
+    source: Mapping[str, str] = field(default_factory=dict)
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,7 @@ class RunRecord:
     @property
     def rule(self) -> CollapseRule:
         """By which the run's evaluations are judged."""
-        return CollapseRule(self.facts.rewards, self.facts.tolerance)
+        return CollapseRule(self.facts.rewards, self.facts.tolerance, caps=self.facts.caps)
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -121,10 +131,10 @@ def read_run(folder: Path) -> RunRecord:
     """
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        facts["licences"] = [Licence(**licence) for licence in facts["licences"]]
+        facts["licences"] = [made_of(Licence, licence) for licence in facts["licences"]]
         record = RunRecord(
             folder=folder,
-            facts=Facts(**facts),
+            facts=made_of(Facts, facts),
             recipe_yaml=(folder / RECIPE).read_text(encoding="utf-8"),
             reports=read_rows(folder / METRICS, StepReport),
             evaluations=read_rows(folder / EVALUATIONS, EvalRecord),
@@ -135,12 +145,21 @@ def read_run(folder: Path) -> RunRecord:
             where=str(folder),
             next="name the output folder of a run, or finish it with --resume",
         ) from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(
             f"its record cannot be read ({one_line(error)})", where=str(folder), next="train it again"
         ) from error
     if not record.reports or len(record.evaluations) < 2:
         raise CheckpointError(f"{METRICS} or {EVALUATIONS} is empty", where=str(folder), next="train it again")
+    prompts, count = len(record.facts.prompts), len(record.facts.prompts) * len(record.facts.seeds)
+    for row in record.evaluations:
+        of_images = [*row.scores.values(), row.drift, row.colour, row.detail]
+        if row.prompts != prompts or any(len(values) != count for values in of_images):
+            raise CheckpointError(
+                f"the evaluation after update {row.update} is not of the {count} images that {FACTS} speaks of",
+                where=str(folder / EVALUATIONS),
+                next="copy the run again, or train it again",
+            )
     return record
 
 
@@ -159,14 +178,25 @@ def append_row(path: Path, row: StepReport | EvalRecord) -> None:
 
 
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:
-    """The rows in a file, up to a torn line; none if there is no such file."""
+    """The rows in a file, without a torn line at its end; none if there is no such file.
+
+    Raises:
+        CheckpointError: if another line is no row.
+    """
     rows = []
     # a torn line may end in the midst of a letter
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(kind(**_with_nan(json.loads(line))))
-        except (ValueError, TypeError):
-            break
+            rows.append(made_of(kind, _with_nan(json.loads(line))))
+        except (ValueError, TypeError, RecursionError) as error:
+            if isinstance(error, ValueError) and number == len(lines):
+                break
+            raise CheckpointError(
+                f"line {number} cannot be read ({one_line(error)})",
+                where=str(path),
+                next="copy the run again, or train it again",
+            ) from error
     return rows
 
 
@@ -176,16 +206,7 @@ def rewrite_rows(path: Path, rows: Iterable[StepReport | EvalRecord]) -> None:
 
 
 def _line(row: StepReport | EvalRecord) -> str:
-    return json.dumps(_without_nan(asdict(row)), allow_nan=False) + "\n"
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no word for numbers that are not finite: they become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return [_without_nan(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return json_text(asdict(row)) + "\n"
 
 
 def _with_nan(value: Any) -> Any:
@@ -226,13 +247,25 @@ def load_images(folder: Path, of: int | str) -> torch.Tensor:
     """What `save_images` saved, in 8-bit levels.
 
     Raises:
-        DraftError: if an image is missing or no image.
+        DraftError: if an image is missing or no image, or of another size than the first.
     """
     images_folder = _folder_of(folder, of)
     files = sorted(images_folder.glob("*.png"))
     if not files:
         raise CheckpointError("there are no images in it", where=str(images_folder), next="train the run again")
-    return torch.cat([read_image(file) for file in files])
+    images = [read_image(file) for file in files]
+    for file, image in zip(files, images, strict=True):
+        if image.shape != images[0].shape:
+            raise CheckpointError(
+                f"it is {_size(image)} pixels, the first is {_size(images[0])}",
+                where=str(file),
+                next="copy the run again, or train it again",
+            )
+    return torch.cat(images)
+
+
+def _size(image: torch.Tensor) -> str:
+    return f"{image.shape[-1]} x {image.shape[-2]}"
 
 
 def scale_name(scale: float) -> str:

@@ -24,13 +24,14 @@ class RunVerdict:
 
     Arguments:
         kind: "collapsed": rewards rose at the cost of what is not trained on; "lost": something fell, the reward did
-            not rise; "idle": no change beyond chance, or none that can be told; "fine": all is well.
+            not rise; "costly": the reward rose, and something fell beyond chance, though not too far; "idle": no change
+            beyond chance, or none that can be told; "fine": all is well.
         headline: a few words.
         reason: one sentence with numbers.
         best: which update to use, one sentence.
     """
 
-    kind: Literal["collapsed", "lost", "idle", "fine"]
+    kind: Literal["collapsed", "lost", "costly", "idle", "fine"]
     headline: str
     reason: str
     best: str
@@ -54,8 +55,8 @@ class Row:
 
     @property
     def percent(self) -> float | None:
-        """The change in percent of the magnitude before, None where that is zero, and for what is not a score."""
-        return 100 * self.change.mean / abs(self.before.mean) if self.before.mean and self.role != "images" else None
+        """The change in percent of the magnitude before, None where that is zero."""
+        return 100 * self.change.mean / abs(self.before.mean) if self.before.mean else None
 
 
 @dataclass(frozen=True)
@@ -129,24 +130,30 @@ def summarize(record: RunRecord) -> RunSummary:
 
 def _verdict(record: RunRecord, best: EvalRecord, collapse: int | None) -> RunVerdict:
     """The run in three sentences."""
-    weights, last, advice = record.facts.rewards, record.last, _advice(record, best)
+    last, advice = record.last, _advice(record, best)
     judgement = record.rule.verdict(record.before, last)
-    gain = change(record.before.total(weights), last.total(weights), last.prompts)
-    before = over_prompts(record.before.total(weights), last.prompts).mean
+    before, gain = record.rule.gain(record.before, last)
     moved = f"the trained reward went from {before:.4g} to {before + gain.mean:.4g}"
-    lost = "; ".join(judgement.lost)
+    fell, unjudged = "; ".join(judgement.fell), "".join(f" {_sentence(why)}." for why in judgement.unjudged)
     if judgement.collapsed:
-        return RunVerdict("collapsed", f"Collapsed at update {collapse}", f"{lost}, while {moved}.", advice)
+        return RunVerdict("collapsed", f"Collapsed at update {collapse}", f"{fell}, while {moved}.{unjudged}", advice)
     if judgement.lost:
-        return RunVerdict("lost", "Something was lost", f"{lost}; {moved}.", advice)
+        return RunVerdict("lost", "Something was lost", f"{fell}; {moved}.{unjudged}", advice)
     if math.isnan(gain.error):
-        return RunVerdict("idle", "One prompt tells little", f"{_sentence(moved)}; no error can be given.", advice)
+        reason = f"{_sentence(moved)}; no error can be given."
+        return RunVerdict("idle", "One prompt tells little", reason, advice)
     if not gain.believed or gain.mean < 0:
         beyond = "fell" if gain.believed else "did not change beyond chance"
-        return RunVerdict("idle", f"The trained reward {beyond}", f"{_sentence(moved)} ({plus_minus(gain)}).", advice)
-    kept = "neither a held-out score nor diversity was lost"
-    if not set(record.before.scores) - set(weights):
-        kept = "diversity was not lost; no held-out score was there to tell more"
+        reason = f"{_sentence(moved)} ({plus_minus(gain)}){f', and {fell}' if fell else ''}.{unjudged}"
+        return RunVerdict("idle", f"The trained reward {beyond}", reason, advice)
+    if fell:
+        reason = f"{_sentence(moved)}, while {fell}, beyond chance.{unjudged}"
+        return RunVerdict("costly", "The trained reward rose, at a cost", reason, advice)
+    kept = "no score and no measure of the images fell beyond chance"
+    if not set(record.before.scores) - set(record.facts.rewards):
+        kept += "; no held-out score was there to tell more"
+    if unjudged:
+        return RunVerdict("idle", "Not all could be judged", f"{_sentence(moved)}, and {kept}.{unjudged}", advice)
     return RunVerdict("fine", "Fine", f"{_sentence(moved)}, and {kept}.", advice)
 
 

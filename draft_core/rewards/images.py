@@ -5,14 +5,28 @@ Images are float (N, 3, H, W) in [0, 1].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from draft_core.errors import DraftError
+from draft_core.rewards.image_files import read_image
+
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "FILTERS",
+    "center_crop",
+    "normalize",
+    "read_image",
+    "resampling_weights",
+    "resize_and_crop_like_pil",
+    "resize_like_pil",
+    "resize_shortest_like_pil",
+    "round_straight_through",
+    "to_pil",
+]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Radford et al. 2021, as published with the weights
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -22,7 +36,7 @@ _COARSE = 1 << 11
 
 
 def round_straight_through(values: torch.Tensor) -> torch.Tensor:
-    """`values` rounded, halves up; the gradient passes as if they were not (Bengio et al. 2013, arXiv 1308.3432)."""
+    """`values` of any shape, rounded, halves up; its gradient is the identity (Bengio et al. 2013, arXiv 1308.3432)."""
     return values + ((values + 0.5).floor() - values).detach()
 
 
@@ -39,11 +53,41 @@ def resize_like_pil(images: torch.Tensor, height: int, width: int, *, filter: st
         height, width: in pixels.
         filter: name of one of `FILTERS`.
     """
-    levels = round_straight_through(images * 255).clamp(0, 255)
-    if width != levels.shape[-1]:
-        levels = _resample_columns(levels, resampling_weights(levels.shape[-1], width, filter))
-    if height != levels.shape[-2]:
-        levels = _resample_columns(levels.mT, resampling_weights(levels.shape[-2], height, filter)).mT
+    return _resize(images, height, width, slice(0, height), slice(0, width), filter)
+
+
+def resize_and_crop_like_pil(
+    images: torch.Tensor, size: int, crop: int, *, rounding: str, filter: str = "bicubic"
+) -> torch.Tensor:
+    """`center_crop` of `resize_shortest_like_pil`, (N, 3, crop, crop), where only what the crop keeps is computed.
+
+    The time and memory it takes do not grow with what a long image has outside its central square.
+
+    Arguments:
+        images: (N, 3, H, W) in [0, 1].
+        size: what the shortest side is resized to, in pixels.
+        crop: side of the square, in pixels.
+        rounding: as in `center_crop`.
+        filter: name of one of `FILTERS`.
+
+    Raises:
+        ValueError: if the resized images are smaller than `crop`, or `rounding` is unknown.
+    """
+    height, width = _shortest_resized(images, size)
+    rows, columns = (_central(side, crop, rounding) for side in (height, width))
+    return _resize(images, height, width, rows, columns, filter)
+
+
+def _resize(images: torch.Tensor, height: int, width: int, rows: slice, columns: slice, filter: str) -> torch.Tensor:
+    """Some rows and columns of the resized images, as `resize_like_pil` gives them."""
+    source_height, source_width = images.shape[-2:]
+    down, of_rows = _resampling(source_height, height, filter, rows)
+    across, of_columns = _resampling(source_width, width, filter, columns)
+    levels = round_straight_through(images[..., down, across] * 255).clamp(0, 255)
+    if width != source_width:
+        levels = _resample_columns(levels, of_columns)
+    if height != source_height:
+        levels = _resample_columns(levels.mT, of_rows).mT
     return levels / 255
 
 
@@ -70,10 +114,13 @@ def resize_shortest_like_pil(images: torch.Tensor, size: int, *, filter: str = "
         size: in pixels.
         filter: name of one of `FILTERS`.
     """
+    return resize_like_pil(images, *_shortest_resized(images, size), filter=filter)
+
+
+def _shortest_resized(images: torch.Tensor, size: int) -> tuple[int, int]:
+    """Height and width where the shortest side is `size`."""
     height, width = images.shape[-2:]
-    if height <= width:
-        return resize_like_pil(images, size, int(size * width / height), filter=filter)
-    return resize_like_pil(images, int(size * height / width), size, filter=filter)
+    return (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
 
 
 def resampling_weights(source: int, target: int, filter: str = "bicubic") -> torch.Tensor:
@@ -83,13 +130,26 @@ def resampling_weights(source: int, target: int, filter: str = "bicubic") -> tor
         source, target: lengths in pixels, before and after.
         filter: name of one of `FILTERS`.
     """
+    return _weights(source, target, filter, slice(0, target))[1]
+
+
+def _resampling(source: int, target: int, filter: str, kept: slice) -> tuple[slice, torch.Tensor]:
+    """What of the source the `kept` part of the target needs, and the weights between both."""
+    if source == target:
+        return kept, torch.empty(0)
+    return _weights(source, target, filter, kept)
+
+
+def _weights(source: int, target: int, filter: str, kept: slice) -> tuple[slice, torch.Tensor]:
     support, kernel = FILTERS[filter]
     scale = source / target
     stretch = max(scale, 1.0)  # the kernel widens when the image shrinks: that is the antialiasing
-    centres = (torch.arange(target, dtype=torch.float64)[:, None] + 0.5) * scale
-    places = (torch.arange(source, dtype=torch.float64) + 0.5 - centres) / stretch
+    centres = (torch.arange(kept.start, kept.stop, dtype=torch.float64)[:, None] + 0.5) * scale
+    first = max(math.floor(float(centres[0]) - support * stretch), 0)
+    last = min(math.ceil(float(centres[-1]) + support * stretch), source)
+    places = (torch.arange(first, last, dtype=torch.float64) + 0.5 - centres) / stretch
     weights = torch.where(places.abs() < support, kernel(places), 0.0)
-    return (weights / weights.sum(1, keepdim=True) * _FINE).round() / _FINE
+    return slice(first, last), (weights / weights.sum(1, keepdim=True) * _FINE).round() / _FINE
 
 
 def _triangle(x: torch.Tensor) -> torch.Tensor:
@@ -127,14 +187,16 @@ def center_crop(images: torch.Tensor, size: int, *, rounding: str) -> torch.Tens
     Raises:
         ValueError: if the images are smaller than `size`, or `rounding` is neither.
     """
-    starts = []
-    for side in images.shape[-2:]:
-        if side < size:
-            raise ValueError(f"images of {tuple(images.shape[-2:])} are smaller than the crop, {size}")
-        margin = side - size
-        starts.append({"half-even": round(margin / 2), "floor": margin // 2}[rounding])
-    top, left = starts
-    return images[..., top : top + size, left : left + size]
+    rows, columns = (_central(side, size, rounding) for side in images.shape[-2:])
+    return images[..., rows, columns]
+
+
+def _central(side: int, crop: int, rounding: str) -> slice:
+    margin = side - crop
+    if margin < 0:
+        raise ValueError(f"a side of {side} pixels is smaller than the crop, {crop}")
+    start = {"half-even": round(margin / 2), "floor": margin // 2}[rounding]
+    return slice(start, start + crop)
 
 
 def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -156,23 +218,3 @@ def to_pil(image: torch.Tensor) -> Image.Image:
     """
     levels = (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).numpy())
-
-
-def read_image(path: Path) -> torch.Tensor:
-    """The image in a file as (1, 3, H, W) in [0, 1]; transparency is laid on white.
-
-    Arguments:
-        path: of a file in any format that Pillow reads.
-
-    Raises:
-        DraftError: if the file is missing or no image.
-    """
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGBA")
-    except FileNotFoundError:
-        raise DraftError("no such file", where=str(path), next="check the path") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise DraftError(f"cannot be read as an image ({error})", where=str(path)) from error
-    flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return torch.from_numpy(np.asarray(flat).copy()).permute(2, 0, 1)[None] / 255

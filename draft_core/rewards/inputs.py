@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import torch
 
 from draft_core.errors import RewardError
+
+MARGIN = 0.5  # how far outside [0, 1] a level may lie: more than a decoder overshoots, less than [-1, 1] or [0, 255] do
 
 
 def checked_images(images: torch.Tensor, prompts: Sequence[str], *, where: str) -> torch.Tensor:
@@ -19,7 +22,8 @@ def checked_images(images: torch.Tensor, prompts: Sequence[str], *, where: str) 
         where: who checks, such as "reward 'hpsv2'"; it begins an error's sentence.
 
     Raises:
-        RewardError: unless they are a floating-point batch (B, 3, H, W) with B prompts.
+        RewardError: unless they are a floating-point batch (B, 3, H, W) with B prompts, and its levels those of
+            [0, 1]; a little outside, as decoders overshoot, they are taken as they are.
     """
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise RewardError(
@@ -31,6 +35,13 @@ def checked_images(images: torch.Tensor, prompts: Sequence[str], *, where: str) 
         raise RewardError(
             f"there are {len(prompts)} prompts for {len(images)} images", where=where, next="pass one for each image"
         )
+    has_numbers = type(images) in (torch.Tensor, torch.nn.Parameter) and not images.is_meta  # torch's fake ones do not
+    if has_numbers and images.numel():
+        low, high = torch.stack(images.detach().aminmax()).tolist()
+        if -math.inf < low < -MARGIN or 1 + MARGIN < high < math.inf:  # what is not finite has no range
+            raise RewardError(
+                f"the images' levels run from {low:.4g} to {high:.4g}", where=where, next="pass levels in [0, 1]"
+            )
     return images.float()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -39,10 +40,10 @@ class RunningScale:
                 before = self.divisors.get(name, size)
                 self.divisors[name] = self.memory * before + (1 - self.memory) * size
 
-    def state(self) -> dict[str, float]:
+    def state(self) -> dict[str, Any]:
         """What `restore` takes."""
-        return dict(self.divisors)
+        return {"by": self.by, "divisors": dict(self.divisors)}
 
-    def restore(self, state: Mapping[str, float]) -> None:
-        """Continues from a `state`."""
-        self.divisors = dict(state)
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continues from a `state`; of one that was measured by something else nothing is kept."""
+        self.divisors = dict(state["divisors"]) if state.get("by") == self.by else {}

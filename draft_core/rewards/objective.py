@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from draft_core.errors import DraftError, RewardError, one_line
+from draft_core.errors import DraftError, RewardError, one_line, raised_at
 from draft_core.rewards.protocol import FrozenModule
 
 
@@ -54,7 +54,7 @@ class Objective(FrozenModule):
         Raises:
             RewardError: if a reward raises, or returns anything but one float32 score for each image.
         """
-        score = _scores if images.ndim == 4 else _mean_over_frames
+        score = checked_scores if images.ndim == 4 else _mean_over_frames
         each = {name: score(name, reward, images, prompts) for name, reward in self.rewards.items()}
         if not each:
             return Scores(torch.zeros(len(images), device=images.device), each)
@@ -77,10 +77,18 @@ class Objective(FrozenModule):
 def _mean_over_frames(name: str, reward: torch.nn.Module, videos: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     frames = videos.shape[1]
     texts = [prompt for prompt in prompts for _ in range(frames)]
-    return _scores(name, reward, videos.flatten(0, 1), texts).view(-1, frames).mean(1)
+    return checked_scores(name, reward, videos.flatten(0, 1), texts).view(-1, frames).mean(1)
 
 
-def _scores(name: str, reward: torch.nn.Module, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+def checked_scores(name: str, reward: torch.nn.Module, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    """The scores (N,) that a reward gives images (N, 3, H, W) and their N prompts.
+
+    Arguments:
+        name: of the reward, for the error.
+
+    Raises:
+        RewardError: if it raises, or returns anything but one float32 score for each image.
+    """
     count = len(images)
     try:
         scores: Any = reward(images, prompts)
@@ -88,7 +96,7 @@ def _scores(name: str, reward: torch.nn.Module, images: torch.Tensor, prompts: S
         raise
     except Exception as error:  # a plugin's bug: name the plugin's reward, and keep the traceback as the cause
         raise RewardError(
-            f"it raised {type(error).__name__}: {one_line(error)}",
+            f"it raised {type(error).__name__}: {one_line(error)}{raised_at(error)}",
             where=f"reward {name!r}",
             next=f"run `draft rewards check {name.split('#')[0]}` and tell its author",
         ) from error

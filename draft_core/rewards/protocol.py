@@ -1,4 +1,4 @@
-"""The contracts between sampler, rewards and trainer, and the dictionary of shapes they speak in.
+"""The contract of rewards, and the letters that stand for sizes in docstrings.
 
 B  prompts in a batch          T  sampler steps              n  re-noisings per sample (DRaFT-LV)
 N  images in a rollout, B (1 + n) times the images per prompt
@@ -27,7 +27,8 @@ class Reward(Protocol):
         """Scores, float32 (N,).
 
         Arguments:
-            images: float (N, 3, H, W) in [0, 1]; values slightly outside must score finite.
+            images: float (N, 3, H, W) in [0, 1]; values slightly outside must score finite, and other ranges such as
+                [-1, 1] and [0, 255] be refused, which `draft_core.rewards.checked_images` does.
             prompts: N strings.
         """
         ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from draft_core.errors import DraftError, one_line
+from draft_core.rewards.hub import hub_or_cache, require_hub
+from draft_core.rewards.weight_diagnosis import diagnosed, is_safetensors, nested, prefix_advice
 
 # What a config's field for weights may say besides a path.
 PUBLISHED = "hub"
@@ -94,6 +95,8 @@ def locate_model(source: str, published: str, *, where: str, option: str) -> str
 def explained(what: str, *, where: str, option: str, megabytes: float | None = None) -> Iterator[None]:
     """Whatever a library's own loader raises inside becomes one sentence: file, size, reason, remedy.
 
+    Without a network it is given what the cache has, at once.
+
     Arguments:
         what: what is fetched, such as "CLIPModel laion/CLIP-ViT-H-14-laion2B-s32B-b79K".
         where: who asks; it begins the error's sentence.
@@ -104,7 +107,8 @@ def explained(what: str, *, where: str, option: str, megabytes: float | None = N
         DraftError: instead of the library's OSError, ValueError or RuntimeError.
     """
     try:
-        yield
+        with hub_or_cache():
+            yield
     except (OSError, ValueError, RuntimeError) as error:
         size = f" ({megabytes:,.0f} MB)" if megabytes else ""
         raise DraftError(
@@ -161,6 +165,8 @@ def load_tokenizer(kind: Any, name: str, *, where: str, option: str, megabytes: 
         except TypeError as error:
             raise OSError("it has no vocabulary") from error
         if len(tokenizer) <= len(set(tokenizer.all_special_tokens)) + 1:
+            if not Path(name).is_dir():
+                require_hub()
             raise OSError("it has no vocabulary")
     return tokenizer
 
@@ -168,7 +174,7 @@ def load_tokenizer(kind: Any, name: str, *, where: str, option: str, megabytes: 
 def read_tensors(path: Path, *, where: str) -> dict[str, torch.Tensor]:
     """The tensors of a weight file by name, on the CPU: safetensors, or what torch saved, with nothing executed.
 
-    A training checkpoint's "state_dict" is taken out of it.
+    What the file is its content says, not its name. A training checkpoint's "state_dict" is taken out of it.
 
     Arguments:
         path: of the file.
@@ -177,25 +183,28 @@ def read_tensors(path: Path, *, where: str) -> dict[str, torch.Tensor]:
     Raises:
         DraftError: if the file is torn, or holds anything else.
     """
-    content: object
     try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise DraftError(
-            f"cannot be read as weights: {_first_sentence(error)}",
-            where=f"{where}, {path}",
-            next="fetch the file again; only safetensors and plain tensors saved by torch are read",
-        ) from error
+        content = _content(path)
+    except Exception as error:  # a file that is no weights leads an unpickler anywhere
+        what, remedy = diagnosed(path, error) or (
+            _first_sentence(error),
+            "fetch the file again; only safetensors and plain tensors saved by torch are read",
+        )
+        raise DraftError(f"cannot be read as weights: {what}", where=f"{where}, {path}", next=remedy) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise DraftError(
-            "holds something else than tensors by name", where=f"{where}, {path}", next="give a file of weights"
-        )
+        remedy = (nested(content) if isinstance(content, Mapping) else None) or "give a file of weights"
+        raise DraftError("holds something else than tensors by name", where=f"{where}, {path}", next=remedy)
     return dict(content)
+
+
+def _content(path: Path) -> object:
+    if is_safetensors(path):
+        return load_file(path)
+    with warnings.catch_warnings(), path.open("rb") as file:  # opened here, or torch would go by the name
+        warnings.simplefilter("ignore")  # of archives that it refuses afterwards
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def load_strict(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
@@ -251,13 +260,14 @@ def require_fit(
         raise DraftError(
             f"the weights are not those of this {what}: {'; '.join(report)}",
             where=where,
-            next="give the weights of this architecture, or the architecture of these weights",
+            next=prefix_advice(missing, unexpected)
+            or "give the weights of this architecture, or the architecture of these weights",
         )
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """What is built inside gets weights that `seed` repeats; torch's random state is as before afterwards."""
+    """A context: modules built inside get weights drawn from `seed`; afterwards torch's random state is as before."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

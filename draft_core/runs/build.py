@@ -4,69 +4,109 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 
-from draft_core.adapters.lora import adapters_off, add_lora
-from draft_core.errors import DraftError, PluginError, RecipeError
+from draft_core.adapters.adapter import Adapter
+from draft_core.adapters.lora_adapter import Lora
+from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised_at
 from draft_core.learners.learner import Learner
 from draft_core.recipe.messages import validate
-from draft_core.recipe.resolve import resolve_prompts
+from draft_core.recipe.paths import with_absolute_paths, working_directory
+from draft_core.recipe.prompt_lists import PromptList
+from draft_core.recipe.resolve import resolve_prompt_list
 from draft_core.recipe.schema import ModelConfig, RecipeBase, reward_type
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import Config, MethodConfig, RewardConfig
 from draft_core.rewards.objective import Objective
 from draft_core.rewards.placement import OnDevice
-from draft_core.runs.pipeline_loading import guided, load_pipeline, tile_decode
+from draft_core.runs.pipeline_loading import (
+    check_model,
+    guided,
+    load_pipeline,
+    read_images,
+    set_scheduler,
+    tile_decode,
+    with_tuples,
+)
 from draft_core.sampling.prompt_cache import remember_prompts
 from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.training.batches import images_per_prompt
+from draft_core.training.distributed import Processes
+from draft_core.training.precision import autocast
+from draft_core.training.scoring import check_spread
 from draft_core.training.trainer import Trainer
 
-LEARNER_MEMBERS = ("needs_gradient", "losses", "modules", "state_dict", "load_state_dict")
+LEARNER_MEMBERS = ("needs_gradient", "yields_divergence", "losses", "modules", "state_dict", "load_state_dict")
 
 
-def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Sequence[str] | None = None) -> Trainer:
+def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: PromptList | None = None) -> Trainer:
     """The trainer of a recipe: pipeline loaded, LoRA added, rewards built, everything on its device.
 
     Arguments:
         recipe: what `load_recipe` gives.
         catalog: what is installed; loaded if left out.
-        prompts: those of the recipe where they are resolved already; else its list or file is read here.
+        prompts: those of the recipe where they are resolved already, with their columns; else its list or file is read
+            here.
 
     Raises:
         DraftError: if the device, a package or a weight is missing; what costs nothing is checked first.
     """
     catalog = catalog if catalog is not None else load_catalog()
     _check_machine(recipe)
-    prompts = prompts if prompts is not None else resolve_prompts(recipe.prompts, catalog)
+    check_model(recipe.model, catalog)
+    prompts = prompts if prompts is not None else resolve_prompt_list(recipe.prompts, catalog)
     objective = build_objective(recipe.rewards, catalog)
-    sampler = build_sampler(recipe.model, seed=recipe.train.seed, catalog=catalog)
+    sampler = build_sampler(recipe.model, catalog=catalog)
+    adapter = build_adapter(recipe.model, sampler.pipe, seed=recipe.train.seed)
     if recipe.regularizers.kl:
-        sampler.base_model = partial(adapters_off, sampler.pipe)
+        sampler.base_model = adapter.base_model
     return Trainer(
         sampler,
         objective,
         build_learner(recipe.method, catalog),
-        prompts,
+        prompts.prompts,
         recipe.train,
         regularizers=recipe.regularizers,
+        adapter=adapter,
         device=recipe.device,
+        columns=prompts.columns,
     )
 
 
-def build_sampler(model: ModelConfig, *, seed: int, catalog: Catalog) -> DifferentiableSampler:
-    """The sampler of a recipe's model, whose denoiser carries a fresh LoRA drawn from `seed`."""
-    pipe = load_pipeline(model.pretrained, dtype=model.dtype, catalog=catalog)
+def build_adapter(model: ModelConfig, pipe: Any, *, seed: int) -> Adapter:
+    """What is trained, attached to the pipeline: the recipe's LoRA, drawn from `seed`, or the one it goes on from.
+
+    Raises:
+        RecipeError: if no layer matches its targets.
+        CheckpointError: if the LoRA to go on from does not fit.
+    """
+    lora = model.lora
+    adapter = Lora(pipe, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, init=lora.init)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapter.attach()
+    return adapter
+
+
+def build_sampler(model: ModelConfig, *, catalog: Catalog) -> DifferentiableSampler:
+    """The sampler of a recipe's model."""
+    call = read_images(model.call)
+    pipe = load_pipeline(
+        model.pretrained,
+        dtype=model.dtype,
+        pipeline=model.pipeline,
+        config=model.config,
+        variant=model.variant,
+        catalog=catalog,
+    )
+    if model.scheduler is not None:
+        set_scheduler(pipe, model.scheduler)
     if model.tiled_decode:
         tile_decode(pipe)
     if model.remember_prompts:
         remember_prompts(pipe)
-    targets = {} if model.lora.targets is None else {"targets": model.lora.targets}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        add_lora(pipe, rank=model.lora.rank, alpha=model.lora.alpha, **targets)
     guidance = guided(pipe, model.guidance_scale)
     return DifferentiableSampler(
         pipe,
@@ -74,7 +114,7 @@ def build_sampler(model: ModelConfig, *, seed: int, catalog: Catalog) -> Differe
         gradient_checkpointing=model.gradient_checkpointing,
         decode=model.decode,
         **guidance,
-        **model.call,
+        **with_tuples(pipe, call),
     )
 
 
@@ -87,17 +127,17 @@ def build_learner(config: MethodConfig, catalog: Catalog) -> Learner:
     """
     entry = catalog.method(config.kind)
     where = f"method {config.kind!r} of {entry.distribution}"
-    learner = _made(entry.spec.load(), config, where)
+    learner = made_by_plugin(entry.spec.load(), config, where)
     if missing := [name for name in LEARNER_MEMBERS if not hasattr(learner, name)]:
         raise PluginError(
             f"its factory made {type(learner).__name__}, which has no {missing[0]}", where=where, next="tell its author"
         )
-    if learner.needs_gradient != entry.spec.needs_gradient:
-        raise PluginError(
-            f"its spec says needs_gradient = {entry.spec.needs_gradient}, its learner {learner.needs_gradient}",
-            where=where,
-            next="tell its author",
-        )
+    for name in ("needs_gradient", "yields_divergence"):
+        said, found = getattr(entry.spec, name), getattr(learner, name)
+        if said != found:
+            raise PluginError(
+                f"its spec says {name} = {said}, its learner {found}", where=where, next="tell its author"
+            )
     made: Learner = learner
     return made
 
@@ -121,7 +161,7 @@ def build_objective(configs: Sequence[RewardConfig], catalog: Catalog, *, beside
     return Objective(rewards, weights, caps)
 
 
-def load_reward(kind: str, *, catalog: Catalog | None = None, **fields: Any) -> torch.nn.Module:
+def load_reward(kind: str, /, *, catalog: Catalog | None = None, **fields: Any) -> torch.nn.Module:
     """The reward of an installed kind: `load_reward("jpeg", quality=50)`.
 
     Arguments:
@@ -146,7 +186,7 @@ def build_reward(config: RewardConfig, catalog: Catalog) -> torch.nn.Module:
     """
     entry = catalog.reward(config.kind)
     where = f"reward {config.kind!r} of {entry.distribution}"
-    reward = _made(entry.spec.load(), config, where)
+    reward = made_by_plugin(entry.spec.load(), config, where)
     if not isinstance(reward, torch.nn.Module):
         raise PluginError(f"its factory made {type(reward).__name__}, not a torch.nn.Module", where=where)
     if config.device is None:
@@ -155,15 +195,22 @@ def build_reward(config: RewardConfig, catalog: Catalog) -> torch.nn.Module:
     return OnDevice(reward, config.device)
 
 
-def _made(factory: Callable[[Any], Any], config: Config, where: str) -> Any:
-    """What a plugin's factory makes; a bug of it names the plugin, and keeps the traceback as the cause."""
+def made_by_plugin(factory: Callable[[Any], Any], config: Config, where: str) -> Any:
+    """What a plugin's factory makes of a config.
+
+    Raises:
+        PluginError: if it raises anything but a `DraftError`; `where` names the plugin, the traceback is the cause.
+    """
     try:
         return factory(config)
     except DraftError:
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise PluginError(f"it cannot be built ({reason})", where=where, next="tell its author") from error
+        raise PluginError(
+            f"it cannot be built ({type(error).__name__}: {one_line(error)}){raised_at(error)}",
+            where=where,
+            next="tell its author",
+        ) from error
 
 
 def reward_config(kind: str, fields: Mapping[str, Any], catalog: Catalog) -> RewardConfig:
@@ -172,9 +219,12 @@ def reward_config(kind: str, fields: Mapping[str, Any], catalog: Catalog) -> Rew
     Raises:
         DraftError: like `load_reward`.
     """
+    if "kind" in fields:
+        raise RecipeError("the kind is said already", where=f"reward {kind!r}: kind", next="leave it out")
     catalog.reward(kind)
-    config: RewardConfig = validate(reward_type(catalog), {"kind": kind, **fields}, catalog, where=f"reward {kind!r}")
-    return config
+    where = f"reward {kind!r}"
+    config: RewardConfig = validate(reward_type(catalog), {"kind": kind, **fields}, catalog, where=where)
+    return with_absolute_paths(config, working_directory, where=where)
 
 
 def _check_device(device: str, *, where: str) -> None:
@@ -195,6 +245,9 @@ def _check_machine(recipe: RecipeBase) -> None:
         if reward.device:
             name = f"rewards.{place}" if place < len(recipe.rewards) else f"metrics.{place - len(recipe.rewards)}"
             _check_device(reward.device, where=f"{name}.device")
+    processes = Processes(cpu=recipe.device == "cpu")
+    autocast(processes.device, recipe.train.mixed_precision)  # refuses what the device cannot do
+    check_spread(recipe.train, images_per_prompt(recipe.model.call), processes.world_size)
     if recipe.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise RecipeError(
             "TensorBoard is not installed", where="tensorboard", next="pip install 'draft-core[tensorboard]'"

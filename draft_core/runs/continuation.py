@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import json
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from draft_core.errors import CheckpointError, RecipeError, one_line
 from draft_core.recipe.load import dump_recipe
+from draft_core.recipe.resolve import ResolvedRecipe
 from draft_core.recipe.schema import RecipeBase
 from draft_core.recipe.yaml_text import parse_yaml
-from draft_core.reporting.run_record import FACTS, RECIPE
-from draft_core.runs.folder import is_run_file, refuse_if_locked
+from draft_core.reporting.run_record import FACTS, PROMPTS, RECIPE
+from draft_core.runs.folder import CHECKPOINTS, is_run_file, require_unlocked
+from draft_core.training.batches import images_per_prompt
 
 # What may change between the parts of a run without changing what it computes.
 HARMLESS = (
@@ -27,30 +33,59 @@ HARMLESS = (
 )
 
 
-def is_continued(recipe: RecipeBase, folder: Path, *, resume: bool, overwrite: bool, force: bool) -> bool:
-    """Whether there is a run in the output folder that this one goes on with.
+# What may change without changing the images of an evaluation or their scores before weights.
+UNSEEN = ("evaluation.every", "evaluation.tolerance", "model.gradient_checkpointing", "model.decode")
+UNSEEN_ENDINGS = (".weight", ".cap", ".device")
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """How a run begins in its folder.
+
+    Arguments:
+        goes_on: whether it goes on with the run there.
+        redraws: whether the evaluations so far are of other images or scores than those to come.
+        notes: what a person should know of it, a sentence each.
+    """
+
+    goes_on: bool
+    redraws: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def continuation(resolved: ResolvedRecipe, *, resume: bool, overwrite: bool, force: bool) -> Continuation:
+    """Whether there is a run in the output folder that this one goes on with, and how.
+
+    A run that has saved nothing yet is none to go on with: another recipe may take its place.
 
     Raises:
         DraftError: if the folder is not for this run.
     """
+    folder = resolved.recipe.output
     where = f"output {folder}"
     if folder.is_file():
         raise RecipeError("it is a file", where=where, next="name a folder")
-    refuse_if_locked(folder)  # asked now, before a model is loaded
+    require_unlocked(folder)  # asked now, before a model is loaded
     _require_writable(folder, where)
     if not (folder.is_dir() and any(is_run_file(item) for item in folder.iterdir())):
         if resume:
             raise CheckpointError("there is no run to resume", where=where, next="leave out --resume")
-        return False
+        return Continuation(False)
     if not (folder / RECIPE).is_file():
         raise RecipeError("the folder is not empty and holds no run", where=where, next="choose another folder")
     if overwrite:
-        return False
+        return Continuation(False)
+    has_saved = (folder / FACTS).is_file() or any((folder / CHECKPOINTS).glob("[0-9]*"))
     ways = "replace it with --overwrite, or choose another folder with --set output=..."
-    different = _differences(folder, recipe)
+    different = _differences(folder, resolved)
+    if different and not has_saved:
+        if resume:
+            raise CheckpointError("the run there has saved nothing yet", where=where, next="leave out --resume")
+        return Continuation(False, notes=(f"the run in {folder} had saved nothing yet, and is replaced",))
     if different and not force:
+        shown = "; ".join(f"{name}: {change}" for name, change in different.items())
         raise RecipeError(
-            f"the folder holds a run already, with another recipe or other versions: {'; '.join(different)}",
+            f"the folder holds a run already, with another recipe, other prompts or other versions: {shown}",
             where=where,
             next=f"continue it all the same with --resume --force, {ways}",
         )
@@ -58,35 +93,84 @@ def is_continued(recipe: RecipeBase, folder: Path, *, resume: bool, overwrite: b
         raise RecipeError(
             "the folder holds a finished run already", where=where, next=f"continue it with --resume, {ways}"
         )
-    return True
+    redraws = any(_is_seen(name, resolved.recipe) for name in different)
+    note = "the evaluations so far were of other images or scores: they are drawn anew, from the base model's on"
+    return Continuation(True, redraws, (note,) if redraws else ())
+
+
+def _is_seen(field: str, recipe: RecipeBase) -> bool:
+    """Whether an evaluation of another value of the field cannot be compared with one of this."""
+    first = field.split(".")[0]
+    if field in UNSEEN or field.endswith(UNSEEN_ENDINGS):
+        return False
+    evaluated = ("model", "evaluation", "rewards", "metrics")
+    return first in evaluated or (first == "prompts" and recipe.evaluation is None)
 
 
 def _require_writable(folder: Path, where: str) -> None:
-    """That the folder can be made and written into, as far as that can be known without doing it."""
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    """That the folder can be made and written into; what is made to find that out is removed again."""
+    paths = (folder, *folder.absolute().parents)
+    there = next(path for path in paths if path.exists())
     if not there.is_dir():
         raise RecipeError(f"{there} is a file", where=where, next="name a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        ways = "mend its permissions, or choose another with --set output=..."
-        raise RecipeError(f"{there} is not writable", where=where, next=ways)
+    missing = paths[: paths.index(there)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        ways = "mend its permissions, or choose another folder with --set output=..."
+        raise RecipeError(f"{there} is not writable ({error.strerror})", where=where, next=ways) from error
+    finally:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
 
 
-def _differences(folder: Path, recipe: RecipeBase) -> list[str]:
-    """What the run in the folder was started with and would now be otherwise: "field: then -> now"."""
+def _differences(folder: Path, resolved: ResolvedRecipe) -> dict[str, str]:
+    """What the run in the folder was started with and would now be otherwise: field -> "then -> now"."""
     try:
         then = _by_images(parse_yaml((folder / RECIPE).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"it cannot be read ({one_line(error)})", where=str(folder / RECIPE), next="use --overwrite"
         ) from error
-    now = _by_images(parse_yaml(dump_recipe(recipe)))
+    now = _by_images(parse_yaml(dump_recipe(resolved.recipe)))
     before, after = _flat(then), _flat(now)
-    return [
-        f"{name}: {before.get(name, 'nothing')} -> {after.get(name, 'nothing')}"
+    fields = {
+        name: f"{before.get(name, 'nothing')} -> {after.get(name, 'nothing')}"
         for name in sorted({*before, *after})
         if before.get(name) != after.get(name)
         and not any(name == harmless or name.startswith(f"{harmless}.") for harmless in HARMLESS)
-    ]
+    }
+    return {**fields, **_changed_prompts(folder, resolved, fields)}
+
+
+def _changed_prompts(folder: Path, resolved: ResolvedRecipe, fields: Mapping[str, str]) -> dict[str, str]:
+    """Of each prompt list that holds other prompts than when the run began, its lengths and the first difference.
+
+    What the recipe itself says otherwise is among `fields` already.
+    """
+    try:
+        then = json.loads((folder / PROMPTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    changed = {}
+    for field, now in resolved.prompt_lists.items():
+        before = then.get(field, now)
+        if before == now or any(name.startswith(_sources(field, resolved.recipe)) for name in fields):
+            continue
+        pairs = enumerate(zip_longest(before, now))
+        place, (old, new) = next((place, pair) for place, pair in pairs if pair[0] != pair[1])
+        changed[field] = f"{len(before)} -> {len(now)} texts, number {place + 1} was {old!r} and is {new!r}"
+    return changed
+
+
+def _sources(field: str, recipe: RecipeBase) -> tuple[str, ...]:
+    """The fields of the recipe that say what a list of prompts is."""
+    if field.startswith("prompts") or recipe.evaluation is None:
+        return ("prompts",)
+    return ("evaluation.prompts", "evaluation.count")
 
 
 def _by_images(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,8 +187,8 @@ def _by_images(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def images_per_update(recipe: Mapping[str, Any]) -> int:
     """Of all processes and accumulated batches; `recipe` as a mapping, as it is in its file."""
-    train = recipe["train"]
-    return int(recipe.get("processes", 1) * train["batch_size"] * train["gradient_accumulation_steps"])
+    train, each = recipe["train"], images_per_prompt(recipe["model"].get("call") or {})
+    return int(recipe.get("processes", 1) * train["batch_size"] * train["gradient_accumulation_steps"] * each)
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from draft_core.adapters.lora import adapters_off, adapters_scaled
 from draft_core.evaluation.collapse import EvalRecord, eval_record
-from draft_core.evaluation.evaluate import Evaluation, evaluate
+from draft_core.evaluation.evaluate import Evaluation, NotFiniteError, evaluate
 from draft_core.reporting.run_record import EVALUATIONS, append_row, load_images, save_images, scale_name
 from draft_core.rewards.objective import Objective
 from draft_core.runs.folder import RunFolder
@@ -42,26 +41,33 @@ class Evaluator:
 
     def evaluate_base(self) -> EvalRecord:
         """The base model's record, which is that of update 0."""
-        with adapters_off(self.trainer.sampler.pipe):
+        with self.trainer.adapter.base_model():
             seen = self._draw("before", self.rewards, self.prompts, self.seeds)
         return self.folder.write(lambda: self._write(0, seen, {}, {}))
 
     def evaluate(self, stage: str = "") -> EvalRecord:
-        """The record of the LoRA as it is now; several rewards have their gradients compared.
+        """The record of the tuned model as it is now; several rewards have their gradients compared.
 
         Arguments:
             stage: what the progress display calls it; "evaluate UPDATE" if left out.
         """
         update = self.trainer.done
-        seen = self._draw(stage or f"evaluate {update}", self.rewards, self.prompts, self.seeds)
+        try:
+            seen = self._draw(stage or f"evaluate {update}", self.rewards, self.prompts, self.seeds)
+        except NotFiniteError as error:
+            raise NotFiniteError(
+                f"{error.what} after update {update}; those of the base model were",
+                where=error.where,
+                next="lower train.learning_rate and start anew with --overwrite; the last checkpoint is kept till then",
+            ) from error
         several = len(self.trainer.objective.weights) > 1
         norms, cosines = self.trainer.reward_gradients() if update and several else ({}, {})
         return self.folder.write(lambda: self._write(update, seen, norms, cosines))
 
     def draw_scales(self, scales: Sequence[float]) -> None:
-        """Writes a few images at each scale of the LoRA."""
+        """Writes a few images at each scale of what was trained."""
         for scale in scales:
-            with adapters_scaled(self.trainer.sampler.pipe, scale):
+            with self.trainer.adapter.scaled(scale):
                 drawn = self._draw(f"scale {scale:g}", Objective({}), self.prompts[:SCALED_PROMPTS], self.seeds[:1])
             self.folder.save_images(scale_name(scale), drawn.images)
 
@@ -73,7 +79,7 @@ class Evaluator:
             prompts,
             seeds,
             batch_size=self.trainer.settings.batch_size,
-            autocast=self.trainer.accelerator.autocast,
+            autocast=self.trainer.autocast,
             progress=lambda done, total: self.progress(stage, done, total, "images"),
             share=(processes.rank, processes.world_size),
             gather=processes.gather,
@@ -85,6 +91,7 @@ class Evaluator:
         if self.base_images is None:  # from the files, also in an uninterrupted run: both compare with the same levels
             self.base_images = load_images(self.folder.path, 0)
         base = replace(seen, images=self.base_images)
-        record = eval_record(seen, base, update, gradients=norms, cosines=cosines)
+        divisors = self.trainer.scoring.divisors if update else {}
+        record = eval_record(seen, base, update, gradients=norms, cosines=cosines, divisors=divisors)
         append_row(self.folder.path / EVALUATIONS, record)
         return record

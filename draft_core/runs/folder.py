@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,16 +14,18 @@ from typing import Any, TypeVar
 import torch
 from filelock import FileLock, Timeout
 
-from draft_core.adapters.files import save_lora
-from draft_core.adapters.lora import lora_state, set_lora_state
+from draft_core.adapters.adapter import Adapter
 from draft_core.errors import CheckpointError, DraftError, RecipeError
 from draft_core.evaluation.collapse import EvalRecord
 from draft_core.recipe.load import dump_recipe
+from draft_core.recipe.resolve import ResolvedRecipe
 from draft_core.recipe.schema import RecipeBase
 from draft_core.reporting.run_record import (
     EVALUATIONS,
     FACTS,
+    IMAGES,
     METRICS,
+    PROMPTS,
     RECIPE,
     Facts,
     RunRecord,
@@ -34,6 +37,7 @@ from draft_core.reporting.run_record import (
     write_facts,
     write_whole,
 )
+from draft_core.runs.replacement import bring_back, let_go, put_aside
 from draft_core.training.checkpoints import (
     checkpoints,
     load_checkpoint,
@@ -46,6 +50,7 @@ from draft_core.training.step_report import StepReport
 from draft_core.training.trainer import Trainer
 
 LOCK = ".lock"  # in the folder; it stays there, and only a process that lives holds it
+CHECKPOINTS = "checkpoints"  # a folder for each, named by its update
 
 T = TypeVar("T")
 Identity = tuple[int, int]  # device and inode of the lock file, which is open as long as the lock is held
@@ -89,7 +94,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """The folder is this run's alone inside.
+        """The folder is this run's alone inside; at the end an earlier run comes back that was not let go.
 
         Raises:
             RecipeError: if another process holds it.
@@ -98,6 +103,9 @@ class RunFolder:
         try:
             yield
         finally:
+            if self.processes.rank == 0 and _is_held(self.path, self.identity):
+                with suppress(OSError):  # then it comes back when the next run looks at the folder
+                    bring_back(self.path, staying=[LOCK])
             self.lock.release()
 
     def write(self, work: Callable[[], T]) -> T:
@@ -108,12 +116,19 @@ class RunFolder:
         """
         return self.processes.on_main(lambda: self._written(work))
 
-    def begin(self, *, anew: bool) -> None:
-        """The folder with its recipe, and with nothing else where the run starts anew.
+    def begin(self, resolved: ResolvedRecipe, *, anew: bool, redraws: bool) -> None:
+        """The folder with its recipe and prompts.
 
-        A deletion that is killed leaves the old recipe, by which the folder is still known.
+        Arguments:
+            resolved: what the recipe stands for.
+            anew: whether the run starts anew; an earlier one there is then put aside.
+            redraws: whether the evaluations so far are deleted.
         """
-        self.processes.on_main(partial(_prepare, self.path, self.recipe, anew=anew))
+        self.processes.on_main(partial(_prepare, self.path, resolved, anew=anew, redraws=redraws))
+
+    def let_go(self) -> None:
+        """Deletes the run that was put aside: this one has shown that it evaluates and trains."""
+        self.write(partial(let_go, self.path))
 
     def append(self, report: StepReport) -> None:
         """Adds an update's report."""
@@ -143,9 +158,9 @@ class RunFolder:
         """
         return self.write(partial(self._checkpoint, trainer, seconds, spare))
 
-    def save_loras(self, pipe: Any, *, last: int, best: int) -> None:
-        """Writes the pipeline's LoRA, and that of the best update where it is neither the last nor the base model's."""
-        self.write(partial(_save_loras, self.path, pipe, last, best))
+    def save_adapter(self, adapter: Adapter, *, last: int, best: int) -> None:
+        """Writes what was trained, and its best update where that is neither the last nor the base model."""
+        self.write(partial(_save_adapter, self.path, adapter, last, best))
 
     def finish(self, facts: Facts, evaluations: Sequence[EvalRecord], report: Callable[[RunRecord], Path]) -> Path:
         """Writes the report, and last of all the facts, which mark the run as finished; gives the page."""
@@ -169,7 +184,7 @@ class RunFolder:
         self.identity = _identity_of(self.path / LOCK)
 
     def _written(self, work: Callable[[], T]) -> T:
-        if _identity_of(self.path / LOCK) != self.identity or not (self.path / RECIPE).is_file():
+        if not (_is_held(self.path, self.identity) and (self.path / RECIPE).is_file()):
             raise CheckpointError(
                 "the folder of the run was deleted, moved or emptied while it ran",
                 where=str(self.path),
@@ -187,7 +202,7 @@ class RunFolder:
         return found
 
     def _checkpoint(self, trainer: Trainer, seconds: float, spare: int) -> Path:
-        folder = self.path / "checkpoints"
+        folder = self.path / CHECKPOINTS
         if self.saved == trainer.done:  # writing it again would first delete what is there
             return folder / f"{trainer.done:06d}"
         saved = save_checkpoint(
@@ -206,19 +221,20 @@ class RunFolder:
 # What the main process does
 
 
-def _prepare(folder: Path, recipe: RecipeBase, *, anew: bool) -> None:
-    for item in folder.iterdir() if anew else []:
-        if item.is_dir() and not item.is_symlink():
-            shutil.rmtree(item)
-        elif item.name not in (RECIPE, LOCK):
-            item.unlink()
-    write_whole(folder / RECIPE, dump_recipe(recipe))
+def _prepare(folder: Path, resolved: ResolvedRecipe, *, anew: bool, redraws: bool) -> None:
+    if anew and any(is_run_file(item) for item in folder.iterdir()):
+        put_aside(folder, staying=[LOCK])
+    if redraws:
+        (folder / EVALUATIONS).unlink(missing_ok=True)
+        shutil.rmtree(folder / IMAGES, ignore_errors=True)
+    write_whole(folder / RECIPE, dump_recipe(resolved.recipe))
+    write_whole(folder / PROMPTS, json.dumps(resolved.prompt_lists, ensure_ascii=False, indent=1))
 
 
 def _load_newest(path: Path, trainer: Trainer, processes: int) -> Restored:
     """Loads the newest checkpoint that can be read, and sets those aside that cannot."""
     notes = []
-    for folder in reversed(checkpoints(path / "checkpoints")):
+    for folder in reversed(checkpoints(path / CHECKPOINTS)):
         try:
             read_checkpoint(folder)
         except CheckpointError as error:
@@ -232,7 +248,7 @@ def _load_newest(path: Path, trainer: Trainer, processes: int) -> Restored:
         change = "" if before == now else f", with {now} process(es) instead of {before}: equal but for rounding"
         notes.append(f"going on after update {trainer.done}{change}")
         return Restored(folder, float(state.get("seconds", 0.0)), notes=notes)
-    if any((path / "checkpoints").glob("*.unusable")):
+    if any((path / CHECKPOINTS).glob("*.unusable")):
         raise CheckpointError(
             "none of its checkpoints can be used", where=str(path), next="start anew with --overwrite"
         )
@@ -243,24 +259,24 @@ def _rows_until(path: Path, kind: Any, update: int) -> list[Any]:
     return [row for row in read_rows(path, kind) if row.update <= update]
 
 
-def _save_loras(folder: Path, pipe: Any, last: int, best: int) -> None:
-    save_lora(pipe, folder / "lora")
+def _save_adapter(folder: Path, adapter: Adapter, last: int, best: int) -> None:
+    adapter.save(folder / "lora")
     shutil.rmtree(folder / "lora-best", ignore_errors=True)
     if best in (0, last):
         return
-    state = lora_state(pipe)
+    state = adapter.state_dict()
     try:
-        set_lora_state(pipe, dict(read_checkpoint(folder / "checkpoints" / f"{best:06d}").adapter))
-        save_lora(pipe, folder / "lora-best")
+        adapter.load_state_dict(read_checkpoint(folder / CHECKPOINTS / f"{best:06d}").adapter)
+        adapter.save(folder / "lora-best")
     finally:
-        set_lora_state(pipe, state)
+        adapter.load_state_dict(state)
 
 
 # Whose a folder is
 
 
-def refuse_if_locked(folder: Path) -> None:
-    """Raises a `RecipeError` where another process writes a run in the folder; leaves the folder as it is."""
+def require_unlocked(folder: Path) -> None:
+    """Puts back what a run that was killed had put aside there; raises a `RecipeError` where a run is being written."""
     if not (folder / LOCK).is_file():
         return
     lock = FileLock(folder / LOCK)
@@ -270,7 +286,10 @@ def refuse_if_locked(folder: Path) -> None:
         raise _is_locked(folder) from None
     except OSError:  # nobody can write there
         return
-    lock.release()
+    try:
+        bring_back(folder, staying=[LOCK])
+    finally:
+        lock.release()
 
 
 def is_run_file(path: Path) -> bool:
@@ -282,6 +301,10 @@ def _is_locked(folder: Path) -> RecipeError:
     return RecipeError(
         "another process is writing a run there", where=f"output {folder}", next="wait for it, or choose another"
     )
+
+
+def _is_held(folder: Path, identity: Identity | None) -> bool:
+    return identity is not None and _identity_of(folder / LOCK) == identity
 
 
 def _identity_of(lock: Path) -> Identity | None:

@@ -1,49 +1,77 @@
-"""An alias, a folder or a hub name becomes a diffusers pipeline."""
+"""An alias, a folder, a hub name or a file becomes a diffusers pipeline, set up as a recipe says."""
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, ModularPipeline
+from diffusers import DiffusionPipeline, ModularPipeline, SchedulerMixin
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from packaging.version import Version
+from safetensors import SafetensorError
 
-from draft_core.errors import DraftError, RecipeError
-from draft_core.recipe.resolve import locate_pretrained
+from draft_core.adapters.files import lora_files
+from draft_core.errors import DraftError, RecipeError, first_line
+from draft_core.recipe.resolve import is_single_file, locate_pretrained
+from draft_core.recipe.schema import ImageFile, ModelConfig, SchedulerConfig
 from draft_core.registry.catalog import Catalog, load_catalog
+from draft_core.rewards.hub import hub_or_cache
+from draft_core.rewards.images import read_image, to_pil
 from draft_core.sampling import pipelines
-from draft_core.sampling.sampler import IMAGE_FILTERS
+from draft_core.sampling.pipelines import IMAGE_FILTERS
 
 # diffusers 0.40 renamed it, and warns of the old name.
 DTYPE_KEYWORD = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 
 
-def load_pipeline(name: str, *, dtype: str = "float32", catalog: Catalog | None = None) -> Any:
-    """The diffusers pipeline behind an alias, a folder or a hub name, without what would cut the gradient.
+def load_pipeline(
+    name: str,
+    *,
+    dtype: str = "float32",
+    pipeline: str | None = None,
+    config: str | None = None,
+    variant: str | None = None,
+    catalog: Catalog | None = None,
+) -> Any:
+    """The diffusers pipeline of an alias, a folder, a hub name or a file, without what would cut the gradient.
 
     Arguments:
-        name: an alias of `catalog`, a local folder, or "owner/name" on the hub.
+        name: an alias of `catalog`, a local folder, "owner/name" on the hub, or a .safetensors file with all weights.
         dtype: name of the torch dtype of all its weights.
+        pipeline: class in diffusers; None takes the one that the model names, which a single file does not.
+        config: of a single file: a folder in diffusers' format or a hub name that says how the model is built; None
+            takes the one that diffusers knows for weights of this kind.
+        variant: of the weight files, such as "fp16".
         catalog: None takes what is installed.
 
     Raises:
-        RecipeError: if there is no such pipeline.
+        RecipeError: if there is no such pipeline, or the arguments do not go together.
         DraftError: if it cannot be loaded, for want of a network, say.
     """
     catalog = catalog if catalog is not None else load_catalog()
     location = locate_pretrained(name, catalog)
+    _check_source(location, pipeline, config, variant)
+    cls = DiffusionPipeline if pipeline is None else _pipeline_class(pipeline)
     torch_dtype = getattr(torch, dtype)
     try:
-        pipe = _from_pretrained(location, torch_dtype)
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        known = "check the files in it" if Path(location).is_dir() else "check the name and the network"
+        if is_single_file(location):
+            more = {} if config is None else {"config": config}
+            with hub_or_cache():  # which says how it is built
+                pipe = cls.from_single_file(location, **more, **{DTYPE_KEYWORD: torch_dtype})
+        else:
+            pipe = _from_pretrained(cls, location, torch_dtype, variant)
+    except _LOADING_ERRORS as error:
+        known = "check the files in it" if Path(location).exists() else "check the name and the network"
         raise DraftError(
-            f"{name} cannot be loaded ({first_line})", where="model.pretrained", next=f"{known}, or give a local folder"
+            f"{name} cannot be loaded ({first_line(error)})",
+            where="model.pretrained",
+            next=f"{known}, or give a local folder",
         ) from error
     for component in pipe.components.values():
         # transformers loads in the precision that its config names, whatever the pipeline asked for
@@ -55,33 +83,154 @@ def load_pipeline(name: str, *, dtype: str = "float32", catalog: Catalog | None 
     return pipe
 
 
-def _from_pretrained(location: str, dtype: torch.dtype) -> Any:
+# A file that is not what it seems makes diffusers stumble over the keys and shapes that it expects.
+_LOADING_ERRORS = (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError, SingleFileComponentError)
+
+
+def check_model(model: ModelConfig, catalog: Catalog) -> None:
+    """What can be known of a model's settings before it is loaded.
+
+    Raises:
+        RecipeError: if they do not go together, or diffusers has no such class.
+        CheckpointError: if there is no LoRA to go on from.
+    """
+    _check_source(locate_pretrained(model.pretrained, catalog), model.pipeline, model.config, model.variant)
+    if model.pipeline is not None:
+        _pipeline_class(model.pipeline)
+    if model.scheduler is not None:
+        _scheduler_class(model.scheduler)
+    if model.lora.init is not None:
+        lora_files(model.lora.init)
+
+
+def _check_source(location: str, pipeline: str | None, config: str | None, variant: str | None) -> None:
+    is_file = is_single_file(location)
+    if is_file and pipeline is None:
+        raise RecipeError(
+            f"{location} is a single file, which does not say what pipeline it is of",
+            where="model.pipeline",
+            next="name its class in diffusers, such as StableDiffusionXLPipeline",
+        )
+    if is_file and variant is not None:
+        raise RecipeError("a single file has no variants", where="model.variant", next="leave it out")
+    if not is_file and config is not None:
+        raise RecipeError(f"{location} says itself how it is built", where="model.config", next="leave it out")
+
+
+def _pipeline_class(name: str) -> Any:
+    return _class_named(name, DiffusionPipeline, "Pipeline", where="model.pipeline")
+
+
+def _scheduler_class(scheduler: SchedulerConfig) -> Any:
+    cls = _class_named(scheduler.name, SchedulerMixin, "Scheduler", where="model.scheduler.name")
+    known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+    if unknown := [name for name in scheduler.settings if name not in known]:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        raise RecipeError(
+            f"{scheduler.name} has no setting {unknown[0]!r}",
+            where="model.scheduler.settings",
+            next=f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}",
+        )
+    return cls
+
+
+def _class_named(name: str, base: type, ending: str, *, where: str) -> Any:
+    found = getattr(diffusers, name, None)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        classes = [other for other in dir(diffusers) if other.endswith(ending)]
+        near = difflib.get_close_matches(name, classes, n=1)
+        raise RecipeError(
+            f"diffusers {diffusers.__version__} has no {name} that can be used here",
+            where=where,
+            next=f"did you mean {near[0]}?" if near else "name a class that it exports",
+        )
+    return found
+
+
+def set_scheduler(pipe: Any, scheduler: SchedulerConfig) -> None:
+    """Gives the pipeline another scheduler, made from its own's configuration.
+
+    Raises:
+        RecipeError: if it steps along a flow where the pipeline's own does not, or the other way round.
+    """
+    own = pipe.scheduler
+    try:
+        made = _scheduler_class(scheduler).from_config(own.config, **scheduler.settings)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise RecipeError(
+            f"{scheduler.name} cannot be made so ({first_line(error)})", where="model.scheduler", next="change settings"
+        ) from error
+    if _is_flow(made) != _is_flow(own):
+        one, other = ("noise", "a flow") if _is_flow(own) else ("a flow", "noise")
+        raise RecipeError(
+            f"{scheduler.name} takes predictions of {one}, and {type(pipe).__name__} makes those of {other}",
+            where="model.scheduler",
+            next=f"use another, such as {type(own).__name__}, or its settings for it",
+        )
+    if pipelines.is_modular(pipe):
+        pipe.update_components(scheduler=made)
+    else:
+        pipe.scheduler = made
+
+
+def _is_flow(scheduler: Any) -> bool:
+    config = scheduler.config
+    is_set = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    return bool(is_set) or "flow" in type(scheduler).__name__.lower()
+
+
+def read_images(call: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a recipe's call, the images in it read.
+
+    Raises:
+        DraftError: if a file is no image.
+    """
+
+    def read(value: Any) -> Any:
+        if isinstance(value, ImageFile):
+            return to_pil(read_image(value.file)[0])
+        return [read(item) for item in value] if isinstance(value, list) else value
+
+    return {name: read(value) for name, value in call.items()}
+
+
+def with_tuples(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call, lists as tuples where the pipeline's signature asks for those: YAML has lists alone."""
+    wanted = pipelines.tuple_inputs(pipe)
+    return {name: tuple(value) if isinstance(value, list) and name in wanted else value for name, value in call.items()}
+
+
+@hub_or_cache()
+def _from_pretrained(cls: Any, location: str, dtype: torch.dtype, variant: str | None) -> Any:
     """A classic pipeline, or a modular one where there is no classic."""
-    folder = Path(location)
+    folder, more = Path(location), {} if variant is None else {"variant": variant}
     if folder.is_dir():
         classic = (folder / "model_index.json").is_file()
-        return _classic_pipeline(location, dtype) if classic else _modular_pipeline(location, dtype)
+        load = _classic_pipeline if classic else _modular_pipeline
+        return load(cls, location, dtype, **more)
     try:
-        return _classic_pipeline(location, dtype)
+        return _classic_pipeline(cls, location, dtype, **more)
     except (OSError, ValueError) as error:
         try:
-            return _modular_pipeline(location, dtype)
+            return _modular_pipeline(cls, location, dtype, **more)
         except (OSError, ValueError):
             raise error from None
 
 
-def _classic_pipeline(location: str, dtype: torch.dtype) -> Any:
-    return DiffusionPipeline.from_pretrained(location, **{DTYPE_KEYWORD: dtype})
+def _classic_pipeline(cls: Any, location: str, dtype: torch.dtype, **more: Any) -> Any:
+    return cls.from_pretrained(location, **more, **{DTYPE_KEYWORD: dtype})
 
 
-def _modular_pipeline(location: str, dtype: torch.dtype) -> Any:
+def _modular_pipeline(cls: Any, location: str, dtype: torch.dtype, **more: Any) -> Any:
     """Its index names the place of each component, for those of a local folder the one it was saved at: ours wins."""
+    if cls is not DiffusionPipeline:
+        raise ValueError(f"it is modular, and no {cls.__name__}")
     with warnings.catch_warnings():
         # an argument that diffusers hands on to huggingface_hub, which no longer knows it
         warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")
         pipe = ModularPipeline.from_pretrained(location)
     here = {name: location for name in pipe.component_names if (Path(location) / name).is_dir()}
-    pipe.load_components(pretrained_model_name_or_path=here, **{DTYPE_KEYWORD: dtype})
+    pipe.load_components(pretrained_model_name_or_path=here, **more, **{DTYPE_KEYWORD: dtype})
     if missing := sorted(name for name in here if getattr(pipe, name, None) is None):
         raise ValueError(f"its {', '.join(missing)} cannot be read")  # diffusers only warns
     return pipe

@@ -12,27 +12,34 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from accelerate.tracking import TensorBoardTracker
 from safetensors import SafetensorError
 
+from draft_core.cost.room import require_room
 from draft_core.errors import CheckpointError, DraftError, Interrupted, RecipeError, first_line
 from draft_core.evaluation.collapse import CollapseRule, EvalRecord, Verdict
+from draft_core.evaluation.evaluate import one_image_each
 from draft_core.recipe.resolve import ResolvedRecipe, resolve_recipe
-from draft_core.recipe.schema import RecipeBase
+from draft_core.recipe.schema import ImageFile, RecipeBase
+from draft_core.recipe.yaml_text import exists
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
 from draft_core.reporting.page import write_report
 from draft_core.reporting.run_record import Facts
 from draft_core.runs.build import build, build_objective
-from draft_core.runs.continuation import images_per_update, is_continued
+from draft_core.runs.continuation import continuation, images_per_update
+from draft_core.runs.cut_prompts import cut_prompts
 from draft_core.runs.evaluator import Evaluator
-from draft_core.runs.folder import RunFolder
+from draft_core.runs.folder import CHECKPOINTS, RunFolder
 from draft_core.runs.interrupts import Stop, stop_signals
 from draft_core.runs.progress import Progress, silent
 from draft_core.runs.provenance import licences, peak_memory, versions
-from draft_core.training.distributed import Processes, another_is_gone, forget_settings, is_loss_of_another
+from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.training.checkpoints import checkpoints
+from draft_core.training.distributed import Processes, another_is_gone, is_loss_of_another
 from draft_core.training.step_report import StepReport
 from draft_core.training.trainer import Trainer
 
@@ -70,7 +77,8 @@ def run_recipe(
         recipe: what `load_recipe` gives.
         catalog: what is installed; loaded if left out.
         resume: continue also a finished run, for more updates.
-        overwrite: delete an earlier run in the output folder first.
+        overwrite: replace an earlier run in the output folder, which comes back unless the new one evaluates and
+            trains.
         force: continue although recipe or versions have changed.
         progress: called in the main process with a stage, how much of it is done, of how much, and a note.
 
@@ -79,28 +87,31 @@ def run_recipe(
         Interrupted: after Ctrl-C or SIGTERM, with everything saved.
     """
     catalog = catalog if catalog is not None else load_catalog()
-    with stop_signals() as stop, _in_sentences(recipe.output):
-        forget_settings()
+    with stop_signals() as stop, _in_sentences(recipe.output), cut_prompts() as cut:
         started = time.perf_counter()
         processes = Processes(cpu=recipe.device == "cpu")
         progress = progress if processes.rank == 0 else silent
         resolved = resolve_recipe(recipe, catalog, versions=versions(catalog), processes=processes.world_size)
         recipe = resolved.recipe
-        continued = processes.on_main(
-            lambda: is_continued(recipe, recipe.output, resume=resume, overwrite=overwrite, force=force)
-        )
+        cut.prompts, cut.progress = (*resolved.prompts.prompts, *resolved.evaluation_prompts), progress
+        how = processes.on_main(lambda: continuation(resolved, resume=resume, overwrite=overwrite, force=force))
         progress("load", 0, 1, recipe.model.pretrained)
         trainer = build(recipe, catalog=catalog, prompts=resolved.prompts)
         _require_call(recipe, trainer)
-        rewards = build_objective(recipe.metrics, catalog, beside=trainer.objective).to(trainer.accelerator.device)
-        rule = CollapseRule(trainer.objective.weights, resolved.evaluation.tolerance, resolved.evaluation.on_collapse)
-        processes.gather(None)  # only now, when the new run is sure to start in every process
+        rewards = build_objective(recipe.metrics, catalog, beside=trainer.objective).to(trainer.device)
+        tightness = require_room(trainer)
+        watch, objective = resolved.evaluation, trainer.objective
+        rule = CollapseRule(objective.weights, watch.tolerance, watch.on_collapse, objective.caps)
+        processes.gather(None)  # only now, when every process has come so far
         folder = RunFolder(recipe, processes)
         with folder.locked():
-            folder.begin(anew=not continued)
+            folder.begin(resolved, anew=not how.goes_on, redraws=how.redraws)
             progress("load", 1, 1, recipe.model.pretrained)
             restored = folder.restore(trainer)
-            for note in restored.notes:
+            blind = rule.blindness(
+                prompts=len(resolved.evaluation_prompts), images_per_prompt=len(resolved.seeds), scores=rewards.weights
+            )
+            for note in [*trainer.adapter.notes(), *how.notes, *restored.notes, *filter(None, (blind, tightness))]:
                 progress("note", 0, 0, note)
             evaluator = Evaluator(trainer, folder, rewards, resolved.evaluation_prompts, resolved.seeds, progress)
             records, earlier = restored.evaluations, restored.seconds
@@ -109,7 +120,7 @@ def run_recipe(
             )
             verdict = _train(run, progress, stop)
             best = rule.best(records)
-            folder.save_loras(trainer.sampler.pipe, last=trainer.done, best=best.update)
+            folder.save_adapter(trainer.adapter, last=trainer.done, best=best.update)
             evaluator.draw_scales(run.scales)
             report = folder.finish(_facts(run, catalog, verdict), records, write_report)
             processes.leave_at_exit()
@@ -150,6 +161,8 @@ def _train(run: _Run, progress: Progress, stop: Stop) -> Verdict:
     with _tensorboard(run.resolved.recipe, is_main=trainer.processes.rank == 0) as track:
         for report in trainer:
             folder.append(report)
+            if report.update == 1:
+                folder.let_go()
             track(report)
             _tell(report, trainer.steps, progress)
             if report.update % run.resolved.evaluation.every == 0 or report.update == trainer.steps:
@@ -175,15 +188,17 @@ def _tell(report: StepReport, steps: int, progress: Progress) -> None:
     progress("train", report.update, steps, f"reward {report.reward:.4g}")
     for problem in report.skipped:
         progress("note", 0, 0, f"update {report.update}: skipped, {problem}")
+    for note in report.notes:
+        progress("note", 0, 0, f"update {report.update}: {note}")
 
 
 def _evaluate(run: _Run, progress: Progress, stage: str = "") -> Verdict:
     """Draws and scores the held-out images, writes their record down, and judges it."""
     run.records.append(run.evaluator.evaluate(stage))
     verdict = run.rule.verdict(run.records[0], run.records[-1])
-    if verdict.lost:
-        what = "collapsing" if verdict.collapsed else "losing"
-        progress("note", 0, 0, f"update {run.trainer.done}: {what}, {'; '.join(verdict.lost)}")
+    what = "collapsing" if verdict.collapsed else "losing" if verdict.lost else "beyond chance"
+    for said in (*([f"{what}, {'; '.join(verdict.fell)}"] if verdict.fell else []), *verdict.unjudged):
+        progress("note", 0, 0, f"update {run.trainer.done}: {said}")
     return verdict
 
 
@@ -198,8 +213,6 @@ def _save(run: _Run) -> Path:
 
 def _require_call(recipe: RecipeBase, trainer: Trainer) -> None:
     """That the pipeline can be called as the recipe says, found before anything is drawn or deleted."""
-    if recipe.train.mixed_precision == "fp16" and trainer.accelerator.device.type == "cpu":
-        raise RecipeError("fp16 needs a GPU", where="train.mixed_precision", next="use bf16, or no")
     pipe = type(trainer.sampler.pipe).__name__
     try:
         steps = trainer.sampler.steps
@@ -218,7 +231,7 @@ def _require_call(recipe: RecipeBase, trainer: Trainer) -> None:
 
 
 def _facts(run: _Run, catalog: Catalog, verdict: Verdict) -> Facts:
-    recipe, sampler, device = run.resolved.recipe, run.trainer.sampler, run.trainer.accelerator.device
+    recipe, sampler, device = run.resolved.recipe, run.trainer.sampler, run.trainer.device
     return Facts(
         model=recipe.model.pretrained,
         location=run.resolved.location,
@@ -228,7 +241,8 @@ def _facts(run: _Run, catalog: Catalog, verdict: Verdict) -> Facts:
         seeds=list(run.resolved.seeds),
         prompts_are_unseen=recipe.evaluation is not None,
         tolerance=run.rule.tolerance,
-        call={"num_inference_steps": sampler.num_inference_steps, **sampler.call_kwargs},
+        caps=run.rule.caps,
+        call=_call_of(recipe, sampler),
         images_per_update=images_per_update(recipe.model_dump()),
         versions=recipe.versions or {},
         licences=licences(recipe, catalog),
@@ -239,7 +253,23 @@ def _facts(run: _Run, catalog: Catalog, verdict: Verdict) -> Facts:
         scales=run.scales,
         dtype=recipe.model.dtype,
         output="frames" if hasattr(sampler.pipe, "video_processor") else "images",
+        source=recipe.model.model_dump(include={"pipeline", "config", "variant"}, exclude_none=True),
+        scheduler=recipe.model.scheduler.model_dump() if recipe.model.scheduler else {},
     )
+
+
+def _call_of(recipe: RecipeBase, sampler: DifferentiableSampler) -> dict[str, Any]:
+    """The arguments that evaluations are drawn with, as `Facts.call` has them."""
+    said = recipe.model.model_dump(mode="json")["call"]
+    call: dict[str, Any] = {"num_inference_steps": sampler.num_inference_steps}
+    for name, value in one_image_each(sampler).call_kwargs.items():
+        is_image = any(isinstance(part, ImageFile) for part in _listed(recipe.model.call.get(name)))
+        call[name] = said[name] if is_image else {"tuple": list(value)} if isinstance(value, tuple) else value
+    return call
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 @contextmanager
@@ -273,7 +303,7 @@ def _in_sentences(output: Path) -> Iterator[None]:
         raise CheckpointError(
             f"it cannot be written ({getattr(error, 'strerror', None) or error})",
             where=str(getattr(error, "filename", None) or output),
-            next="make room or mend the folder, then give the same command again; what was saved is whole",
+            next=f"make room or mend the folder, then give the same command again{_kept(output)}",
         ) from error
     except (MemoryError, RuntimeError) as error:
         if is_loss_of_another(error):
@@ -283,9 +313,16 @@ def _in_sentences(output: Path) -> Iterator[None]:
         raise DraftError(
             f"it does not fit into memory ({first_line(error)})",
             where=f"output {output}",
-            next="halve train.batch_size and double train.gradient_accumulation_steps, or see what `draft cost` says; "
-            "what was saved is whole, and goes on with that",
+            next="halve train.batch_size and double train.gradient_accumulation_steps, or see what `draft cost` says"
+            f"{_kept(output)}",
         ) from error
+
+
+def _kept(output: Path) -> str:
+    """That there is something to go on from, where there is."""
+    folder = output / CHECKPOINTS
+    is_kept = exists(Path.is_dir, folder) and bool(checkpoints(folder))
+    return "; what was saved is whole, and the run goes on from it" if is_kept else ""
 
 
 def _is_want_of_memory(error: Exception) -> bool:

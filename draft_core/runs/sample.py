@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from draft_core.adapters.files import load_lora, lora_folder
-from draft_core.adapters.lora import ADAPTER, adapters_scaled
-from draft_core.errors import DraftError, first_line
+from draft_core.adapters.files import load_lora, lora_files
+from draft_core.adapters.lora import adapters_scaled, is_adapted
+from draft_core.errors import DraftError, RecipeError, require_finite
 from draft_core.evaluation.evaluate import evaluate
+from draft_core.recipe.messages import validate
+from draft_core.recipe.schema import ModelConfig
+from draft_core.recipe.yaml_text import read_yaml
 from draft_core.registry.catalog import Catalog, load_catalog
+from draft_core.reporting.run_record import METRICS, RECIPE
 from draft_core.rewards.objective import Objective
-from draft_core.runs.pipeline_loading import guided, load_pipeline
+from draft_core.runs.build import build_sampler
+from draft_core.runs.cut_prompts import cut_prompts
+from draft_core.runs.pipeline_loading import guided
 from draft_core.runs.progress import Progress, silent
-from draft_core.sampling.pipelines import find_denoisers
 from draft_core.sampling.sampler import DifferentiableSampler
 
-STEPS = 50  # where neither the caller nor the model's plugin says otherwise; diffusers' own default
+STEPS = (
+    50  # where neither the caller, nor the LoRA's run, nor the model's plugin says otherwise; diffusers' own default
+)
+SOURCE = ("pipeline", "config", "variant")  # of a recipe's model: they say how that one's files are read
 
 
 def sample(
@@ -38,16 +48,17 @@ def sample(
 ) -> torch.Tensor:
     """Images (F, P, S, 3, H, W) in [0, 1] for F scales, P prompts and S images of each; of videos the middle frame.
 
-    An image is the one that plain diffusers makes from `torch.Generator("cpu").manual_seed(seed + i)`.
+    An image is the one that plain diffusers makes from `torch.Generator("cpu").manual_seed(seed + i)`. A LoRA that lies
+    in the folder of a run is drawn as that run's evaluations were: steps, guidance, call, precision of the weights.
 
     Arguments:
         pipeline: a diffusers pipeline, or what `load_pipeline` takes: an alias, a folder, a hub name.
         prompts: the texts themselves, at least one.
-        lora: the folder of a run, or of a LoRA; it stays loaded in a pipeline that was given.
+        lora: the folder of a run or of a LoRA, or a file; it stays loaded in a pipeline that was given.
         scales: factors of the LoRA; 0 is the base model, 1 what was trained.
         images_per_prompt: S, from the seeds `seed`, `seed + 1`, ...
-        steps: of the sampler; the alias' own number, or 50, if left out.
-        guidance: scale of the guidance; the alias' own, or the pipeline's default, if left out.
+        steps: of the sampler; if left out as in the run of the LoRA, else the alias' own number, else 50.
+        guidance: scale of the guidance; if left out likewise, at last the pipeline's default.
         catalog: what is installed; loaded if left out.
         progress: called with a stage, how many images are done, of how many, and a note.
 
@@ -58,54 +69,105 @@ def sample(
     catalog = catalog if catalog is not None else load_catalog()
     if not prompts:
         raise DraftError("there are no prompts", where="sample", next="give at least one")
-    folder = lora_folder(lora) if lora else None
+    for scale in scales:
+        require_finite(scale, where=f"scales {list(scales)}")
+    if lora:
+        lora_files(lora)
     name = pipeline if isinstance(pipeline, str) else type(pipeline).__name__
-    pipe = load_pipeline(pipeline, catalog=catalog) if isinstance(pipeline, str) else pipeline
-    if folder:
-        _load(pipe, folder, name)
-    scaled = _is_adapted(pipe)
+    settings = _settings(name, lora, steps, guidance, catalog)
+    sampler = _sampler(pipeline, settings.model, catalog)
+    if lora:
+        load_lora(sampler.pipe, lora)
+    if settings.run:
+        progress("note", 0, 0, f"as the run in {settings.run} was evaluated: {_shown(settings)}")
+    scaled = is_adapted(sampler.pipe)
     if not scaled and list(scales) != [1.0]:
         raise DraftError("there is no LoRA to scale", where=f"scales {list(scales)}", next="give one as `lora`")
-    known = catalog.pretrained.get(name)
-    call: dict[str, Any] = dict(known.spec.call) if known else {}
-    inference_steps = steps or call.pop("num_inference_steps", STEPS)
-    call.pop("num_inference_steps", None)
-    sampler = DifferentiableSampler(pipe, num_inference_steps=inference_steps, **{**call, **guided(pipe, guidance)})
     made = []
-    for scale in scales:
-        with adapters_scaled(pipe, scale) if scaled else nullcontext():
-            evaluation = evaluate(
-                sampler,
-                Objective({}),
-                prompts,
-                range(seed, seed + images_per_prompt),
-                batch_size=images_per_prompt,
-                progress=_named("sample" if len(scales) == 1 else f"scale {scale:g}", progress),
-            )
-        made.append(evaluation.images.view(len(prompts), images_per_prompt, *evaluation.images.shape[1:]))
+    with cut_prompts() as cut:
+        cut.prompts, cut.progress = prompts, progress
+        for scale in scales:
+            with adapters_scaled(sampler.pipe, scale) if scaled else nullcontext():
+                evaluation = evaluate(
+                    sampler,
+                    Objective({}),
+                    prompts,
+                    range(seed, seed + images_per_prompt),
+                    batch_size=images_per_prompt,
+                    autocast=partial(_autocast, settings.mixed_precision, sampler.pipe.device.type),
+                    progress=_named("sample" if len(scales) == 1 else f"scale {scale:g}", progress),
+                )
+            made.append(evaluation.images.view(len(prompts), images_per_prompt, *evaluation.images.shape[1:]))
     return torch.stack(made)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How images are drawn.
+
+    Arguments:
+        run: the folder of the run that this is taken from, None where there is none.
+        mixed_precision: as in the recipe.
+    """
+
+    model: ModelConfig
+    run: Path | None = None
+    mixed_precision: str = "no"
+
+
+def _settings(name: str, lora: Path | None, steps: int | None, guidance: float | None, catalog: Catalog) -> _Settings:
+    """Those of the run that the LoRA lies in, else the alias' own, with what the caller says instead."""
+    given = {"num_inference_steps": steps, "guidance_scale": guidance}
+    given = {field: value for field, value in given.items() if value is not None}
+    if lora is not None and (run := _run_around(lora)):
+        _, _, recipe = read_yaml(run / RECIPE)
+        fields, train = recipe.get("model"), recipe.get("train")
+        if not isinstance(fields, Mapping):
+            raise RecipeError("it says nothing of the model", where=str(run / RECIPE), next="give a copy of the LoRA")
+        mixed = train.get("mixed_precision", "no") if isinstance(train, Mapping) else "no"
+        kept = {field: value for field, value in fields.items() if field not in SOURCE or name == fields["pretrained"]}
+        drawn = {**kept, "pretrained": name, "gradient_checkpointing": False, "lora": {}, **given}
+        return _Settings(validate(ModelConfig, drawn, catalog, where=str(run / RECIPE)), run, mixed)
+    known = catalog.pretrained.get(name)
+    call = dict(known.spec.call) if known else {}
+    drawn = {"pretrained": name, "num_inference_steps": call.pop("num_inference_steps", STEPS), **given}
+    call = {field: value for field, value in call.items() if field not in given}
+    return _Settings(validate(ModelConfig, {**drawn, "call": call}, catalog, where="sample"))
+
+
+def _run_around(lora: Path) -> Path | None:
+    """The folder of the run that a LoRA lies in."""
+    folders = (lora, lora.absolute().parent, lora.absolute().parent.parent)
+    return next((folder for folder in folders if (folder / RECIPE).is_file() and (folder / METRICS).is_file()), None)
+
+
+def _sampler(pipeline: Any, model: ModelConfig, catalog: Catalog) -> DifferentiableSampler:
+    """Of a pipeline that was given, as it is; of a name as a run builds it."""
+    if isinstance(pipeline, str):
+        return build_sampler(model, catalog=catalog)
+    call = {**model.call, **guided(pipeline, model.guidance_scale)}
+    return DifferentiableSampler(pipeline, num_inference_steps=model.num_inference_steps, **call)
+
+
+def _shown(settings: _Settings) -> str:
+    """What of the settings changes the images."""
+    model = settings.model.model_dump(mode="json", exclude={"pretrained", "lora", *SOURCE}, exclude_defaults=True)
+    steps = {"num_inference_steps": settings.model.num_inference_steps}
+    mixed = {} if settings.mixed_precision == "no" else {"mixed_precision": settings.mixed_precision}
+    shown = {
+        **steps,
+        **{field: value for field, value in model.items() if field != "call"},
+        **settings.model.call,
+        **mixed,
+    }
+    return ", ".join(f"{field} {value}" for field, value in shown.items())
+
+
+def _autocast(mixed_precision: str, device: str) -> AbstractContextManager[Any]:
+    """The precision that a run's evaluations have."""
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(device, dtypes[mixed_precision]) if mixed_precision in dtypes else nullcontext()
 
 
 def _named(stage: str, progress: Progress) -> Callable[[int, int], None]:
     return lambda done, total: progress(stage, done, total, "images")
-
-
-def _load(pipe: Any, folder: Path, name: str) -> None:
-    """Loads a LoRA that adapts at least one layer."""
-    try:
-        load_lora(pipe, folder)
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:  # diffusers', peft's or torch's
-        raise DraftError(
-            f"it cannot be loaded into {name} ({first_line(error)})",
-            where=str(folder),
-            next="give a LoRA of this model, and copy it again if it is one",
-        ) from error
-    if not _is_adapted(pipe):
-        raise DraftError(
-            f"it adapts no layer of {name}", where=str(folder), next="give a LoRA of this model's denoiser"
-        )
-
-
-def _is_adapted(pipe: Any) -> bool:
-    """Whether a LoRA that `load_lora` or `add_lora` made is in it."""
-    return any(ADAPTER in getattr(denoiser, "peft_config", {}) for denoiser in find_denoisers(pipe).values())

@@ -10,9 +10,10 @@ import torch
 from draft_core.errors import SamplerError
 from draft_core.plan import StepPlan
 from draft_core.sampling import pipelines, seams
-from draft_core.sampling.noise_levels import posterior_mean
+from draft_core.sampling.call_traits import CallTraits
+from draft_core.sampling.noise_levels import check_told, posterior_mean
 from draft_core.sampling.pipeline_call import Forward, PipelineCall, Settings, length
-from draft_core.sampling.randomness import Generator, state_of
+from draft_core.sampling.randomness import Generator, noted, state_of
 from draft_core.sampling.rollout import Origin, StepRecord, StepStart
 
 PROBE_PROMPT = "a photograph"
@@ -29,7 +30,13 @@ class PlannedRun:
         self.noise_state = state_of(generator)
         self.encoded: list[Any] = []  # what the encoders returned, call by call
         self.blanks: dict[Any, Any] = {}
-        self.before: tuple[dict[str, Any] | None, Any] = None, None  # the scheduler's state and output before the step
+        self.before: tuple[list[seams.State] | None, Any] = (
+            None,
+            None,
+        )  # what is remembered, and the output before the step
+        self.first: StepStart | None = None
+        self.drawn: list[torch.Size] = []
+        self.drawn_before = 0  # the first step
         self.starts: dict[int, StepStart] = {}
         self.trajectory: list[StepRecord] = []
         self.last_output: Any = None  # of scheduler.step
@@ -40,20 +47,13 @@ class PlannedRun:
         Raises:
             SamplerError: if the call takes another number of steps, or its images carry no gradient where they should.
         """
-        images: torch.Tensor = self.call.run(self)
+        with noted() as self.drawn:
+            images: torch.Tensor = self.call.run(self)
         if self.number != self.plan.steps:
             raise SamplerError(
                 f"it took {self.number} scheduler steps where the plan has {self.plan.steps}",
                 where=type(self.pipe).__name__,
                 next=f"make the plan for {self.number} steps",
-            )
-        denoisers = pipelines.find_denoisers(self.pipe).values()
-        trains = any(parameter.requires_grad for denoiser in denoisers for parameter in denoiser.parameters())
-        if self.call.caller_records and self.plan.grad_steps and trains and not images.requires_grad:
-            raise SamplerError(
-                "its images carry no gradient, something between the denoiser and them cuts it",
-                where=type(self.pipe).__name__,
-                next="look for a no_grad or a detach in its decode",
             )
         return images
 
@@ -65,11 +65,12 @@ class PlannedRun:
             prompts=self.call.prompts,
             generator=self.call.generator,
             noise_state=self.noise_state,
+            first=self.first,
+            drawn=self.drawn[: self.drawn_before],
             latents=seams.first_of(self.last_output, "prev_sample").detach(),
             starts=self.starts,
             encoded=self.encoded,
             blanks=self.blanks,
-            two_streams=self.call.two_streams,
         )
 
     def records(self) -> bool:
@@ -90,11 +91,14 @@ class PlannedRun:
             output = seams.with_first(self.last_output, "prev_sample", call.sample)
             self.number += 1
             return output
+        if self.first is None:
+            self.first, self.drawn_before = first_start(self.pipe, call), len(self.drawn)
         keeps = self.plan.keep_trajectory
         if keeps or self.number == self.plan.steps - 1:
             start = StepStart(self.number, call.timestep, call.sample.detach(), *self.before)
             self.starts[self.number] = start
         if self.number == self.plan.stop_at:
+            check_told(self.pipe.scheduler, call.told)
             mean = posterior_mean(self.pipe.scheduler, call.model_output, call.timestep, call.sample)
             self.last_output = call.run()
             output = seams.with_first(self.last_output, "prev_sample", mean)
@@ -105,7 +109,7 @@ class PlannedRun:
             self.trajectory.append(StepRecord(start, call.model_output.detach(), after))
         self.number += 1
         if keeps or self.number == self.plan.steps - 1:
-            self.before = after_step(output, self.pipe.scheduler)
+            self.before = after_step(output, self.pipe)
         return output
 
     def network(self, network: Any, record: Forward, forward: Forward, args: Any, kwargs: Any) -> Any:
@@ -143,6 +147,9 @@ class ShortRun:
         self.encoded: list[Any] = []
         self.blanks: dict[Any, Any] = {}
         self.latents: torch.Tensor  # after the last step so far
+        self.first: StepStart | None = None
+        self.drawn: list[torch.Size] = []
+        self.drawn_before = 0  # the first step
 
     def origin(self) -> Origin:
         """The last step of the whole schedule, as if it were that of this chain.
@@ -150,13 +157,14 @@ class ShortRun:
         Raises:
             SamplerError: if the scheduler builds its last step on earlier predictions, which there are none of.
         """
-        self.call.run(self)
+        with noted() as self.drawn:
+            self.call.run(self)
         whole = DryRun(self.call.sampler, self.call.prompts, self.blanks, last=self.plan.steps - 1)
         whole.replay_encoders(self.encoded)
         whole.run()
         assert whole.start is not None
-        memory = [tensor for tensor in seams.tensors_in(whole.start.state) if tensor.shape == self.latents.shape]
-        if memory or whole.call.two_streams:
+        memory = [tensor for tensor in seams.remembered(whole.start.state) if tensor.shape == self.latents.shape]
+        if memory:
             raise SamplerError(
                 f"the last step of {type(self.pipe.scheduler).__name__} builds on earlier ones, which a shortened "
                 "prefix does not have",
@@ -167,6 +175,8 @@ class ShortRun:
             prompts=self.call.prompts,
             generator=self.call.generator,
             noise_state=self.noise_state,
+            first=self.first,
+            drawn=self.drawn[: self.drawn_before],
             latents=self.latents,
             starts={whole.start.number: whole.start},
             encoded=self.encoded,
@@ -187,6 +197,8 @@ class ShortRun:
 
     def step(self, call: seams.StepCall) -> Any:
         """The scheduler's own step."""
+        if self.first is None:
+            self.first, self.drawn_before = first_start(self.pipe, call), len(self.drawn)
         output = call.run()
         self.latents = seams.first_of(output, "prev_sample").detach()
         return output
@@ -209,24 +221,32 @@ class DryRun:
     Arguments:
         blanks: such outputs that are known already: network and shape of its input -> zeros that take no memory.
         last: a step whose start is noted, without decoding; None runs the whole call.
+        real: every call of a network is made, for pipelines that read what is inside them.
     """
 
     def __init__(
-        self, sampler: Settings, prompts: Sequence[str] | None, blanks: dict[Any, Any], last: int | None = None
+        self,
+        sampler: Settings,
+        prompts: Sequence[str] | None,
+        blanks: dict[Any, Any],
+        last: int | None = None,
+        real: bool = False,
     ) -> None:
         self.call = PipelineCall(sampler, prompts, torch.Generator().manual_seed(0))
         self.pipe = sampler.pipe
         self.blanks = blanks
         self.last = last
+        self.real = real
         self.number = 0
-        self.before: tuple[dict[str, Any] | None, Any] = None, None
+        self.before: tuple[list[seams.State] | None, Any] = None, None
         self.start: StepStart | None = None
         self.encoded: Iterator[Any] | None = None
 
-    def run(self) -> int:
-        """How many steps the call takes."""
+    def run(self) -> CallTraits:
+        """What the call was seen to do, its steps counted."""
         self.call.run(self)
-        return self.number
+        self.call.traits.needs_networks = self.real
+        return self.call.traits
 
     def replay_encoders(self, encoded: Sequence[Any]) -> None:
         """Gives these in the place of what the encoders would return, call by call."""
@@ -251,11 +271,13 @@ class DryRun:
         output = call.run()
         self.number += 1
         if self.number == self.last:
-            self.before = after_step(output, self.pipe.scheduler)
+            self.before = after_step(output, self.pipe)
         return output
 
     def network(self, network: Any, record: Forward, forward: Forward, args: Any, kwargs: Any) -> Any:
         """Zeros, in the shape that the network gives."""
+        if self.real:
+            return forward(*args, **kwargs)
         key = (network, seams.shapes_of(seams.denoiser_input(args, kwargs)))
         if key not in self.blanks:
             self.blanks[key] = seams.blank(forward(*args, **kwargs))
@@ -266,20 +288,28 @@ class DryRun:
         return encode() if self.encoded is None else next(self.encoded)
 
 
-def count_steps(sampler: Settings, batch: int) -> int:
-    """The `scheduler.step` calls of a run of so many prompts."""
+def watched(sampler: Settings, batch: int, *, real: bool) -> CallTraits:
+    """What a run of `batch` prompts does, with its networks or without."""
+    wordless = "prompt" not in pipelines.call_inputs(sampler.pipe)
     embedded = sampler.call_kwargs.get("prompt_embeds") is not None
-    return DryRun(sampler, None if embedded else [PROBE_PROMPT] * batch, {}).run()
+    return DryRun(sampler, None if wordless or embedded else [PROBE_PROMPT] * batch, {}, real=real).run()
 
 
 def lengths(arguments: dict[str, Any]) -> list[int]:
     """How many items the call's lists and batches hold, each number once; 0 and 1 are left out."""
-    return sorted({length(value) for value in arguments.values()} - {0, 1})
+    values = [*arguments.values(), *(item for value in arguments.values() if isinstance(value, list) for item in value)]
+    return sorted({length(value) for value in values} - {0, 1})
 
 
-def after_step(output: Any, scheduler: Any) -> tuple[dict[str, Any], Any]:
-    """The scheduler's state after a step, and the step's output, detached."""
-    return seams.scheduler_state(scheduler), seams.mapped(torch.Tensor.detach, output)
+def first_start(pipe: Any, call: seams.StepCall) -> StepStart:
+    """Where the first step of a run starts, with what is remembered there."""
+    memory = seams.memory_of(pipelines.remembering(pipe))
+    return StepStart(0, call.timestep, call.sample.detach(), memory, None)
+
+
+def after_step(output: Any, pipe: Any) -> tuple[list[seams.State], Any]:
+    """What scheduler and guiders remember after a step, and the step's output, detached."""
+    return seams.memory_of(pipelines.remembering(pipe)), seams.mapped(torch.Tensor.detach, output)
 
 
 def undecoded(pipe: Any) -> dict[str, Any]:

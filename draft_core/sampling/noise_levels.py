@@ -32,9 +32,11 @@ def renoised(scheduler: Any, x0: torch.Tensor, timestep: Any, noise: torch.Tenso
     Raises:
         SamplerError: if the scheduler cannot add noise.
     """
-    timesteps = torch.as_tensor(timestep, device=x0.device).reshape(-1).expand(len(x0))
+    timesteps = _one(timestep).to(x0.device).expand(len(x0))
     if hasattr(scheduler, "scale_noise"):
-        noisy: torch.Tensor = scheduler.scale_noise(x0, timesteps, noise)
+        # `scale_noise` weighs by the sigmas as they stand, and inverted ones grow with x0
+        ends = (noise, x0) if _is_inverted(scheduler) else (x0, noise)
+        noisy: torch.Tensor = scheduler.scale_noise(ends[0], timesteps, ends[1])
     elif hasattr(scheduler, "add_noise"):
         noisy = scheduler.add_noise(x0, noise, timesteps)
     else:
@@ -42,6 +44,37 @@ def renoised(scheduler: Any, x0: torch.Tensor, timestep: Any, noise: torch.Tenso
             f"{type(scheduler).__name__} cannot add noise", where="scheduler", next="use another scheduler or method"
         )
     return noisy
+
+
+def _one(timestep: Any) -> torch.Tensor:
+    """The timestep of a batch, (1,), which some calls give once for each of its items."""
+    timesteps = torch.as_tensor(timestep).reshape(-1)
+    if bool((timesteps != timesteps[0]).any()):
+        raise SamplerError(
+            "its items are at timesteps of their own, so that their noise level is not one",
+            where="scheduler",
+            next="use a method that runs the whole chain",
+        )
+    return timesteps[:1]
+
+
+def _is_inverted(scheduler: Any) -> bool:
+    """Whether sigma goes from 0 to 1 and the prediction is x0 - noise, as in Mochi and OmniGen."""
+    return bool(getattr(getattr(scheduler, "config", None), "invert_sigmas", False))
+
+
+def check_told(scheduler: Any, told: tuple[str, ...]) -> None:
+    """Refuses steps whose prediction and latents may mean something else than the scheduler's levels say.
+
+    Raises:
+        SamplerError: naming the first argument of the step that is not known.
+    """
+    if told:
+        raise SamplerError(
+            f"its step is told {told[0]}, under which noise level and posterior mean are not known",
+            where=type(scheduler).__name__,
+            next="use a method that runs the whole chain, without early stops and re-noising",
+        )
 
 
 def noise_level(scheduler: Any, timestep: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,8 +92,9 @@ def posterior_mean(scheduler: Any, prediction: torch.Tensor, timestep: Any, late
     """E[x0 | x_t], shaped like `latents`, as the denoiser's `prediction` at `timestep` says.
 
     With x_t = alpha x0 + sigma eps: (x_t - sigma eps) / alpha for a prediction of eps; for one of v, after scaling
-    to alpha^2 + sigma^2 = 1, alpha x_t - sigma v (Salimans and Ho 2022, appendix D); x_t - sigma v for a flow; a
-    scheduler that knows its model's preconditioning is asked. Bounds on x0 are those of the scheduler.
+    to alpha^2 + sigma^2 = 1, alpha x_t - sigma v (Salimans and Ho 2022, appendix D); x_t - sigma v for a flow, and
+    x_t + sigma v for one whose sigmas are inverted; a scheduler that knows its model's preconditioning is asked.
+    Bounds on x0 are those of the scheduler.
 
     Raises:
         SamplerError: if the scheduler's prediction type is none of these.
@@ -78,6 +112,8 @@ def _unlimited_mean(
     scheduler: Any, prediction: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor, latents: torch.Tensor
 ) -> torch.Tensor:
     kind = getattr(scheduler.config, "prediction_type", None)
+    if _is_inverted(scheduler):
+        return latents + sigma * prediction
     if hasattr(scheduler, "scale_noise") or kind in FLOW:
         return latents - sigma * prediction
     if kind == "epsilon":

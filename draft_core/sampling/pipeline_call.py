@@ -6,6 +6,8 @@ No method's name and no family's loop is known here. A `Steering` decides; the c
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
@@ -16,19 +18,20 @@ from torch.utils.checkpoint import checkpoint
 
 from draft_core.errors import SamplerError, one_line
 from draft_core.sampling import pipelines, seams
+from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.randomness import Generator
 from draft_core.sampling.recomputation import convolutions_small, kept_small
 
 Decode = Literal["whole", "selective", "blocks", "checkpointed", "sliced"]
 Checkpointing = Literal[False, True, "selective", "blocks"]
-NEGATIVE = "negative_prompt"  # with a number behind it for a second encoder
+TEXTS = re.compile(r"(negative_)?prompt(_\d+)?")  # arguments with a text for each prompt, for one encoder of several
 
 
 class Settings(Protocol):
     """What a call has to know of its sampler, `sampler.DifferentiableSampler`."""
 
     pipe: Any
-    num_inference_steps: int
+    num_inference_steps: int | None
     gradient_checkpointing: Checkpointing
     decode: Decode
     base_model: Callable[[], AbstractContextManager[Any]] | None
@@ -80,7 +83,7 @@ class PipelineCall:
         generator: source of noise.
 
     Attributes:
-        two_streams: whether the call copied its scheduler, for a chain of its own; known afterwards.
+        traits: what the call was seen to do; complete afterwards.
         divergences: squared distance of the base model's prediction, one for each recorded denoiser call.
     """
 
@@ -90,23 +93,32 @@ class PipelineCall:
         self.prompts = prompts
         self.generator = generator
         self.caller_records = torch.is_grad_enabled()
-        self.two_streams = False
+        self.traits = CallTraits()
         self.divergences: list[torch.Tensor] = []
+        self.predicted: list[Any] = []  # the graph nodes of what recorded denoiser calls returned
+        self.decoder_types: list[torch.dtype] = []  # of the decoder's weights at the start of the call
 
     def run(self, steering: Steering) -> Any:
         """What the call returns: images (N, 3, H, W) in [0, 1], or latents where the steering asks for those."""
         with ExitStack() as stack:
             stack.enter_context(seams.grad_mode_restored())
             stack.enter_context(pipelines.quiet(self.pipe))
-            stack.enter_context(seams.graph_released(self.pipe.scheduler))
+            stack.enter_context(seams.graph_released(*pipelines.remembering(self.pipe)))
 
             def step(original: Any, *args: Any, **kwargs: Any) -> Any:
-                output = steering.step(seams.step_call(original, args, kwargs))
+                given = seams.step_call(original, args, kwargs)
+                output = steering.step(given)
+                self.traits.saw_step(given)
                 self._set_recording(steering)
                 return output
 
+            def schedule(original: Any, *args: Any, **kwargs: Any) -> Any:
+                self.traits.saw_schedule()
+                return original(*args, **kwargs)
+
             def network(module: Any, record: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
                 self._set_recording(steering)  # a modular pipeline's call switches it off at its start
+                self.traits.saw_network(module, kwargs)
                 return steering.network(module, partial(record, module, forward), forward, args, kwargs)
 
             def encode(forward: Any, *args: Any, **kwargs: Any) -> Any:
@@ -120,27 +132,42 @@ class PipelineCall:
             for encoder in pipelines.modules_named(self.pipe, "encoder").values():
                 stack.enter_context(seams.replaced(encoder, "forward", encode))
             for owner, name, wrapper in [
+                (self.pipe.scheduler, "set_timesteps", schedule),
                 (getattr(self.pipe, "vae", None), "decode", self._decode),
                 *steering.further_seams(),
             ]:
                 if hasattr(owner, name):
                     stack.enter_context(seams.replaced(owner, name, wrapper))
             call = stack.enter_context(pipelines.differentiable(self.pipe))
+            stack.callback(self.predicted.clear)
+            self.decoder_types = _types(getattr(self.pipe, "vae", None))
             self._set_recording(steering)
             try:
                 images = call(**steering.arguments(self._arguments()))
             except (TypeError, ValueError) as error:  # how pipelines refuse their arguments
+                raise _refused(self.pipe, error) from error
+            except Exception as error:
+                if type(error) is not Exception:
+                    raise
+                raise _refused(self.pipe, error) from error  # an output type without tensors, of LDM3D
+            self.traits.two_streams = stepping.copied
+            if not isinstance(images, torch.Tensor):
                 raise SamplerError(
-                    f"its call raised {type(error).__name__} ({one_line(error)})",
-                    where=type(self.pipe).__name__,
-                    next="see what its call takes",
-                ) from error
-            self.two_streams = stepping.copied
-        if not isinstance(images, torch.Tensor):
-            raise SamplerError(
-                f"its call returned {type(images).__name__}, not a tensor of images", where=type(self.pipe).__name__
-            )
+                    f"its call returned {type(images).__name__}, not a tensor of images", where=type(self.pipe).__name__
+                )
+            self._require_gradient(images)
         return images
+
+    def _require_gradient(self, images: torch.Tensor) -> None:
+        """That the images depend on a recorded prediction: a decoder that is trained gives them a gradient anyway."""
+        denoisers = pipelines.find_denoisers(self.pipe).values()
+        trains = any(parameter.requires_grad for denoiser in denoisers for parameter in denoiser.parameters())
+        if self.caller_records and trains and self.predicted and not reaches(images.grad_fn, self.predicted):
+            raise SamplerError(
+                "its images carry no gradient of the denoiser, something between it and them cuts it",
+                where=type(self.pipe).__name__,
+                next="look for a no_grad or a detach in its loop and its decode",
+            )
 
     def _set_recording(self, steering: Steering) -> None:
         torch.set_grad_enabled(self.caller_records and steering.records())
@@ -151,30 +178,37 @@ class PipelineCall:
 
     def _arguments(self) -> dict[str, Any]:
         prompt = {} if self.prompts is None else self._texts(self.prompts)
-        fixed = {
-            "generator": self.generator,
-            "output_type": "pt",
-            "num_inference_steps": self.sampler.num_inference_steps,
+        steps = self.sampler.num_inference_steps
+        fixed = {"generator": self.generator, "output_type": "pt"}
+        return {
+            **self.sampler.call_kwargs,
+            **prompt,
+            **fixed,
+            **({} if steps is None else {"num_inference_steps": steps}),
         }
-        return {**self.sampler.call_kwargs, **prompt, **fixed}
 
     def _texts(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """Prompts and negative prompts as pipelines want them: of one type, and one prompt as a bare string."""
-        negative = {name: value for name, value in self.sampler.call_kwargs.items() if name.startswith(NEGATIVE)}
-        if len(prompts) == 1:  # some take no list at all
-            ones = {name: value[0] for name, value in negative.items() if _is_one_text(value)}
-            return {"prompt": prompts[0], **ones}
-        many = {name: [value] * len(prompts) for name, value in negative.items() if isinstance(value, str)}
-        return {"prompt": list(prompts), **many}
+        """Prompts, and what the call is given for the other encoders and to lead away from, each of one type.
+
+        One text stands for every prompt, and one prompt is a bare string: some pipelines take no list at all.
+        """
+        further = {name: value for name, value in self.sampler.call_kwargs.items() if TEXTS.fullmatch(name)}
+        one = {name: text for name, value in further.items() if (text := _one_text(value)) is not None}
+        if len(prompts) == 1:
+            return {"prompt": prompts[0], **one}
+        return {"prompt": list(prompts), **{name: [text] * len(prompts) for name, text in one.items()}}
 
     def _decode(self, decode: Any, latents: Any, *args: Any, **kwargs: Any) -> Any:
         """The decoder's output, its graph kept as the sampler's `decode` says."""
-        how = self.sampler.decode
+        how, network = self.sampler.decode, self.pipe.vae
+        if torch.is_grad_enabled() and _types(network) != self.decoder_types:
+            network = _kept_as_it_is(network)
+            decode = network.decode
         if how in ("whole", "selective", "blocks") or not isinstance(latents, torch.Tensor):
-            with _keeping(how, self.pipe.vae):
+            with _keeping(how, network):
                 return decode(latents, *args, **kwargs)
         slices = torch.split(latents, 1) if how == "sliced" else [latents]
-        outputs = [_recomputed(self.pipe.vae, decode, one, *args, **kwargs) for one in slices]
+        outputs = [_recomputed(network, decode, one, *args, **kwargs) for one in slices]
         images = torch.cat([seams.first_of(output, "sample") for output in outputs])
         return seams.with_first(outputs[0], "sample", images)
 
@@ -183,6 +217,7 @@ class PipelineCall:
         how = self.sampler.gradient_checkpointing
         with _keeping(how, denoiser):
             output = _recomputed(denoiser, forward, *args, **kwargs) if how is True else forward(*args, **kwargs)
+        self.predicted += [tensor.grad_fn for tensor in seams.tensors_in(output)]
         if self.sampler.base_model is not None and self.caller_records:
             with torch.no_grad(), self.sampler.base_model():
                 expected = seams.tensors_in(forward(*args, **kwargs))[0]
@@ -190,9 +225,52 @@ class PipelineCall:
         return output
 
 
+def _refused(pipe: Any, error: Exception) -> SamplerError:
+    return SamplerError(
+        f"its call raised {type(error).__name__} ({one_line(error)})",
+        where=type(pipe).__name__,
+        next="see what its call takes; the sampler asks for tensors, by output_type: pt",
+    )
+
+
 def _help(helper: Any, forward: Any, args: Any, kwargs: Any) -> Any:
     """A network that helps the denoiser along is recorded like it, and does not count as one."""
     return forward(*args, **kwargs)
+
+
+def reaches(end: Any, nodes: Sequence[Any]) -> bool:
+    """Whether the graph behind a node leads to one of the others; a tensor without gradient has None for its node."""
+    wanted, seen, open_ends = {node for node in nodes if node is not None}, set(), [end]
+    while open_ends:
+        node = open_ends.pop()
+        if node in wanted:
+            return True
+        if node is not None and node not in seen:
+            seen.add(node)
+            open_ends += [before for before, _ in node.next_functions]
+    return False
+
+
+def _types(network: Any) -> list[torch.dtype]:
+    return [weight.dtype for weight in network.parameters()] if isinstance(network, torch.nn.Module) else []
+
+
+def _kept_as_it_is(network: torch.nn.Module) -> Any:
+    """A copy of a network that shares its weights' memory, and keeps them when the network is cast to another type.
+
+    Some pipelines cast their decoder up before they decode, and down again before there is a backward pass.
+
+    Raises:
+        SamplerError: if it is trained, for its gradient would not come back through the cast.
+    """
+    if any(weight.requires_grad for weight in network.parameters()):
+        raise SamplerError(
+            "its call casts the decoder to another type while it decodes, and the decoder is to be trained",
+            where=type(network).__name__,
+            next="give it that type beforehand, or freeze it",
+        )
+    shared = {id(weight): torch.nn.Parameter(weight.data, requires_grad=False) for weight in network.parameters()}
+    return copy.deepcopy(network, shared)
 
 
 def _frozen(forward: Any, *args: Any, **kwargs: Any) -> Any:
@@ -200,8 +278,11 @@ def _frozen(forward: Any, *args: Any, **kwargs: Any) -> Any:
         return forward(*args, **kwargs)
 
 
-def _is_one_text(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 1 and isinstance(value[0], str)
+def _one_text(value: Any) -> str | None:
+    """The text of a string or of a list that holds one; of anything else None."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return value if isinstance(value, str) else None
 
 
 def has_blocks(*networks: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +11,17 @@ from typing import Any
 import torch
 
 from draft_core.errors import SamplerError
+from draft_core.sampling import seams
+
+# What a pipeline applies to finished images by way of numpy or PIL, which cuts the gradient.
+IMAGE_FILTERS = ("safety_checker", "watermark")
 
 # Attribute names under which diffusers pipelines keep the model that predicts noise or velocity; pipelines that
 # change models on the way have a second one, such as transformer_2.
 DENOISERS = ("unet", "transformer")
+
+# Arguments of a call that say how many images it makes of each prompt.
+IMAGE_COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
 
 
 def find_denoiser(pipe: Any) -> tuple[str, Any]:
@@ -61,8 +69,13 @@ def is_modular(pipe: Any) -> bool:
 
 
 def guiders(pipe: Any) -> dict[str, Any]:
-    """The components that guide a modular pipeline, under their names; a classic one has none."""
-    return {name: part for name, part in pipe.components.items() if name.split("_")[0] == "guider" and part is not None}
+    """The components that guide the pipeline, under their names; most classic pipelines have none."""
+    return {name: part for name, part in pipe.components.items() if "guider" in name and part is not None}
+
+
+def remembering(pipe: Any) -> list[Any]:
+    """What may keep something from one step to the next: the scheduler first, then the guiders."""
+    return [pipe.scheduler, *guiders(pipe).values()]
 
 
 def call_inputs(pipe: Any) -> list[str]:
@@ -79,15 +92,31 @@ def call_inputs(pipe: Any) -> list[str]:
     ]
 
 
+def tuple_inputs(pipe: Any) -> set[str]:
+    """The keywords of the call whose type is a tuple and no list."""
+    if is_modular(pipe):
+        types = {parameter.name: parameter.type_hint for parameter in pipe.blocks.inputs if parameter.name}
+    else:
+        signature = inspect.signature(inspect.unwrap(type(pipe).__call__))
+        types = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    words = {name: str(type_).lower() for name, type_ in types.items()}
+    return {name for name, text in words.items() if "tuple" in text and "list" not in text}
+
+
 @contextmanager
 def differentiable(pipe: Any) -> Iterator[Callable[..., torch.Tensor]]:
     """A function that is the pipeline's own call with `torch.no_grad` taken off, and gives the images alone."""
     if not is_modular(pipe):
         call = inspect.unwrap(type(pipe).__call__)
-        yield lambda **arguments: call(pipe, **arguments, return_dict=False)[0]
+        yield lambda **arguments: _images_of(call(pipe, **arguments, return_dict=False))
         return
     with _blocks_recording(pipe):
         yield lambda **arguments: pipe(**arguments, output=_output_name(pipe))
+
+
+def _images_of(output: Any) -> Any:
+    """The first of what a classic call returns; some return their images as they are."""
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 @contextmanager
@@ -143,3 +172,67 @@ def quiet(pipe: Any) -> Iterator[None]:
                 del bar._progress_bar_config
             else:
                 bar._progress_bar_config = config
+
+
+# What is refused before anything is loaded or drawn
+
+
+def check_drivable(pipe: Any) -> None:
+    """Refuses what has no steps to record, or cuts the gradient by its own doing.
+
+    Raises:
+        SamplerError: naming what is in the way.
+    """
+    name = type(pipe).__name__
+    if not (callable(pipe) and hasattr(pipe, "components")):
+        raise SamplerError(f"{name} is no diffusers pipeline", where="pipeline", next="give a pipeline, loaded")
+    scheduler: Any = getattr(pipe, "scheduler", None)
+    if not hasattr(scheduler, "step"):
+        raise SamplerError(f"{name} has no scheduler", where="pipeline", next="use a pipeline that samples in steps")
+    if missing := [key for key in seams.STEP_ARGUMENTS if key not in inspect.signature(scheduler.step).parameters]:
+        raise SamplerError(
+            f"the step of its {type(scheduler).__name__} takes no {' and no '.join(missing)}",
+            where=name,
+            next="use another scheduler",
+        )
+    find_denoiser(pipe)
+    if ".cosmos." in type(pipe).__module__ and "safety_checker" in pipe.components:
+        raise SamplerError(
+            "its licence demands its safety checker, which goes through numpy and would cut the gradient",
+            where=name,
+            next="use another pipeline, it cannot be trained",
+        )
+    for attribute in IMAGE_FILTERS:
+        if getattr(pipe, attribute, None) is not None:
+            raise SamplerError(
+                f"the {attribute} of {name} goes through numpy and would cut the gradient",
+                where="pipeline",
+                next=f"set `pipe.{attribute} = None`",
+            )
+
+
+def check_keywords(pipe: Any, call_kwargs: dict[str, Any], *, takes_steps: bool) -> None:
+    """Refuses keywords that the pipeline's call does not take.
+
+    Raises:
+        SamplerError: naming the keyword, and the nearest one that the call takes.
+    """
+    name = type(pipe).__name__
+    inputs = call_inputs(pipe)
+    if takes_steps and "num_inference_steps" not in inputs:
+        own = [keyword for keyword in inputs if "steps" in keyword]
+        raise SamplerError(
+            "its call takes no num_inference_steps",
+            where=name,
+            next="give num_inference_steps=None" + (f", and {' and '.join(own)} as you like" if own else ""),
+        )
+    for keyword in call_kwargs:
+        if keyword in ("prompt", "output_type", "return_dict"):
+            raise SamplerError(f"{keyword!r} is set by the sampler itself", where=f"{name} call", next="leave it out")
+        if keyword not in inputs:
+            near = difflib.get_close_matches(keyword, inputs, n=1)
+            raise SamplerError(
+                f"its call takes no {keyword!r}",
+                where=name,
+                next=f"did you mean {near[0]!r}?" if near else "see the pipeline's documentation",
+            )

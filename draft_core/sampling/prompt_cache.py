@@ -11,6 +11,7 @@ from operator import itemgetter
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 
 from draft_core.sampling import pipelines, seams
 
@@ -31,7 +32,8 @@ class PromptEmbeddingCache:
 
     A prompt's embedding is the one it has in a batch of its own, so that it does not depend on its batch mates. What
     is remembered lies on `home`, and where the input is elsewhere the encoder goes there only for unknown rows, unless
-    the pipeline would then lose sight of the device that it runs on. A call that cannot be told apart by rows
+    the pipeline would then lose sight of the device that it runs on. What the encoder returns with a LoRA scaled,
+    switched off or given other weights is remembered by itself. A call that cannot be told apart by rows
     (images among its tensors, say) goes to the encoder as it is.
 
     Arguments:
@@ -58,6 +60,7 @@ class PromptEmbeddingCache:
         if not _has_rows(tensors, args, kwargs):
             return self._encode(tensors, args, kwargs)
         told = [(name, value) for name, value in _named(args, kwargs) if not isinstance(value, torch.Tensor)]
+        told.append(("adapter", _adapter_state(self.encoder)))
         keys = [(repr(told), *(_bytes(tensor[row]) for tensor in tensors)) for row in range(len(tensors[0]))]
         unknown = {key: row for row, key in reversed(list(enumerate(keys))) if key not in self.rows}
         for key, row in unknown.items():
@@ -83,6 +86,26 @@ class PromptEmbeddingCache:
         self.leaves = torch.device(self.pipe._execution_device).type == device.type
         if not self.leaves:
             self.encoder.to(device)
+
+
+def _adapter_state(encoder: torch.nn.Module) -> list[Any]:
+    """What tells apart the states of the LoRA layers in an encoder; empty where there are none.
+
+    Beside peft's switches and scales it has identity and version of each weight, which change when it is replaced or
+    written into.
+    """
+    return [
+        (
+            name,
+            layer.disable_adapters,
+            tuple(layer.active_adapters),
+            tuple(layer.merged_adapters),
+            sorted(layer.scaling.items()),
+            [(id(weight), weight._version) for weight in layer.parameters()],
+        )
+        for name, layer in encoder.named_modules()
+        if isinstance(layer, LoraLayer)
+    ]
 
 
 def _has_rows(tensors: Sequence[torch.Tensor], args: Any, kwargs: Any) -> bool:

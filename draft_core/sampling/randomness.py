@@ -2,46 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest import mock
 
 import torch
 
+from draft_core.errors import SamplerError
+
 Generator = torch.Generator | list[torch.Generator] | None
-State = list[tuple[torch.device, torch.Tensor]] | None
-"""Device and state of every generator; for torch's global source those of the CPU and of every GPU."""
+State = list[tuple[torch.device, torch.Tensor]]
+"""Device and state of every generator, then those of torch's global source: of the CPU and of every GPU in use."""
 
 
 def state_of(generator: Generator) -> State:
-    """What the generators, or torch's global source where there is none, will draw next."""
+    """What the generators and torch's global source, from which some calls draw beside them, will draw next."""
+    return [(one.device, one.get_state()) for one in _listed(generator)] + _global_state()
+
+
+def _global_state() -> State:
+    states = [(torch.device("cuda", card), torch.cuda.get_rng_state(card)) for card in _cards()]
+    return [(torch.device("cpu"), torch.get_rng_state()), *states]
+
+
+def _cards() -> list[int]:
+    used = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    return list(range(torch.cuda.device_count())) if used else []
+
+
+def _listed(generator: Generator) -> list[torch.Generator]:
     if generator is None:
-        cards = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-        states = [(torch.device("cuda", card), torch.cuda.get_rng_state(card)) for card in cards]
-        return [(torch.device("cpu"), torch.get_rng_state()), *states]
-    generators = generator if isinstance(generator, list) else [generator]
-    return [(one.device, one.get_state()) for one in generators]
+        return []
+    return generator if isinstance(generator, list) else [generator]
 
 
 @contextmanager
-def repeated(generator: Generator, state: State, copies: int = 1) -> Iterator[Generator]:
+def noted() -> Iterator[list[torch.Size]]:
+    """The shapes of the noise that is drawn inside, in order."""
+    draw, shapes = torch.randn, list[torch.Size]()
+
+    def drawn(*sizes: Any, **how: Any) -> torch.Tensor:
+        noise = draw(*sizes, **how)
+        shapes.append(noise.shape)
+        return noise
+
+    with mock.patch.object(torch, "randn", drawn):
+        yield shapes
+
+
+@contextmanager
+def repeated(
+    generator: Generator, state: State, batch: int = 1, copies: int = 1, shapes: Sequence[torch.Size] = ()
+) -> Iterator[Generator]:
     """What a call takes as its generator to draw the same again; the run's own is left where it is.
 
     Arguments:
         state: of `generator`, earlier.
-        copies: how often a list of generators is repeated, for a batch that is so many times as large.
+        batch: latents of the run.
+        copies: of the run's batch in a larger one: each is given the noise that the run was given.
+        shapes: of the noise that the run drew before its chain.
+
+    Raises:
+        SamplerError: inside, if several copies cannot be given what the run drew.
     """
-    assert state is not None
-    if generator is None:
-        with torch.random.fork_rng():
-            for device, one in state:
-                if device.type == "cuda":
-                    torch.cuda.set_rng_state(one, device)
-                else:
-                    torch.set_rng_state(one)
-            yield None
-        return
-    again = [_from_state(device, one) for _ in range(copies) for device, one in state]
-    yield again if isinstance(generator, list) else again[0]
+    one = copies == 1 or isinstance(generator, list)
+    with nullcontext() if one else _drawn_for_each(batch, copies, shapes), _restored(generator, state, copies) as again:
+        yield again
+
+
+@contextmanager
+def _restored(generator: Generator, state: State, copies: int) -> Iterator[Generator]:
+    own = len(_listed(generator))
+    again = [_from_state(device, one) for _ in range(copies) for device, one in state[:own]]
+    with torch.random.fork_rng(_cards()):
+        for device, one in state[own:]:
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(one, device)
+            else:
+                torch.set_rng_state(one)
+        yield again if isinstance(generator, list) else (again[0] if again else None)
+
+
+@contextmanager
+def _drawn_for_each(batch: int, copies: int, shapes: Sequence[torch.Size]) -> Iterator[None]:
+    """Noise for the whole batch, before the chain and in it, is drawn for one copy and given to all of them."""
+    draw, expected = torch.randn, iter(shapes)
+
+    def drawn(*sizes: Any, **how: Any) -> torch.Tensor:
+        shape = torch.Size(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
+        rest = shape[1:]
+        of_run = next(expected, (batch, *rest))
+        if shape == of_run:
+            return draw(shape, **how)
+        if batch % of_run[0] or shape != (copies * of_run[0], *rest):  # the latents may hold frames as items
+            raise SamplerError(
+                f"several copies cannot be made in one batch: the run drew noise of {tuple(of_run)} "
+                f"and its call then asks for {tuple(shape)}",
+                where="Renoising.batched",
+                next="leave out `batched`, and copies are made one after another",
+            )
+        return draw(of_run, **how).repeat(copies, *[1] * len(rest))
+
+    with mock.patch.object(torch, "randn", drawn):
+        yield
 
 
 def _from_state(device: torch.device, state: torch.Tensor) -> torch.Generator:

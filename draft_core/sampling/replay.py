@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from draft_core.errors import SamplerError
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.chain import undecoded
-from draft_core.sampling.noise_levels import Gaussian, posterior_mean, renoised, step_gaussian
+from draft_core.sampling.noise_levels import Gaussian, check_told, noise_level, posterior_mean, renoised, step_gaussian
 from draft_core.sampling.pipeline_call import Forward, PipelineCall, Settings, length
 from draft_core.sampling.randomness import repeated
 from draft_core.sampling.rollout import Origin, StepStart
@@ -51,6 +52,7 @@ class StepOutput:
         Raises:
             SamplerError: if it is not known for the scheduler's prediction type.
         """
+        check_told(self._scheduler, self._call.told)
         mean: torch.Tensor = self._asked(
             lambda: posterior_mean(self._scheduler, self.prediction, self.timestep, self.latents)
         )
@@ -65,6 +67,9 @@ class StepOutput:
         finally:
             seams.restore_scheduler(self._scheduler, now)
 
+
+# Of latents that are taken for noise alone: the most that x0 may weigh beside it, and their size be off.
+PURE = 0.1
 
 Visit = Callable[[StepOutput], None]
 
@@ -81,7 +86,7 @@ class Replay:
 
     Arguments:
         origin: of the run.
-        given: step number -> latents before it, those of the whole batch, once or several times.
+        given: step number -> latents before it: of the whole batch, or of several such batches in one.
         visit: called at each of these steps, before the scheduler's own; it may backpropagate at once.
     """
 
@@ -114,7 +119,9 @@ class Replay:
 
     def _run(self) -> Any:
         prompts = None if self.origin.prompts is None else list(self.origin.prompts) * self.copies
-        with repeated(self.origin.generator, self.origin.noise_state, self.copies) as generator:
+        origin = self.origin
+        noise = repeated(origin.generator, origin.noise_state, len(origin.latents), self.copies, origin.drawn)
+        with noise as generator:
             self.call = PipelineCall(self.sampler, prompts, generator)
             return self.call.run(self)
 
@@ -123,7 +130,7 @@ class Replay:
         return self.number in self.given
 
     def arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """For a batch so many times as large; without the decoder where no images are wanted."""
+        """For a batch `copies` times as large; without the decoder where no images are wanted."""
         origin, first = self.origin, self.given.get(0)
         if self.copies > 1:
             embedded = self.sampler.call_kwargs.get("prompt_embeds")
@@ -158,13 +165,13 @@ class Replay:
         if self.number in self.given:
             start = self._start(self.number)
             assert start.state is not None
-            state = seams.repeated(start.state, self.origin.latents.shape, self.copies)
-            seams.restore_scheduler(self.pipe.scheduler, state)
+            memory = seams.repeated(start.state, self.origin.latents.shape, self.copies)
+            seams.restore_memory(pipelines.remembering(self.pipe), memory)
             sample = self.given[self.number]
             stub = start.output
         if stub is None:
             stub = self._start(min(one for one in self.given if one >= self.number)).output
-        stub = seams.repeated({"": stub}, self.origin.latents.shape, self.copies)[""]
+        stub = seams.repeated(stub, self.origin.latents.shape, self.copies)
         return seams.with_first(stub, "prev_sample", sample)
 
     def _start(self, number: int) -> StepStart:
@@ -213,17 +220,43 @@ def unvisited(output: StepOutput) -> None:
 
 def renoised_start(sampler: Settings, origin: Origin) -> torch.Tensor:
     """x_1 = alpha_1 x0 + sigma_1 eps, like x0, at the noise level from which the last step starts."""
-    x0, start = origin.latents, origin.last
+    x0, start, remembering = origin.latents, origin.last, pipelines.remembering(sampler.pipe)
+    scale = _noise_scale(sampler, origin)
     noise = randn_tensor(x0.shape, generator=origin.generator, device=x0.device, dtype=x0.dtype)
     if start.state is not None:  # sigma schedulers look their level up by the current index
-        seams.restore_scheduler(sampler.pipe.scheduler, start.state)
-    return renoised(sampler.pipe.scheduler, x0, start.timestep, noise)
+        seams.restore_memory(remembering, start.state)
+    return renoised(sampler.pipe.scheduler, x0, start.timestep, noise if scale == 1 else scale * noise)
+
+
+def _noise_scale(sampler: Settings, origin: Origin) -> float:
+    """The deviation of the noise in the pipeline's latents, which its scheduler does not know: `noise_scale` of PRX.
+
+    Raises:
+        SamplerError: if the chain starts from noise of another size than this says.
+    """
+    pipe, start = sampler.pipe, origin.first
+    declared = float(getattr(getattr(pipe, "config", None), "noise_scale", 1.0))
+    if start is None or start.state is None or sampler.call_kwargs.get("latents") is not None:
+        return declared
+    seams.restore_memory(pipelines.remembering(pipe), start.state)
+    alpha, sigma = noise_level(pipe.scheduler, start.timestep, start.latents)
+    if bool(alpha > PURE * sigma):  # it starts from an image
+        return declared
+    found = float(start.latents.float().square().mean().sqrt() / sigma)
+    if abs(found / declared - 1) > PURE + 4 / math.sqrt(2 * start.latents.numel()):
+        raise SamplerError(
+            f"its chain starts from noise {found:.2g} times as large as its scheduler's level, so that the level to "
+            "re-noise to is not known",
+            where=type(pipe).__name__,
+            next="use a method without re-noising",
+        )
+    return declared
 
 
 def _enlarged(blank: Any, recorded: tuple[torch.Size, ...], shapes: tuple[torch.Size, ...], copies: int) -> Any:
     """The blank output that belongs to an input of these shapes, from one that belongs to the recorded, or None.
 
-    Each shape must be the recorded one, or that of so many batches; or there are so many lists of it.
+    Each shape must be the recorded one, or that of `copies` batches; or the recorded ones come `copies` times.
     """
     if shapes == recorded * copies:
         return seams.listed(blank, copies)
@@ -235,8 +268,9 @@ def _enlarged(blank: Any, recorded: tuple[torch.Size, ...], shapes: tuple[torch.
 
 
 def _repeated(name: str, value: Any, copies: int, lengths: set[int]) -> Any:
-    """An argument of the call that holds one item for each prompt or image, so often; prompts are so already."""
-    batch = length(value) in lengths
-    if name == "prompt" or not batch or isinstance(value[0], (int, float)):
+    """An argument of the call, repeated if it holds one item for each prompt or image; prompts are repeated already."""
+    if isinstance(value, list) and len(value) not in lengths:  # an image for each of several networks, say
+        return [_repeated(name, item, copies, lengths) if isinstance(item, torch.Tensor) else item for item in value]
+    if name == "prompt" or length(value) not in lengths or isinstance(value[0], (int, float)):
         return value
     return value * copies if isinstance(value, list) else value.repeat(copies, *[1] * (value.ndim - 1))

@@ -17,14 +17,14 @@ class StepStart:
         number: of the step, 0 the first.
         timestep: as the pipeline gave it to the scheduler.
         latents: before the step, detached, in the shape that the scheduler sees.
-        state: of the scheduler before it; None for the first step.
+        state: what scheduler and guiders remember before it; None for the first step.
         output: of `scheduler.step` before it; some pipelines hand its further fields to the next. None for the first.
     """
 
     number: int
     timestep: Any
     latents: torch.Tensor
-    state: dict[str, Any] | None
+    state: list[dict[str, Any]] | None
     output: Any
 
 
@@ -70,7 +70,8 @@ class Origin:
         starts: step number -> where it started; the last step at least.
         encoded: what the encoders returned, call by call.
         blanks: network and shapes of its input -> an output of zeros that takes no memory.
-        two_streams: whether the call copied its scheduler for a second chain, which cannot be replayed.
+        first: where the first step started.
+        drawn: shapes of the noise that the call drew before it.
     """
 
     prompts: Sequence[str] | None
@@ -80,7 +81,8 @@ class Origin:
     starts: dict[int, StepStart]
     encoded: list[Any] = field(default_factory=list)
     blanks: dict[Any, Any] = field(default_factory=dict)
-    two_streams: bool = False
+    first: StepStart | None = None
+    drawn: Sequence[torch.Size] = ()
 
     @property
     def last(self) -> StepStart:

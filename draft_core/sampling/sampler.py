@@ -6,26 +6,22 @@ sampler; its seams switch recording on for the planned steps.
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
 import torch
 
-from draft_core.errors import SamplerError
+from draft_core.errors import SamplerError, one_line
 from draft_core.plan import Renoising, StepPlan
 from draft_core.sampling import pipelines, seams
-from draft_core.sampling.chain import PlannedRun, ShortRun, count_steps, lengths
+from draft_core.sampling.call_traits import CallTraits
+from draft_core.sampling.chain import PlannedRun, ShortRun, lengths, watched
 from draft_core.sampling.pipeline_call import Checkpointing, Decode, has_blocks
 from draft_core.sampling.randomness import Generator
 from draft_core.sampling.replay import Replay, Visit, renoised_start, unvisited
 from draft_core.sampling.rollout import Origin, Rollout
-
-# What a pipeline applies to finished images by way of numpy or PIL, which cuts the gradient.
-IMAGE_FILTERS = ("safety_checker", "watermark")
 
 # Arguments by which a call's schedule is given whole, so that it cannot be made shorter.
 SCHEDULES = ("timesteps", "sigmas")
@@ -38,15 +34,17 @@ class DifferentiableSampler:
     """Prompts to images, by any diffusers pipeline, with gradient where a plan asks for it.
 
     Samples are bit-identical to `pipe(prompts, num_inference_steps=..., generator=..., **call_kwargs)`, unless
-    `decode` is "sliced". The gradient reaches whatever parameters of denoiser and decoder require it; text encoders
-    are never recorded, and under `torch.no_grad` nothing is.
+    `decode` is "sliced". One negative prompt stands for each prompt, as a list, which most calls make of it themselves;
+    where one leaves it alone (HunyuanVideo), samples are those of the call with the list. The gradient reaches whatever
+    parameters of denoiser and decoder require it; text encoders are never recorded, and under `torch.no_grad` nothing
+    is.
 
     Arguments:
         pipe: a diffusers pipeline, classic or modular, with a scheduler and a denoiser (`unet` or `transformer`).
-        num_inference_steps: as in the pipeline's call.
+        num_inference_steps: as in the pipeline's call; None for a call that takes none.
         gradient_checkpointing: recompute each recorded denoiser call in the backward pass, so that a grad step stores
             its input only; "blocks" one block of the denoiser after another, so that no more than one is ever stored
-            whole; "selective" only what costs next to nothing, `activations.kept_small`.
+            whole; "selective" only what costs next to nothing, `recomputation.kept_small`.
         decode: "whole" stores all that the decoder's backward pass needs, for all images; "selective" recomputes of it
             what costs next to nothing, "blocks" one block after another, and "checkpointed" all of it at once; "sliced"
             decodes and recomputes one image at a time, and the last bit may differ.
@@ -62,14 +60,14 @@ class DifferentiableSampler:
         self,
         pipe: Any,
         *,
-        num_inference_steps: int,
+        num_inference_steps: int | None,
         gradient_checkpointing: Checkpointing = False,
         decode: Decode = "whole",
         base_model: Callable[[], AbstractContextManager[Any]] | None = None,
         **call_kwargs: Any,
     ) -> None:
-        _check_drivable(pipe)
-        _check_keywords(pipe, call_kwargs)
+        pipelines.check_drivable(pipe)
+        pipelines.check_keywords(pipe, call_kwargs, takes_steps=num_inference_steps is not None)
         _check_blocks(pipe, denoisers=gradient_checkpointing == "blocks", decoder=decode == "blocks")
         self.pipe = pipe
         self.num_inference_steps = num_inference_steps
@@ -78,21 +76,36 @@ class DifferentiableSampler:
         self.base_model = base_model
         self.call_kwargs = call_kwargs
 
-    @cached_property
+    @property
     def steps(self) -> int:
-        """T, the `scheduler.step` calls of one run, counted in one that calls the real denoiser only once.
+        """T, the `scheduler.step` calls of one run, counted in a dry run that calls each network once.
 
         More than `num_inference_steps` for second-order schedulers, and fewer where the call starts from an image.
         """
+        return self.traits.steps
+
+    @cached_property
+    def traits(self) -> CallTraits:
+        """What the pipeline's call was seen to do in a run that calls the real denoiser only once."""
         errors: list[Exception] = []
-        traces = seams.state_restored(self.pipe, self.pipe.scheduler, *pipelines.guiders(self.pipe).values())
+        traces = seams.state_restored(self.pipe, *pipelines.remembering(self.pipe))
         with torch.no_grad(), torch.random.fork_rng(devices=[]), traces:
-            for batch in [1, *lengths(self.call_kwargs)]:  # an `image` of two items, say, may need two prompts
-                try:
-                    return count_steps(self, batch)
-                except Exception as error:
-                    errors.append(error)
+            for real in (False, True):  # some look into their networks
+                for batch in [1, *lengths(self.call_kwargs)]:  # an `image` of two items, say, may need two prompts
+                    try:
+                        return self._stepping(watched(self, batch, real=real))
+                    except Exception as error:
+                        errors.append(error)
         raise errors[0]
+
+    def _stepping(self, traits: CallTraits) -> CallTraits:
+        if not traits.steps:
+            raise SamplerError(
+                "its call takes no step of its own scheduler" + (", it steps copies of it" * traits.two_streams),
+                where=type(self.pipe).__name__,
+                next="use a pipeline whose call steps `pipe.scheduler` itself",
+            )
+        return traits
 
     def __call__(
         self,
@@ -134,8 +147,9 @@ class DifferentiableSampler:
         renoising: Renoising = NO_RENOISING,
         generator: Generator = None,
     ) -> Iterator[Rollout]:
-        """The samples, unless the plan's prefix is short, then their re-noised copies, each when it is asked for, so
-        that one can be backpropagated before the next is made.
+        """The samples, unless the plan's prefix is short, and then the re-noised copies.
+
+        Each is made when it is asked for, so that one can be backpropagated before the next is made.
 
         Arguments:
             prompts, plan, renoising, generator: as in `__call__`.
@@ -145,6 +159,10 @@ class DifferentiableSampler:
         """
         if isinstance(prompts, str) or prompts == []:
             raise SamplerError(f"prompts is {prompts!r}", where="prompts", next="give a list of one or more strings")
+        if prompts is not None and "prompt" not in pipelines.call_inputs(self.pipe):
+            raise SamplerError(
+                "its call takes no prompt", where=type(self.pipe).__name__, next="give None in the place of the prompts"
+            )
         if plan.steps != self.steps:
             raise SamplerError(
                 f"the plan is for {plan.steps} steps, {type(self.pipe).__name__} takes {self.steps}",
@@ -153,6 +171,7 @@ class DifferentiableSampler:
             )
         generator = generator or self.call_kwargs.get("generator")
         _check_renoising(plan, renoising)
+        self.traits.check_plan(self.pipe, plan, renoising, recomputes=self.gradient_checkpointing in (True, "blocks"))
         if plan.prefix is None:
             run = PlannedRun(self, prompts, plan, generator)
             samples = run.sample()
@@ -202,8 +221,7 @@ class DifferentiableSampler:
                 next="replay what `sampler(...)` gave for a plan without stop_at",
             )
         _check_given(origin, given, decode=decode)
-        if origin.two_streams:
-            raise _no_replay(self.pipe)
+        self.traits.check_replay(self.pipe)
         replay = Replay(self, origin, given, visit)
         if decode:
             return replay.images()
@@ -220,14 +238,28 @@ class DifferentiableSampler:
         return ShortRun(self, prompts, plan, generator).origin()
 
     def _renoisings(self, origin: Origin, renoising: Renoising) -> Iterator[Rollout]:
-        if origin.two_streams:
-            raise _no_replay(self.pipe)
         noisy = [renoised_start(self, origin) for _ in range(renoising.copies)]
         for batch in [torch.cat(noisy)] if renoising.batched and noisy else noisy:
             replay = Replay(self, origin, {origin.last.number: batch}, unvisited)
-            images = replay.images()
+            with _batchable(self.pipe) if replay.copies > 1 else nullcontext():
+                images = replay.images()
             names = _prompt_of_each(origin.prompts, len(images) // replay.copies) * replay.copies
             yield Rollout(images, names, sample_count=0, divergence=replay.call.mean_divergence())
+
+
+@contextmanager
+def _batchable(pipe: Any) -> Iterator[None]:
+    """What a call of another batch than the run's may raise, as one sentence; memory that runs out stays as it is."""
+    try:
+        yield
+    except (SamplerError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise SamplerError(
+            f"several copies cannot be made in one batch: its call raised {type(error).__name__} ({one_line(error)})",
+            where=type(pipe).__name__,
+            next="leave out `batched`, and copies are made one after another",
+        ) from error
 
 
 def _check_given(origin: Origin, given: Mapping[int, torch.Tensor], *, decode: bool) -> None:
@@ -269,41 +301,10 @@ def _check_renoising(plan: StepPlan, renoising: Renoising) -> None:
         )
 
 
-def _no_replay(pipe: Any) -> SamplerError:
-    return SamplerError(
-        "it copies its scheduler for a second chain, which cannot be replayed from its last step",
-        where=type(pipe).__name__,
-        next="use a method without re-noising",
-    )
-
-
 def _prompt_of_each(prompts: Sequence[str] | None, images: int) -> tuple[str, ...]:
     """The prompt of every image; pipelines keep the images of one prompt together."""
     prompts = prompts or [""]
     return tuple(prompt for prompt in prompts for _ in range(images // len(prompts)))
-
-
-def _check_drivable(pipe: Any) -> None:
-    name = type(pipe).__name__
-    if not (callable(pipe) and hasattr(pipe, "components")):
-        raise SamplerError(f"{name} is no diffusers pipeline", where="pipeline", next="give a pipeline, loaded")
-    scheduler: Any = getattr(pipe, "scheduler", None)
-    if not hasattr(scheduler, "step"):
-        raise SamplerError(f"{name} has no scheduler", where="pipeline", next="use a pipeline that samples in steps")
-    if missing := [key for key in seams.STEP_ARGUMENTS if key not in inspect.signature(scheduler.step).parameters]:
-        raise SamplerError(
-            f"the step of its {type(scheduler).__name__} takes no {' and no '.join(missing)}",
-            where=name,
-            next="use another scheduler",
-        )
-    pipelines.find_denoiser(pipe)
-    for attribute in IMAGE_FILTERS:
-        if getattr(pipe, attribute, None) is not None:
-            raise SamplerError(
-                f"the {attribute} of {name} goes through numpy and would cut the gradient",
-                where="pipeline",
-                next=f"set `pipe.{attribute} = None`",
-            )
 
 
 def _check_blocks(pipe: Any, *, denoisers: bool, decoder: bool) -> None:
@@ -315,19 +316,4 @@ def _check_blocks(pipe: Any, *, denoisers: bool, decoder: bool) -> None:
                 f"{type(network).__name__} cannot be recomputed block by block",
                 where=type(pipe).__name__,
                 next="use another way to save memory",
-            )
-
-
-def _check_keywords(pipe: Any, call_kwargs: dict[str, Any]) -> None:
-    name = type(pipe).__name__
-    inputs = pipelines.call_inputs(pipe)
-    for keyword in call_kwargs:
-        if keyword in ("prompt", "output_type", "return_dict"):
-            raise SamplerError(f"{keyword!r} is set by the sampler itself", where=f"{name} call", next="leave it out")
-        if keyword not in inputs:
-            near = difflib.get_close_matches(keyword, inputs, n=1)
-            raise SamplerError(
-                f"its call takes no {keyword!r}",
-                where=name,
-                next=f"did you mean {near[0]!r}?" if near else "see the pipeline's documentation",
             )

@@ -7,14 +7,17 @@ Each seam is a context manager that replaces one bound method on one object, kee
 from __future__ import annotations
 
 import copy
+import enum
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from draft_core.errors import SamplerError
 
 Wrapper = Callable[..., Any]
 
@@ -37,6 +40,12 @@ class Replacement:
         return self.wrapper(self.original, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if id(self.owner) not in memo:
+            raise SamplerError(
+                f"it copies what its {type(self.owner).__name__} remembers, for several views of one image",
+                where="pipeline",
+                next="use a pipeline with one chain",
+            )
         self.copied = True
         return getattr(type(self.owner), self.name).__get__(memo[id(self.owner)])
 
@@ -83,12 +92,12 @@ def state_restored(*owners: Any) -> Iterator[None]:
 
 
 @contextmanager
-def graph_released(scheduler: Any) -> Iterator[None]:
-    """Afterwards the scheduler, which may remember earlier outputs, keeps no autograd graph alive."""
+def graph_released(*owners: Any) -> Iterator[None]:
+    """Afterwards a scheduler or guider, which may remember earlier outputs, keeps no autograd graph alive."""
     try:
         yield
     finally:
-        restore_scheduler(scheduler, scheduler_state(scheduler))
+        restore_memory(owners, memory_of(owners))
 
 
 # What goes into and comes out of steps and denoisers
@@ -103,21 +112,33 @@ class StepCall:
         timestep: as the pipeline gave it.
         sample: the latents before the step.
         run: the scheduler's own step with the same arguments.
+        told: what else the step is told that may change what prediction and latents mean, by name.
     """
 
     model_output: torch.Tensor
     timestep: Any
     sample: torch.Tensor
     run: Callable[[], Any]
+    told: tuple[str, ...] = ()
 
 
 STEP_ARGUMENTS = ("model_output", "timestep", "sample")
+
+# Arguments of steps that change neither the noise level of the latents nor what is predicted.
+PLAIN_ARGUMENTS = (
+    *("generator", "return_dict", "eta", "use_clipped_model_output", "variance_noise", "order"),
+    *("s_churn", "s_tmin", "s_tmax", "s_noise", "prev_timestep", "timestep_back", "old_pred_original_sample"),
+)
 
 
 def step_call(step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
     """The call `step(*args, **kwargs)`, its arguments found by name: schedulers differ in their order."""
     given = inspect.signature(step).bind(*args, **kwargs).arguments
-    return StepCall(**{name: given[name] for name in STEP_ARGUMENTS}, run=lambda: step(*args, **kwargs))
+    plain = (*STEP_ARGUMENTS, *PLAIN_ARGUMENTS)
+    told = tuple(
+        name for name, value in given.items() if name not in plain and value is not None and value is not False
+    )
+    return StepCall(**{name: given[name] for name in STEP_ARGUMENTS}, run=lambda: step(*args, **kwargs), told=told)
 
 
 def first_of(output: Any, field: str) -> Any:
@@ -188,7 +209,7 @@ def blank(output: Any) -> Any:
 
 
 def listed(value: Any, copies: int) -> Any:
-    """`value` with each list of tensors in it so often behind itself."""
+    """`value` with every list in it repeated `copies` times."""
     if isinstance(value, list):
         return value * copies
     if isinstance(value, tuple):
@@ -201,31 +222,67 @@ def listed(value: Any, copies: int) -> Any:
     return value
 
 
-# What a scheduler remembers between steps
+# What a scheduler or a guider remembers between steps
+
+State = dict[str, Any]
 
 
-def scheduler_state(scheduler: Any) -> dict[str, Any]:
+def memory_of(owners: Sequence[Any]) -> list[State]:
+    """The `scheduler_state` of each."""
+    return [scheduler_state(owner) for owner in owners]
+
+
+def restore_memory(owners: Sequence[Any], memory: Sequence[State]) -> None:
+    """Puts a `memory_of` back; it can be put back again later."""
+    for owner, state in zip(owners, memory, strict=True):
+        restore_scheduler(owner, state)
+
+
+def scheduler_state(scheduler: Any) -> State:
     """What the scheduler remembers between steps (indices, earlier outputs), free of graphs."""
-    return {name: _snapshot(value) for name, value in vars(scheduler).items() if name != "step"}
+    own = {name: value for name, value in vars(scheduler).items() if not isinstance(value, Replacement)}
+    return {name: _snapshot(value) for name, value in own.items()}
 
 
-def restore_scheduler(scheduler: Any, state: dict[str, Any]) -> None:
+def restore_scheduler(scheduler: Any, state: State) -> None:
     """Puts a `scheduler_state` back; it can be put back again later."""
     vars(scheduler).update({name: _snapshot(value) for name, value in state.items()})
 
 
-def repeated(state: dict[str, Any], shape: torch.Size, copies: int) -> dict[str, Any]:
-    """A `scheduler_state` whose earlier outputs, tensors of the latents' `shape`, hold the batch so often."""
+def remembered(memory: Any) -> list[torch.Tensor]:
+    """The tensors inside what `memory_of` gave."""
+    found: list[torch.Tensor] = []
+    _snapshot(memory, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found
+
+
+def repeated(memory: Any, shape: torch.Size, copies: int) -> Any:
+    """What `memory_of` or a step gave, its earlier outputs, tensors of the latents' `shape`, `copies` times."""
 
     def repeat(tensor: torch.Tensor) -> torch.Tensor:
         return torch.cat([tensor] * copies) if tensor.shape == shape else tensor
 
-    return state if copies == 1 else {name: mapped(repeat, value) for name, value in state.items()}
+    return memory if copies == 1 else _snapshot(memory, repeat)
 
 
-def _snapshot(value: Any) -> Any:
+def _snapshot(value: Any, change: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.detach) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.detach()
-    if isinstance(value, list):  # multi-step solvers shift their lists of earlier outputs in place
-        return [_snapshot(item) for item in value]
+        return change(value)
+    if type(value) is dict:
+        return {name: _snapshot(item, change) for name, item in value.items()}
+    if isinstance(value, dict):  # an output object, or a config
+        return mapped(change, value) if tensors_in(value) else value
+    if _is_memory(value):
+        replacement = copy.copy(value)
+        vars(replacement).update({name: _snapshot(item, change) for name, item in vars(value).items()})
+        return replacement
+    if isinstance(value, (list, tuple)):  # multi-step solvers shift their lists of earlier outputs in place
+        items = [_snapshot(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
+
+
+def _is_memory(value: Any) -> bool:
+    """An object of diffusers that only holds values, such as a guider's momentum; components have a config."""
+    holds = hasattr(value, "__dict__") and not callable(value) and not hasattr(value, "config")
+    return holds and type(value).__module__.startswith("diffusers.") and not isinstance(value, enum.Enum)

@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
+from draft_core.errors import RewardError
 from draft_core.registry.config import RewardConfig
 from draft_core.registry.specs import RewardSpec
+from draft_core.runs.build import made_by_plugin
 
 PROMPTS = ("a photograph of a red apple on a table", "two cats", "an oil painting of the sea at night")
 SIDE = 64  # pixels, where the reward has no native size
@@ -54,7 +56,7 @@ class Subject:
 
     def __post_init__(self) -> None:
         if self.reward is None:
-            self.reward = self.spec.load()(self.config)
+            self.reward = made_by_plugin(self.spec.load(), self.config, f"reward {self.spec.kind!r}")
 
     def images(self, count: int = 3, height: int | None = None, width: int | None = None) -> torch.Tensor:
         """Seeded images (`count`, 3, `height`, `width`) with shapes, edges and texture, in [0.2, 0.8].
@@ -73,23 +75,35 @@ class Subject:
         """Scores (B,) of `images` (B, 3, H, W) in [0, 1], without gradient.
 
         `prompts` that are left out are the first B of `PROMPTS`.
+
+        Raises:
+            Violation: if it gives anything but one score for each image.
         """
         with torch.no_grad():
-            scores: torch.Tensor = self.reward(images, list(prompts or PROMPTS[: len(images)]))
-        return scores
+            return self._checked_scores(images, list(prompts or PROMPTS[: len(images)]))
 
     def gradient(self, images: torch.Tensor) -> torch.Tensor:
         """The gradient of the sum of scores in `images`, (B, 3, H, W).
 
         Raises:
-            Violation: if there is none.
+            Violation: if there is none, or like `score`.
         """
         images = images.clone().requires_grad_()
-        scores = self.reward(images, list(PROMPTS[: len(images)]))
+        scores = self._checked_scores(images, list(PROMPTS[: len(images)]))
         demand(scores.requires_grad, "its scores carry no gradient, though its spec says that it is differentiable")
         (gradient,) = torch.autograd.grad(scores.sum(), images, allow_unused=True)
         demand(gradient is not None, "its scores do not depend on the images as far as autograd can see")
         result: torch.Tensor = gradient
+        return result
+
+    def _checked_scores(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        scores = self.reward(images, prompts)
+        demand(isinstance(scores, torch.Tensor), f"it returned {type(scores).__name__}, not a tensor")
+        demand(
+            scores.shape == (len(images),),
+            f"it returned scores of shape {tuple(scores.shape)} for {len(images)} images, not ({len(images)},)",
+        )
+        result: torch.Tensor = scores
         return result
 
 
@@ -103,11 +117,7 @@ def one_score_per_image(subject: Subject) -> None:
     """A batch of B images gives float32 scores of shape (B,), for B = 1 and 3."""
     for count in (1, 3):
         scores = subject.score(subject.images(count))
-        demand(isinstance(scores, torch.Tensor), f"it returned {type(scores).__name__}, not a tensor")
-        demand(
-            scores.shape == (count,) and scores.dtype == torch.float32,
-            f"it returned {scores.dtype} of shape {tuple(scores.shape)} for {count} images, not float32 ({count},)",
-        )
+        demand(scores.dtype == torch.float32, f"it returned {scores.dtype} scores, not float32")
         demand(bool(scores.isfinite().all()), f"its scores are not finite: {scores.tolist()}")
 
 
@@ -170,9 +180,7 @@ def any_shape(subject: Subject) -> None:
     for height, width in OTHER_SHAPES:
         images = subject.images(2, height, width)
         scores = subject.score(images)
-        demand(
-            scores.shape == (2,) and bool(scores.isfinite().all()), f"at {height}x{width} it scores {scores.tolist()}"
-        )
+        demand(bool(scores.isfinite().all()), f"at {height}x{width} it scores {scores.tolist()}")
         if subject.spec.differentiable:
             _require_gradient(subject.gradient(images), f"at {height}x{width}")
 
@@ -186,6 +194,17 @@ def overshoot_stays_finite(subject: Subject) -> None:
     if subject.spec.differentiable:
         gradient = subject.gradient(images)
         demand(bool(gradient.isfinite().all()), "with pixels from -0.1 to 1.1 its gradient is not finite")
+
+
+def other_ranges_are_refused(subject: Subject) -> None:
+    """Images in [0, 255] and in [-1, 1] are refused with a `RewardError`, not scored."""
+    images = subject.images()
+    for name, levels in (("[0, 255]", images * 255), ("[-1, 1]", images * 2 - 1)):
+        try:
+            scores = subject.score(levels)
+        except RewardError:
+            continue
+        demand(False, f"it scores images in {name}, {scores.tolist()}: pass them through `checked_images` first")
 
 
 def every_image_has_a_gradient(subject: Subject) -> None:
@@ -283,6 +302,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
         tensors_move_along,
         any_shape,
         overshoot_stays_finite,
+        other_ranges_are_refused,
         every_image_has_a_gradient,
         gradient_is_right,
         half_precision_inputs,
@@ -295,7 +315,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Small tensors on a busy machine are many times slower with two threads than with one."""
+    """A context in which torch computes on one thread: small tensors on a busy machine are much slower with two."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -15,9 +15,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 
-from draft_core.errors import DraftError, PluginError, RewardError
+from draft_core.errors import DraftError, PluginError, RewardError, one_line, raised_at
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.rewards.images import to_pil
+from draft_core.rewards.objective import checked_scores
 from draft_core.runs.build import build_reward, reward_config
 from draft_core.testing.checks import PROMPTS, Subject
 
@@ -136,10 +137,10 @@ def compare_with_reference(
     Raises:
         PluginError: if the reward names no reference, or that is none.
         DraftError: if just one image is given.
-        RewardError: if either side's scores are not finite, or too much alike to be compared.
+        RewardError: if either side raises, or its scores are not finite, or too much alike to be compared.
     """
     spec = subject.spec
-    scorer: Scorer = spec.load_reference()(subject.reward, subject.config)
+    scorer: Scorer = _of_reference(spec.load_reference(), subject.reward, subject.config, where=f"reward {spec.kind!r}")
     native = (spec.native_size or SIZES[0][0],) * 2
     sizes = tuple(dict.fromkeys((native, *SIZES))) if sizes is None else tuple(sizes)
     refuse_single_image(images)
@@ -224,9 +225,14 @@ def _compared(
     """One row for images (1, 3, H, W) of any sizes and a prompt for each."""
     where = f"reward {subject.spec.kind!r}, {name}"
     # One by one like the reference: in a batch the last digits of float32 fall otherwise.
-    ours = torch.cat([subject.score(image, (prompt,)) for image, prompt in zip(images, prompts, strict=True)])
     with torch.no_grad():
-        theirs = scorer([to_pil(image[0]) for image in images], list(prompts))
+        ours = torch.cat(
+            [
+                checked_scores(subject.spec.kind, subject.reward, image, [prompt])
+                for image, prompt in zip(images, prompts, strict=True)
+            ]
+        )
+        theirs = _of_reference(scorer, [to_pil(image[0]) for image in images], list(prompts), where=where)
     if not isinstance(theirs, torch.Tensor) or theirs.shape != ours.shape:
         shape = tuple(theirs.shape) if isinstance(theirs, torch.Tensor) else type(theirs).__name__
         raise PluginError(f"its reference gave {shape}, not scores of shape {tuple(ours.shape)}", where=where)
@@ -244,3 +250,17 @@ def _compared(
         )
     errors = (ours - theirs).abs() / std
     return Row(name, len(theirs), float(errors.max()), float(errors.mean()), std)
+
+
+def _of_reference(call: Callable[..., Any], *given: Any, where: str) -> Any:
+    """What a plugin's reference gives; a bug of it ends in a sentence."""
+    try:
+        return call(*given)
+    except DraftError:
+        raise
+    except Exception as error:
+        raise RewardError(
+            f"its reference raised {type(error).__name__}: {one_line(error)}{raised_at(error)}",
+            where=where,
+            next="tell its author",
+        ) from error

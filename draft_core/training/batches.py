@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from draft_core.learners.learner import Batch, Ranks
+from draft_core.sampling.pipelines import IMAGE_COUNTS
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,13 @@ class Batches:
                 generators=[self._noise(index, copy) for index in indices for copy in range(self.images_per_prompt)],
                 columns={name: [column[index] for index in chosen] for name, column in self.columns.items()},
                 update=update,
-                rng=Random(f"plan {self.seed} {update}"),
+                rng=self.choices(update),
                 ranks=self.ranks,
             )
+
+    def choices(self, update: int) -> Random:
+        """For choices that all batches and processes of the update after `update` earlier ones share."""
+        return Random(f"plan {self.seed} {update}")
 
     def _noise(self, index: int, copy: int) -> torch.Generator:
         """Drawn on the CPU, so that a seed means the same images on every device."""
@@ -65,4 +70,4 @@ class Batches:
 
 def images_per_prompt(call: Mapping[str, Any]) -> int:
     """How many images a pipeline's call with these arguments makes of each prompt."""
-    return int(call.get("num_images_per_prompt") or call.get("num_videos_per_prompt") or 1)
+    return next((int(call[name]) for name in IMAGE_COUNTS if call.get(name)), 1)

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save
 from draft_core.errors import CheckpointError, first_line, one_line
 
 ADAPTER, OPTIMIZER, LEARNER, STATE = "adapter.safetensors", "optimizer.pt", "learner.pt", "state.json"
-FORMAT = 2  # raised whenever the files, their names or what they hold change
+FORMAT = 3  # raised whenever the files, their names or what they hold change
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import PartialState
-from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
 
 from draft_core.errors import DraftError
@@ -22,7 +21,7 @@ T = TypeVar("T")
 
 
 class Processes:
-    """The processes of a run, of which this is one; where it is alone, it talks to itself.
+    """The processes of a run, of which this is one; a single process gets its own values back.
 
     Arguments:
         cpu: whether they compute on the CPU although there are GPUs.
@@ -30,19 +29,23 @@ class Processes:
     Attributes:
         rank: which one this is, from 0; 0 is the main process, which writes and reports.
         world_size: how many there are.
+        device: where this one computes; of several processes each has its own GPU.
 
     Raises:
         DraftError: if it is alone although it was to be one of several.
     """
 
     def __init__(self, *, cpu: bool) -> None:
-        state = PartialState(cpu=cpu)  # it knows whether this process was started as one of several
+        state = PartialState(cpu=cpu or _meet_on_cpu())  # it knows whether this process was started as one of several
         self.world_size: int = state.num_processes
         self.rank: int = state.process_index
+        # Several stay connected on the devices that they have; one alone is asked anew by each run of its program.
+        alone = torch.device("cpu") if cpu else state.default_device
+        self.device: torch.device = state.device if self.world_size > 1 else alone
         _require_company(self.world_size)
 
     def leave_at_exit(self) -> None:
-        """Takes leave of the others when the program ends, and not before: it may have another run to make."""
+        """Leaves the process group when the program ends, not when a run does: the program may make another."""
         if self.world_size > 1:
             atexit.register(PartialState().destroy_process_group)
 
@@ -104,16 +107,22 @@ def is_loss_of_another(error: MemoryError | RuntimeError) -> bool:
     return isinstance(error, torch.distributed.DistBackendError) or any(word in str(error) for word in words)
 
 
-def forget_settings() -> None:
-    """Lets the next run of this program have another device and precision: accelerate would keep the first one's.
-
-    Several processes stay connected, and on the devices that they have.
-    """
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+def _meet_on_cpu() -> bool:
+    """Whether this is one of several processes on a machine without a GPU: accelerate must be told to use the CPU."""
+    return "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
 
 
 def _require_company(count: int) -> None:
-    """`accelerate launch --cpu` starts a single process, however many it is asked for, and says nothing."""
+    """A process that is alone among several would make the whole run by itself, beside the others.
+
+    `accelerate launch --cpu` starts a single one, however many it is asked for, and says nothing.
+    """
+    if count == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise DraftError(
+            f"{os.environ['WORLD_SIZE']} processes were asked for, and this one cannot meet the others on its device",
+            where=f"process {os.environ.get('RANK', '0')}",
+            next="set `device: cpu` in the recipe, or use one process",
+        )
     asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") and "MASTER_ADDR" in os.environ
     if asked and count == 1:
         raise DraftError(

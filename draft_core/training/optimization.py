@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
-from accelerate import Accelerator
 
 from draft_core.training.distributed import Processes
+from draft_core.training.precision import LossScale
 from draft_core.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What became of one optimiser step.
+
+    Arguments:
+        problems: what was wrong, in any process; empty if the step was taken.
+        grad_norm: the gradient's L2 norm before clipping.
+        is_fault: whether the step was left out for something that halving the loss scale does not mend.
+    """
+
+    problems: Sequence[str]
+    grad_norm: float
+    is_fault: bool
 
 
 class TrainedPart:
@@ -18,23 +34,24 @@ class TrainedPart:
     Arguments:
         parameters: on their device already.
         settings: rates and bounds.
+        in_float16: whether its gradients pass through float16.
     """
 
     def __init__(
         self,
         parameters: Iterable[torch.nn.Parameter],
         settings: TrainSettings,
-        accelerator: Accelerator,
         processes: Processes,
+        *,
+        in_float16: bool = False,
     ) -> None:
         self.parameters = list(parameters)
         self.max_grad_norm = settings.max_grad_norm
-        self.accelerator = accelerator
         self.processes = processes
-        optimizer = torch.optim.AdamW(
+        self.loss_scale = LossScale(needed=in_float16)
+        self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
         )
-        self.optimizer = accelerator.prepare_optimizer(optimizer)
         self.pending = False  # whether a gradient waits for its step
 
     def set_learning_rate(self, rate: float) -> None:
@@ -42,25 +59,32 @@ class TrainedPart:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
-    def step(self, problems: Sequence[str]) -> tuple[list[str], float]:
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradient of a loss, (), to what the coming step is made of."""
+        (loss * self.loss_scale.value).backward()  # type: ignore[no-untyped-call]
+
+    def step(self, problems: Sequence[str]) -> StepOutcome:
         """One optimiser step with the gradient gathered so far, unless something is wrong in any process.
 
         Arguments:
             problems: what this process found wrong since the last step.
-
-        Returns:
-            Everything that is wrong, empty if the step was taken; and the gradient's L2 norm before clipping.
         """
         self._average_gradients()
-        grad_norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm))
+        self.loss_scale.divide(self.parameters)
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
         found = sorted({problem for part in self.processes.gather(list(problems)) for problem in part})
-        # With fp16 autocast the gradient scaler skips overflowing updates by itself.
-        if not found and not math.isfinite(grad_norm) and self.accelerator.mixed_precision != "fp16":
+        overflow = not found and not math.isfinite(grad_norm)
+        before = self.loss_scale.value
+        is_fault = bool(found) or (overflow and not self.loss_scale.lowered())
+        if overflow:
             found = [f"the gradient became {grad_norm}"]
+            if not is_fault:
+                found[0] += f" with the loss times {before:g}, which is now {self.loss_scale.value:g}"
         if not found:
             self.optimizer.step()
+            self.loss_scale.held()
         self.drop_gradient()
-        return found, grad_norm
+        return StepOutcome(found, grad_norm, is_fault)
 
     def drop_gradient(self) -> None:
         """Forgets the gradient gathered so far."""
@@ -68,12 +92,15 @@ class TrainedPart:
         self.pending = False
 
     def load_optimizer(self, state: dict[str, object]) -> None:
-        """Continues from the optimiser's `state_dict()`.
+        """Continues from what the optimiser of a `state_dict()` has learnt; its settings stay those of this run.
 
         Raises:
             ValueError: if it is of other parameters, which AdamW itself only finds at its next step.
         """
+        settings = [{**group} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state)
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)
         for parameter, moments in self.optimizer.state.items():
             for name in ("exp_avg", "exp_avg_sq") if moments else ():
                 if (shape := getattr(moments.get(name), "shape", None)) != parameter.shape:

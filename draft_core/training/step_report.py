@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from draft_core.learners.learner import Loss
+import torch
+
+from draft_core.learners.learner import ADAPTER, Loss
 from draft_core.rewards.objective import Scores
 
 Numbers = Mapping[str, float]
+
+ZERO = "a weight is 0, a cap is reached, or the reward does not depend on the images"
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class StepReport:
         optimizer_steps: how many optimiser steps of the adapter the update took: more than one only where the method
             asks for it, fewer where some were skipped.
         skipped: why optimiser steps were skipped, one sentence each; empty when all is well.
+        notes: what else a person should know, one sentence each: a gradient of exactly zero, a reward that
+            normalisation divides by nothing.
         learner: further numbers that the method reports, name -> mean over images.
     """
 
@@ -44,6 +50,7 @@ class StepReport:
     optimizer_steps: int = 1
     skipped: tuple[str, ...] = ()
     learner: Numbers = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -63,14 +70,18 @@ class Tally:
     problems: list[str] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
-    def add_scores(self, scores: Scores, prompts: Sequence[str]) -> None:
-        """The scores of some images, and what is not finite among them."""
+    def add_scores(self, scores: Scores, images: torch.Tensor, prompts: Sequence[str]) -> None:
+        """The scores of some images, and what is not finite: the images, or else their scores."""
         per_reward = {name: each.detach() for name, each in scores.per_reward.items()}
         means = {name: float(each.mean()) for name, each in per_reward.items()}
         self.scored.append((len(scores.total), float(scores.total.detach().mean()), means))
+        sound = images.detach().isfinite().flatten(1).all(1)
+        for index in (~sound).nonzero().flatten().tolist():
+            self.problems.append(f"the image of the prompt {prompts[index]!r} is not finite")
         for name, each in per_reward.items():
-            for index in (~each.isfinite()).nonzero().flatten().tolist():
+            for index in (sound.to(each.device) & ~each.isfinite()).nonzero().flatten().tolist():
                 self.problems.append(f"reward {name!r} of the prompt {prompts[index]!r} became {float(each[index])}")
 
     def add_loss(self, loss: Loss, penalties: Numbers, *, of_adapter: bool) -> None:
@@ -94,12 +105,16 @@ class Tally:
         del self.scored[scored:], self.losses[losses:], self.reported[reported:]
         self.problems = []
 
-    def close_step(self, problems: Sequence[str], grad_norm: float, *, of_adapter: bool) -> None:
-        """One optimiser step, skipped if there are problems."""
+    def close_step(self, problems: Sequence[str], grad_norm: float, *, of: str) -> None:
+        """One optimiser step of a part, skipped if there are problems."""
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             self.skipped.append(f"{problems[0]}{more}")
-        elif of_adapter:
+            self.problems = []
+            return
+        if grad_norm == 0.0:
+            self.notes.append(f"the gradient of the {of} is exactly zero, so nothing is learnt: {ZERO}")
+        if of == ADAPTER:
             self.grad_norms.append(grad_norm)
         self.problems = []
 
@@ -108,6 +123,7 @@ class Tally:
         self.scored = [row for tally in tallies for row in tally.scored]
         self.losses = [row for tally in tallies for row in tally.losses]
         self.reported = [row for tally in tallies for row in tally.reported]
+        self.notes = [note for tally in tallies for note in tally.notes]
 
     def report(self, update: int, regularizers: Numbers, *, learning_rate: float, seconds: float) -> StepReport:
         """The report of the update."""
@@ -126,6 +142,7 @@ class Tally:
             optimizer_steps=len(self.grad_norms),
             skipped=tuple(self.skipped),
             learner=_mean(self.reported),
+            notes=tuple(dict.fromkeys(self.notes)),
         )
 
 

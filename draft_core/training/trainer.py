@@ -5,33 +5,32 @@ Come here for what every method shares; what a method computes is in its learner
 
 from __future__ import annotations
 
-import copy
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
-from statistics import fmean
 
 import torch
-from accelerate import Accelerator
 
 from draft_core.adapters.adapter import Adapter
-from draft_core.adapters.lora import Lora
+from draft_core.adapters.lora_adapter import Lora
 from draft_core.errors import CheckpointError, DraftError, RewardError
 from draft_core.learners.learner import ADAPTER, Learner, Loss
-from draft_core.rewards.normalization import RunningScale
-from draft_core.rewards.objective import Objective, Scores
+from draft_core.rewards.objective import Objective
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.batches import Batches, images_per_prompt
 from draft_core.training.checkpoints import Checkpoint
 from draft_core.training.distributed import Processes
 from draft_core.training.optimization import TrainedPart
+from draft_core.training.precision import autocast, needs_loss_scale
+from draft_core.training.scoring import Scoring, check_spread, reward_gradients
 from draft_core.training.settings import RegularizerSettings, TrainSettings
 from draft_core.training.sharding import shard_denoisers
 from draft_core.training.step_report import StepReport, Tally
 
 NO_REGULARIZERS = RegularizerSettings()
+NO_COLUMNS: Mapping[str, Sequence[str]] = {}
 
 
 class Trainer:
@@ -46,12 +45,16 @@ class Trainer:
         prompts: training prompts, taken in an order shuffled anew each time all have been used.
         settings: of the optimisation.
         regularizers: what holds the tuned model near the base model; `kl` needs a sampler with a base model.
-        adapter: what is trained; None takes the LoRA of the sampler's pipeline (`lora.add_lora`).
+        adapter: what is trained, attached; None takes the LoRA of the sampler's pipeline (`lora.add_lora`).
         device: "cpu", "cuda" or "mps"; None takes accelerate's choice.
+        columns: what the prompt list says beside each prompt, name -> as many values as there are prompts.
 
     Attributes:
         done: updates made so far.
-        skipped: optimiser steps left out so far because a number was not finite.
+        device: where it computes.
+        scoring: the rewards, and what each is divided by.
+        skipped: optimiser steps left out so far because a number was not finite; those that a smaller loss scale
+            mends are not counted.
         parts: "adapter" and the names of the learner's modules -> what is trained, with its optimiser.
 
     Under several processes (`draft train --processes 2`, `accelerate launch`) each draws its own part of the batch, and
@@ -72,15 +75,19 @@ class Trainer:
         regularizers: RegularizerSettings = NO_REGULARIZERS,
         adapter: Adapter | None = None,
         device: str | None = None,
+        columns: Mapping[str, Sequence[str]] = NO_COLUMNS,
     ) -> None:
         modules = learner.modules()
-        _check(sampler, learner, settings, regularizers)
-        # Batches are accumulated by hand: accelerate keeps their number in one place for the whole process,
-        # where a second trainer would change it for the first.
-        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=settings.mixed_precision)
         self.processes = Processes(cpu=device == "cpu")
+        self.device = self.processes.device
+        copies = images_per_prompt(sampler.call_kwargs)
+        _check(sampler, learner, settings, regularizers)
+        check_spread(settings, copies, self.processes.world_size)
+        # Not accelerate's own backward pass and optimiser: the shell's variables would change what they compute.
+        self.autocast = partial(autocast, self.device, settings.mixed_precision)
+        self.autocast()  # refuses what the device cannot do
         self.sampler = sampler
-        self.objective = objective.to(self.accelerator.device)
+        self.scoring = Scoring(objective.to(self.device), settings.normalize, self.processes)
         self.learner = learner
         self.settings = settings
         self.regularizers = {"kl": regularizers.kl, "lora_norm": regularizers.lora_norm}
@@ -88,28 +95,34 @@ class Trainer:
         self.steps, self.batch_size = settings.steps, settings.batch_size
         self.parameters = self.adapter.parameters()
         if settings.sharding == "full":
-            shard_denoisers(sampler.pipe, self.accelerator.device, self.processes.world_size)
-        sampler.pipe.to(self.accelerator.device)
+            shard_denoisers(sampler.pipe, self.device, self.processes.world_size)
+        sampler.pipe.to(self.device)
         trained = {
             ADAPTER: self.parameters,
-            **{name: module.to(self.accelerator.device).parameters() for name, module in modules.items()},
+            **{name: module.to(self.device).parameters() for name, module in modules.items()},
         }
+        in_float16 = needs_loss_scale(settings.mixed_precision, [*sampler.pipe.components.values(), objective])
         self.parts = {
-            name: TrainedPart(parameters, settings, self.accelerator, self.processes)
+            name: TrainedPart(parameters, settings, self.processes, in_float16=in_float16)
             for name, parameters in trained.items()
         }
         self.optimizer = self.parts[ADAPTER].optimizer
-        self.scale = None if settings.normalize == "none" else RunningScale(settings.normalize)
         self.batches = Batches(
             prompts=list(prompts),
             seed=settings.seed,
             batch_size=settings.batch_size,
             accumulation=settings.gradient_accumulation_steps,
-            images_per_prompt=images_per_prompt(sampler.call_kwargs),
+            images_per_prompt=copies,
             ranks=self.processes,
+            columns=columns,
         )
         self.skipped = 0
         self.done = 0
+
+    @property
+    def objective(self) -> Objective:
+        """The rewards, weighted and capped."""
+        return self.scoring.objective
 
     def __iter__(self) -> Iterator[StepReport]:
         """One report an update, until all `steps` are done; goes on where a loaded checkpoint stopped."""
@@ -119,7 +132,8 @@ class Trainer:
     def train_step(self) -> StepReport:
         """One update: every loss of the learner, and the optimiser steps that it asks for, at least one.
 
-        Numbers that are not finite skip the optimiser step, and the weights stay.
+        Numbers that are not finite skip the optimiser step, and the weights stay. Where gradients pass through
+        float16, losses are multiplied by a power of two that an overflow halves (`precision.LossScale`).
 
         Raises:
             RewardError: if too many steps have been skipped.
@@ -127,7 +141,7 @@ class Trainer:
         """
         start = time.perf_counter()
         rate, tally = self._set_learning_rate(), Tally()
-        score = partial(self._score, tally)
+        score = partial(self.scoring.score, tally)
         streams = [self.learner.losses(batch, self.sampler, score) for batch in self.batches.draw(self.done)]
         while self._train_round(streams, tally):
             pass
@@ -138,9 +152,15 @@ class Trainer:
             raise RewardError(
                 f"{self.skipped} optimiser steps were skipped, the last one because {tally.skipped[-1]}",
                 where=f"update {self.done}",
-                next="lower train.learning_rate, or look at the reward; the last checkpoint is kept",
+                next="lower train.learning_rate, or look at what it names; the last checkpoint is kept",
             )
         tally.merge(self.processes.gather(tally))
+        if self.regularizers["kl"] and not any("kl" in penalties for _, _, penalties in tally.losses):
+            raise DraftError(
+                "no loss carries a divergence, though the method says that they do",
+                where="regularizers.kl",
+                next="leave it out, and tell the method's author",
+            )
         seconds = time.perf_counter() - start
         return tally.report(self.done, self.regularizers, learning_rate=rate, seconds=seconds)
 
@@ -165,7 +185,7 @@ class Trainer:
         """Backpropagates the losses of one batch up to and including a step, whose part is added to `due`."""
         count = 0
         while True:
-            with self.accelerator.autocast():
+            with self.autocast():
                 loss = next(stream, None)
             if loss is None:
                 return count
@@ -174,20 +194,6 @@ class Trainer:
             if loss.step:
                 due[loss.of] = None
                 return count
-
-    def _score(self, tally: Tally, images: torch.Tensor, prompts: Sequence[str]) -> Scores:
-        """The scores of images, each reward divided by its running scale, and their numbers into `tally`."""
-        scores: Scores = self.objective(images, prompts)
-        if self.scale is not None:
-            per_reward = scores.per_reward
-            if self.scale.by == "scale":
-                pooled = self.processes.gather({name: each.tolist() for name, each in per_reward.items()})
-                per_reward = {name: torch.tensor([x for part in pooled for x in part[name]]) for name in per_reward}
-            seen = self.processes.gather(self.scale.measure(per_reward, images))
-            self.scale.update({name: fmean(size[name] for size in seen) for name in scores.per_reward})
-            scores = Scores(self.objective.total(scores.per_reward, self.scale.divisors), scores.per_reward)
-        tally.add_scores(scores, prompts)
-        return scores
 
     def _accumulate_gradient(self, loss: Loss, tally: Tally) -> None:
         """From one loss to gradient of the part that it trains."""
@@ -209,7 +215,7 @@ class Trainer:
         if not value.requires_grad:
             raise DraftError("it carries no gradient", where=f"loss of {loss.of!r}", next="tell the method's author")
         with self._gradient_kept_from_others(loss.of):
-            self.accelerator.backward(value * (loss.share / self.batches.accumulation))
+            self.parts[loss.of].backward(value * (loss.share / self.batches.accumulation))
 
     def _penalties(self, loss: Loss) -> dict[str, torch.Tensor]:
         """Regulariser -> its value, of those that have a weight."""
@@ -234,9 +240,9 @@ class Trainer:
                 weight.grad = grad
 
     def _optimize(self, name: str, tally: Tally) -> None:
-        problems, grad_norm = self.parts[name].step(tally.problems)
-        tally.close_step(problems, grad_norm, of_adapter=name == ADAPTER)
-        self.skipped += bool(problems)
+        outcome = self.parts[name].step(tally.problems)
+        tally.close_step(outcome.problems, outcome.grad_norm, of=name)
+        self.skipped += outcome.is_fault
 
     def _set_learning_rate(self) -> float:
         """Linear warm-up that starts above zero, so that the first update is not empty; then constant."""
@@ -249,35 +255,24 @@ class Trainer:
         """Each reward's own gradient in the adapter on the batch of the coming update: norms, and cosines of pairs.
 
         Weighted like in the sum; it takes a rollout and one backward pass for each reward, and changes nothing. Both
-        are empty where the method does not backpropagate through the rewards.
+        are empty where the method does not backpropagate through the rewards; a cosine with a gradient of zero is NaN.
         """
         if not self.learner.needs_gradient:
             return {}, {}
-        running, remembered = self.scale.state() if self.scale else {}, copy.deepcopy(self.learner.state_dict())
-        scored: list[Scores] = []
-
-        def score(images: torch.Tensor, prompts: Sequence[str]) -> Scores:
-            scored.append(self._score(Tally(), images, prompts))
-            return scored[-1]
-
-        (batch,) = islice(self.batches.draw(self.done), 1)
-        with self.accelerator.autocast():
-            next(self.learner.losses(batch, self.sampler, score), None)
-        flat = {}
-        for name, scores in scored[0].per_reward.items():
-            alone = self.objective.total({name: scores}, self.scale.divisors if self.scale else {})
-            grads = torch.autograd.grad(alone.mean(), self.parameters, retain_graph=True, allow_unused=True)
-            flat[name] = self.processes.mean(torch.cat([grad.flatten() for grad in grads if grad is not None]))
-        if self.scale:
-            self.scale.restore(running)
-        self.learner.load_state_dict(remembered)
-        names = list(flat)
+        factor = self.parts[ADAPTER].loss_scale.value
+        with self.autocast():
+            flat = reward_gradients(
+                self.scoring, self.learner, self.sampler, self.batches, self.done, self.parameters, factor
+            )
+        norms, names = {name: float(grad.norm()) for name, grad in flat.items()}, list(flat)
         cosines = {
             f"{first} ~ {second}": float(torch.nn.functional.cosine_similarity(flat[first], flat[second], dim=0))
+            if norms[first] and norms[second]
+            else math.nan
             for index, first in enumerate(names)
             for second in names[index + 1 :]
         }
-        return {name: float(grad.norm()) for name, grad in flat.items()}, cosines
+        return norms, cosines
 
     # Checkpoints
 
@@ -294,7 +289,8 @@ class Trainer:
                 "update": self.done,
                 "seed": self.settings.seed,
                 "skipped": self.skipped,
-                "scale": self.scale.state() if self.scale else None,
+                "scale": self.scoring.state(),
+                "loss_scale": {name: part.loss_scale.state() for name, part in self.parts.items()},
             },
         )
 
@@ -317,16 +313,16 @@ class Trainer:
             self.adapter.load_state_dict(checkpoint.adapter)
             for name, part in self.parts.items():
                 part.load_optimizer(checkpoint.optimizers[name])
+                part.loss_scale.restore(state["loss_scale"][name])
             for name, module in self.learner.modules().items():
                 module.load_state_dict(checkpoint.learner["modules"][name])
             self.learner.load_state_dict(checkpoint.learner["state"])
-            scale, skipped, done = state["scale"] or {}, int(state["skipped"]), int(state["update"])
+            scale, skipped, done = state["scale"], int(state["skipped"]), int(state["update"])
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(
                 f"it does not fit ({type(error).__name__}: {error})", next="start anew with --overwrite"
             ) from error
-        if self.scale is not None:
-            self.scale.restore(scale)
+        self.scoring.restore(scale)
         self.skipped, self.done = skipped, done
 
 
@@ -335,16 +331,11 @@ def _check(
 ) -> None:
     if regularizers.kl and sampler.base_model is None:
         raise DraftError("the sampler knows no base model to stay near to", where="kl", next="give it base_model")
+    if regularizers.kl and not learner.yields_divergence:
+        raise DraftError("the method yields no divergence to weigh", where="kl", next="leave it out, or use lora_norm")
     if settings.normalize == "gradient" and not learner.needs_gradient:
         raise DraftError(
             "the method takes no gradient of the rewards", where="train.normalize", next="use scale, or none"
         )
-    if ADAPTER in (modules := learner.modules()):
+    if ADAPTER in learner.modules():
         raise DraftError(f"the method calls a module of its own {ADAPTER!r}", where="learner", next="rename it")
-    if modules and settings.mixed_precision == "fp16":
-        # accelerate unscales the gradients of all optimisers at once, also of those that have none yet
-        raise DraftError(
-            "fp16 scales the gradient of one optimiser, and the method has several",
-            where="train.mixed_precision",
-            next="use bf16, or no",
-        )

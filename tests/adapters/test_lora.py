@@ -10,7 +10,9 @@ import torch
 from peft import LoraConfig
 
 from draft_core.adapters.adapter import Adapter
-from draft_core.adapters.lora import Lora, set_scale
+from draft_core.adapters.lora import set_scale
+from draft_core.adapters.lora_adapter import Lora
+from draft_core.errors import DraftError
 from tests.support.tiny import byte_tokenizer, tiny_pipe
 
 
@@ -102,8 +104,8 @@ def test_a_scale_reaches_every_component_and_ends(pipe: Any, scale: float) -> No
 
 def test_a_pipeline_without_an_adapter_is_left_alone(tmp_path: Path) -> None:
     pipe = tiny_pipe(tokenizer=byte_tokenizer(tmp_path))
-    with Lora(pipe).scaled(0.5), Lora(pipe).base_model():
-        assert Lora(pipe).parameters() == list(pipe.unet.parameters())
+    with Lora(pipe).scaled(0.5), Lora(pipe).base_model(), pytest.raises(DraftError, match="carries no LoRA to train"):
+        Lora(pipe).parameters()
 
 
 def test_state_goes_out_and_in_again_and_into_a_file(pipe: Any, tmp_path: Path) -> None:

@@ -13,32 +13,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
-from draft_core.cli import app as cli
-from draft_core.cli import rewards as cli_rewards
-from draft_core.cli import runs as cli_runs
 from draft_core.recipe.yaml_text import dump_yaml, parse_yaml
 from draft_core.rewards.images import to_pil
 from tests.support import tiny
 from tests.support.tiny import GOOD
-
-
-@pytest.fixture
-def draft(catalog: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Runs `draft` with the tiny catalog in an empty folder; gives the exit code and what was printed."""
-    for module in (cli, cli_rewards, cli_runs):
-        monkeypatch.setattr(module, "load_catalog", lambda: catalog)
-    monkeypatch.setattr(cli.out, "width", 200)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str]:
-        result = CliRunner().invoke(cli.app, list(words))
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result.exit_code, result.output
-
-    return run
 
 
 @pytest.fixture
@@ -112,6 +91,29 @@ def test_images_are_scored(draft: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("score", "sentence"),
+    [
+        (lambda scores: scores[99], "reward 'redness': it raised IndexError: "),
+        (lambda scores: scores.mean(), "reward 'redness': it returned torch.float32 of shape () for 1 images"),
+        (lambda scores: scores[:, None], "reward 'redness': it returned torch.float32 of shape (1, 1) for 1 images"),
+        (lambda scores: float(scores), "reward 'redness': it returned float for 1 images"),
+    ],
+)
+def test_a_reward_that_breaks_its_contract_scores_no_file(
+    score: Any, sentence: str, draft: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Breaking(tiny.Redness):
+        def forward(self, images: Any, prompts: Any) -> Any:
+            return score(super().forward(images, prompts))
+
+    monkeypatch.setattr(tiny, "Redness", Breaking)
+    Image.new("RGB", (8, 6)).save(tmp_path / "grey.png")
+    code, text = draft("score", "grey.png", "--reward", "redness")
+    assert code == 2
+    assert text.startswith(f"error: {sentence}")
+
+
+@pytest.mark.parametrize(
     ("words", "sentence"),
     [
         ("train none.yaml", "none.yaml: no such file"),
@@ -119,9 +121,10 @@ def test_images_are_scored(draft: Any, tmp_path: Path) -> None:
         ("train RECIPE --resume --overwrite", "contradict each other"),
         ("train RECIPE --resume", "there is no run to resume"),
         ("train RECIPE --set rewards.0.kind=brightness", "has no gradient, which method 'draft-lv' needs"),
+        ("rewards check redness --set kind=brightness", "reward 'redness': kind: the kind is said already; leave it"),
         ("rewards show rednes", "unknown reward 'rednes'; did you mean 'redness'?"),
         ("score none.png --reward redness", "none.png: no such file"),
-        ("score none.png --reward redness --set contrst=1", "no such file"),
+        ("score none.png --reward redness --set contrst=1", "unknown field 'contrst'; did you mean 'contrast'?"),
         ("score a b c --reward redness --prompt x --prompt y", "2 prompts for 3 images"),
         ("sample tinny --prompts x", "unknown model 'tinny'; did you mean 'tiny'?"),
         ("sample tiny --prompts x --lora nowhere", "nowhere: there is no pytorch_lora_weights.safetensors"),
@@ -175,6 +178,61 @@ def test_a_run_fills_its_folder_and_can_be_resumed_but_not_overwritten_by_accide
     assert "wrote samples.png" in text
     with Image.open(tmp_path / "samples.png") as grid:
         assert grid.height > 256
+
+
+def test_a_finished_run_goes_on_from_any_folder(draft: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe lies in a folder of its own, beside its prompts; its output is relative to it."""
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    for folder in (project, elsewhere):
+        folder.mkdir()
+    (project / "mine.csv").write_text("prompt,n\na boat,1\na car,2\n")
+    small = {"train": {"steps": 1, "batch_size": 1}, "output": "runs/mine", "prompts": "mine.csv"}
+    evaluation = {"evaluation": {"prompts": "tiny-heldout", "count": 1, "images_per_prompt": 1, "scales": []}}
+    (project / "recipe.yaml").write_text(dump_yaml({**GOOD, **small, **evaluation}))
+    code, text = draft("train", "project/recipe.yaml")
+    assert code == 0, text
+    run = project / "runs" / "mine"
+    assert f"report: {run / 'report.html'}" in text
+
+    for steps, folder, words in (
+        (2, elsewhere, ["../project/recipe.yaml"]),
+        (3, project, ["runs/mine"]),
+        (4, run, ["."]),
+        (5, elsewhere, [str(run / "recipe.yaml")]),
+    ):
+        monkeypatch.chdir(folder)
+        code, text = draft("train", *words, "--resume", "--set", f"train.steps={steps}")
+        assert code == 0, text
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["update"] for line in lines] == list(range(1, steps + 1))
+    assert not list(elsewhere.iterdir())
+
+
+def test_prompts_are_drawn_and_what_is_nearly_a_file_or_list_is_not(draft: Any, tmp_path: Path) -> None:
+    for prompt in ("a cat, " * 60, "a red apple"):
+        code, text = draft("sample", "tiny", "--prompts", prompt, "--steps", "1", "--images", "1", "-o", "one.png")
+        assert code == 0, text
+        assert (tmp_path / "one.png").is_file()
+        (tmp_path / "one.png").unlink()
+    for word, sentence in (("prompts_typo.txt", "there is no file"), ("tiny-trian", "did you mean 'tiny-train'?")):
+        code, text = draft("sample", "tiny", "-p", word, "-o", "one.png")
+        assert code == 2
+        assert f"error: --prompts {word}: " in text
+        assert sentence in text
+        assert not (tmp_path / "one.png").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_an_output_that_cannot_be_made_is_refused_before_a_model_is_loaded(
+    draft: Any, recipe: str, tmp_path: Path
+) -> None:
+    code, text = draft("train", recipe, "--set", "output=/proc/x/y")
+    assert code == 2
+    assert "output /proc/x/y: /proc is not writable (No such file or directory); mend its permissions, or" in text
+    assert "load" not in text
+    code, text = draft("train", recipe, "--set", "model.call={nothing: 1}")
+    assert code == 2
+    assert not (tmp_path / "run").exists(), "what was made to find out is removed"
 
 
 def test_ctrl_c_saves_and_the_resumed_run_is_the_uninterrupted_one(
@@ -320,7 +378,7 @@ def test_naming_things_imports_no_torch(words: list[str], site: Path) -> None:
     ("change", "sentence"),
     [
         ("rewards=[{kind: god}]", "unknown reward 'god'; did you mean 'good'?"),
-        ("rewards=[{kind: worse}]", "broken plugins: bad-plugin 3.1 (RuntimeError: no licence key)"),
+        ("rewards=[{kind: worse}]", "broken plugins: bad-plugin 3.1 (RuntimeError: no licence key ("),
         ("rewards=[{kind: good, wieght: 1}]", "unknown field 'wieght'; did you mean 'weight'?"),
         ("rewards=[{kind: good, weight: heavy}]", "rewards.0.weight: input should be a valid number"),
         ("rewards=[{kind: view}]", "reward 'view' has no gradient"),

@@ -13,10 +13,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from draft_core.cli import app as cli
-from draft_core.cli import runs as cli_runs
 from draft_core.rewards.images import to_pil
 from tests.support.runs import made_run, saved_lora
 from tests.support.tiny import embeddings, tiny_pipe
@@ -25,21 +22,6 @@ from tests.support.tiny import embeddings, tiny_pipe
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
 
 FILE = "pytorch_lora_weights.safetensors"
-
-
-@pytest.fixture
-def draft(catalog: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Runs `draft` with the tiny catalog in an empty folder; gives the exit code and what was printed."""
-    monkeypatch.setattr(cli_runs, "load_catalog", lambda: catalog)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str]:
-        result = CliRunner().invoke(cli.app, list(words))
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result.exit_code, result.output
-
-    return run
 
 
 def drawn(*loras: tuple[Path, float]) -> torch.Tensor:
@@ -99,6 +81,7 @@ def test_runs_are_mixed_by_their_folder(draft: Any, tmp_path: Path) -> None:
         ("one:0.5 narrow:0.5", "of their layers, first unet."),
         ("one two:0.5", "one: it has no weight; write for example one:0.5"),
         ("one:half two:0.5", "'half' is not a number"),
+        ("one:nan two:0.5", "one:nan: nan is not a finite number"),
         ("one:0.5 nowhere:0.5", "nowhere: there is no pytorch_lora_weights.safetensors"),
         ("one:0.5 words.txt:0.5", "words.txt: it is not a safetensors file"),
         ("one:0.5 other.safetensors:0.5", "it is no plain LoRA in diffusers' format, see weight"),
@@ -148,6 +131,8 @@ def test_a_sweep_has_a_group_of_columns_for_each_scale(draft: Any, tmp_path: Pat
     ("words", "sentence"),
     [
         (["--scale", "0,half"], "--scale 0,half: 'half' is not a number"),
+        (["--scale", "nan"], "--scale nan: nan is not a finite number"),
+        (["--guidance", "inf"], "--guidance: inf is not a finite number"),
         (["--scale", "0,1"], "there is no LoRA to scale"),
     ],
 )
@@ -173,7 +158,8 @@ def test_an_exported_file_draws_the_same_images(draft: Any, tmp_path: Path, form
         names = set(load_file(exported))
         assert all(name.startswith("lora_unet_") for name in names)
         stem = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0"
-        assert {f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", f"{stem}.alpha"} <= names
+        assert {f"{stem}.lora_down.weight", f"{stem}.lora_up.weight"} <= names
+        assert not any(name.endswith(".alpha") for name in names), "the scale is in the weights"
 
 
 def test_a_transformers_lora_keeps_diffusers_names_with_its_scale_in_the_weights(draft: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy import stats
 from draft_core.evaluation.collapse import CollapseRule, EvalRecord, change, eval_record, over_prompts
 from draft_core.evaluation.evaluate import Evaluation
 from draft_core.evaluation.image_measures import colourfulness, detail, distance
+from draft_core.rewards.objective import Objective
 
 
 def noise_images(count: int = 3, side: int = 16, seed: int = 0) -> torch.Tensor:
@@ -92,8 +94,11 @@ def record(update: int, **more: Any) -> EvalRecord:
         "held": [4.0, 5.0, 6.0, 5.0],
     }
     kept |= {name: [value + more[name] for value in kept[name]] for name in kept if name in more}
-    diversity = [factor * more.get("diversity", 1.0) for factor in (0.20, 0.22, 0.18, 0.21)]
-    return EvalRecord(update, 4, kept, diversity, [0.0] * 4, [0.0] * 4, [0.0] * 4)
+    diversity, colour, detail = (
+        [factor * more.get(name, 1.0) for factor in (0.20, 0.22, 0.18, 0.21)]
+        for name in ("diversity", "colour", "detail")
+    )
+    return EvalRecord(update, 4, kept, diversity, [0.0] * 4, colour, detail, divisors=more.get("divisors", {}))
 
 
 BASE = record(0)
@@ -105,13 +110,13 @@ TRAINED = {"trained": 1.0}
     [
         (record(1, trained=0.3), [], False),
         (record(1, trained=0.3, held=-1.0), [], False),
-        (record(1, trained=0.3, held=-2.0), ["held fell from 5 to 3"], True),
-        (record(1, trained=-0.3, held=-2.0), ["held fell from 5 to 3"], False),
+        (record(1, trained=0.3, held=-2.0), ["held fell from 5 to 3 (-40 %)"], True),
+        (record(1, trained=-0.3, held=-2.0), ["held fell from 5 to 3 (-40 %)"], False),
         (record(1, trained=0.3, diversity=0.7), [], False),
-        (record(1, trained=0.3, diversity=0.3), ["diversity fell from 0.2025 to 0.06075"], True),
+        (record(1, trained=0.3, diversity=0.3), ["diversity fell from 0.2025 to 0.06075 (-70 %)"], True),
         (
             record(1, trained=0.3, held=-3.0, diversity=0.1),
-            ["held fell from 5 to 2", "diversity fell from 0.2025 to 0.02025"],
+            ["held fell from 5 to 2 (-60 %)", "diversity fell from 0.2025 to 0.02025 (-90 %)"],
             True,
         ),
         (record(1, trained=-9.0), [], False),
@@ -121,6 +126,101 @@ def test_a_collapse_is_a_gain_that_others_pay_for(seen: EvalRecord, lost: list[s
     verdict = CollapseRule(TRAINED, 2.0).verdict(BASE, seen)
     assert list(verdict.lost) == lost
     assert verdict.collapsed is collapsed
+
+
+@pytest.mark.parametrize(
+    ("changes", "fell"),
+    [
+        ({"trained": 0.3}, []),
+        ({"trained": 0.3, "diversity": 0.77}, ["diversity fell from 0.2025 to 0.1559 (-23 %)"]),
+        ({"trained": -0.1, "held": -0.5}, ["trained fell from 0.5 to 0.4 (-20 %)", "held fell from 5 to 4.5 (-10 %)"]),
+        (
+            {"trained": 0.3, "held": -4.0, "colour": 0.1, "detail": 0.4},
+            [
+                "held fell from 5 to 1 (-80 %)",
+                "colour fell from 0.2025 to 0.02025 (-90 %)",
+                "detail fell from 0.2025 to 0.081 (-60 %)",
+            ],
+        ),
+    ],
+)
+def test_everything_that_fell_beyond_chance_is_named_with_its_percentage(
+    changes: dict[str, float], fell: list[str]
+) -> None:
+    assert list(CollapseRule(TRAINED, 2.0).verdict(BASE, record(1, **changes)).fell) == fell
+
+
+def test_what_fell_within_chance_is_not_named() -> None:
+    seen = replace(BASE, update=1, scores={**BASE.scores, "held": [4.0, 5.4, 5.5, 4.9]})
+    assert CollapseRule(TRAINED, 2.0).verdict(BASE, seen).fell == ()
+
+
+def test_a_score_that_is_minimised_is_named_when_it_rose() -> None:
+    rule = CollapseRule({"trained": -1.0}, 2.0)
+    assert rule.verdict(BASE, record(1, trained=-0.3)).fell == ()
+    assert rule.verdict(BASE, record(1, trained=0.3)).fell == ("trained rose from 0.5 to 0.8 (+60 %)",)
+
+
+def test_numbers_that_are_not_finite_are_judged_by_nobody_and_said() -> None:
+    seen = replace(BASE, update=1, scores={**BASE.scores, "held": [4.0, math.nan, 6.0, math.inf]})
+    assert CollapseRule(TRAINED, 2.0).verdict(BASE, seen).unjudged == (
+        "held cannot be judged: 2 of its 8 scores are not finite",
+    )
+    broken = replace(BASE, update=2, scores={**BASE.scores, "trained": [math.nan] * 4})
+    assert CollapseRule(TRAINED, 2.0).best([BASE, broken, record(3, trained=0.1)]).update == 3
+
+
+@pytest.mark.parametrize(
+    ("prompts", "images", "scores", "why"),
+    [
+        (1, 2, {"trained", "held"}, "one prompt gives no error of a mean"),
+        (4, 1, {"trained"}, "no score is held out and diversity is not measured"),
+        (4, 2, {"trained"}, None),
+        (4, 1, {"trained", "held"}, None),
+    ],
+)
+def test_where_no_evaluation_can_count_as_a_collapse_it_is_said(
+    prompts: int, images: int, scores: set[str], why: str | None
+) -> None:
+    said = CollapseRule(TRAINED, 2.0).blindness(prompts=prompts, images_per_prompt=images, scores=scores)
+    assert (said is None) if why is None else (said is not None and why in said)
+
+
+def two_rewards(update: int, jpeg: float, other: float, **divisors: float) -> EvalRecord:
+    """Both scores alike for each of four images, but for a spread that is the same in every evaluation."""
+    scores = {
+        name: [mean + spread for spread in (-0.02, 0.0, 0.01, 0.01)]
+        for name, mean in (("jpeg", jpeg), ("other", other))
+    }
+    return EvalRecord(update, 4, scores, [], [0.0] * 4, [0.1] * 4, [0.1] * 4, divisors=divisors)
+
+
+def test_the_best_evaluation_counts_no_score_above_its_cap() -> None:
+    records = [two_rewards(0, -1.7, 0.4), two_rewards(5, -1.4, 0.8), two_rewards(10, -1.0, 0.5)]
+    weights = {"jpeg": 1.0, "other": 1.0}
+    assert CollapseRule(weights, 2.0).best(records).update == 10
+    assert CollapseRule(weights, 2.0, caps={"jpeg": -1.4}).best(records).update == 5
+
+
+def test_the_cap_is_that_of_the_objective() -> None:
+    seen, caps, weights = two_rewards(5, -1.4, 0.8), {"jpeg": -1.405}, {"jpeg": 2.0, "other": -0.5}
+    rewards = {name: torch.nn.Identity() for name in weights}
+    each = {name: torch.tensor(values) for name, values in seen.scores.items()}
+    for divisors in ({}, {"jpeg": 0.3, "other": 4.0}):
+        expected = Objective(rewards, weights, caps).total(each, divisors)
+        found = CollapseRule(weights, 2.0, caps=caps).total(seen, divisors)
+        torch.testing.assert_close(torch.tensor(found), expected)
+
+
+def test_the_best_evaluation_weighs_rewards_as_training_divided_them() -> None:
+    """`other` has a hundredth of the unit of `jpeg`, so that without a divisor it hardly counts."""
+    first, second = two_rewards(5, -1.4, 0.008), two_rewards(10, -1.3, 0.004)
+    rule = CollapseRule({"jpeg": 1.0, "other": 1.0}, 2.0)
+    assert rule.best([two_rewards(0, -1.7, 0.001), first, second]).update == 10
+    divided = [replace(each, divisors={"jpeg": 0.1, "other": 0.001}) for each in (first, second)]
+    assert rule.best([two_rewards(0, -1.7, 0.001), *divided]).update == 5
+    later = replace(two_rewards(15, -1.6, 0.001), divisors={"jpeg": 0.1, "other": 1.0})
+    assert rule.best([two_rewards(0, -1.7, 0.001), *divided, later]).update == 5, "what was chosen stays"
 
 
 def test_the_best_evaluation_has_the_highest_reward_among_those_that_lost_nothing() -> None:
@@ -134,7 +234,9 @@ def test_a_single_image_is_no_evidence() -> None:
     base, seen = (
         EvalRecord(update, 1, {"held": [score]}, [], [0.0], [0.0], [0.0]) for update, score in ((0, 5.0), (1, -5.0))
     )
-    assert CollapseRule({}, 2.0).verdict(base, seen).lost == ()
+    verdict = CollapseRule({}, 2.0).verdict(base, seen)
+    assert (verdict.lost, verdict.fell) == ((), ())
+    assert verdict.unjudged == ("nothing can be judged: one prompt gives no error of a mean",)
 
 
 def test_a_collapse_ends_a_run_that_asks_for_it() -> None:

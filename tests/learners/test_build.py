@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
 
-from draft_core.errors import PluginError
+from draft_core.errors import PluginError, RecipeError
 from draft_core.learners.direct import DirectLearner
 from draft_core.plugin import MethodConfig, MethodSpec
+from draft_core.recipe.load import load_recipe
 from draft_core.registry.catalog import Catalog, Distribution, Entry
 from draft_core.registry.methods import DraftK
 from draft_core.runs.build import build_learner
+from tests.support.tiny import GOOD
 
 
 class OddConfig(MethodConfig):
@@ -35,6 +38,11 @@ def broken(config: Any) -> Any:
     raise KeyError("weights")
 
 
+def raised_here() -> str:
+    """The line of `broken` that raises, as errors name it."""
+    return f"{__file__}:{broken.__code__.co_firstlineno + 2}"
+
+
 @pytest.mark.parametrize(
     ("factory", "sentence"),
     [
@@ -46,7 +54,11 @@ def broken(config: Any) -> Any:
             "incomplete",
             "method 'odd' of draft-odd 1: its factory made dict, which has no needs_gradient; tell its author.",
         ),
-        ("broken", "method 'odd' of draft-odd 1: it cannot be built (KeyError: 'weights'); tell its author."),
+        (
+            "broken",
+            f"method 'odd' of draft-odd 1: it cannot be built (KeyError: 'weights') ({raised_here()}); "
+            "tell its author.",
+        ),
     ],
 )
 def test_a_learner_that_contradicts_its_spec_is_refused(factory: str, sentence: str) -> None:
@@ -56,6 +68,24 @@ def test_a_learner_that_contradicts_its_spec_is_refused(factory: str, sentence: 
     with pytest.raises(PluginError) as caught:
         build_learner(OddConfig(), catalog)
     assert str(caught.value) == sentence
+
+
+def test_a_learner_that_yields_no_divergence_contradicts_a_spec_that_says_so() -> None:
+    learner = "tests.learners.test_build:greedy"
+    spec = MethodSpec(kind="odd", summary="s", config=OddConfig, learner=learner, yields_divergence=False)
+    catalog = Catalog(methods={"odd": Entry(spec, Distribution("draft-odd", "1"))})
+    with pytest.raises(PluginError, match="its spec says yields_divergence = False, its learner True"):
+        build_learner(OddConfig(), catalog)
+
+
+def test_kl_with_a_method_without_divergence_is_refused_before_anything_is_loaded(catalog: Catalog) -> None:
+    spec = MethodSpec(kind="odd", summary="s", config=OddConfig, learner="tests.learners.test_build:greedy")
+    entries = {**catalog.methods, "odd": Entry(spec, Distribution("draft-odd", "1"))}
+    given = {**GOOD, "method": {"kind": "odd"}, "regularizers": {"kl": 0.1}}
+    sentence = r"regularizers\.kl: method 'odd' does not say how far .*; leave it out, or use lora_norm"
+    with pytest.raises(RecipeError, match=sentence):
+        load_recipe(given, catalog=replace(catalog, methods=entries))
+    assert load_recipe({**given, "method": {"kind": "draft-k"}}, catalog=catalog).regularizers.kl == 0.1
 
 
 def test_our_own_methods_have_the_direct_learner() -> None:

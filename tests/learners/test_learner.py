@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,13 @@ import pytest
 import torch
 
 from draft_core import DifferentiableSampler, DraftK, Objective, Trainer
-from draft_core.adapters.lora import add_lora, lora_state, trainable
+from draft_core.adapters.lora import adapters_off, add_lora, lora_state, trainable
 from draft_core.errors import CheckpointError, DraftError, RewardError
 from draft_core.learners.direct import DirectLearner
 from draft_core.learners.learner import Batch, Loss, Score
 from draft_core.plan import StepPlan
 from draft_core.training.checkpoints import load_checkpoint, save_checkpoint
-from draft_core.training.settings import TrainSettings
+from draft_core.training.settings import RegularizerSettings, TrainSettings
 from tests.support.tiny import Brightness, ClockConfig, Redness, RednessConfig, byte_tokenizer, tiny_pipe
 
 
@@ -24,6 +27,7 @@ class Imitation:
     """Draws the images of a batch towards the best of them, by how much it beats a learnt baseline."""
 
     needs_gradient = False
+    yields_divergence = False
 
     def __init__(self, *, rounds: int = 1) -> None:
         with torch.random.fork_rng():
@@ -61,17 +65,20 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return byte_tokenizer(tmp_path_factory.mktemp("tokens"))
 
 
-def trainer(tokenizer: Any, learner: Any, reward: Any = None, **settings: Any) -> Trainer:
+def trainer(tokenizer: Any, learner: Any, reward: Any = None, kl: float = 0.0, **settings: Any) -> Trainer:
     pipe = tiny_pipe(tokenizer=tokenizer)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         add_lora(pipe, rank=2)
     return Trainer(
-        DifferentiableSampler(pipe, num_inference_steps=2, guidance_scale=3.0),
+        DifferentiableSampler(
+            pipe, num_inference_steps=2, guidance_scale=3.0, base_model=partial(adapters_off, pipe) if kl else None
+        ),
         Objective({"brightness": reward or Brightness(ClockConfig())}),
         learner,
         ["a", "b", "c"],
         TrainSettings(**{"steps": 4, "batch_size": 2, "learning_rate": 3e-2, **settings}),
+        regularizers=RegularizerSettings(kl=kl),
         device="cpu",
     )
 
@@ -198,11 +205,26 @@ def test_what_cannot_be_read_again_is_not_written(tokenizer: Any, tmp_path: Path
         save_checkpoint(trainer(tokenizer, learner), tmp_path / "000000")
 
 
+class Forgetful(DirectLearner):
+    """Says that it yields a divergence, and does not."""
+
+    def losses(self, batch: Batch, sampler: DifferentiableSampler, score: Score) -> Iterator[Loss]:
+        for loss in super().losses(batch, sampler, score):
+            yield replace(loss, divergence=None)
+
+
+def test_a_weight_on_a_divergence_that_no_loss_carries_is_refused(tokenizer: Any) -> None:
+    for learner, sentence in (
+        (Imitation(), "kl: the method yields no divergence to weigh; leave it out, or use lora_norm"),
+        (Forgetful(DraftK(k=1)), "regularizers.kl: no loss carries a divergence, though the method says"),
+    ):
+        with pytest.raises(DraftError, match=re.escape(sentence)):
+            trainer(tokenizer, learner, Redness(RednessConfig()), kl=0.1).train_step()
+
+
 def test_settings_that_do_not_fit_the_learner_are_refused(tokenizer: Any) -> None:
     with pytest.raises(DraftError, match=r"train\.normalize: the method takes no gradient of the rewards"):
         trainer(tokenizer, Imitation(), normalize="gradient")
-    with pytest.raises(DraftError, match="fp16 scales the gradient of one optimiser, and the method has several"):
-        trainer(tokenizer, Imitation(), mixed_precision="fp16")
 
 
 def test_the_draft_family_needs_a_gradient(tokenizer: Any) -> None:

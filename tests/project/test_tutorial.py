@@ -15,54 +15,33 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from draft_core import DifferentiableSampler, load_catalog, load_recipe
+from draft_core import DifferentiableSampler, load_recipe
 from draft_core.adapters.lora import add_lora, trainable
 from draft_core.cli import app as cli
 from draft_core.recipe.schema import RecipeBase
+from tests.support.pages import ROOT, SMALL, code_blocks, require_installed, run_code, text_of
 from tests.support.tiny import PROMPTS, byte_tokenizer, tiny_pipe
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+PAGE = text_of("docs/tutorial.md")
 FIRST, _, SECOND = PAGE.partition("\n## 6. ")
-SMALL = (
-    "train.steps=2",
-    "train.batch_size=1",
-    "model.num_inference_steps=2",
-    "evaluation.count=2",
-    "evaluation.images_per_prompt=1",
-    "evaluation.scales=[]",
-    "device=cpu",
-)
+SHORT = (*SMALL, "evaluation.scales=[]")
 FEWER = {
-    "cost": [word for setting in SMALL for word in ("--set", setting)],
-    "train": [word for setting in SMALL for word in ("--set", setting)],
+    "cost": [word for setting in SHORT for word in ("--set", setting)],
+    "train": [word for setting in SHORT for word in ("--set", setting)],
     "sample": ["--steps", "2", "--images", "1"],
 }
-
-
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
 
 
 def recipes(page: str) -> dict[str, str]:
     return dict(re.findall(r"<!-- recipe: (\S+) -->\n```yaml\n(.*?)```", page, flags=re.DOTALL))
 
 
-def run(program: str, names: dict[str, Any]) -> None:
-    exec(compile(program, "page", "exec", dont_inherit=True), names)
-
-
-def needs(*distributions: str) -> None:
-    if missing := set(distributions) - load_catalog().versions().keys():
-        pytest.skip(f"{' and '.join(sorted(missing))} not installed")
-
-
 def test_the_first_part_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    needs("draft-emoji", "draft-reward-jpeg")
+    require_installed("draft-emoji", "draft-reward-jpeg")
     monkeypatch.chdir(tmp_path)
     ((name, recipe),) = recipes(FIRST).items()
     Path(name).write_text(recipe, encoding="utf-8")
-    commands = re.findall(r"^draft (.+)$", "\n".join(blocks(FIRST, "sh")), flags=re.MULTILINE)
+    commands = re.findall(r"^draft (.+)$", "\n".join(code_blocks(FIRST, "sh")), flags=re.MULTILINE)
     assert [command.split()[0] for command in commands] == (
         ["rewards", "rewards", "methods", "cost", "train", "sample", "train", "report"]
     )
@@ -74,13 +53,13 @@ def test_the_first_part_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.Mo
     assert Path("apple.png").is_file()
     assert Path("comparison.html").is_file()
 
-    (snippet,) = blocks(FIRST, "python")
-    run(snippet.replace("num_inference_steps=20", "num_inference_steps=2"), {})
+    (snippet,) = code_blocks(FIRST, "python")
+    run_code(snippet.replace("num_inference_steps=20", "num_inference_steps=2"), {})
     assert Path("tuned-apple.png").is_file()
 
 
 def test_a_misspelt_field_is_one_sentence_as_the_page_says(tmp_path: Path) -> None:
-    needs("draft-emoji", "draft-reward-jpeg")
+    require_installed("draft-emoji", "draft-reward-jpeg")
     assert "write `qualty` for `quality`" in FIRST
     path = tmp_path / "first.yaml"
     assert "  - {kind: jpeg, quality: 80}" in recipes(FIRST)["first.yaml"]
@@ -91,7 +70,7 @@ def test_a_misspelt_field_is_one_sentence_as_the_page_says(tmp_path: Path) -> No
 
 
 def test_the_recipe_for_stable_diffusion_is_valid(tmp_path: Path) -> None:
-    needs("draft-reward-aesthetic", "draft-reward-clipscore")
+    require_installed("draft-reward-aesthetic", "draft-reward-clipscore")
     shutil.copytree(ROOT / "recipes" / "prompts", tmp_path / "recipes" / "prompts")
     ((name, text),) = recipes(SECOND).items()
     (tmp_path / name).write_text(text, encoding="utf-8")
@@ -101,13 +80,13 @@ def test_the_recipe_for_stable_diffusion_is_valid(tmp_path: Path) -> None:
 
 
 def test_the_learner_of_the_page_trains_on_a_reward_without_gradient(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "write-a-method.md").read_text(encoding="utf-8")
-    naming, learning, other_plan = blocks(page, "python")
+    page = text_of("docs/write-a-method.md")
+    naming, learning, other_plan = code_blocks(page, "python")
     names: dict[str, Any] = {}
-    run(naming, names)
+    run_code(naming, names)
     (spec,) = names["draft_register_methods"]()
     assert (spec.kind, spec.needs_gradient) == ("best-of", False)
-    run(learning, names)
+    run_code(learning, names)
     learner = names["BestOf"](names["BestOfConfig"](keep=0.5))
 
     pipe = tiny_pipe(tokenizer=byte_tokenizer(tmp_path))
@@ -128,7 +107,7 @@ def test_the_learner_of_the_page_trains_on_a_reward_without_gradient(tmp_path: P
     assert loss.report == {"kept": 0.5}
     assert any(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in trainable(pipe))
 
-    run(other_plan, names)
+    run_code(other_plan, names)
     assert names["EveryOther"](offset=1).plan(5, Random(0)).grad_steps == {1, 3}
 
 
@@ -138,7 +117,7 @@ def fields(schema: dict[str, Any], known: dict[str, Any], prefix: str = "") -> d
     for name, field in schema["properties"].items():
         kinds = [field, *field.get("anyOf", ()), *field.get("allOf", ())]
         nested = [known[kind["$ref"].rpartition("/")[2]] for kind in kinds if "$ref" in kind]
-        if nested and name != "method":
+        if nested and name not in ("method", "prompts"):
             found |= fields(nested[0], known, f"{prefix}{name}.")
         else:
             found[prefix + name] = prefix.partition(".")[0]
@@ -146,7 +125,7 @@ def fields(schema: dict[str, Any], known: dict[str, Any], prefix: str = "") -> d
 
 
 def test_the_reference_has_every_field_of_a_recipe() -> None:
-    page = (ROOT / "docs" / "reference" / "recipes.md").read_text(encoding="utf-8")
+    page = text_of("docs/reference/recipes.md")
     sections = {part.partition("\n")[0].strip("`"): part for part in page.split("\n## ")}
     schema = RecipeBase.model_json_schema()
     known = fields(schema, schema["$defs"])

@@ -2,8 +2,8 @@
 
 And those that are understood run to their end, or end in a sentence. For more examples than these, with another seed:
 
-    DRAFT_FUZZ=10000 pytest tests/test_fuzz.py -k understood --hypothesis-seed=1 --hypothesis-show-statistics
-    DRAFT_FUZZ=300 pytest tests/test_fuzz.py -k runs --hypothesis-seed=1 --hypothesis-show-statistics
+    DRAFT_FUZZ=10000 pytest tests/recipe/test_fuzz.py -k understood --hypothesis-seed=1 --hypothesis-show-statistics
+    DRAFT_FUZZ=300 pytest tests/recipe/test_fuzz.py -k runs --hypothesis-seed=1 --hypothesis-show-statistics
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ def examples(usual: int) -> settings:
 
 def verdict(text: str, overrides: list[str], catalog: Catalog) -> RecipeBase | str:
     """The recipe, or the sentence that refuses it; anything else is a failure."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("error")
+        patch.chdir(folder)
         path = Path(folder) / "recipe.yaml"
         path.write_text(text, encoding="utf-8", errors="surrogatepass", newline="")
         recipe, error = _loaded(path, overrides, catalog)
@@ -105,16 +106,19 @@ def _at_most(config: Any, **most: int) -> Any:
 def outcome(recipe: RecipeBase, catalog: Catalog) -> str:
     """What became of a run in an empty folder; anything but an end or a sentence is a failure."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        # a relative output lies in there, even behind one `..`
-        (Path(folder) / "work").mkdir()
-        patch.chdir(Path(folder) / "work")
         patch.setattr("draft_core.runs.run.write_report", without_pages)
         try:
-            run_recipe(limited(recipe), catalog)
+            run_recipe(limited(recipe).model_copy(update={"output": inside(Path(folder), recipe.output)}), catalog)
         except DraftError as error:
             sentence_of(error)
             return "ended in a sentence"
         return "ran to its end"
+
+
+def inside(folder: Path, output: Path) -> Path:
+    """The output in this folder where it lies among the temporary ones, as every relative one does."""
+    temporary = Path(tempfile.gettempdir()).resolve()
+    return folder.joinpath(*output.relative_to(temporary).parts[1:]) if output.is_relative_to(temporary) else output
 
 
 @examples(12)

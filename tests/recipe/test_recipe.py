@@ -33,7 +33,7 @@ def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
         ("rewards.0.contrst=2", "recipe: rewards.0.contrst: unknown field 'contrst'; did you mean 'contrast'?"),
         ("rewards.0.contrast=-1", "rewards.0.contrast: input should be greater than 0, not -1"),
         ("rewards.0.contrast=.inf", "rewards.0.contrast: input should be a finite number"),
-        ("rewards.0={contrast: 1}", "rewards.0: it does not say its kind; add for example `kind: jpeg`"),
+        ("rewards.0={contrast: 1}", "rewards.0: it does not say its kind; add `kind: redness`."),
         ("rewards=[]", "rewards: the list is empty; give at least one entry"),
         ("rewards=redness", "rewards: input should be a list, not 'redness'"),
         (
@@ -52,7 +52,7 @@ def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
         ("modle=3", "recipe: modle: unknown field 'modle'; did you mean 'model'?"),
         ("method={kind: draft-vl}", "unknown method 'draft-vl'; did you mean 'draft-lv'?"),
         ("method={kind: draft-lv, resample: 1}", "unknown field 'resample'; did you mean 'resamples'?"),
-        ("method={kind: draft-k, k: 4}", "k = 4 is larger than the number of sampler steps, 3; use k <= 3"),
+        ("method={kind: draft-k, k: 40}", "k = 40 is larger than the number of sampler steps, 3; use k <= 3"),
         ("prompts=[]", "recipe: prompts: there are no prompts; give at least one prompt."),
         ("prompts=['  ']", "prompts: there are no prompts"),
         ("prompts=tiny-trian", "unknown prompt list or file 'tiny-trian'; did you mean 'tiny-train'?"),
@@ -102,8 +102,8 @@ def test_a_missing_field_is_named_and_further_problems_are_counted(catalog: Cata
     [
         ("a: [", "it is not plain YAML"),
         ("a: !!python/object/apply:os.system [echo]", "it is not plain YAML"),
-        ("just words", "it holds str, not fields"),
-        (b"\xff\xfe\x00", "cannot be read"),
+        ("just words", "it holds only 'just words', not fields"),
+        (b"\xff\xfe\x00", "it is not text in UTF-8 (byte 1 is not)"),
     ],
 )
 def test_a_file_that_is_no_recipe(content: Any, sentence: str, catalog: Catalog, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_with_a_single_reward_its_kind_must_still_be_said_and_right(catalog: Cat
     alone = Catalog(rewards={"redness": Entry(REDNESS, Distribution("a", "1"))}, pretrained=catalog.pretrained)
     assert load_recipe(GOOD, catalog=alone).rewards[0].kind == "redness"
     assert "does not say its kind" in refusal(["rewards.0={}"], alone)
-    assert "unknown reward 'blueness'; did you mean 'redness'?" in refusal(["rewards.0.kind=blueness"], alone)
+    assert "unknown reward 'rednes'; did you mean 'redness'?" in refusal(["rewards.0.kind=rednes"], alone)
 
 
 def test_overrides_reach_every_depth_and_numbers_may_be_written_as_in_python(catalog: Catalog) -> None:
@@ -186,3 +186,13 @@ def test_the_schema_names_every_installed_reward_and_describes_every_field(catal
             refers = described.get("$ref", "").rsplit("/")[-1]
             helped = "description" in described or "description" in schema["$defs"].get(refers, {})
             assert field == "kind" or helped, f"{name}.{field} has no help"
+
+
+@pytest.mark.parametrize(("k", "fits"), [(3, True), (5, True), (12, True), (13, False)])
+def test_a_method_may_reach_as_many_steps_as_a_scheduler_makes_of_them(catalog: Catalog, k: int, fits: bool) -> None:
+    """Heun's three are five calls of its step, PNDM's are twelve; how many they are is known once it is loaded."""
+    changes = [f"method={{kind: draft-k, k: {k}}}"]
+    if fits:
+        assert load_recipe(GOOD, changes, catalog=catalog).model.num_inference_steps == 3
+    else:
+        assert "k = 13 is larger than the number of sampler steps, 3" in refusal(changes, catalog)

@@ -17,7 +17,7 @@ from draft_core import __version__
 from draft_core.errors import PluginError, RecipeError
 from draft_core.plugin import DirectConfig, Field, MethodConfig, MethodSpec, StepPlan
 from draft_core.recipe.load import dump_recipe, load_recipe
-from draft_core.registry.catalog import read_catalog
+from draft_core.registry.catalog import RESTRICTION, Distribution, Entry, load_catalog, read_catalog
 from draft_core.registry.hooks import API_VERSION, ENTRY_POINT_GROUP, hookimpl
 from draft_core.registry.specs import RewardSpec, load_named
 from tests.support.tiny import BRIGHTNESS, GOOD, REDNESS, tiny_catalog
@@ -79,7 +79,7 @@ def test_broken_plugins_are_recorded_and_the_others_work(point: Any) -> None:
     assert list(catalog.rewards) == ["redness"]
     reasons = {plugin.distribution.name: plugin.reason for plugin in catalog.broken}
     assert reasons["draft-missing"].startswith("ModuleNotFoundError: No module named 'fake_missing'")
-    assert reasons["draft-raising"] == "ZeroDivisionError: at registration"
+    assert reasons["draft-raising"].startswith(f"ZeroDivisionError: at registration ({__file__}:")
     assert "a hook returned 'redness', which is not a RewardSpec" in reasons["draft-wrong"]
     assert "draft_register_reward" in reasons["draft-misspelt"]
 
@@ -103,6 +103,36 @@ def test_two_distributions_that_claim_one_kind_are_both_named(point: Any) -> Non
         PluginError, match=r"'redness' is claimed by draft-one 1\.0 and draft-two 1\.0; uninstall all but"
     ):
         catalog.reward("redness")
+
+
+def test_a_distribution_that_spells_its_name_in_two_ways_is_one(point: Any) -> None:
+    """An editable install beside a wheel's metadata, say."""
+    one, other = point("good", offering(REDNESS)), point("good", offering(REDNESS))
+    vars(other)["dist"] = _FakeDistribution("Draft_good")
+    catalog = read_catalog([one, other])
+    assert list(catalog.rewards) == ["redness"]
+    assert not catalog.conflicts
+    assert "draft-good" in catalog.versions()
+
+
+@pytest.mark.parametrize("spelling", ["draft-good", "draft_good", " Draft.Good ", "draft--good,"])
+def test_the_restriction_takes_every_spelling_that_pip_takes(
+    point: Any, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    points = [point("good", offering(REDNESS)), point("other", offering(BRIGHTNESS))]
+    vars(points[0])["dist"] = _FakeDistribution("Draft_Good")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
+    monkeypatch.setenv(RESTRICTION, spelling)
+    assert list(load_catalog().rewards) == ["redness"]
+
+
+@pytest.mark.parametrize("spelling", ["draft-reward-jpeg", "draft_reward_jpeg", "Draft.Reward.Jpeg"])
+def test_what_a_run_was_made_with_is_compared_in_every_spelling(spelling: str, tmp_path: Path, catalog: Any) -> None:
+    here = Entry(BRIGHTNESS, Distribution("draft-reward-jpeg", "1.0"))
+    with_jpeg = replace(catalog, rewards={"brightness": here})
+    recipe = {**GOOD, "versions": {spelling: "1.0", "no_such.thing": "2.0"}}
+    with pytest.raises(PluginError, match=r"pip install no_such\.thing==2\.0\.$"):
+        load_recipe(recipe, catalog=with_jpeg)
 
 
 def test_an_entry_point_listed_twice_counts_once(point: Any) -> None:
@@ -142,6 +172,20 @@ def test_a_spec_that_contradicts_itself_is_refused(change: dict[str, Any], messa
 def test_a_factory_that_is_not_there_is_named(reference: str, message: str) -> None:
     with pytest.raises(PluginError, match=message):
         load_named(reference, where="reward 'x'")
+
+
+def test_a_module_that_raises_when_a_reward_is_loaded_is_named_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "raising_reward.py").write_text("import json\n\nWEIGHTS = json.loads('{')\n")
+    (tmp_path / "unreadable_reward.py").write_text("def broken(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PluginError) as caught:
+        load_named("raising_reward:Reward", where="reward 'x'")
+    assert str(caught.value).startswith("reward 'x': importing raising_reward raised JSONDecodeError: ")
+    assert str(caught.value).endswith(f"({tmp_path / 'raising_reward.py'}:3); tell its author.")
+    with pytest.raises(PluginError, match=r"importing unreadable_reward raised SyntaxError: .*unreadable_reward\.py"):
+        load_named("unreadable_reward:Reward", where="reward 'x'")
 
 
 # Methods

@@ -1,19 +1,23 @@
-"""Twenty hostile plugins: each ends in one named error, and a good one beside it keeps working."""
+"""Thirty hostile plugins: each ends in one named error, and a good one beside it keeps working."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
 import sys
+import threading
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import torch
+from pydantic import ConfigDict
 
 from draft_core.errors import DraftError
+from draft_core.plugin import DirectConfig, Field, MethodSpec, RewardConfig
 from draft_core.recipe.load import load_recipe
+from draft_core.recipe.schema import recipe_type
 from draft_core.registry.catalog import Catalog, Distribution, Entry, read_catalog
 from draft_core.registry.hooks import API_VERSION, ENTRY_POINT_GROUP, hookimpl
 from draft_core.rewards.protocol import FrozenModule
@@ -21,11 +25,58 @@ from draft_core.runs.build import build, load_reward
 from tests.support import tiny
 from tests.support.tiny import GOOD, REDNESS, RednessConfig, spec
 
+if TYPE_CHECKING:
+    from fractions import Fraction
+
 Hooks = dict[str, Any]
 
 
 def hook(function: Callable[..., Any]) -> Hooks:
     return {"draft_register_rewards": hookimpl(function, specname="draft_register_rewards")}
+
+
+class LaterConfig(RewardConfig):
+    """A field's type is imported for type checkers alone."""
+
+    kind: Literal["redness"] = "redness"
+    share: Fraction | None = None
+
+
+class OpaqueConfig(RewardConfig):
+    """A field's type is nothing that JSON can say."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    kind: Literal["redness"] = "redness"
+    lock: threading.Event = Field(threading.Event())
+
+
+class AliasConfig(RewardConfig):
+    """A kind under another name cannot be told apart in a union."""
+
+    kind: Literal["redness"] = Field("redness", alias="type")
+
+
+class LaterMethodConfig(DirectConfig):
+    """The same in a method."""
+
+    kind: Literal["later"] = "later"
+    share: Fraction | None = None
+
+
+def method_hook(config: type[DirectConfig]) -> Hooks:
+    def register() -> Any:
+        return [MethodSpec(kind="later", summary="s", config=config)]
+
+    return {"draft_register_methods": hookimpl(register, specname="draft_register_methods")}
+
+
+def of_config(config: type[RewardConfig]) -> Hooks:
+    return hook(lambda: [spec("redness", config, "tests.support.tiny:Redness")])
+
+
+def of_spec(**fields: Any) -> Hooks:
+    return hook(lambda: [dataclasses.replace(REDNESS, **fields)])
 
 
 def wrong_signature(surprise: Any) -> Any:
@@ -52,6 +103,31 @@ AT_DISCOVERY: dict[str, tuple[Any, str]] = {
         hook(lambda: [spec("blueness", RednessConfig, "tests.support.tiny:Redness")]),
         "does not declare this kind",
     ),
+    "a_config_that_is_never_complete": (
+        of_config(LaterConfig),
+        "spec 'redness': a field of its config LaterConfig has a type that names 'Fraction', which its module does not "
+        "define; import Fraction outside of `if TYPE_CHECKING:`",
+    ),
+    "a_method_whose_config_is_never_complete": (method_hook(LaterMethodConfig), "spec 'later': a field of its config"),
+    "a_config_that_no_schema_describes": (
+        of_config(OpaqueConfig),
+        "its config OpaqueConfig cannot be used in a recipe",
+    ),
+    "a_config_whose_kind_has_an_alias": (of_config(AliasConfig), "its config AliasConfig cannot be used in a recipe"),
+    "has_no_hook": ({}, "hostile_plugin: it has no hook, so it would register nothing; define draft_register_rewards"),
+    "forgets_hookimpl": (
+        {"draft_register_rewards": lambda: [REDNESS]},
+        "draft_register_rewards is not marked as a hook; write `@hookimpl` (from draft_core.plugin) above it",
+    ),
+    "forgets_one_hookimpl_of_two": (
+        {**hook(lambda: [REDNESS]), "draft_register_methods": list},
+        "draft_register_methods is not marked as a hook",
+    ),
+    "forgets_to_return": (hook(lambda: None), "draft_register_rewards returns nothing; return a list of RewardSpec"),
+    "summary_is_no_text": (of_spec(summary=None), "its summary is None: input should be a valid string"),
+    "native_size_is_a_text": (of_spec(native_size="224"), "its native_size is '224': input should be a valid integer"),
+    "small_is_a_list": (of_spec(small=["contrast"]), "its small is ['contrast']: input should be a valid dictionary"),
+    "panics": ("class Panic(BaseException): pass\nraise Panic('in compiled code')", "Panic: in compiled code"),
     "factory_is_no_reference": (
         hook(lambda: [spec("redness", RednessConfig, "tiny")]),
         "'tiny' is not of the form 'module:callable'",
@@ -97,6 +173,30 @@ def test_hostile_when_found(name: str, good: Any, monkeypatch: pytest.MonkeyPatc
         catalog.reward("redness")
     assert "broken plugins: draft-reward-hostile 6.6.6 (" in str(caught.value)
     assert "\n" not in str(caught.value)
+    recipe = load_recipe({**GOOD, **ELSEWHERE, "rewards": [{"kind": "redness"}]}, catalog=beside(catalog))
+    assert recipe.rewards[0].kind == "redness", "a recipe that does not name the hostile one is read"
+    assert "RednessConfig" in str(recipe_type(beside(catalog)).model_json_schema())
+
+
+ELSEWHERE = {"prompts": ["a cat"], "model": {"pretrained": "org/model"}}
+
+
+def beside(catalog: Catalog) -> Catalog:
+    """The catalog with a sound reward more."""
+    return dataclasses.replace(catalog, rewards={**catalog.rewards, "redness": Entry(REDNESS, Distribution("a", "1"))})
+
+
+def test_a_plugin_is_said_to_be_broken_at_its_file_and_line(
+    good: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    source = "import json\n\ndef registered():\n    return json.loads('{')\n\nregistered()\n"
+    catalog = read_catalog([entry_point(source, monkeypatch, tmp_path), good])
+    assert catalog.broken[0].reason.endswith(f"({tmp_path / 'hostile_plugin.py'}:4)"), "not json's line"
+
+
+def test_ctrl_c_while_a_plugin_is_imported_is_a_ctrl_c(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        read_catalog([entry_point("raise KeyboardInterrupt", monkeypatch, tmp_path)])
 
 
 def test_one_kind_claimed_twice(good: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
@@ -170,5 +270,5 @@ def test_hostile_in_use(name: str, catalog: Catalog, monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(load_reward("brightness", catalog=mixed)(images, ["", ""]), images.mean(dim=(1, 2, 3)))
 
 
-def test_there_are_twenty_of_them() -> None:
-    assert len(AT_DISCOVERY) + 1 + len(IN_USE) >= 20
+def test_there_are_thirty_of_them() -> None:
+    assert len(AT_DISCOVERY) + 1 + len(IN_USE) >= 30

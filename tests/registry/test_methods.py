@@ -110,7 +110,7 @@ def test_prefix_reuse_of_one_update_reduces_to_draft_1() -> None:
         (Refl(last=9), "method.last: last = 9 is larger"),
         (AlignProp(k_max=9), "method.k_max: k_max = 9 is larger"),
         (AlignProp(k_min=3, k_max=2), "k_min = 3 exceeds k_max = 2"),
-        (DRTune(k=3, last=3), "method.k: k = 3 is larger than the number of sampler steps, 2"),
+        (DRTune(k=3, last=3), "method.k: k = 3 is larger than the number of sampler steps up to the earliest stop, 2"),
         (FlowBPSparse(k=5), "method.k: k = 5 is larger"),
         (StepList(steps=(4,)), "step 4 is outside a chain of 4 steps; use 0 to 3, or -4 to -1"),
     ],

@@ -78,8 +78,9 @@ def words(html: str) -> str:
 @pytest.mark.parametrize(
     ("scores", "kind", "headline", "reason", "best"),
     [
-        (FINE, "fine", "Fine", "neither a held-out score nor diversity was lost", "after update 20: lora/"),
+        (FINE, "fine", "Fine", "no score and no measure of the images fell beyond", "after update 20: lora/"),
         ({"jpeg": [1, 2]}, "fine", "Fine", "no held-out score was there", "after update 10: lora/"),
+        (FINE, "costly", "The trained reward rose, at a cost", "detail fell from", "after update 20: lora/"),
         (COLLAPSED, "collapsed", "Collapsed at update 20", "clip fell from 0.50", "after update 10: lora-best/"),
         ({"jpeg": [1, 1], "clip": [0.5, 0.1]}, "collapsed", "Collapsed", "clip fell", "No evaluation beats"),
         ({"jpeg": [2, 1], "clip": [0.5, 0.1]}, "lost", "Something was lost", "clip fell", "No evaluation beats"),
@@ -89,13 +90,35 @@ def words(html: str) -> str:
 def test_the_verdict_says_what_came_of_it(
     scores: Any, kind: str, headline: str, reason: str, best: str, tmp_path: Path
 ) -> None:
-    record = made_run(tmp_path / "run", scores, trained=TRAINED)
+    record = made_run(tmp_path / "run", scores, trained=TRAINED, fading=0.0 if kind == "fine" else 0.1)
     verdict = summarize(record).verdict
     assert (verdict.kind, verdict.headline[: len(headline)]) == (kind, headline)
     assert reason in verdict.reason
     assert best in verdict.best
     page = words(page_of(summarize(record)))
     assert all(part in page for part in (verdict.headline, verdict.reason, verdict.best))
+
+
+def test_the_verdict_names_every_score_and_measure_that_fell_with_its_percentage(tmp_path: Path) -> None:
+    scores = {"jpeg": [1, 4], "alignment": [0.5, 0.4], "clip": [0.5, 0.5]}
+    record = made_run(tmp_path / "run", scores, trained={"jpeg": 1.0, "alignment": 0.5}, fading=0.23)
+    verdict = summarize(record).verdict
+    assert verdict.kind == "costly"
+    found = dict(re.findall(r"(\w+) fell from \S+ to \S+ \((\S+) %\)", verdict.reason))
+    rows = {row.name: row for row in summarize(record).rows}
+    assert set(found) == {"alignment", "diversity", "colour", "detail"}, "clip rose"
+    assert {name: float(percent) for name, percent in found.items()} == pytest.approx(
+        {name: 100 * rows[name].change.mean / rows[name].before.mean for name in found}, rel=0.01
+    )
+    assert float(found["diversity"]) == pytest.approx(-23, abs=1)
+
+
+def test_what_updates_said_stands_on_the_page(tmp_path: Path) -> None:
+    said = ["the gradient of the adapter is exactly zero"]
+    record = made_run(tmp_path / "run", FINE, trained=TRAINED, report={"notes": said})
+    text = words(page_of(summarize(record)))
+    assert "What was said of 20 updates update 1: the gradient of the adapter is exactly zero" in text
+    assert "and 15 more, in metrics.jsonl" in text
 
 
 def test_with_one_prompt_there_is_no_error_and_it_is_said(tmp_path: Path) -> None:

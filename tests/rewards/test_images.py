@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.overrides import TorchFunctionMode
 
-from draft_core.errors import DraftError
 from draft_core.rewards.images import (
     FILTERS,
     center_crop,
     normalize,
-    read_image,
     resampling_weights,
+    resize_and_crop_like_pil,
     resize_like_pil,
     resize_shortest_like_pil,
     to_pil,
@@ -80,6 +80,41 @@ def test_the_shortest_side_is_resized() -> None:
     assert resize_shortest_like_pil(noise_image(401, 300), 224).shape == (1, 3, 299, 224)
 
 
+@pytest.mark.parametrize("rounding", ["half-even", "floor"])
+@pytest.mark.parametrize("size", [(224, 224), (300, 401), (401, 300), (61, 300), (900, 31), (37, 91)])
+def test_resize_and_crop_are_both_of_them_one_after_the_other(size: tuple[int, int], rounding: str) -> None:
+    image = noise_image(*size)
+    direction = torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    found, gradients = [], []
+    for prepare in (
+        lambda pixels: resize_and_crop_like_pil(pixels, 56, 48, rounding=rounding),
+        lambda pixels: center_crop(resize_shortest_like_pil(pixels, 56), 48, rounding=rounding),
+    ):
+        pixels = image.clone().requires_grad_()
+        found.append(prepare(pixels))
+        gradients.append(torch.autograd.grad((found[-1] * direction).sum(), pixels)[0])
+    assert torch.equal(*found)
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(4000, 3), (3, 4000), (20000, 800), (800, 20000)])
+def test_a_crop_takes_no_memory_for_what_it_discards(size: tuple[int, int]) -> None:
+    image = torch.full((1, 1, 1, 1), 0.4).expand(1, 3, *size)
+    sizes: list[int] = []
+
+    class Count(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                sizes.append(result.untyped_storage().nbytes())
+            return result
+
+    with Count():
+        cropped = resize_and_crop_like_pil(image, 224, 224, rounding="floor")
+    torch.testing.assert_close(cropped, torch.full((1, 3, 224, 224), 0.4), atol=1e-6, rtol=0)
+    assert max(sizes) < 20e6, "the image itself would take 192 MB, the matrix for all of its rows a gigabyte"
+
+
 @pytest.mark.parametrize(("rounding", "left"), [("half-even", 38), ("floor", 37)])
 def test_the_crop_of_an_odd_margin(rounding: str, left: int) -> None:
     image = torch.arange(299.0).expand(1, 3, 224, 299)
@@ -89,29 +124,10 @@ def test_the_crop_of_an_odd_margin(rounding: str, left: int) -> None:
 
 
 def test_a_crop_larger_than_the_image_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"images of \(10, 300\) are smaller than the crop, 224"):
+    with pytest.raises(ValueError, match="a side of 10 pixels is smaller than the crop, 224"):
         center_crop(torch.zeros(1, 3, 10, 300), 224, rounding="floor")
 
 
 def test_normalize_is_per_channel() -> None:
     image = torch.ones(2, 3, 1, 1)
     assert normalize(image, (1.0, 0.5, 0.0), (1.0, 0.5, 0.25))[0].flatten().tolist() == [0.0, 1.0, 4.0]
-
-
-def test_files_come_back_as_they_were_written(tmp_path: Path) -> None:
-    image = noise_image(9, 13)
-    to_pil(image[0]).save(tmp_path / "image.png")
-    torch.testing.assert_close(read_image(tmp_path / "image.png"), image)
-
-
-def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
-    Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert read_image(tmp_path / "clear.png").min() == 1.0
-
-
-def test_a_missing_or_unreadable_image_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DraftError, match=r"none.png: no such file; check the path"):
-        read_image(tmp_path / "none.png")
-    (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(DraftError, match=r"text.png: cannot be read as an image"):
-        read_image(tmp_path / "text.png")

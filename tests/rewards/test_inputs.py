@@ -64,12 +64,21 @@ def test_images_come_back_in_float32_with_their_gradient() -> None:
     assert checked.requires_grad
 
 
+@pytest.mark.parametrize("levels", [[-0.1, 1.1], [0.0, 0.0], [float("nan"), 0.5], [float("inf"), 0.5]])
+def test_levels_about_0_to_1_and_what_is_not_finite_pass_as_they_are(levels: list[float]) -> None:
+    """One broken image must not cost its batch mates their scores; the trainer finds it."""
+    images = torch.tensor(levels).repeat(24).view(1, 3, 4, 4)
+    assert torch.equal(checked_images(images, [""], where="reward 'x'").nan_to_num(), images.nan_to_num())
+
+
 @pytest.mark.parametrize(
     ("images", "prompts", "message"),
     [
         (torch.zeros(3, 4, 4), ["a"] * 3, r"reward 'x': images are torch.float32 of shape \(3, 4, 4\); pass RGB"),
         (torch.zeros(1, 4, 4, 4), ["a"], r"images are torch.float32 of shape \(1, 4, 4, 4\)"),
         (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ["a"], "images are torch.uint8"),
+        (torch.full((1, 3, 4, 4), 255.0), ["a"], r"reward 'x': the images' levels run from 255 to 255; pass levels in"),
+        (torch.linspace(-1, 1, 48).view(1, 3, 4, 4), ["a"], "the images' levels run from -1 to 1"),
         (torch.zeros(2, 3, 4, 4), ["a"], r"reward 'x': there are 1 prompts for 2 images; pass one for each image\."),
     ],
 )

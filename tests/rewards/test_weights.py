@@ -123,6 +123,62 @@ def test_a_torn_file_is_refused(tmp_path: Path, name: str) -> None:
         read_tensors(tmp_path / name, where=WHERE)
 
 
+def test_the_content_says_what_a_file_is(tmp_path: Path) -> None:
+    save_file({"a": torch.arange(3.0)}, tmp_path / "a.pt")
+    torch.save({"a": torch.arange(3.0)}, tmp_path / "a.safetensors")
+    for name in ("a.pt", "a.safetensors"):
+        assert read_tensors(tmp_path / name, where=WHERE)["a"].tolist() == [0, 1, 2]
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 3945\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (LFS, "it is a pointer of Git LFS, not the file; run `git lfs pull` in its repository, or download the file"),
+        (b"", "it is empty; fetch the file again"),
+        (b"<!DOCTYPE html>\n<html>", "it is a web page, not the file; download the file itself"),
+        (b"GGUF\x03\0\0\0", "it is a GGUF file; give a safetensors file, or tensors saved by torch"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_a_file_that_is_taken_for_weights_is_named(tmp_path: Path, content: bytes, sentence: str, name: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DraftError, match=f"cannot be read as weights: {sentence}"):
+        read_tensors(tmp_path / name, where=WHERE)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+def test_a_torchscript_archive_is_named_with_what_makes_weights_of_it(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 1)), str(tmp_path / "a.pt"))
+    with pytest.raises(DraftError) as caught:
+        read_tensors(tmp_path / "a.pt", where=WHERE)
+    assert "it is a TorchScript archive, which holds code; save its tensors, `torch.save(" in str(caught.value)
+    torch.save(torch.jit.load(tmp_path / "a.pt").state_dict(), tmp_path / "weights.pt")  # the advice
+    load_strict(torch.nn.Linear(2, 1), read_tensors(tmp_path / "weights.pt", where=WHERE), where=WHERE)
+
+
+def test_a_whole_model_and_a_nested_checkpoint_are_named(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 1), tmp_path / "model.pt")
+    with pytest.raises(DraftError, match="it holds Python objects, which are not executed; load it where you trust it"):
+        read_tensors(tmp_path / "model.pt", where=WHERE)
+    torch.save({"epoch": 3, "ema": {"a": torch.zeros(1)}}, tmp_path / "nested.pt")
+    with pytest.raises(DraftError, match="save the one with the weights alone, perhaps 'ema'"):
+        read_tensors(tmp_path / "nested.pt", where=WHERE)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module.net."])
+def test_names_behind_a_prefix_have_their_own_advice(prefix: str) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(2, 1))
+    behind = {f"{prefix}{name}": tensor for name, tensor in module.state_dict().items()}
+    with pytest.raises(DraftError, match=rf"; take '{prefix}' off the names of its tensors, and give that file\.$"):
+        load_strict(module, {**behind, "logit_scale": torch.ones(())}, where=WHERE)
+    whole = torch.nn.ModuleDict({"visual": module})
+    with pytest.raises(DraftError, match=r"; put 'visual\.' before the names of its tensors, and give that file\.$"):
+        load_strict(whole, module.state_dict(), where=WHERE)
+
+
 class Program:
     """Unpickling it would run something."""
 

@@ -220,7 +220,7 @@ def test_two_runs_of_one_moment_never_write_one_folder(train: Any, catalog: Any,
     folder = tmp_path / "run"
     first = RunFolder(SimpleNamespace(output=folder), Processes(cpu=True))  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("draft_core.runs.continuation.refuse_if_locked", lambda folder: None)
+        patch.setattr("draft_core.runs.continuation.require_unlocked", lambda folder: None)
         with first.locked(), pytest.raises(RecipeError, match="another process is writing a run there"):
             train()
     train()

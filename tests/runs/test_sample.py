@@ -58,3 +58,94 @@ def test_what_cannot_be_sampled_is_refused_in_one_sentence(catalog: Any, tmp_pat
         draft_core.sample("tiny", [], catalog=catalog)
     with pytest.raises(DraftError, match="there is no pytorch_lora_weights"):
         draft_core.sample("tiny", ["a"], lora=tmp_path, catalog=catalog)
+
+
+# As the run of a LoRA was evaluated
+
+MODEL = """
+model:
+  pretrained: tiny
+  num_inference_steps: 2
+  guidance_scale: 1.5
+  call: {height: 24, width: 16, negative_prompt: grey}
+  dtype: bfloat16
+  gradient_checkpointing: true
+  lora: {rank: 2}
+"""
+
+
+def made_folder(tmp_path: Path, recipe: str) -> Path:
+    run = tmp_path / "run"
+    saved_lora(run / "lora")
+    (run / "recipe.yaml").write_text(recipe)
+    (run / "metrics.jsonl").write_text("")
+    return run
+
+
+@pytest.mark.parametrize("place", ["", "lora", "lora/pytorch_lora_weights.safetensors"])
+def test_a_runs_lora_is_drawn_as_the_run_was_evaluated(catalog: Any, tmp_path: Path, place: str) -> None:
+    run = made_folder(tmp_path, MODEL)
+    pipe = draft_core.load_pipeline("tiny", dtype="bfloat16", catalog=catalog)
+    pipe.load_lora_weights(run / "lora")
+
+    def expected(**call: Any) -> torch.Tensor:
+        how = {
+            "num_inference_steps": 2,
+            "guidance_scale": 1.5,
+            "height": 24,
+            "width": 16,
+            "negative_prompt": "grey",
+            **call,
+        }
+        image = pipe("a cat", generator=torch.Generator("cpu").manual_seed(7), output_type="pt", **how).images[0]
+        assert isinstance(image, torch.Tensor)
+        return image.float()
+
+    notes: list[str] = []
+    how: dict[str, Any] = {"lora": run / place, "images_per_prompt": 1, "seed": 7, "catalog": catalog}
+    images = draft_core.sample("tiny", ["a cat"], progress=lambda *words: notes.append(words[-1]), **how)
+    torch.testing.assert_close(images[0, 0, 0], expected(), atol=1e-5, rtol=0)
+    assert images.shape[-2:] == (24, 16)
+    assert notes[0] == (
+        f"as the run in {run} was evaluated: num_inference_steps 2, guidance_scale 1.5, dtype bfloat16, height 24, "
+        "width 16, negative_prompt grey"
+    )
+    images = draft_core.sample("tiny", ["a cat"], steps=3, guidance=4.0, **how)
+    torch.testing.assert_close(images[0, 0, 0], expected(num_inference_steps=3, guidance_scale=4.0), atol=1e-5, rtol=0)
+
+
+def test_a_run_under_autocast_is_drawn_so(catalog: Any, tmp_path: Path) -> None:
+    run = made_folder(tmp_path, "model: {pretrained: tiny, num_inference_steps: 2}\ntrain: {mixed_precision: bf16}\n")
+    pipe = draft_core.load_pipeline("tiny", catalog=catalog)
+    pipe.load_lora_weights(run / "lora")
+    with torch.autocast("cpu", torch.bfloat16):
+        generator = torch.Generator("cpu").manual_seed(0)
+        expected = pipe("a cat", generator=generator, num_inference_steps=2, output_type="pt").images[0]
+    images = draft_core.sample("tiny", ["a cat"], lora=run, images_per_prompt=1, catalog=catalog)
+    torch.testing.assert_close(images[0, 0, 0], expected.float(), atol=1e-5, rtol=0)
+
+
+def test_a_recipe_beside_a_lora_that_is_no_runs_is_left_alone(catalog: Any, tmp_path: Path) -> None:
+    saved_lora(tmp_path / "lora")
+    (tmp_path / "recipe.yaml").write_text("model: {pretrained: tiny, num_inference_steps: 1}")
+    images = draft_core.sample("tiny", ["a cat"], lora=tmp_path / "lora", images_per_prompt=1, seed=7, catalog=catalog)
+    torch.testing.assert_close(images[0, 0, 0], plain(catalog, 7, tmp_path / "lora"), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sentence"),
+    [
+        ("prompts: x", "recipe.yaml: it says nothing of the model; give a copy of the LoRA"),
+        ("model: {pretrained: tiny, num_inference_steps: 0}", "recipe.yaml: num_inference_steps: input should be"),
+        ("[", "recipe.yaml: it is not plain YAML"),
+    ],
+)
+def test_a_runs_recipe_that_cannot_be_read_is_named(catalog: Any, tmp_path: Path, recipe: str, sentence: str) -> None:
+    with pytest.raises(DraftError, match=sentence):
+        draft_core.sample("tiny", ["a"], lora=made_folder(tmp_path, recipe), catalog=catalog)
+
+
+@pytest.mark.parametrize("how", [{"steps": 0}, {"guidance": -1.0}, {"scales": [float("nan")]}])
+def test_settings_that_mean_nothing_are_refused(catalog: Any, tmp_path: Path, how: dict[str, Any]) -> None:
+    with pytest.raises(DraftError, match=r"input should be greater than|is not a finite number"):
+        draft_core.sample("tiny", ["a"], catalog=catalog, **how)

@@ -173,9 +173,7 @@ def test_steps_are_those_that_the_call_takes() -> None:
 @pytest.mark.parametrize("prompts", [["a cat", "a red dog"], ["a cat"]], ids=len)
 @pytest.mark.parametrize("negative", ["blurry", ["blurry"]], ids=["string", "list"])
 def test_prompts_and_negative_prompts_are_of_one_type(prompts: list[str], negative: Any) -> None:
-    """Pipelines refuse a list beside a string."""
-    if len(prompts) > 1 and isinstance(negative, list):
-        negative = ["blurry", "blurry"]
+    """Pipelines refuse a list beside a string, and a list of another length."""
     pipe = FAMILIES[0].pipe()
     sampler = DifferentiableSampler(pipe, num_inference_steps=2, guidance_scale=4.0, negative_prompt=negative)
     rollout = sampler(
@@ -190,6 +188,27 @@ def test_prompts_and_negative_prompts_are_of_one_type(prompts: list[str], negati
         output_type="pt",
     ).images
     assert torch.equal(rollout.samples, expected)
+
+
+@families("Stable Diffusion 3")
+@pytest.mark.parametrize("given", [lambda text: text, lambda text: [text]], ids=["string", "list"])
+@pytest.mark.parametrize("prompts", [["a cat", "a red dog", "a hat"], ["a cat"]], ids=len)
+def test_prompts_of_further_encoders_stand_beside_every_prompt(family: Family, given: Any, prompts: list[str]) -> None:
+    texts = {"prompt_2": "oil paint", "prompt_3": "sharp", "negative_prompt": "ugly", "negative_prompt_3": "blurry"}
+    call, pipe = family.call(torch.float32), family.pipe()
+    sampler = DifferentiableSampler(
+        pipe, num_inference_steps=2, **call, **{name: given(text) for name, text in texts.items()}
+    )
+    plan = DraftK(k=1).plan(2, RNG)
+    expected = pipe(
+        prompts,
+        **{name: [text] * len(prompts) for name, text in texts.items()},
+        **call,
+        num_inference_steps=2,
+        generator=seeded(),
+        output_type="pt",
+    ).images
+    assert torch.equal(sampler(prompts, plan=plan, generator=seeded()).samples, expected)
 
 
 @families("SD image to image")

@@ -68,7 +68,7 @@ def test_the_guidance_of_a_recipe_reaches_the_guider(saved: dict[str, Path], cat
     samples = []
     for scale in (None, 5.0, 1.5):
         model = ModelConfig(**common, **({} if scale is None else {"guidance_scale": scale}))
-        sampler = build_sampler(model, seed=0, catalog=catalog)
+        sampler = build_sampler(model, catalog=catalog)
         assert "guidance_scale" not in sampler.call_kwargs
         assert sampler.pipe.guider.guidance_scale == (5.0 if scale is None else scale)
         plan = DraftK(k=1).plan(sampler.steps, Random(0))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
 from draft_core import DifferentiableSampler, StepPlan
+from draft_core.adapters.lora import adapters_off, adapters_scaled
 from draft_core.plan import Renoising
 from draft_core.recipe.load import load_recipe
 from draft_core.runs.build import build
@@ -145,6 +149,54 @@ def test_what_cannot_be_told_apart_by_rows_goes_through_as_it_is() -> None:
         encoder(torch.tensor([1, 2]), scale=object())
     assert encoder.runs == 2
     assert not memory.rows
+
+
+def adapted_encoder(pipe: Any) -> Any:
+    """The text encoder of a pipeline, with a LoRA that matters."""
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipe.text_encoder.add_adapter(config, adapter_name="default")
+    return pipe.text_encoder
+
+
+def test_an_adapter_in_the_encoder_is_part_of_what_is_remembered(tokenizer: Any) -> None:
+    plain, remembering = tiny_pipe(tokenizer=tokenizer), tiny_pipe(tokenizer=tokenizer)
+    for pipe in (plain, remembering):
+        adapted_encoder(pipe)
+        with torch.no_grad():
+            for name, weight in pipe.text_encoder.named_parameters():
+                if "lora" in name:
+                    weight.mul_(20)
+    remember_prompts(remembering)
+
+    def drawn(pipe: Any, context: Any) -> torch.Tensor:
+        with context(pipe):
+            return images(pipe, PROMPTS[:1])
+
+    ways = [
+        lambda pipe: nullcontext(),
+        adapters_off,
+        lambda pipe: adapters_scaled(pipe, 0.5),
+        lambda pipe: nullcontext(),
+    ]
+    found = [drawn(remembering, way) for way in ways]
+    assert all(torch.equal(image, drawn(plain, way)) for image, way in zip(found, ways, strict=True))
+    assert not torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    rows = counted(remembering.text_encoder)
+    assert torch.equal(drawn(remembering, adapters_off), found[1])
+    assert rows == [], "each state is remembered by itself"
+
+
+def test_weights_that_are_put_into_an_adapter_are_not_taken_for_the_old_ones(tokenizer: Any) -> None:
+    pipe = tiny_pipe(tokenizer=tokenizer)
+    encoder = adapted_encoder(pipe)
+    remember_prompts(pipe)
+    before = images(pipe, PROMPTS[:1])
+    state = get_peft_model_state_dict(encoder)
+    set_peft_model_state_dict(encoder, {name: 30 * tensor for name, tensor in state.items()})
+    assert not torch.equal(images(pipe, PROMPTS[:1]), before)
 
 
 def test_plain_arguments_are_part_of_what_is_remembered() -> None:

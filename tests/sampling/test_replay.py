@@ -147,7 +147,7 @@ def test_a_replay_with_other_noise_is_found_out(monkeypatch: pytest.MonkeyPatch)
     last = rollout.trajectory[-1]
     monkeypatch.setattr(
         "draft_core.sampling.replay.repeated",
-        lambda generator, state, copies: randomness.repeated(generator, randomness.state_of(generator), copies),
+        lambda generator, state, *more: randomness.repeated(generator, randomness.state_of(generator), *more),
     )
     with torch.no_grad():
         again = sampler.replay(rollout, {last.number: last.before}, decode=True)

@@ -408,6 +408,20 @@ def test_a_decode_without_gradient_is_noticed() -> None:
         sampler_of(pipe)(plan=Draft().plan(STEPS, RNG))
 
 
+@pytest.mark.parametrize("method", [Draft(), DraftLV(resamples=1)], ids=["chain", "replay"])
+def test_latents_that_are_cut_before_a_trained_decoder_are_noticed(method: Any) -> None:
+    """The images then carry the decoder's gradient, and the denoiser gets none."""
+    pipe = tiny_pipe()
+    assert all(weight.requires_grad for weight in pipe.vae.parameters())
+    images = sampler_of(pipe)(plan=method.plan(STEPS, RNG), renoising=method.renoising()).images
+    assert torch.autograd.grad(images.sum(), pipe.unet.conv_in.weight)[0].norm() > 0
+    decode = pipe.vae.decode
+    pipe.vae.decode = lambda latents, *args, **kwargs: decode(latents.detach(), *args, **kwargs)
+    sampler = sampler_of(pipe)
+    with pytest.raises(SamplerError, match="its images carry no gradient of the denoiser"):
+        sampler(plan=method.plan(STEPS, RNG), renoising=method.renoising())
+
+
 def test_what_is_no_pipeline_is_refused_by_name() -> None:
     with pytest.raises(SamplerError, match="Linear is no diffusers pipeline"):
         DifferentiableSampler(torch.nn.Linear(1, 1), num_inference_steps=2)

@@ -115,9 +115,10 @@ def test_the_scheduler_stands_before_its_last_step_as_after_a_whole_chain(schedu
     assert torch.equal(torch.as_tensor(start.timestep), torch.as_tensor(origin.last.timestep))
     assert start.state is not None
     assert origin.last.state is not None
-    assert start.state.keys() == origin.last.state.keys()
-    for name, value in start.state.items():
-        expected = origin.last.state[name]
+    (state,), (whole,) = start.state, origin.last.state
+    assert state.keys() == whole.keys()
+    for name, value in state.items():
+        expected = whole[name]
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(value, expected, equal_nan=True)
         elif isinstance(value, (int, float, bool, str, type(None))):
@@ -239,5 +240,5 @@ def test_the_schedule_is_walked_without_a_network() -> None:
     with replaced(pipe.unet, "forward", lambda forward, *args, **kwargs: pytest.fail("a network was called")):
         whole = DryRun(sampler, None, short.blanks, last=STEPS - 1)
         whole.replay_encoders(short.encoded)
-        assert whole.run() == STEPS
+        assert whole.run().steps == STEPS
     assert whole.start is not None

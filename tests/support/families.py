@@ -94,14 +94,14 @@ def tokenizer(length: int = 16) -> PreTrainedTokenizerFast:
 # Text encoders
 
 
-def clip_text(projection: bool = False) -> Any:
+def clip_text(projection: bool = False, length: int = 16) -> Any:
     config = transformers.CLIPTextConfig(
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,
         intermediate_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=16,
+        max_position_embeddings=length,
         projection_dim=WIDTH,
         bos_token_id=1,
         eos_token_id=2,

@@ -16,7 +16,14 @@ from draft_core.sampling.noise_levels import step_gaussian
 
 STEPS = 8
 SHAPE = (2, 4, 4, 4)
-STEP = {"eta": 1.0, "s_churn": 2.0}  # arguments of `step` that make it draw
+STEP = {  # arguments of `step` that make it draw, and what some cannot do without
+    "eta": 1.0,
+    "s_churn": 2.0,
+    "old_pred_original_sample": None,
+    "timestep_back": None,
+    "original_image": torch.zeros(SHAPE),
+    "mask": torch.full(SHAPE, 0.5),
+}
 DPM = {"algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "sigma_min"}
 CONFIG = {"stochastic_sampling": True}
 # Without torchsde, diffusers has placeholders in their place, which cannot be made.

@@ -1,4 +1,7 @@
-"""Writes the tables of docs/models.md from what the tests measure: `python -m tests.support.models_table`."""
+"""Writes the tables of docs/models.md from what the tests measure: `python -m tests.support.models_table`.
+
+Names of tables behind it, such as `classes`, write these alone.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from peft.tuners.lora import LoraLayer
 from draft_core import Draft, DraftK, DraftLV, FlowBPSparse
 from draft_core.adapters.lora import ATTENTION, add_lora
 from draft_core.sampling.pipelines import find_denoisers
+from tests.support.class_checks import CHECKS, class_cells, verdict
 from tests.support.drive import (
     call_of,
     gradient_error,
@@ -25,12 +29,16 @@ from tests.support.drive import (
 )
 from tests.support.families import FAMILIES, Family
 from tests.support.gaussians import gaussian_verdict, scheduler_names
+from tests.support.image_classes import IMAGE_CLASSES
 from tests.support.schedules import SCHEDULES, Schedule
+from tests.support.video_classes import ODD_CLASSES, VIDEO_CLASSES
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 FAMILY_HEADER = ("family", "pipeline class", "guidance here", "samples", "gradient", "LoRA layers", "notes")
 SCHEDULE_HEADER = ("scheduler", "order", "samples", "gradient", "posterior mean", "refused")
+CLASS_HEADER = ("pipeline class", "guidance here", *CHECKS, "notes")
 GAUSSIAN_HEADER = ("class", "draws noise", "error")
+CLASSES = (*IMAGE_CLASSES, *VIDEO_CLASSES, *ODD_CLASSES)
 MEASURED = ("samples", "gradient", "posterior mean")  # the columns that `family_facts` and `schedule_facts` leave out
 
 
@@ -45,8 +53,8 @@ def family_facts(family: Family) -> dict[str, str]:
         for layer, module in denoiser.named_modules()
         if isinstance(module, LoraLayer)
     ]
-    fused = sorted({".".join(layer.split(".")[-2:]) for layer in adapted if not layer.endswith(ATTENTION)})
-    layers = f"{len(adapted)}" + (f", with {' and '.join(fused)}" if fused else "")
+    further = sorted({layer.rpartition(".")[2] for layer in adapted if not layer.endswith(ATTENTION)})
+    layers = f"{len(adapted)}" + (f", with {', '.join(further)}" if further else "")
     values = (family.name, f"`{name}`", family.guidance, layers, family.note)
     return dict(zip(("family", "pipeline class", "guidance here", "LoRA layers", "notes"), values, strict=True))
 
@@ -86,11 +94,6 @@ def gaussian_rows() -> list[dict[str, str]]:
     return [dict(zip(GAUSSIAN_HEADER, row, strict=True)) for row in values]
 
 
-def verdict(difference: float) -> str:
-    """ "identical", or the difference."""
-    return "identical" if difference == 0 else f"{difference:.0e}"
-
-
 def table(header: tuple[str, ...], rows: list[dict[str, str]]) -> str:
     lines = [header, tuple("---" for _ in header), *(tuple(row[column] for column in header) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
@@ -121,17 +124,25 @@ def with_table(page: str, name: str, text: str) -> str:
     return f"{before}{start}\n{text}\n\n{end}{after}"
 
 
-def main() -> None:
+TABLES: dict[str, Any] = {
+    "families": lambda: table(FAMILY_HEADER, [family_row(one) for one in FAMILIES]),
+    "classes": lambda: table(CLASS_HEADER, [class_cells(one) for one in CLASSES]),
+    "schedulers": lambda: table(SCHEDULE_HEADER, [schedule_row(one) for one in SCHEDULES]),
+    "gaussians": lambda: table(GAUSSIAN_HEADER, gaussian_rows()),
+}
+
+
+def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     diffusers.utils.logging.set_verbosity_error()
-    if missing := [*(one.name for one in FAMILIES if one.missing), *(one.name for one in SCHEDULES if one.missing)]:
+    asked = names or list(TABLES)
+    measured: dict[str, Any] = {"families": FAMILIES, "classes": CLASSES, "schedulers": SCHEDULES}
+    if missing := [one.name for name in asked for one in measured.get(name, ()) if one.missing]:
         sys.exit(f"cannot be measured here: {', '.join(missing)}")
-    page = with_table(PAGE.read_text(), "families", table(FAMILY_HEADER, [family_row(one) for one in FAMILIES]))
-    page = with_table(page, "schedulers", table(SCHEDULE_HEADER, [schedule_row(one) for one in SCHEDULES]))
-    page = with_table(page, "gaussians", table(GAUSSIAN_HEADER, gaussian_rows()))
-    PAGE.write_text(page)
+    for name in asked:
+        PAGE.write_text(with_table(PAGE.read_text(), name, TABLES[name]()))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState
 from torch.distributed.tensor import DTensor
 
 from draft_core import DifferentiableSampler, DraftK, DraftLV, Objective, PrefixReuse, Trainer
@@ -47,7 +46,6 @@ def make_trainer(
     **settings: Any,
 ) -> Trainer:
     """A trainer whose processes together make four images in a pass."""
-    AcceleratorState._reset_state()  # it would keep the precision of the trainer before
     method, lora_norm = settings.pop("method"), settings.pop("lora_norm", 0.0)
     pipe = tiny_pipe(tokenizer=byte_tokenizer(folder))
     with torch.random.fork_rng():
@@ -116,7 +114,6 @@ def main(folder: Path) -> None:
         one = make_trainer(folder / f"tokens {place}", 2, **settings)
         found[name] = {**gradients(one), "held": held(one.sampler.pipe.unet)}
     torch.save(found, folder / f"gradients-{place}.pt")
-    AcceleratorState._reset_state()
     catalog = tiny_catalog(folder / "catalog")  # the test has made it: of several processes only one can save
     lines: list[str] = []
 

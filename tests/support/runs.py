@@ -65,8 +65,13 @@ def made_run(
     facts: Mapping[str, Any] | None = None,
     evaluation: Mapping[str, Any] | None = None,
     report: Mapping[str, Any] | None = None,
+    fading: float = 0.1,
 ) -> RunRecord:
-    """A finished run whose evaluations have these mean scores; scores differ a little between prompts."""
+    """A finished run whose evaluations have these mean scores; scores differ a little between prompts.
+
+    Arguments:
+        fading: how much darker the images are from one evaluation to the next.
+    """
     folder.mkdir(parents=True)
     count = len(prompts) * len(seeds)
     generator = torch.Generator().manual_seed(7)
@@ -75,7 +80,7 @@ def made_run(
     length = len(next(iter(scores.values())))
     for number in range(length):
         values = {name: means[number] + spread * (1 + number) for name, means in scores.items()}
-        save_images(folder, number * EVERY, images * (1 - 0.1 * number))
+        save_images(folder, number * EVERY, images * (1 - fading * number))
         base = Evaluation(tuple(prompts), tuple(seeds), load_images(folder, 0), {})
         seen = Evaluation(tuple(prompts), tuple(seeds), load_images(folder, number * EVERY), values)
         made = eval_record(seen, base, number * EVERY)

@@ -59,6 +59,12 @@ def flow(scheduler: Any, step: int) -> Level:
     return 1 - sigma, sigma
 
 
+def inverted(scheduler: Any, step: int) -> Level:
+    """Like `flow`, with a sigma that grows with x0."""
+    sigma = scheduler.sigmas[step].double()
+    return sigma, 1 - sigma
+
+
 @dataclass(frozen=True)
 class Schedule:
     """A scheduler as some family configures it.
@@ -67,7 +73,7 @@ class Schedule:
         name: of the class, and what distinguishes it.
         level: the noise level at a step; None where only samples and gradients are checked.
         config: of the scheduler.
-        predicts: what the denoiser predicts: epsilon, v, x0, flow, edm.
+        predicts: what the denoiser predicts: epsilon, v, x0, flow, inverted flow, edm.
         order: of the solver.
         noisy_end: whether its last step adds noise of its own.
         refuses: what it refuses, for the table.
@@ -146,6 +152,9 @@ SCHEDULES = (
     Schedule("CogVideoXDDIMScheduler", discrete, COG, "v"),
     Schedule("FlowMatchEulerDiscreteScheduler", flow, {"shift": 3.0}, "flow"),
     Schedule("FlowMatchEulerDiscreteScheduler, stochastic", flow, {"stochastic_sampling": True}, "flow"),
+    Schedule(
+        "FlowMatchEulerDiscreteScheduler, inverted", inverted, {"shift": 3.0, "invert_sigmas": True}, "inverted flow"
+    ),
     Schedule("FlowMatchHeunDiscreteScheduler", flow, {"shift": 3.0}, "flow", "2"),
     Schedule("FlowMatchLCMScheduler", flow, {"shift": 3.0}, "flow"),
     Schedule("IPNDMScheduler", None, {}, order="4", refuses=NO_LEVEL),
@@ -162,6 +171,8 @@ def prediction(schedule: Schedule, level: Level, x0: torch.Tensor, latents: torc
         return x0
     if schedule.predicts == "flow":
         return noise - x0
+    if schedule.predicts == "inverted flow":
+        return x0 - noise
     if schedule.predicts == "v":
         size = (alpha**2 + sigma**2).sqrt()
         return alpha / size * noise - sigma / size * x0

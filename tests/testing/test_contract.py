@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 
 from draft_core.cli import app as cli
 from draft_core.cli import rewards as cli_rewards
+from draft_core.errors import PluginError
 from draft_core.plugin import Field
 from draft_core.registry.specs import RewardSpec
-from draft_core.rewards.protocol import FrozenModule
+from draft_core.rewards import FrozenModule, checked_images
 from draft_core.testing import CHECKS, RewardContract, Subject, Violation
 from tests.support import tiny
 from tests.support.tiny import REDNESS, Redness, RednessConfig
@@ -34,7 +35,15 @@ class Planted(FrozenModule):
         self.score = score
 
     def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        checked_images(images, prompts, where="planted")
         return self.score(images, prompts)
+
+
+class Tolerant(FrozenModule):
+    """It scores whatever it is given."""
+
+    def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return sound(images, prompts)
 
 
 class Melting(torch.nn.Module):
@@ -69,6 +78,10 @@ class Forgetful(RednessConfig):
     """A field that its JSON does not hold."""
 
     secret: float = Field(1.0, exclude=True)
+
+
+def torch_complains(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    return images.mean(dim=(1, 2, 3)) @ torch.ones(7)
 
 
 def in_place(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
@@ -134,6 +147,7 @@ DRAWN: dict[str, Any] = {
     "tensors_move_along": Rooted(),
     "any_shape": Planted(square_only),
     "overshoot_stays_finite": Planted(rooted),
+    "other_ranges_are_refused": Tolerant(),
     "every_image_has_a_gradient": Planted(only_first),
     "gradient_is_right": Planted(wrong_slope),
     "half_precision_inputs": Planted(as_given),
@@ -219,3 +233,40 @@ def test_the_command_names_what_is_broken(catalog: Any, monkeypatch: pytest.Monk
     result = CliRunner().invoke(cli.app, ["rewards", "check", "redness"])
     assert result.exit_code == 0
     assert f"redness: {len(CHECKS)} of {len(CHECKS)} checks passed" in result.output
+
+
+def test_the_command_says_one_cause_once_with_its_file_and_line(catalog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_rewards, "load_catalog", lambda: catalog)
+    monkeypatch.setattr(tiny, "Redness", lambda config: Planted(torch_complains))
+    result = CliRunner().invoke(cli.app, ["rewards", "check", "redness"])
+    assert result.exit_code == 1
+    line = torch_complains.__code__.co_firstlineno + 1
+    first, *others = [row for row in result.output.splitlines() if row.startswith("broken")]
+    assert first.startswith("broken one_score_per_image: RuntimeError: ")
+    assert first.endswith(f"({__file__}:{line})"), "the reward's own line, not torch's"
+    assert len(others) > 5
+    assert all(row.endswith(": for the same cause as one_score_per_image") for row in others)
+
+
+def test_the_command_names_a_reward_that_cannot_be_built(catalog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(config: Any) -> Any:
+        raise KeyError("weights")
+
+    monkeypatch.setattr(cli_rewards, "load_catalog", lambda: catalog)
+    monkeypatch.setattr(tiny, "Redness", fails)
+    result = CliRunner().invoke(cli.app, ["rewards", "check", "redness"])
+    assert result.exit_code == 2
+    text = result.output.replace("\n", "")
+    assert "error: reward 'redness' of tiny-plugin 1.2: it cannot be built (KeyError: 'weights') (" in text
+    with pytest.raises(PluginError, match=r"reward 'redness': it cannot be built \(KeyError: 'weights'\)"):
+        Subject(REDNESS, RednessConfig())
+
+
+@pytest.mark.parametrize("shape", ["scalar", "column", "list"])
+def test_no_check_stumbles_over_scores_of_another_shape(shape: str) -> None:
+    """Each check that scores says what it was given."""
+    made = {"scalar": lambda s: s.mean(), "column": lambda s: s[:, None], "list": lambda s: s.tolist()}[shape]
+    wrong = subject(Planted(lambda images, prompts: made(sound(images, prompts))))
+    for name in ("one_score_per_image", "deterministic", "no_leak_between_images", "any_shape", "gradient_is_right"):
+        with pytest.raises(Violation, match=r"it returned (scores of shape|list, not a tensor)"):
+            CHECKS[name](wrong)

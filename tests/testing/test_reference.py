@@ -240,3 +240,27 @@ def test_a_mistake_ends_in_one_sentence_and_exit_code_2(draft: Any, words: str, 
 def test_show_tells_whether_there_is_a_reference(draft: Any) -> None:
     assert "reference: within 0.001 standard deviations between images" in draft("rewards show resized")[1]
     assert "reference: none named" in draft("rewards show redness")[1]
+
+
+def fails(images: Any, prompts: Any) -> Any:
+    return images[99]
+
+
+@pytest.mark.parametrize(
+    ("side", "sentence"),
+    [
+        ("reward", "reward 'resized': it raised IndexError: "),
+        ("reference", "reward 'resized', 8 x 8: its reference raised IndexError: "),
+        ("making the reference", "reward 'resized': its reference raised TypeError: "),
+    ],
+)
+def test_a_side_that_raises_is_named_with_its_line(side: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    makers = {"reference": lambda reward, config: fails, "making the reference": lambda: None}
+    monkeypatch.setattr(resized, "made", makers.get(side, lambda reward, config: None), raising=False)
+    one = subject(reference="tests.support.resized:made")
+    if side == "reward":
+        one.reward = fails
+    with pytest.raises(RewardError) as caught:
+        compare_with_reference(one, sizes=[(8, 8)])
+    assert str(caught.value).startswith(sentence)
+    assert f"({__file__}:" in str(caught.value) or side == "making the reference"

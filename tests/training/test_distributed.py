@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch.distributed import fsdp
 
@@ -154,7 +153,6 @@ def test_what_cannot_be_sharded_is_refused_in_one_sentence(monkeypatch: pytest.M
 
 
 def test_a_run_of_two_processes_is_written_once_and_sees_what_one_sees(folder: Path, tmp_path: Path) -> None:
-    AcceleratorState._reset_state()
     catalog = tiny_catalog(folder / "catalog")
     one = part.recipe_of(tmp_path, catalog, "train.batch_size=4")
     run_recipe(one, catalog)
@@ -286,7 +284,6 @@ def test_sigterm_saves_a_killed_process_ends_all_and_one_process_goes_on(
     with pytest.raises(ProcessLookupError):
         os.kill(int((site / "pid-0").read_text()), 0)
 
-    AcceleratorState._reset_state()
     catalog = tiny_catalog(site / "catalog")
     last = int(checkpoints(run / "checkpoints")[-1].name)
     notes = []
@@ -324,6 +321,28 @@ def test_two_machines_under_accelerate_are_one_run_and_a_killed_process_ends_bot
         os.kill(int((site / "pid-0").read_text()), 0)
 
     assert_same(*(place / "checkpoints" / "000004" / "adapter.safetensors" for place in (run, folder / "first")))
+
+
+def test_several_processes_meet_on_the_cpu_of_a_machine_without_a_gpu(
+    command: tuple[list[str], dict[str, str]], folder: Path, tmp_path: Path
+) -> None:
+    """The recipe names no device."""
+    words, surroundings = command
+    path = tmp_path / "recipe.yaml"
+    path.write_text(path.read_text().replace("device: cpu\n", ""))
+    assert "device" not in path.read_text()
+    with started([*words, "--set", "train.steps=4", "--processes", "2"], **surroundings) as launcher:
+        said, _ = launcher.communicate(timeout=PATIENCE)
+    assert launcher.returncode == 0, said
+    assert said.count("report: ") == 1, said
+    lora = "lora/pytorch_lora_weights.safetensors"
+    assert_same(tmp_path / "run" / lora, folder / "first" / lora)
+
+
+def test_a_process_that_cannot_meet_the_others_does_not_train_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DraftError, match=r"2 processes were asked for, and this one cannot meet.*set `device: cpu`"):
+        Processes(cpu=False)
 
 
 def test_a_launcher_that_starts_one_process_for_several_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from draft_core import DifferentiableSampler, DraftK, DraftLV, Objective, PrefixReuse, Trainer
 from draft_core.adapters.lora import adapters_off, add_lora, lora_state, squared_norm, trainable
-from draft_core.errors import CheckpointError, RewardError
+from draft_core.errors import CheckpointError, DraftError, RewardError
 from draft_core.learners.direct import DirectLearner
 from draft_core.rewards.normalization import RunningScale
 from draft_core.training.checkpoints import FORMAT, load_checkpoint, read_checkpoint, save_checkpoint, write_checkpoint
@@ -268,8 +268,7 @@ def test_each_reward_is_divided_by_its_running_scale(tokenizer: Any) -> None:
     plain = trainer(tokenizer, steps=2, max_grad_norm=1e9)
     untouched = spied_gradients(plain)
     list(plain)
-    assert one.scale is not None
-    size = one.scale.divisors["redness"]
+    size = one.scoring.divisors["redness"]
     assert 0 < size < 1
     assert taken[0].norm() > untouched[0].norm(), "divided by a spread below 1"
 
@@ -291,7 +290,7 @@ def test_the_gradients_of_two_rewards_are_told_apart(tokenizer: Any) -> None:
         for parameter in trainable(one.sampler.pipe):
             parameter += 0.05
     same, opposite = Redness(RednessConfig()), Redness(RednessConfig(contrast=2.0))
-    one.objective = Objective({"same": same, "other": opposite}, {"other": -1.0})
+    one.scoring.objective = Objective({"same": same, "other": opposite}, {"other": -1.0})
     before = weights(one)
     norms, cosines = one.reward_gradients()
     assert norms["other"] == pytest.approx(2 * norms["same"], rel=1e-4)
@@ -358,5 +357,46 @@ def test_a_checkpoint_of_an_older_format_is_refused(tokenizer: Any, tmp_path: Pa
     folder = save_checkpoint(trainer(tokenizer), tmp_path / "000000")
     state = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps({**state, "format": FORMAT - 1}))
-    with pytest.raises(CheckpointError, match=r"state\.json is not of format 2"):
+    with pytest.raises(CheckpointError, match=rf"state\.json is not of format {FORMAT}"):
         load_checkpoint(trainer(tokenizer), folder)
+
+
+def test_a_pipeline_without_a_lora_is_refused(tokenizer: Any) -> None:
+    """Its 30,000 weights would all be trained, and could not be saved."""
+    sampler = DifferentiableSampler(tiny_pipe(tokenizer=tokenizer), num_inference_steps=2)
+    with pytest.raises(DraftError, match="StableDiffusionPipeline carries no LoRA to train; call `add_lora` first"):
+        Trainer(sampler, Objective({}), DirectLearner(DraftK(k=1)), ["a cat"], TrainSettings())
+
+
+def test_a_resumed_run_optimises_as_its_settings_say(tokenizer: Any, tmp_path: Path) -> None:
+    """All of them: what the checkpoint brings is moments and step counts."""
+    old = trainer(tokenizer, normalize="scale", warmup_steps=8)
+    old.train_step()
+    save_checkpoint(old, tmp_path / "000001")
+    changed: dict[str, Any] = {
+        "learning_rate": 1e-2,
+        "warmup_steps": 2,
+        "betas": (0.5, 0.7),
+        "weight_decay": 0.3,
+        "max_grad_norm": 1e-3,
+        "normalize": "gradient",
+    }
+    new, fresh = (trainer(tokenizer, **changed) for _ in range(2))
+    load_checkpoint(new, tmp_path / "000001")
+
+    def options(trainer: Trainer) -> list[dict[str, Any]]:
+        return [{**group, "params": len(group["params"])} for group in trainer.optimizer.param_groups]
+
+    assert options(new) == options(fresh) != options(old)
+    moments = [state["exp_avg"] for state in new.optimizer.state.values()]
+    expected = [state["exp_avg"] for state in old.optimizer.state.values()]
+    assert all(torch.equal(*pair) for pair in zip(moments, expected, strict=True))
+    assert new.train_step().learning_rate == pytest.approx(1e-2 * 2 / 3), "of the new warm-up's second update"
+
+
+def test_what_rewards_are_divided_by_is_not_taken_for_another_measure() -> None:
+    spread, same, gradient = RunningScale("scale"), RunningScale("scale"), RunningScale("gradient")
+    spread.update({"redness": 0.25})
+    same.restore(spread.state())
+    gradient.restore(spread.state())
+    assert (same.divisors, gradient.divisors) == ({"redness": 0.25}, {})

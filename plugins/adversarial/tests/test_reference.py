@@ -17,7 +17,7 @@ from draft_reward_adversarial.reward import AdversarialReward, AdversarialTop1
 from PIL import Image
 from timm.data import create_transform
 
-from draft_core.rewards.images import resize_shortest_like_pil
+from draft_core.rewards.images import resize_and_crop_like_pil
 from draft_core.testing import compare_kind
 
 Pil = Callable[[torch.Tensor], Image.Image]
@@ -147,8 +147,10 @@ def test_the_comparison_of_the_small_instance() -> None:
 
 def test_another_filter_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "draft_reward_adversarial.preprocessing.resize_shortest_like_pil",
-        lambda images, size, filter: resize_shortest_like_pil(images, size, filter="bilinear"),
+        "draft_reward_adversarial.preprocessing.resize_and_crop_like_pil",
+        lambda images, size, crop, rounding, filter: resize_and_crop_like_pil(
+            images, size, crop, rounding=rounding, filter="bilinear"
+        ),
     )
     assert not compare_kind("adversarial", SPEC.small, sizes=[(300, 401)]).holds
 

@@ -10,7 +10,7 @@ from draft_reward_aesthetic import AestheticConfig, draft_register_rewards
 from draft_reward_aesthetic.reference import PublishedHead
 from draft_reward_aesthetic.reward import rating_head
 
-from draft_core.rewards.images import center_crop
+from draft_core.rewards.images import resize_and_crop_like_pil
 from draft_core.testing import SIZES, compare_kind
 
 (SPEC,) = draft_register_rewards()
@@ -49,7 +49,7 @@ def test_the_published_head_is_one_linear_map() -> None:
 
 def test_the_crop_of_another_library_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "draft_reward_aesthetic.reward.center_crop",
-        lambda images, side, rounding: center_crop(images, side, rounding="floor"),
+        "draft_reward_aesthetic.reward.resize_and_crop_like_pil",
+        lambda images, size, crop, rounding: resize_and_crop_like_pil(images, size, crop, rounding="floor"),
     )
     assert not compare_kind("aesthetic", SPEC.small, sizes=[(300, 401)]).holds

@@ -49,6 +49,17 @@ def test_the_prefix_follows_the_definition_unless_it_is_given(fields: dict[str, 
     assert torch.equal(features, ClipScoreReward(with_(prefix="")).text_features(read, device))
 
 
+@pytest.mark.parametrize(
+    ("prefix", "read"),
+    [("A photo depicts", "A photo depicts two cats"), ("Photo:\n", "Photo:\ntwo cats"), ("", "two cats")],
+)
+def test_a_blank_stands_between_prefix_and_prompt(prefix: str, read: str) -> None:
+    device = torch.device("cpu")
+    config = ClipScoreConfig(model="tiny", weights="random", prefix=prefix)
+    features = ClipScoreReward(config).text_features("two cats", device)
+    assert torch.equal(features, ClipScoreReward(with_(prefix="")).text_features(read, device))
+
+
 def test_a_prompt_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     reward = ClipScoreReward(TINY)
     asked: list[str] = []

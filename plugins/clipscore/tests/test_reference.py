@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from draft_reward_clipscore import draft_register_rewards
 
-from draft_core.rewards.images import center_crop
+from draft_core.rewards.images import resize_and_crop_like_pil
 from draft_core.testing import SIZES, Comparison, compare_kind
 
 (SPEC,) = draft_register_rewards()
@@ -43,7 +43,9 @@ def test_a_model_in_a_folder(folder: Path) -> None:
 def test_each_library_crops_in_its_own_way(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     other = {"half-even": "floor", "floor": "half-even"}
     monkeypatch.setattr(
-        "draft_reward_clipscore.encoders.center_crop",
-        lambda images, side, rounding: center_crop(images, side, rounding=other[rounding]),
+        "draft_reward_clipscore.encoders.resize_and_crop_like_pil",
+        lambda images, size, crop, rounding, filter: resize_and_crop_like_pil(
+            images, size, crop, rounding=other[rounding], filter=filter
+        ),
     )
     assert not comparison(library).holds

@@ -8,7 +8,7 @@ import pytest
 from draft_reward_pickscore import PickScoreConfig, draft_register_rewards
 from draft_reward_pickscore.reward import PickScoreReward
 
-from draft_core.rewards.images import center_crop
+from draft_core.rewards.images import resize_and_crop_like_pil
 from draft_core.testing import SIZES, compare_kind
 
 (SPEC,) = draft_register_rewards()
@@ -31,8 +31,8 @@ def test_prompts_are_read_as_published(tokenizer_folder: Path) -> None:
 
 def test_the_crop_of_another_library_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "draft_reward_pickscore.reward.center_crop",
-        lambda images, side, rounding: center_crop(images, side, rounding="half-even"),
+        "draft_reward_pickscore.reward.resize_and_crop_like_pil",
+        lambda images, size, crop, rounding: resize_and_crop_like_pil(images, size, crop, rounding="half-even"),
     )
     assert not compare_kind("pickscore", SPEC.small, sizes=[(300, 401)]).holds
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import StrictInt, model_validator
 
-from draft_core.plugin import Config, Field, RewardConfig, RewardSpec, hookimpl
+from draft_core.plugin import Config, Field, RecipePath, RewardConfig, RewardSpec, hookimpl
 
 DRAFT_API_VERSION = 2
 
@@ -36,7 +36,7 @@ class _Source(Config):
     """What is common to all libraries that a classifier can come from."""
 
     name: str = Field(min_length=1, description="The model's name in its library.")
-    weights: str = Field(
+    weights: Annotated[str, RecipePath(("hub", "random"), of="file")] = Field(
         min_length=1,
         description="`hub` for those published under the name, `random` for seeded ones, or the path of a file.",
     )
@@ -82,7 +82,7 @@ class TransformersSource(_Source):
     """An image classifier of transformers, with its image processor's settings."""
 
     library: Literal["transformers"] = "transformers"
-    name: str = Field(
+    name: Annotated[str, RecipePath(of="folder", absent="keep")] = Field(
         min_length=1, description="A hub name (org/model), or a folder with its config and image processor."
     )
 

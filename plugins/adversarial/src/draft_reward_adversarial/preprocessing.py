@@ -10,7 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from draft_core.errors import DraftError
-from draft_core.rewards.images import FILTERS, center_crop, normalize, resize_like_pil, resize_shortest_like_pil
+from draft_core.rewards.images import (
+    FILTERS,
+    center_crop,
+    normalize,
+    resize_and_crop_like_pil,
+    resize_like_pil,
+    resize_shortest_like_pil,
+)
 
 # Processors of transformers that resize, crop and normalise, and do nothing else to an image.
 _PLAIN_PROCESSORS = ("Beit", "Bit", "CLIP", "DeiT", "MobileNetV1", "MobileNetV2", "Siglip", "ViT")
@@ -53,13 +60,17 @@ class Preprocessing:
 
     def __call__(self, images: Tensor) -> Tensor:
         """The network's input for images (B, 3, H, W) float32 in [0, 1], in the levels that Pillow would give."""
+        return normalize(self._resized(images), self.mean, self.std)
+
+    def _resized(self, images: Tensor) -> Tensor:
         if isinstance(self.size, int):
-            images = resize_shortest_like_pil(images, self.size, filter=self.filter)
-        else:
-            images = resize_like_pil(images, *self.size, filter=self.filter)
-        if self.crop is not None:
-            images = center_crop(images, self.crop, rounding=self.crop_rounding)
-        return normalize(images, self.mean, self.std)
+            if self.crop is None:
+                return resize_shortest_like_pil(images, self.size, filter=self.filter)
+            return resize_and_crop_like_pil(
+                images, self.size, self.crop, rounding=self.crop_rounding, filter=self.filter
+            )
+        images = resize_like_pil(images, *self.size, filter=self.filter)
+        return images if self.crop is None else center_crop(images, self.crop, rounding=self.crop_rounding)
 
 
 def of_timm(config: Mapping[str, Any]) -> Preprocessing:

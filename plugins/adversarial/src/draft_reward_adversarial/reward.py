@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from draft_core.errors import RewardError
-from draft_core.rewards import FrozenModule
+from draft_core.rewards import FrozenModule, checked_images
 from draft_reward_adversarial import (
     AdversarialConfig,
     AdversarialPerPromptConfig,
@@ -38,14 +38,9 @@ class _Classifying(FrozenModule):
         Raises:
             RewardError: if images are not a floating-point batch of RGB images.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise RewardError(
-                f"images are {images.dtype} of shape {tuple(images.shape)}",
-                where=self.where,
-                next="pass RGB images (B, 3, H, W) as floats in [0, 1]",
-            )
+        images = checked_images(images, [""] * len(images), where=self.where)
         with torch.autocast(images.device.type, enabled=False):
-            pixels = self.classifier.preprocessing(images.float())
+            pixels = self.classifier.preprocessing(images)
             logits: Tensor = self.network(pixels.to(next(self.network.parameters()).dtype))
             return logits.float().log_softmax(1)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
-from draft_core.plugin import Field, RewardConfig, RewardSpec, hookimpl
+from draft_core.plugin import Field, RecipePath, RewardConfig, RewardSpec, hookimpl
 
 DRAFT_API_VERSION = 2
 
@@ -16,12 +16,12 @@ class AestheticConfig(RewardConfig):
     """Options of `aesthetic`: the rating that people would give an image, whatever it shows."""
 
     kind: Literal["aesthetic"] = "aesthetic"
-    head: str = Field(
+    head: Annotated[str, RecipePath(("hub", "random"), of="file")] = Field(
         "hub",
         description='The rating head: "hub" for LAION\'s published one, hf://owner/name/file or a local path for '
         'another of its shape, "random" for a seeded one.',
     )
-    clip: str = Field(
+    clip: Annotated[str, RecipePath(("hub", "random"), of="file")] = Field(
         "hub",
         description='OpenAI\'s CLIP in open_clip\'s format: "hub", hf://owner/name/file, a local path, or "random".',
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from draft_core.rewards import FrozenModule, checked_images
-from draft_core.rewards.images import CLIP_MEAN, CLIP_STD, center_crop, normalize, resize_shortest_like_pil
+from draft_core.rewards.images import CLIP_MEAN, CLIP_STD, normalize, resize_and_crop_like_pil
 from draft_core.rewards.weights import PUBLISHED, RANDOM, HubFile, explained, load_strict, locate, read_tensors, seeded
 from draft_reward_aesthetic import AestheticConfig
 
@@ -108,7 +108,7 @@ def _clip_file(source: str) -> Path:
 
 def _at_clips_size(images: Tensor) -> Tensor:
     """The central square, (B, 3, 224, 224), resized and cropped like OpenAI's `clip.load` does it."""
-    return center_crop(resize_shortest_like_pil(images, SIDE), SIDE, rounding="half-even")
+    return resize_and_crop_like_pil(images, SIDE, SIDE, rounding="half-even")
 
 
 def _unit_length(embedding: Tensor) -> Tensor:

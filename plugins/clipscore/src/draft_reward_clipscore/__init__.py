@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
-from draft_core.plugin import Field, RewardConfig, RewardSpec, hookimpl
+from pydantic import field_validator
+
+from draft_core.plugin import Field, RecipePath, RewardConfig, RewardSpec, hookimpl
 
 DRAFT_API_VERSION = 2
 
@@ -23,16 +25,16 @@ class ClipScoreConfig(RewardConfig):
     )
     prefix: str | None = Field(
         None,
-        description='What is put before the prompt; if left out "A photo depicts " for the definition "clipscore", as '
-        "in its paper, and nothing for the others.",
+        description='What is put before the prompt, with a blank between them; if left out "A photo depicts" for the '
+        'definition "clipscore", as in its paper, and nothing for the others.',
     )
     library: Literal["open_clip", "transformers"] = Field("open_clip", description="Which library's CLIP it is.")
-    model: str = Field(
+    model: Annotated[str, RecipePath(("tiny",), of="folder", absent="keep")] = Field(
         "ViT-B-32-quickgelu",
         description="For open_clip the name of an architecture, for transformers a CLIPModel as hf://owner/name or a "
         'local folder; for either "tiny", with random weights.',
     )
-    weights: str = Field(
+    weights: Annotated[str, RecipePath(("random",), of="file", absent="keep")] = Field(
         "openai",
         description='For open_clip: one of its tags for the architecture, a local path, or "random"; for transformers '
         '"random" with the tiny model, else nothing.',
@@ -41,6 +43,11 @@ class ClipScoreConfig(RewardConfig):
         "float32", description="Precision of both encoders; their cosine is always float32."
     )
     seed: int = Field(0, description='Of "random" weights.')
+
+    @field_validator("prefix")
+    @classmethod
+    def _with_a_blank(cls, prefix: str | None) -> str | None:
+        return f"{prefix} " if prefix and not prefix[-1].isspace() else prefix
 
 
 @hookimpl

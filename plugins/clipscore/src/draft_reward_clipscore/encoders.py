@@ -21,10 +21,9 @@ from draft_core.rewards.images import (
     CLIP_MEAN,
     CLIP_STD,
     FILTERS,
-    center_crop,
     normalize,
+    resize_and_crop_like_pil,
     resize_like_pil,
-    resize_shortest_like_pil,
 )
 from draft_core.rewards.weights import (
     PUBLISHED,
@@ -73,8 +72,9 @@ class Preparation:
         if self.shortest is None:
             square = resize_like_pil(images, self.side, self.side, filter=self.filter)
         else:
-            resized = resize_shortest_like_pil(images, self.shortest, filter=self.filter)
-            square = center_crop(resized, self.side, rounding=self.rounding)
+            square = resize_and_crop_like_pil(
+                images, self.shortest, self.side, rounding=self.rounding, filter=self.filter
+            )
         return normalize(square, self.mean, self.std)
 
 

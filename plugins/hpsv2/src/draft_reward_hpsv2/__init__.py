@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
-from draft_core.plugin import Field, RewardConfig, RewardSpec, hookimpl
+from draft_core.plugin import Field, RecipePath, RewardConfig, RewardSpec, hookimpl
 
 DRAFT_API_VERSION = 2
 
@@ -19,7 +19,7 @@ class Hpsv2Config(RewardConfig):
     version: Literal["2.0", "2.1"] = Field(
         "2.1", description="Which published weights; scores of the two cannot be compared."
     )
-    weights: str = Field(
+    weights: Annotated[str, RecipePath(("hub", "random"), of="file")] = Field(
         "hub",
         description='"hub" for the published file of this version, hf://owner/name/file or a local path for another, '
         '"random" for seeded ones.',

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
-from draft_core.plugin import Field, RewardConfig, RewardSpec, hookimpl
+from draft_core.plugin import Field, RecipePath, RewardConfig, RewardSpec, hookimpl
 
 DRAFT_API_VERSION = 2
 
@@ -16,12 +16,12 @@ class PickScoreConfig(RewardConfig):
     """Options of `pickscore`: which of two images for a prompt people would pick."""
 
     kind: Literal["pickscore"] = "pickscore"
-    weights: str = Field(
+    weights: Annotated[str, RecipePath(("hub", "random"), of="folder")] = Field(
         "hub",
         description='The model: "hub" for the published one, hf://owner/name or a local folder for another CLIPModel '
         'of transformers, "random" for a tiny seeded one.',
     )
-    tokenizer: str = Field(
+    tokenizer: Annotated[str, RecipePath(("hub", "bytes"), of="folder")] = Field(
         "hub",
         description='Its tokenizer: "hub", hf://owner/name, a local folder, or "bytes" for tests without a vocabulary.',
     )

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize as unit_length
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast
 
 from draft_core.rewards import FrozenModule, TextFeatureCache, checked_images
-from draft_core.rewards.images import CLIP_MEAN, CLIP_STD, center_crop, normalize, resize_shortest_like_pil
+from draft_core.rewards.images import CLIP_MEAN, CLIP_STD, normalize, resize_and_crop_like_pil
 from draft_core.rewards.weights import RANDOM, load_pretrained, load_tokenizer, locate_model, seeded
 from draft_reward_pickscore import PickScoreConfig
 
@@ -73,7 +73,7 @@ class PickScoreReward(FrozenModule):
 
     def image_features(self, images: Tensor) -> Tensor:
         """Embeddings (B, D) of unit length, float32, of images (B, 3, H, W) float32."""
-        square = center_crop(resize_shortest_like_pil(images, self.side), self.side, rounding="floor")
+        square = resize_and_crop_like_pil(images, self.side, self.side, rounding="floor")
         pixels = normalize(square, CLIP_MEAN, CLIP_STD).to(self.dtype)
         # Not `get_image_features`: what that returns differs between transformers 4 and 5.
         features: Tensor = self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output)

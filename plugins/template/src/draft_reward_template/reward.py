@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from draft_core.rewards import FrozenModule
+from draft_core.rewards import FrozenModule, checked_images
 from draft_reward_template import TemplateConfig
 
 
@@ -19,5 +19,6 @@ class TemplateReward(FrozenModule):
 
     def forward(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """Scores (B,) float32 of images (B, 3, H, W) in [0, 1]; higher is better."""
-        red, _, blue = images.float().mean(dim=(-2, -1)).unbind(dim=1)
+        images = checked_images(images, prompts, where="reward 'template'")
+        red, _, blue = images.mean(dim=(-2, -1)).unbind(dim=1)
         return self.strength * (red - blue)

@@ -1,0 +1,38 @@
+"""What an unknown name may have meant: a near one, or one that a published plugin offers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+# What the distributions published with draft-core offer, by kind, alias or name of a prompt list.
+PUBLISHED = {
+    "adversarial": "draft-reward-adversarial",
+    "adversarial-per-prompt": "draft-reward-adversarial",
+    "adversarial-top1": "draft-reward-adversarial",
+    "aesthetic": "draft-reward-aesthetic",
+    "clipscore": "draft-reward-clipscore",
+    "emoji": "draft-emoji",
+    "emoji-clip": "draft-emoji",
+    "emoji-heldout": "draft-emoji",
+    "emoji-train": "draft-emoji",
+    "hpsv2": "draft-reward-hpsv2",
+    "jpeg": "draft-reward-jpeg",
+    "jpeg-distortion": "draft-reward-jpeg",
+    "jpeg-size": "draft-reward-jpeg",
+    "pickscore": "draft-reward-pickscore",
+}
+
+LIKENESS = 0.7  # of a slip of the pen, by difflib's ratio; "adversarial" and "diversity" reach 0.6
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` was probably meant to be, None if none is near.
+
+    It is near if the one begins with the other, or if most letters are the same in the same order.
+    """
+    known = sorted(known)
+    if alike := difflib.get_close_matches(name, known, n=1, cutoff=LIKENESS):
+        return alike[0]
+    begins = [other for other in known if name and (other.startswith(name) or name.startswith(other))]
+    return min(begins, key=lambda other: abs(len(other) - len(name)), default=None)

@@ -1,0 +1,113 @@
+"""What a pipeline's call does beside one plain chain, and which plans that rules out; read before the first update.
+
+A call is watched while it runs without its networks (`chain.DryRun`), and again in every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from draft_core.errors import SamplerError
+from draft_core.plan import Renoising, StepPlan
+from draft_core.sampling import seams
+from draft_core.sampling.noise_levels import check_told
+
+WHOLE = "use a method that runs the whole chain, without early stops and re-noising"
+
+
+@dataclass
+class CallTraits:
+    """What one call of a pipeline was seen to do.
+
+    Arguments:
+        steps: calls of its scheduler's step.
+        two_streams: it copied its scheduler, for a second chain.
+        chains: how often it went through its schedule; 1 is the common case.
+        told: arguments of its steps under which the noise level is not known.
+        caches: its denoiser keeps something from one step for the next: keys and values, or whole outputs.
+        needs_networks: it takes more from its networks than their outputs, so that none can be left out.
+    """
+
+    steps: int = 0
+    two_streams: bool = False
+    chains: int = 1
+    told: tuple[str, ...] = ()
+    caches: bool = False
+    needs_networks: bool = False
+
+    def saw_step(self, call: seams.StepCall) -> None:
+        """Notes a step of the scheduler."""
+        self.steps += 1
+        self.told = self.told or call.told
+
+    def saw_schedule(self) -> None:
+        """Notes that the schedule was set: anew, if steps were taken already."""
+        self.chains += self.steps > 0
+
+    def saw_network(self, network: Any, arguments: Mapping[str, Any]) -> None:
+        """Notes a call of a denoiser."""
+        handed = any("cache" in name and bool(seams.remembered(value)) for name, value in arguments.items())
+        self.caches = self.caches or handed or bool(getattr(network, "is_cache_enabled", False))
+
+    def check_plan(self, pipe: Any, plan: StepPlan, renoising: Renoising, *, recomputes: bool) -> None:
+        """Refuses what would train on wrong numbers.
+
+        Raises:
+            SamplerError: naming the pipeline, what its call does, and what to use instead.
+        """
+        if plan.stop_at is not None:
+            self._check_one_chain(pipe)
+            check_told(pipe.scheduler, self.told)
+        if renoising.copies or plan.prefix is not None:
+            self.check_replay(pipe)
+            check_told(pipe.scheduler, self.told)
+        if not self.caches:
+            return
+        if plan.grad_steps and 0 not in plan.grad_steps:
+            raise _refusal(
+                pipe,
+                "its denoiser keeps keys and values, or outputs, of its first step for the later ones, whose gradient "
+                "would lack that part",
+                "record the first step too (method draft), or switch the cache off (use_kv_cache: false, where the "
+                "call takes it)",
+            )
+        if plan.grad_steps and recomputes:
+            raise _refusal(
+                pipe,
+                "its denoiser keeps keys and values, or outputs, from step to step, which cannot be computed again",
+                "switch gradient_checkpointing off",
+            )
+
+    def check_replay(self, pipe: Any) -> None:
+        """Refuses calls that cannot be repeated from the middle.
+
+        Raises:
+            SamplerError: naming the pipeline, what its call does, and what to use instead.
+        """
+        if self.two_streams:
+            raise _refusal(
+                pipe,
+                "it copies its scheduler for a second chain, which cannot be replayed from its last step",
+                "use a method without re-noising",
+            )
+        self._check_one_chain(pipe)
+        if self.caches:
+            raise _refusal(
+                pipe,
+                "its denoiser keeps keys and values, or outputs, from step to step, which a replay would lack",
+                "use a method without re-noising",
+            )
+
+    def _check_one_chain(self, pipe: Any) -> None:
+        if self.chains > 1:
+            raise _refusal(pipe, f"its call runs {self.chains} chains one after another", WHOLE)
+        if self.needs_networks:
+            raise _refusal(
+                pipe, "its call looks into its denoiser at every step, so that no step can be left out", WHOLE
+            )
+
+
+def _refusal(pipe: Any, what: str, advice: str) -> SamplerError:
+    return SamplerError(what, where=type(pipe).__name__, next=advice)

@@ -1,0 +1,133 @@
+"""What the learner's images are scored by: the weighted rewards, each divided by its running scale."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from draft_core.errors import RecipeError
+from draft_core.learners.learner import Learner
+from draft_core.rewards.normalization import RunningScale
+from draft_core.rewards.objective import Objective, Scores
+from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.training.batches import Batches
+from draft_core.training.distributed import Processes
+from draft_core.training.settings import TrainSettings
+from draft_core.training.step_report import Tally
+
+MEASURED = {"scale": "its scores of a pass are all equal", "gradient": "it gives the images of a pass no gradient"}
+
+
+class Scoring:
+    """The rewards of a training.
+
+    Arguments:
+        objective: on its device already.
+        normalize: what each reward is divided by: "none", "scale" or "gradient".
+        processes: share the scores of a pass.
+
+    Attributes:
+        scale: what each reward is divided by; None without normalisation.
+    """
+
+    def __init__(self, objective: Objective, normalize: str, processes: Processes) -> None:
+        self.objective = objective
+        self.processes = processes
+        self.scale = None if normalize == "none" else RunningScale(normalize)
+
+    @property
+    def divisors(self) -> Mapping[str, float]:
+        """Reward name -> what it is divided by now; a name that is missing is divided by nothing."""
+        return self.scale.divisors if self.scale else {}
+
+    def score(self, tally: Tally, images: torch.Tensor, prompts: Sequence[str]) -> Scores:
+        """The scores of images, each reward divided by its running scale, and their numbers into `tally`."""
+        if self.scale is not None and self.scale.by == "gradient":
+            images = images.float()  # the gradient in float16 images would fall below what float16 holds
+        scores: Scores = self.objective(images, prompts)
+        if self.scale is not None:
+            self._measure(self.scale, scores, images)
+            undivided = [name for name in scores.per_reward if name not in self.divisors]
+            tally.notes += [f"reward {name!r} is divided by nothing: {MEASURED[self.scale.by]}" for name in undivided]
+            scores = Scores(self.objective.total(scores.per_reward, self.divisors), scores.per_reward)
+        tally.add_scores(scores, images, prompts)
+        return scores
+
+    def _measure(self, scale: RunningScale, scores: Scores, images: torch.Tensor) -> None:
+        per_reward = scores.per_reward
+        if scale.by == "scale":
+            pooled = self.processes.gather({name: each.tolist() for name, each in per_reward.items()})
+            per_reward = {name: torch.tensor([x for part in pooled for x in part[name]]) for name in per_reward}
+        seen = self.processes.gather(scale.measure(per_reward, images))
+        scale.update({name: fmean(size[name] for size in seen) for name in scores.per_reward})
+
+    def state(self) -> dict[str, Any] | None:
+        """What `restore` takes."""
+        return self.scale.state() if self.scale else None
+
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """Continues from a `state`."""
+        if self.scale is not None:
+            self.scale.restore(state or {})
+
+
+def reward_gradients(
+    scoring: Scoring,
+    learner: Learner,
+    sampler: DifferentiableSampler,
+    batches: Batches,
+    update: int,
+    parameters: Sequence[torch.nn.Parameter],
+    loss_scale: float,
+) -> dict[str, torch.Tensor]:
+    """Reward name -> its own gradient in the parameters on the batch after `update` updates, weighted, flat.
+
+    It takes a rollout and one backward pass for each reward, and changes nothing.
+    """
+    running, remembered = scoring.state(), copy.deepcopy(learner.state_dict())
+    scored: list[Scores] = []
+
+    def score(images: torch.Tensor, prompts: Sequence[str]) -> Scores:
+        scored.append(scoring.score(Tally(), images, prompts))
+        return scored[-1]
+
+    (batch,) = islice(batches.draw(update), 1)
+    next(learner.losses(batch, sampler, score), None)
+    gradients = {}
+    for name, scores in scored[0].per_reward.items():
+        alone = scoring.objective.total({name: scores}, scoring.divisors).mean()
+        gradients[name] = scoring.processes.mean(_scaled(alone, parameters, loss_scale, scoring.processes))
+    scoring.restore(running)
+    learner.load_state_dict(remembered)
+    return gradients
+
+
+def _scaled(
+    value: torch.Tensor, parameters: Sequence[torch.nn.Parameter], factor: float, processes: Processes
+) -> torch.Tensor:
+    """The gradient of a value taken of `factor` times it, or of less where that overflows in any process."""
+    while True:
+        grads = torch.autograd.grad(value * factor, parameters, retain_graph=True, allow_unused=True)
+        flat = torch.cat([grad.flatten() for grad in grads if grad is not None]) / factor
+        if factor == 1.0 or all(processes.gather(bool(flat.isfinite().all()))):
+            return flat
+        factor = max(1.0, factor / 16)
+
+
+def check_spread(settings: TrainSettings, images_per_prompt: int, processes: int) -> None:
+    """That a pass of all processes holds two images where rewards are divided by the spread of its scores.
+
+    Raises:
+        RecipeError: if it holds one.
+    """
+    if settings.normalize == "scale" and settings.batch_size * images_per_prompt * processes < 2:
+        raise RecipeError(
+            "scale divides by the spread of a pass's scores, and a pass of one image has none",
+            where="train.normalize",
+            next="raise train.batch_size to 2 or more, or use gradient, or none",
+        )
