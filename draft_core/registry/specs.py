@@ -41,6 +41,7 @@ class RewardSpec:
         download_mb: size of what the first use downloads, in megabytes.
         small: fields of its config that make a small instance without a download, with seeded weights if it has any:
             for its tests, and for `--small` of `draft rewards check` and `compare`.
+        small_prompts: at least three prompts for these checks, where it cannot read any prompt; ordinary ones if empty.
         reference: "module:callable"; called with the built reward and its config, it returns the reference scorer on
             that reward's own weights: (list of B PIL images, list of B prompts) -> scores (B,). It may be slow and
             without gradient, and the reward itself never imports it.
@@ -65,6 +66,7 @@ class RewardSpec:
     weights_license: str | None = None
     download_mb: float = 0.0
     small: Mapping[str, Any] = field(default_factory=dict)
+    small_prompts: tuple[str, ...] = ()
     reference: str | None = None
     tolerance: float | None = None
 
@@ -81,6 +83,8 @@ class RewardSpec:
                 where=where,
                 next="give both: the reference scorer, and the largest difference from it that counts as equal",
             )
+        if self.small_prompts and len(set(self.small_prompts)) < 3:
+            raise PluginError("its small_prompts are fewer than three", where=where, next="give three different ones")
         if self.reference is not None:
             _check_path(self.reference, where)
         if self.tolerance is not None and not (math.isfinite(self.tolerance) and self.tolerance > 0):

@@ -58,6 +58,11 @@ class Subject:
         if self.reward is None:
             self.reward = made_by_plugin(self.spec.load(), self.config, f"reward {self.spec.kind!r}")
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Three or more prompts that the reward can read: the spec's `small_prompts`, else `PROMPTS`."""
+        return self.spec.small_prompts or PROMPTS
+
     def images(self, count: int = 3, height: int | None = None, width: int | None = None) -> torch.Tensor:
         """Seeded images (`count`, 3, `height`, `width`) with shapes, edges and texture, in [0.2, 0.8].
 
@@ -74,13 +79,13 @@ class Subject:
     def score(self, images: torch.Tensor, prompts: tuple[str, ...] | None = None) -> torch.Tensor:
         """Scores (B,) of `images` (B, 3, H, W) in [0, 1], without gradient.
 
-        `prompts` that are left out are the first B of `PROMPTS`.
+        `prompts` that are left out are the first B of its `prompts`.
 
         Raises:
             Violation: if it gives anything but one score for each image.
         """
         with torch.no_grad():
-            return self._checked_scores(images, list(prompts or PROMPTS[: len(images)]))
+            return self._checked_scores(images, list(prompts or self.prompts[: len(images)]))
 
     def gradient(self, images: torch.Tensor) -> torch.Tensor:
         """The gradient of the sum of scores in `images`, (B, 3, H, W).
@@ -89,7 +94,7 @@ class Subject:
             Violation: if there is none, or like `score`.
         """
         images = images.clone().requires_grad_()
-        scores = self._checked_scores(images, list(PROMPTS[: len(images)]))
+        scores = self._checked_scores(images, list(self.prompts[: len(images)]))
         demand(scores.requires_grad, "its scores carry no gradient, though its spec says that it is differentiable")
         (gradient,) = torch.autograd.grad(scores.sum(), images, allow_unused=True)
         demand(gradient is not None, "its scores do not depend on the images as far as autograd can see")
@@ -123,11 +128,11 @@ def one_score_per_image(subject: Subject) -> None:
 
 def inputs_are_left_alone(subject: Subject) -> None:
     """Images and prompts are the same after the call."""
-    images, prompts = subject.images(), list(PROMPTS)
+    images, prompts = subject.images(), list(subject.prompts[:3])
     before = images.clone()
     subject.reward(images, prompts)
     demand(torch.equal(images, before), "it changed the images in place")
-    demand(prompts == list(PROMPTS), "it changed the list of prompts")
+    demand(prompts == list(subject.prompts[:3]), "it changed the list of prompts")
 
 
 def deterministic(subject: Subject) -> None:
@@ -145,9 +150,9 @@ def no_leak_between_images(subject: Subject) -> None:
     """An image's score does not depend on the other images of its batch, nor on their order."""
     images = subject.images()
     together = subject.score(images)
-    alone = torch.cat([subject.score(images[i : i + 1], PROMPTS[i : i + 1]) for i in range(3)])
+    alone = torch.cat([subject.score(images[i : i + 1], subject.prompts[i : i + 1]) for i in range(3)])
     demand(_close(together, alone, SAME), f"in a batch it scores {together.tolist()}, alone {alone.tolist()}")
-    turned = subject.score(images.flip(0), PROMPTS[::-1]).flip(0)
+    turned = subject.score(images.flip(0), subject.prompts[:3][::-1]).flip(0)
     demand(_close(together, turned, SAME), "its scores change with the order of the batch")
 
 
@@ -211,7 +216,7 @@ def every_image_has_a_gradient(subject: Subject) -> None:
     """The gradient is finite and not zero for each image; a measure has none."""
     if not subject.spec.differentiable:
         images = subject.images().requires_grad_()
-        scores = subject.reward(images, list(PROMPTS))
+        scores = subject.reward(images, list(subject.prompts[:3]))
         demand(not scores.requires_grad, "its spec says that it only measures, but its scores carry a gradient")
         return
     for count in (1, 3):
@@ -267,7 +272,8 @@ def half_precision_inputs(subject: Subject) -> None:
 def prompts_count_as_declared(subject: Subject) -> None:
     """The score depends on the prompt exactly if the spec says so."""
     images = subject.images()
-    others = (PROMPTS[2], PROMPTS[0], PROMPTS[1])
+    first, second, third = subject.prompts[:3]
+    others = (third, first, second)
     same = torch.equal(subject.score(images), subject.score(images, others))
     if subject.spec.needs_prompt:
         demand(not same, "its spec says that it needs a prompt, but other prompts give the same scores")

@@ -145,14 +145,15 @@ def compare_with_reference(
     sizes = tuple(dict.fromkeys((native, *SIZES))) if sizes is None else tuple(sizes)
     refuse_single_image(images)
     cases: list[tuple[str, Sequence[torch.Tensor], Sequence[str]]] = [
-        (f"{height} x {width}", list(seeded_images(subject, count, height, width)[:, None]), PROMPTS[:1] * count)
+        (f"{height} x {width}", list(seeded_images(subject, count, height, width)[:, None]), subject.prompts[:1] * count)
         for height, width in sizes
     ]
     if spec.needs_prompt:
         image = seeded_images(subject, 1, *native)
-        cases.append(("hard prompts", [image] * len(HARD_PROMPTS), HARD_PROMPTS))
+        name, prompts = ("prompts", spec.small_prompts) if spec.small_prompts else ("hard prompts", HARD_PROMPTS)
+        cases.append((name, [image] * len(prompts), prompts))
     if images:
-        cases.append((f"{len(images)} files", images, PROMPTS[:1] * len(images)))
+        cases.append((f"{len(images)} files", images, subject.prompts[:1] * len(images)))
     rows: list[Row] = []
     for name, images, prompts in cases:
         progress(len(rows), len(cases), name)

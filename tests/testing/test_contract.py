@@ -201,6 +201,22 @@ def test_capabilities_must_be_true() -> None:
         CHECKS["prompts_count_as_declared"](subject(Planted(sound), prompted))
 
 
+def test_a_reward_that_reads_only_some_prompts_is_checked_with_those() -> None:
+    known = ("a fox", "an owl", "a tree")
+
+    def picky(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return sound(images, prompts) + torch.tensor([float(known.index(prompt)) for prompt in prompts])
+
+    fields = {**vars(REDNESS), "needs_prompt": True}
+    spec = RewardSpec(**{**fields, "small_prompts": known})
+    for check in CHECKS.values():
+        check(subject(Planted(picky), spec))
+    with pytest.raises(ValueError, match="not in tuple"):
+        CHECKS["one_score_per_image"](subject(Planted(picky), RewardSpec(**fields)))
+    with pytest.raises(PluginError, match="its small_prompts are fewer than three"):
+        RewardSpec(**{**fields, "small_prompts": ("a fox", "a fox", "an owl")})
+
+
 def test_a_config_that_does_not_survive_json_is_caught() -> None:
     with pytest.raises(Violation, match="comes back from JSON as"):
         CHECKS["config_survives_json"](subject(Planted(sound), config=Forgetful(secret=2.0)))

@@ -1,10 +1,11 @@
-"""The alignment score keeps the contract, and tells the model's own images apart."""
+"""The scores to train on keep the contract, and tell the model's own images apart."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from draft_core import load_catalog, load_pipeline, load_reward
 from draft_core.rewards.images import resize_like_pil
@@ -13,6 +14,10 @@ from draft_core.testing import SIZES, RewardContract, compare_kind
 
 class TestEmojiClip(RewardContract):
     kind = "emoji-clip"
+
+
+class TestEmojiPreference(RewardContract):
+    kind = "emoji-preference"
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +51,19 @@ def test_other_sizes_are_brought_to_its_own(drawn: tuple[list[str], torch.Tensor
     torch.testing.assert_close(reward(doubled, prompts), reward(images, prompts), atol=0.05, rtol=0)
 
 
+def test_what_spoils_an_image_lowers_its_preference(drawn: tuple[list[str], torch.Tensor]) -> None:
+    prompts, images = drawn
+    reward = load_reward("emoji-preference")
+    scores = reward(images, prompts)
+    grey = images.mean(dim=1, keepdim=True).expand_as(images)
+    for worse in (gaussian_blur(images, [9, 9], [2.5]), 1 + 0.4 * (images - 1), grey, images.roll(1, dims=0)):
+        assert (reward(worse, prompts) < scores - 1).float().mean() > 0.8, "odds of e to 1, for nearly all"
+
+
+@pytest.mark.parametrize("kind", ["emoji-clip", "emoji-preference"])
 @pytest.mark.parametrize("size", [(64, 64), *SIZES], ids=str)
-def test_scores_are_those_of_transformers_on_pillow(size: tuple[int, int]) -> None:
-    comparison = compare_kind("emoji-clip", {}, sizes=[size])
+def test_scores_are_those_of_transformers_on_pillow(size: tuple[int, int], kind: str) -> None:
+    comparison = compare_kind(kind, {}, sizes=[size])
     assert comparison.holds, comparison
 
 

@@ -49,7 +49,7 @@ def run(stage: str, arguments: argparse.Namespace) -> None:
     elif stage == "drawn":
         drawn.prepare(work, arguments.model)
     elif stage == "judge":
-        judge.train(work, Budget(minutes=arguments.judge_minutes), device, arguments.model / "vae")
+        judge.train(work, Budget(minutes=arguments.judge_minutes), device)
     elif stage == "preference":
         clip_folder, tokenizer = arguments.model.with_name("clip"), arguments.model / "tokenizer"
         preference.train(work, Budget(minutes=arguments.preference_minutes), device, clip_folder, tokenizer)

@@ -14,6 +14,7 @@ from draft_core.plugin import PretrainedSpec, RewardConfig, RewardSpec, hookimpl
 DRAFT_API_VERSION = 2
 
 FOLDER = Path(__file__).parent
+THINGS = ("a fox", "3d style, a red apple, fruit", "flat style, an owl")
 LICENSE = "Apache-2.0; trained on Noto Emoji (Apache-2.0) and Fluent Emoji (MIT)"
 
 
@@ -82,6 +83,7 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             score_range="(-inf, 0]",
             differentiable=False,
             needs_prompt=True,
+            small_prompts=THINGS,
             native_size=64,
             code_license="Apache-2.0",
             weights_license=LICENSE,
@@ -95,6 +97,7 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             score_range="0 or 1",
             differentiable=False,
             needs_prompt=True,
+            small_prompts=THINGS,
             native_size=64,
             code_license="Apache-2.0",
             weights_license=LICENSE,

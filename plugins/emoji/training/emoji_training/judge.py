@@ -1,8 +1,7 @@
 """Trains the judge: a convolutional network that says which of the concepts an image shows.
 
 It is made to be independent of all that a model may be tuned on: another architecture than the CLIPs, other seeds, and
-real pictures only. What the model draws is softer than those, so real pictures are also seen through the autoencoder
-with noise on their latents, which blurs and blotches them as a weak denoiser does.
+real pictures only, as they are. So it is strict: what is soft or blotched is foreign to it.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
@@ -26,24 +24,21 @@ from .pictures import Picture
 RECIPE = Recipe(lr=2e-3, weight_decay=5e-2, ema=0.998)
 BATCH = 64
 FROM_CONCEPTS = 0.6  # of a batch; the rest are all other emoji, which teach features and then are forgotten
-BLURRED = 0.5  # share of pictures seen through the autoencoder
-NOISES = (0.1, 0.3, 0.5)  # of the latents there, which have a standard deviation of 1
 SEED = 1234
 
 
-def train(work: Path, budget: Budget, device: torch.device, autoencoder: Path) -> None:
+def train(work: Path, budget: Budget, device: torch.device) -> None:
     """Leave the judge of the concepts in work/judge/model; its accuracies are printed and written beside it."""
     images, meta = pictures.load(work)
     labels = numbered(meta)
     held_out = clip.held_out_pictures(meta)
     seen = np.array(sorted(set(range(len(meta))) - set(held_out)))
-    blurred = through_autoencoder(work, images, autoencoder)
     torch.manual_seed(SEED)
     module = build(int(labels.max()) + 1).to(device, memory_format=torch.channels_last)
     training = Training(module, RECIPE, budget, work / "judge" / "checkpoint.pt", seed=SEED)
 
     def loss(generator: torch.Generator) -> Tensor:
-        x, y = batch(images, blurred, labels, seen, generator)
+        x, y = batch(images, labels, seen, generator)
         with vae.autocast(device):
             logits = module(x.to(device, memory_format=torch.channels_last)).logits.float()
         return F.cross_entropy(logits, y.to(device), label_smoothing=0.05)
@@ -53,10 +48,10 @@ def train(work: Path, budget: Budget, device: torch.device, autoencoder: Path) -
 
     final = build(int(labels.max()) + 1)
     final.load_state_dict(training.averaged())
-    measure_statistics(final, images, blurred, labels, seen)
-    judge = of_concepts(final, images, blurred, labels, held_out)
+    measure_statistics(final, images, labels, seen)
+    judge = of_concepts(final, images, labels, held_out)
     judge.save_pretrained(work / "judge" / "model")
-    figures = accuracies(judge, work, images, blurred, meta, held_out)
+    figures = accuracies(judge, work, images, meta, held_out)
     (work / "judge" / "accuracies.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
     for name, (top1, log_probability, count) in figures.items():
         print(f"judge {name}: {count} images, top-1 {top1:.3f}, log-probability {log_probability:.3f}", flush=True)
@@ -82,29 +77,8 @@ def numbered(meta: Sequence[Picture]) -> np.ndarray:
     return np.array([p.concept if p.concept >= 0 else concepts + others[p.label] for p in meta])
 
 
-@torch.no_grad()
-def through_autoencoder(work: Path, images: np.ndarray, folder: Path) -> np.ndarray:
-    """Every picture, decoded from its latents with noise of each size: uint8 (sizes, N, 64, 64, 3); kept on disk."""
-    file = work / "judge" / "blurred.npy"
-    if not file.exists():
-        coder = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()
-        generator = torch.Generator().manual_seed(SEED)
-        rows = []
-        for size in NOISES:
-            parts = []
-            for x in vae.chunks(images):
-                z = coder.encode(x).latent_dist.mode()
-                y = coder.decode(z + size * torch.randn(z.shape, generator=generator)).sample
-                parts.append(((y.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
-            rows.append(np.concatenate(parts))
-            print(f"judge pictures with noise {size} decoded", flush=True)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        drawn.save(file, np.stack(rows))
-    return np.load(file)
-
-
 def batch(
-    images: np.ndarray, blurred: np.ndarray, labels: np.ndarray, seen: np.ndarray, generator: torch.Generator
+    images: np.ndarray, labels: np.ndarray, seen: np.ndarray, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Augmented pictures (BATCH, 3, 64, 64) in about [-1, 1] and their classes (BATCH,)."""
     concepts = labels[seen] <= max_concept(labels)
@@ -116,10 +90,7 @@ def batch(
             for pool, n in zip(pools, (count, BATCH - count), strict=True)
         ]
     )
-    soft = torch.rand(BATCH, generator=generator).numpy() < BLURRED
-    noise = torch.randint(len(blurred), (BATCH,), generator=generator).numpy()
-    levels = np.where(soft[:, None, None, None], blurred[noise, chosen], images[chosen])
-    return augment(vae.to_tensor(levels), generator), torch.from_numpy(labels[chosen])
+    return augment(vae.to_tensor(images[chosen]), generator), torch.from_numpy(labels[chosen])
 
 
 def max_concept(labels: np.ndarray) -> int:
@@ -128,16 +99,14 @@ def max_concept(labels: np.ndarray) -> int:
 
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror, turn, scale, shift, blur and recolour each picture by itself, then CLIP's contrast and noise."""
+    """Mirror, turn, scale, shift and recolour each picture by itself, then CLIP's contrast and noise."""
     rows = []
-    for one, r in zip(x, torch.rand(len(x), 6, generator=generator).tolist(), strict=True):
+    for one, r in zip(x, torch.rand(len(x), 3, generator=generator).tolist(), strict=True):
         angle, scale = 24 * (r[0] - 0.5), 0.8 + 0.35 * r[1]
         turned = transforms.affine(
             one, angle, [0, 0], scale, [0.0], transforms.InterpolationMode.BILINEAR, fill=[1.0] * 3
         )
-        if r[2] < 0.3:
-            turned = transforms.gaussian_blur(turned, [5, 5], [0.3 + 1.2 * r[3]])
-        saturation = 0.5 + r[4]
+        saturation = 0.5 + r[2]
         grey = turned.mean(0, keepdim=True)
         rows.append(grey + saturation * (turned - grey))
     return clip.augment(torch.stack(rows), generator)
@@ -147,7 +116,6 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
 def measure_statistics(
     model: ResNetForImageClassification,
     images: np.ndarray,
-    blurred: np.ndarray,
     labels: np.ndarray,
     seen: np.ndarray,
     batches: int = 100,
@@ -160,7 +128,7 @@ def measure_statistics(
         norm.momentum = None
     model.train()
     for _ in range(batches):
-        model(batch(images, blurred, labels, seen, generator)[0])
+        model(batch(images, labels, seen, generator)[0])
     model.eval()
 
 
@@ -168,7 +136,6 @@ def measure_statistics(
 def of_concepts(
     model: ResNetForImageClassification,
     images: np.ndarray,
-    blurred: np.ndarray,
     labels: np.ndarray,
     held_out: Sequence[int],
 ) -> ResNetForImageClassification:
@@ -184,9 +151,8 @@ def of_concepts(
     judge.config.id2label = dict(enumerate(concepts))
     judge.config.label2id = {phrase: i for i, phrase in enumerate(concepts)}
     judge.eval()
-    levels = np.concatenate([images[list(held_out)], *blurred[:, list(held_out)]])
-    truth = torch.from_numpy(np.tile(labels[list(held_out)], 1 + len(blurred)))
-    logits = judge(vae.to_tensor(levels)).logits
+    truth = torch.from_numpy(labels[list(held_out)])
+    logits = judge(vae.to_tensor(images[list(held_out)])).logits
     temperatures = torch.arange(0.5, 3.01, 0.05)
     best = min(temperatures.tolist(), key=lambda t: float(F.cross_entropy(logits / t, truth)))
     for parameter in judge.classifier.parameters():
@@ -200,7 +166,6 @@ def accuracies(
     judge: ResNetForImageClassification,
     work: Path,
     images: np.ndarray,
-    blurred: np.ndarray,
     meta: Sequence[Picture],
     held_out: Sequence[int],
 ) -> dict[str, tuple[float, float, int]]:
@@ -209,7 +174,6 @@ def accuracies(
     seen = sorted(clip.concept_pictures(meta) - set(held_out))
     sets = {
         "pictures never seen": (images[list(held_out)], concept[list(held_out)]),
-        "pictures never seen, decoded with noise 0.3": (blurred[1][list(held_out)], concept[list(held_out)]),
         "pictures seen": (images[seen], concept[seen]),
     }
     drawings, wanted = drawn.load(work)

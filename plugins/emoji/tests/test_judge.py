@@ -1,0 +1,62 @@
+"""The judge keeps the contract, reads what a prompt asks for, and knows real drawings by their things."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from draft_emoji.judge import EmojiJudge
+
+from draft_core import load_catalog, load_pipeline, load_reward
+from draft_core.errors import RewardError
+from draft_core.testing import RewardContract
+
+
+class TestEmojiJudge(RewardContract):
+    kind = "emoji-judge"
+
+
+class TestEmojiJudgeTop1(RewardContract):
+    kind = "emoji-judge-top1"
+
+
+@pytest.fixture(scope="module")
+def drawn() -> tuple[list[str], torch.Tensor]:
+    """Sixteen held-out things and an image of each, (16, 3, 64, 64)."""
+    prompts = load_catalog().prompt_lists()["emoji-heldout"].read_text().splitlines()[:16]
+    pipe: StableDiffusionPipeline = load_pipeline("emoji")
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(0) for _ in prompts]
+    call = {"num_inference_steps": 20, "guidance_scale": 4.0, "generator": generators, "output_type": "pt"}
+    return prompts, pipe(prompts, **call).images
+
+
+def test_the_two_scores_are_one_distribution(drawn: tuple[list[str], torch.Tensor]) -> None:
+    prompts, images = drawn
+    judge: EmojiJudge = load_reward("emoji-judge")
+    table = torch.stack([judge(images, [thing] * len(images)) for thing in judge.things], dim=1)
+    torch.testing.assert_close(table.exp().sum(1), torch.ones(len(images)), atol=1e-4, rtol=0)
+    right = torch.tensor([judge.thing(prompt) for prompt in prompts])
+    torch.testing.assert_close(table[range(len(prompts)), right], judge(images, prompts))
+    first = (table.argmax(1) == right).float()
+    assert torch.equal(load_reward("emoji-judge-top1")(images, prompts), first)
+    assert first.mean() > 0.8
+
+
+def test_another_prompt_is_seldom_believed(drawn: tuple[list[str], torch.Tensor]) -> None:
+    prompts, images = drawn
+    assert load_reward("emoji-judge-top1")(images, [*prompts[1:], prompts[0]]).mean() < 0.1
+
+
+@pytest.mark.parametrize("prompt", ["a fox", "3d style, a fox", "A fox , animal", "noto style, a fox, face"])
+def test_a_prompt_asks_for_its_thing(prompt: str) -> None:
+    judge: EmojiJudge = load_reward("emoji-judge")
+    assert judge.thing(prompt) == judge.things["a fox"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"), [("a zebra crossing", "none of its 274 things"), ("a fox, an owl", "two of its 274 things")]
+)
+def test_a_prompt_of_no_thing_or_of_two_is_refused(prompt: str, words: str) -> None:
+    with pytest.raises(RewardError, match=words):
+        load_reward("emoji-judge")(torch.rand(1, 3, 64, 64), [prompt])
