@@ -51,8 +51,8 @@ def run(stage: str, arguments: argparse.Namespace) -> None:
     elif stage == "judge":
         judge.train(work, Budget(minutes=arguments.judge_minutes), device)
     elif stage == "preference":
-        clip_folder, tokenizer = arguments.model.with_name("clip"), arguments.model / "tokenizer"
-        preference.train(work, Budget(minutes=arguments.preference_minutes), device, clip_folder, tokenizer)
+        start = arguments.model.with_name("clip")
+        preference.train(work, Budget(minutes=arguments.preference_minutes), device, start, arguments.model)
     elif stage == "scorers":
         export.export_scorers(work, arguments.model)
 
