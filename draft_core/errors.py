@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import traceback
+from collections.abc import Callable
 
 __all__ = [
     "CheckpointError",
@@ -103,6 +104,16 @@ def first_line(error: BaseException) -> str:
     """The first line of what an error says, without its full stop; its type where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def with_type(error: BaseException, shorten: Callable[[str], str] = str) -> str:
+    """ "TYPE: TEXT": what an error is and says, on one line; `shorten` cuts the text."""
+    return f"{type(error).__name__}: {shorten(one_line(error))}"
+
+
+def raised(error: BaseException, shorten: Callable[[str], str] = str) -> str:
+    """ "TYPE: TEXT (FILE:LINE)": an error of a plugin's code, and where in that code it arose."""
+    return f"{with_type(error, shorten)}{raised_at(error)}"
 
 
 CALLERS = {"draft_core", "importlib", "pluggy", "pydantic", "torch"}  # what stands between us and a plugin's code

@@ -11,7 +11,7 @@ from typing import Any
 from packaging.utils import canonicalize_name
 from pydantic import BaseModel
 
-from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised_at
+from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised
 from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import base_of, with_absolute_paths
 from draft_core.recipe.resolve import locate_pretrained, resolve_prompts
@@ -145,11 +145,7 @@ def _check_plan(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             refusal = None
     except Exception as error:  # of a plugin's method, or of the plan that it makes
         entry = catalog.method(recipe.method.kind)
-        reason = (
-            error.what
-            if isinstance(error, DraftError)
-            else f"{type(error).__name__}: {one_line(error)}{raised_at(error)}"
-        )
+        reason = error.what if isinstance(error, DraftError) else raised(error)
         raise PluginError(
             f"{recipe.method.kind!r} of {entry.distribution} makes no plan for {steps} sampler steps ({short(reason)})",
             where=f"{where}: method",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from draft_core.errors import DraftError, RewardError, one_line, raised_at
+from draft_core.errors import DraftError, RewardError, raised
 from draft_core.rewards.protocol import FrozenModule
 
 
@@ -96,7 +96,7 @@ def checked_scores(name: str, reward: torch.nn.Module, images: torch.Tensor, pro
         raise
     except Exception as error:  # a plugin's bug: name the plugin's reward, and keep the traceback as the cause
         raise RewardError(
-            f"it raised {type(error).__name__}: {one_line(error)}{raised_at(error)}",
+            f"it raised {raised(error)}",
             where=f"reward {name!r}",
             next=f"run `draft rewards check {name.split('#')[0]}` and tell its author",
         ) from error

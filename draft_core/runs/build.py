@@ -10,7 +10,7 @@ import torch
 
 from draft_core.adapters.adapter import Adapter
 from draft_core.adapters.lora_adapter import Lora
-from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised_at
+from draft_core.errors import DraftError, PluginError, RecipeError, raised_at, with_type
 from draft_core.learners.learner import Learner
 from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import with_absolute_paths, working_directory
@@ -207,7 +207,7 @@ def made_by_plugin(factory: Callable[[Any], Any], config: Config, where: str) ->
         raise
     except Exception as error:
         raise PluginError(
-            f"it cannot be built ({type(error).__name__}: {one_line(error)}){raised_at(error)}",
+            f"it cannot be built ({with_type(error)}){raised_at(error)}",
             where=where,
             next="tell its author",
         ) from error
