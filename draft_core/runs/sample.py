@@ -26,10 +26,9 @@ from draft_core.runs.cut_prompts import cut_prompts
 from draft_core.runs.pipeline_loading import guided
 from draft_core.runs.progress import Progress, silent
 from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.training.precision import AUTOCAST
 
-STEPS = (
-    50  # where neither the caller, nor the LoRA's run, nor the model's plugin says otherwise; diffusers' own default
-)
+STEPS = 50  # diffusers' own default; where neither the caller, nor the LoRA's run, nor the model's plugin says another
 SOURCE = ("pipeline", "config", "variant")  # of a recipe's model: they say how that one's files are read
 
 
@@ -125,7 +124,14 @@ def _settings(name: str, lora: Path | None, steps: int | None, guidance: float |
         if not isinstance(fields, Mapping):
             raise RecipeError("it says nothing of the model", where=str(run / RECIPE), next="give a copy of the LoRA")
         mixed = train.get("mixed_precision", "no") if isinstance(train, Mapping) else "no"
-        kept = {field: value for field, value in fields.items() if field not in SOURCE or name == fields["pretrained"]}
+        if mixed not in ["no", *AUTOCAST]:
+            raise RecipeError(
+                f"{mixed!r} is no precision",
+                where=f"{run / RECIPE}: train.mixed_precision",
+                next=f"give no, {' or '.join(AUTOCAST)}",
+            )
+        own = name == fields.get("pretrained")
+        kept = {field: value for field, value in fields.items() if own or field not in SOURCE}
         drawn = {**kept, "pretrained": name, "gradient_checkpointing": False, "lora": {}, **given}
         return _Settings(validate(ModelConfig, drawn, catalog, where=str(run / RECIPE)), run, mixed)
     known = catalog.pretrained.get(name)
@@ -165,8 +171,7 @@ def _shown(settings: _Settings) -> str:
 
 def _autocast(mixed_precision: str, device: str) -> AbstractContextManager[Any]:
     """The precision that a run's evaluations have."""
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    return torch.autocast(device, dtypes[mixed_precision]) if mixed_precision in dtypes else nullcontext()
+    return torch.autocast(device, AUTOCAST[mixed_precision]) if mixed_precision in AUTOCAST else nullcontext()
 
 
 def _named(stage: str, progress: Progress) -> Callable[[int, int], None]:
