@@ -150,6 +150,17 @@ def lora_folder(path: Path) -> Path:
     )
 
 
+def run_around(path: Path, *names: str) -> Path | None:
+    """The folder of the run that the LoRA at `path` lies in, known by the files it holds; None where there is none.
+
+    Arguments:
+        path: of the run's folder itself, of the LoRA's folder in it, or of a file in that.
+        names: of the files.
+    """
+    folders = (path, *path.absolute().parents[:2])
+    return next((folder for folder in folders if all((folder / name).is_file() for name in names)), None)
+
+
 def loading_lines(folder: Path, shown: Path) -> list[str]:
     """Python lines that load the LoRA in `folder` into `pipe`.
 

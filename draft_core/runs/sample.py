@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from draft_core.adapters.files import load_lora, lora_files
+from draft_core.adapters.files import load_lora, lora_files, run_around
 from draft_core.adapters.lora import adapters_scaled, is_adapted
 from draft_core.errors import DraftError, RecipeError, require_finite
 from draft_core.evaluation.evaluate import evaluate
@@ -118,7 +118,7 @@ def _settings(name: str, lora: Path | None, steps: int | None, guidance: float |
     """Those of the run that the LoRA lies in, else the alias' own, with what the caller says instead."""
     given = {"num_inference_steps": steps, "guidance_scale": guidance}
     given = {field: value for field, value in given.items() if value is not None}
-    if lora is not None and (run := _run_around(lora)):
+    if lora is not None and (run := run_around(lora, RECIPE, METRICS)):
         _, _, recipe = read_yaml(run / RECIPE)
         fields, train = recipe.get("model"), recipe.get("train")
         if not isinstance(fields, Mapping):
@@ -139,12 +139,6 @@ def _settings(name: str, lora: Path | None, steps: int | None, guidance: float |
     drawn = {"pretrained": name, "num_inference_steps": call.pop("num_inference_steps", STEPS), **given}
     call = {field: value for field, value in call.items() if field not in given}
     return _Settings(validate(ModelConfig, {**drawn, "call": call}, catalog, where="sample"))
-
-
-def _run_around(lora: Path) -> Path | None:
-    """The folder of the run that a LoRA lies in."""
-    folders = (lora, lora.absolute().parent, lora.absolute().parent.parent)
-    return next((folder for folder in folders if (folder / RECIPE).is_file() and (folder / METRICS).is_file()), None)
 
 
 def _sampler(pipeline: Any, model: ModelConfig, catalog: Catalog) -> DifferentiableSampler:
