@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from draft_core.adapters.fitting import loading
 from draft_core.adapters.lora import ADAPTER, inject, is_adapted, lora_state, of_component, set_scale
 from draft_core.errors import CheckpointError, require_finite
-from draft_core.sampling.pipelines import find_denoisers
+from draft_core.sampling.pipelines import find_denoisers, networks
 
 CONFIG_KEY = "lora_config"  # of the metadata, where a pipeline has no loader of its own
 CONFIG_FIELDS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora")  # read from it
@@ -81,10 +81,10 @@ def load_lora(pipe: Any, path: Path, *, scale: float = 1.0) -> None:
         DraftError: if `scale` is not a finite number.
     """
     require_finite(scale, where="scale")
-    components = {key: part for key, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    parts = networks(pipe)
     (first, _), *_ = find_denoisers(pipe).items()
-    networks = {file: {**components, first: components[name]} for name, file in _files_by_denoiser(pipe, path).items()}
-    with loading(networks, into=type(pipe).__name__, where=str(path)):
+    adapted = {file: {**parts, first: parts[name]} for name, file in _files_by_denoiser(pipe, path).items()}
+    with loading(adapted, into=type(pipe).__name__, where=str(path)):
         load_files(pipe, path, ADAPTER)
     if not is_adapted(pipe):
         raise CheckpointError(

@@ -17,7 +17,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
 from draft_core.errors import CheckpointError, DraftError, RecipeError
-from draft_core.sampling.pipelines import find_denoisers
+from draft_core.sampling.pipelines import find_denoisers, networks
 
 ADAPTER = "default"
 
@@ -41,9 +41,8 @@ def add_lora(pipe: Any, *, rank: int, alpha: float | None = None, targets: Seque
         DraftError: if a denoiser carries a LoRA already.
     """
     _refuse_another(pipe)
-    for component in pipe.components.values():
-        if isinstance(component, torch.nn.Module):
-            component.requires_grad_(False).eval()
+    for network in networks(pipe).values():
+        network.requires_grad_(False).eval()
     for denoiser in find_denoisers(pipe).values():
         chosen = list(default_targets(denoiser) if targets is None else targets)
         config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=chosen, init_lora_weights="gaussian")
@@ -169,8 +168,8 @@ def is_adapted(pipe: Any) -> bool:
 
 def _adapted_components(pipe: Any) -> list[torch.nn.Module]:
     """The networks of a pipeline that carry the adapter: denoisers, and text encoders of a LoRA from elsewhere."""
-    networks = [component for component in pipe.components.values() if isinstance(component, torch.nn.Module)]
-    return [network for network in dict.fromkeys(networks) if any(True for _ in _adapted_layers(network))]
+    parts = dict.fromkeys(networks(pipe).values())
+    return [network for network in parts if any(True for _ in _adapted_layers(network))]
 
 
 def _adapted_layers(network: torch.nn.Module) -> Iterator[Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from draft_core.errors import SamplerError
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import Objective
-from draft_core.sampling.pipelines import IMAGE_COUNTS
+from draft_core.sampling.pipelines import IMAGE_COUNTS, has_float16, networks
 from draft_core.sampling.sampler import DifferentiableSampler
 
 
@@ -119,13 +119,11 @@ def _require_finite(images: Tensor, pipe: Any) -> None:
     bad = int((~images.isfinite().flatten(1).all(1)).sum())
     if not bad:
         return
-    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-    half = any(weight.dtype == torch.float16 for network in networks for weight in network.parameters())
     raise NotFiniteError(
         f"{bad} of {len(images)} images that it drew are not finite",
         where=type(pipe).__name__,
         next="use bfloat16 or float32 (model.dtype): float16 ends at 65504, and decoders exceed that"
-        if half
+        if has_float16(networks(pipe).values())
         else "look at its weights, its guidance and its other call arguments",
     )
 

@@ -73,10 +73,10 @@ def load_pipeline(
             where="model.pretrained",
             next=f"{known}, or give a local folder",
         ) from error
-    for component in pipe.components.values():
+    for network in pipelines.networks(pipe).values():
         # transformers loads in the precision that its config names, whatever the pipeline asked for
-        if isinstance(component, torch.nn.Module) and getattr(component, "dtype", torch_dtype) != torch_dtype:
-            component.to(torch_dtype)
+        if getattr(network, "dtype", torch_dtype) != torch_dtype:
+            network.to(torch_dtype)
     for attribute in IMAGE_FILTERS:
         if getattr(pipe, attribute, None) is not None:
             setattr(pipe, attribute, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,13 +50,19 @@ def find_denoisers(pipe: Any) -> dict[str, Any]:
     return {first: denoiser, **modules_named(pipe, *DENOISERS)}
 
 
+def networks(pipe: Any) -> dict[str, torch.nn.Module]:
+    """The components of the pipeline that are networks, under their names."""
+    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+
 def modules_named(pipe: Any, *parts: str) -> dict[str, torch.nn.Module]:
     """The pipeline's networks whose component name contains one of `parts`: "unet", "encoder", ..."""
-    return {
-        name: component
-        for name, component in pipe.components.items()
-        if isinstance(component, torch.nn.Module) and any(part in name for part in parts)
-    }
+    return {name: network for name, network in networks(pipe).items() if any(part in name for part in parts)}
+
+
+def has_float16(modules: Iterable[torch.nn.Module]) -> bool:
+    """Whether one of the networks has weights in float16."""
+    return any(weight.dtype == torch.float16 for module in modules for weight in module.parameters())
 
 
 # The call itself. Classic pipelines have one `__call__` under `torch.no_grad`. Modular ones are trees of blocks, each

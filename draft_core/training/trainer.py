@@ -18,6 +18,7 @@ from draft_core.adapters.lora_adapter import Lora
 from draft_core.errors import CheckpointError, DraftError, RewardError
 from draft_core.learners.learner import ADAPTER, Learner, Loss
 from draft_core.rewards.objective import Objective
+from draft_core.sampling.pipelines import networks
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.batches import Batches, images_per_prompt
 from draft_core.training.checkpoints import Checkpoint
@@ -101,7 +102,7 @@ class Trainer:
             ADAPTER: self.parameters,
             **{name: module.to(self.device).parameters() for name, module in modules.items()},
         }
-        in_float16 = needs_loss_scale(settings.mixed_precision, [*sampler.pipe.components.values(), objective])
+        in_float16 = needs_loss_scale(settings.mixed_precision, [*networks(sampler.pipe).values(), objective])
         self.parts = {
             name: TrainedPart(parameters, settings, self.processes, in_float16=in_float16)
             for name, parameters in trained.items()
