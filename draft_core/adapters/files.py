@@ -83,9 +83,10 @@ def load_lora(pipe: Any, path: Path, *, scale: float = 1.0) -> None:
     require_finite(scale, where="scale")
     parts = networks(pipe)
     (first, _), *_ = find_denoisers(pipe).items()
-    adapted = {file: {**parts, first: parts[name]} for name, file in _files_by_denoiser(pipe, path).items()}
+    files = files_by_denoiser(pipe, path)
+    adapted = {file: {**parts, first: parts[name]} for name, file in files.items()}
     with loading(adapted, into=type(pipe).__name__, where=str(path)):
-        load_files(pipe, path, ADAPTER)
+        load_files(pipe, files, ADAPTER)
     if not is_adapted(pipe):
         raise CheckpointError(
             f"it adapts no layer of {type(pipe).__name__}", where=str(path), next="give a LoRA of this model"
@@ -93,14 +94,14 @@ def load_lora(pipe: Any, path: Path, *, scale: float = 1.0) -> None:
     set_scale(pipe, scale)
 
 
-def load_files(pipe: Any, path: Path, adapter: str) -> None:
-    """Loads as `load_lora` does, under another name."""
+def load_files(pipe: Any, files: Mapping[str, Path], adapter: str) -> None:
+    """Loads what `files_by_denoiser` found, as an adapter of this name."""
     (first, _), *_ = find_denoisers(pipe).items()
-    for name, file in _files_by_denoiser(pipe, path).items():
+    for name, file in files.items():
         _load(pipe, first, name, file, adapter)
 
 
-def _files_by_denoiser(pipe: Any, path: Path) -> dict[str, Path]:
+def files_by_denoiser(pipe: Any, path: Path) -> dict[str, Path]:
     """Denoiser -> file of its LoRA; a single file is the first one's, unless its name says another."""
     files = lora_files(path)
     (first, _), *others = find_denoisers(pipe).items()

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 
-from draft_core.adapters.files import load_files, save_lora
-from draft_core.adapters.fitting import hushed
+from draft_core.adapters.files import files_by_denoiser, load_files, save_lora
+from draft_core.adapters.fitting import UP, hushed
 from draft_core.adapters.lora import ADAPTER, adapter_names, lora_state
 from draft_core.errors import CheckpointError, first_line
 from draft_core.sampling.pipelines import find_denoisers, networks
@@ -66,7 +66,7 @@ def loaded_state(pipe: Any, folder: Path) -> dict[str, torch.Tensor]:
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(), hushed():
             warnings.filterwarnings("ignore", message=".*`peft_config` attribute")
-            load_files(pipe, folder, TRIED)
+            load_files(pipe, files_by_denoiser(pipe, folder), TRIED)
         if any(TRIED in adapter_names(network) for network in parts if network not in [*denoisers.values()]):
             raise CheckpointError(
                 "it adapts a text encoder too, which is not trained", where=str(folder), next="give one of the denoiser"
@@ -85,7 +85,7 @@ def _in_scale(denoisers: Mapping[str, Any], state: dict[str, torch.Tensor]) -> d
         for layer, module in denoiser.named_modules():
             if isinstance(module, LoraLayer) and {TRIED, ADAPTER} <= module.scaling.keys():
                 ratio = module.scaling[TRIED] / module.scaling[ADAPTER]
-                name = f"{component}.{layer}.lora_B.weight"
+                name = f"{component}.{layer}{UP}"
                 state[name] = state[name] * ratio
     return state
 
