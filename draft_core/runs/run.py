@@ -196,9 +196,12 @@ def _evaluate(run: _Run, progress: Progress, stage: str = "") -> Verdict:
     """Draws and scores the held-out images, writes their record down, and judges it."""
     run.records.append(run.evaluator.evaluate(stage))
     verdict = run.rule.verdict(run.records[0], run.records[-1])
-    what = "collapsing" if verdict.collapsed else "losing" if verdict.lost else "beyond chance"
-    for said in (*([f"{what}, {'; '.join(verdict.fell)}"] if verdict.fell else []), *verdict.unjudged):
-        progress("note", 0, 0, f"update {run.trainer.done}: {said}")
+    notes = list(verdict.unjudged)
+    if verdict.fell:
+        what = "collapsing" if verdict.collapsed else "losing" if verdict.lost else "beyond chance"
+        notes.insert(0, f"{what}, {'; '.join(verdict.fell)}")
+    for note in notes:
+        progress("note", 0, 0, f"update {run.trainer.done}: {note}")
     return verdict
 
 
