@@ -30,6 +30,7 @@ from draft_core.runs.pipeline_loading import (
     tile_decode,
     with_tuples,
 )
+from draft_core.sampling.pipelines import KeywordError, check_keywords
 from draft_core.sampling.prompt_cache import remember_prompts
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.batches import images_per_prompt
@@ -91,7 +92,13 @@ def build_adapter(model: ModelConfig, pipe: Any, *, seed: int) -> Adapter:
 
 
 def build_sampler(model: ModelConfig, *, catalog: Catalog) -> DifferentiableSampler:
-    """The sampler of a recipe's model."""
+    """The sampler of a recipe's model.
+
+    Raises:
+        RecipeError: if the pipeline's call does not take what a field of the model says.
+        DraftError: if the model cannot be loaded, or not be driven.
+    """
+    _refuse_twice(model)
     call = read_images(model.call)
     pipe = load_pipeline(
         model.pretrained,
@@ -108,14 +115,34 @@ def build_sampler(model: ModelConfig, *, catalog: Catalog) -> DifferentiableSamp
     if model.remember_prompts:
         remember_prompts(pipe)
     guidance = guided(pipe, model.guidance_scale)
-    return DifferentiableSampler(
-        pipe,
-        num_inference_steps=model.num_inference_steps,
-        gradient_checkpointing=model.gradient_checkpointing,
-        decode=model.decode,
-        **guidance,
-        **with_tuples(pipe, call),
-    )
+    try:
+        check_keywords(pipe, {**guidance, **call}, takes_steps=True)  # before they meet the sampler's own
+        return DifferentiableSampler(
+            pipe,
+            num_inference_steps=model.num_inference_steps,
+            gradient_checkpointing=model.gradient_checkpointing,
+            decode=model.decode,
+            **guidance,
+            **with_tuples(pipe, call),
+        )
+    except KeywordError as error:
+        field = "model.call" if error.keyword in model.call else f"model.{error.keyword}"
+        steps = "use another pipeline; the library's DifferentiableSampler takes None there"
+        raise RecipeError(
+            error.what,
+            where=f"{field}: {error.where}",
+            next=steps if error.keyword == "num_inference_steps" else error.next,
+        ) from error
+
+
+def _refuse_twice(model: ModelConfig) -> None:
+    """What has a field of its own does not stand in the call as well."""
+    said = ["num_inference_steps"] if model.guidance_scale is None else ["num_inference_steps", "guidance_scale"]
+    for name in said:
+        if name in model.call:
+            raise RecipeError(
+                f"{name!r} is said by model.{name}", where="model.call", next=f"leave it out, and set model.{name}"
+            )
 
 
 def build_learner(config: MethodConfig, catalog: Catalog) -> Learner:

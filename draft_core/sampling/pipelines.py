@@ -217,27 +217,47 @@ def check_drivable(pipe: Any) -> None:
             )
 
 
+class KeywordError(SamplerError):
+    """A keyword that the call of a pipeline does not take, or that the sampler sets.
+
+    Attributes:
+        keyword: which one.
+    """
+
+    keyword = ""
+
+    @classmethod
+    def of(cls, keyword: str, what: str, *, where: str, next: str) -> KeywordError:
+        """The error on this keyword."""
+        error = cls(what, where=where, next=next)
+        error.keyword = keyword
+        return error
+
+
 def check_keywords(pipe: Any, call_kwargs: dict[str, Any], *, takes_steps: bool) -> None:
     """Refuses keywords that the pipeline's call does not take.
 
     Raises:
-        SamplerError: naming the keyword, and the nearest one that the call takes.
+        KeywordError: naming the keyword, and the nearest one that the call takes.
     """
     name = type(pipe).__name__
     inputs = call_inputs(pipe)
     if takes_steps and "num_inference_steps" not in inputs:
         own = [keyword for keyword in inputs if "steps" in keyword]
-        raise SamplerError(
+        raise KeywordError.of(
+            "num_inference_steps",
             "its call takes no num_inference_steps",
             where=name,
             next="give num_inference_steps=None" + (f", and {' and '.join(own)} as you like" if own else ""),
         )
     for keyword in call_kwargs:
         if keyword in ("prompt", "output_type", "return_dict"):
-            raise SamplerError(f"{keyword!r} is set by the sampler itself", where=f"{name} call", next="leave it out")
+            said = f"{keyword!r} is set by the sampler itself"
+            raise KeywordError.of(keyword, said, where=f"{name} call", next="leave it out")
         if keyword not in inputs:
             near = difflib.get_close_matches(keyword, inputs, n=1)
-            raise SamplerError(
+            raise KeywordError.of(
+                keyword,
                 f"its call takes no {keyword!r}",
                 where=name,
                 next=f"did you mean {near[0]!r}?" if near else "see the pipeline's documentation",
