@@ -18,22 +18,16 @@ from draft_core.adapters.lora_adapter import Lora
 from draft_core.adapters.round_trip import unreadable
 from draft_core.errors import CheckpointError, DraftError
 from draft_core.sampling.pipelines import find_denoisers
+from tests.support.image_classes import prx
 from tests.support.runs import saved_lora
 from tests.support.tiny import byte_tokenizer, tiny_pipe
+from tests.support.video_classes import text_to_video
 
 pytestmark = pytest.mark.filterwarnings("ignore:`LoraLoaderMixin` is deprecated:FutureWarning")  # PRX's
 
 
 def flow() -> Any:
     return diffusers.FlowMatchEulerDiscreteScheduler()
-
-
-def prx() -> Any:
-    """Queries, keys and values of the image in one layer, keys and values of the text in another."""
-    transformer = diffusers.PRXTransformer2DModel(
-        in_channels=4, context_in_dim=16, hidden_size=16, mlp_ratio=2.0, num_heads=2, depth=1, axes_dim=[4, 4]
-    )
-    return diffusers.PRXPipeline(transformer=transformer, scheduler=flow(), text_encoder=None, tokenizer=None, vae=None)
 
 
 def ideogram() -> Any:
@@ -73,22 +67,6 @@ def kandinsky() -> Any:
     )
     return diffusers.Kandinsky3Pipeline(
         tokenizer=None, text_encoder=None, unet=unet, scheduler=diffusers.DDPMScheduler(), movq=None
-    )
-
-
-def text_to_video() -> Any:
-    unet = diffusers.UNet3DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=8,
-        attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-    )
-    return diffusers.TextToVideoSDPipeline(
-        vae=None, text_encoder=None, tokenizer=None, unet=unet, scheduler=diffusers.DDIMScheduler()
     )
 
 
