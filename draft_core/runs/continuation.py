@@ -76,7 +76,7 @@ def continuation(resolved: ResolvedRecipe, *, resume: bool, overwrite: bool, for
     if overwrite:
         return Continuation(False)
     has_saved = (folder / FACTS).is_file() or any((folder / CHECKPOINTS).glob("[0-9]*"))
-    ways = "replace it with --overwrite, or choose another folder with --set output=..."
+    ways = "replace it with --overwrite, or choose another folder with --set output=FOLDER"
     different = _differences(folder, resolved)
     if different and not has_saved:
         if resume:
@@ -119,7 +119,7 @@ def _require_writable(folder: Path, where: str) -> None:
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        ways = "mend its permissions, or choose another folder with --set output=..."
+        ways = "mend its permissions, or choose another folder with --set output=FOLDER"
         raise RecipeError(f"{there} is not writable ({error.strerror})", where=where, next=ways) from error
     finally:
         for path in missing:
