@@ -204,10 +204,10 @@ class Trainer:
         numbers = {name: float(value.detach()) for name, value in penalties.items()}
         tally.add_loss(loss, numbers, of_adapter=of_adapter)
         self.parts[loss.of].pending = True
-        # The gradient of a number that is not finite would spoil the others. With a sharded denoiser the backward
-        # pass is work in common, which all do or none.
-        sharded = self.settings.sharding == "full"
-        if any(self.processes.gather(bool(tally.problems))) if sharded else tally.problems:
+        # The gradient of a number that is not finite would spoil the part's others. With a sharded denoiser the
+        # backward pass is work in common, which all do or none.
+        is_spoilt = bool(tally.problems_of(loss.of))
+        if any(self.processes.gather(is_spoilt)) if self.settings.sharding == "full" else is_spoilt:
             return
         value = loss.value
         for name, penalty in penalties.items():
@@ -240,7 +240,7 @@ class Trainer:
                 weight.grad = grad
 
     def _optimize(self, name: str, tally: Tally) -> None:
-        outcome = self.parts[name].step(tally.problems)
+        outcome = self.parts[name].step(tally.problems_of(name))
         tally.close_step(outcome.problems, outcome.grad_norm, of=name)
         self.skipped += outcome.is_fault
 
