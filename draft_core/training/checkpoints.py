@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save
 from draft_core.errors import CheckpointError, first_line, one_line
 
 ADAPTER, OPTIMIZER, LEARNER, STATE = "adapter.safetensors", "optimizer.pt", "learner.pt", "state.json"
-FORMAT = 3  # raised whenever the files, their names or what they hold change
+FORMAT = 4  # raised whenever the files, their names or what they hold change
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,8 @@ def _saved(values: Mapping[str, Any]) -> bytes:
         torch.load(io.BytesIO(file.getvalue()), map_location="cpu", weights_only=True)
     except (pickle.PickleError, AttributeError, TypeError, RuntimeError) as error:
         raise CheckpointError(
-            f"the method remembers what cannot be saved and read again ({first_line(error)})", next="tell the method's author"
+            f"the method remembers what cannot be saved and read again ({first_line(error)})",
+            next="tell the method's author",
         ) from error
     return file.getvalue()
 

@@ -10,18 +10,20 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 
 from draft_core.adapters.adapter import Adapter
 from draft_core.adapters.lora_adapter import Lora
-from draft_core.errors import CheckpointError, DraftError, RewardError
+from draft_core.errors import CheckpointError, DraftError, RewardError, one_line
 from draft_core.learners.learner import ADAPTER, Learner, Loss
 from draft_core.rewards.objective import Objective
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.batches import Batches, images_per_prompt
 from draft_core.training.checkpoints import Checkpoint
 from draft_core.training.distributed import Processes
+from draft_core.training.learner_contract import checked, in_one_sentence, losses_of, name_of, remembered, snapshot
 from draft_core.training.optimization import TrainedPart
 from draft_core.training.precision import autocast, needs_loss_scale
 from draft_core.training.scoring import Scoring, check_spread, reward_gradients
@@ -30,6 +32,7 @@ from draft_core.training.sharding import shard_denoisers
 from draft_core.training.step_report import StepReport, Tally
 
 NO_REGULARIZERS = RegularizerSettings()
+END: Any = object()  # after the last loss
 NO_COLUMNS: Mapping[str, Sequence[str]] = {}
 
 
@@ -101,6 +104,7 @@ class Trainer:
             ADAPTER: self.parameters,
             **{name: module.to(self.device).parameters() for name, module in modules.items()},
         }
+        self.processes.begin_equal([*self.parameters, *_tensors(modules)])
         in_float16 = needs_loss_scale(settings.mixed_precision, [*sampler.pipe.components.values(), objective])
         self.parts = {
             name: TrainedPart(parameters, settings, self.processes, in_float16=in_float16)
@@ -142,12 +146,18 @@ class Trainer:
         start = time.perf_counter()
         rate, tally = self._set_learning_rate(), Tally()
         score = partial(self.scoring.score, tally)
-        streams = [self.learner.losses(batch, self.sampler, score) for batch in self.batches.draw(self.done)]
+        with in_one_sentence(self.learner, "losses()"):
+            streams = [
+                losses_of(self.learner, self.learner.losses(batch, self.sampler, score))
+                for batch in self.batches.draw(self.done)
+            ]
         while self._train_round(streams, tally):
             pass
         for name in [name for name, part in self.parts.items() if part.pending]:
             self._optimize(name, tally)
         self.done += 1
+        if not tally.yielded:
+            tally.notes.append("the method yielded no loss, so nothing is learnt")
         if self.skipped > self.settings.max_skipped:
             raise RewardError(
                 f"{self.skipped} optimiser steps were skipped, the last one because {tally.skipped[-1]}",
@@ -185,10 +195,11 @@ class Trainer:
         """Backpropagates the losses of one batch up to and including a step, whose part is added to `due`."""
         count = 0
         while True:
-            with self.autocast():
-                loss = next(stream, None)
-            if loss is None:
+            with self.autocast(), in_one_sentence(self.learner, "losses()"):
+                loss = next(stream, END)
+            if loss is END:
                 return count
+            loss = checked(self.learner, loss)
             count += 1
             self._accumulate_gradient(loss, tally)
             if loss.step:
@@ -260,7 +271,7 @@ class Trainer:
         if not self.learner.needs_gradient:
             return {}, {}
         factor = self.parts[ADAPTER].loss_scale.value
-        with self.autocast():
+        with self.autocast(), in_one_sentence(self.learner, "losses()"):
             flat = reward_gradients(
                 self.scoring, self.learner, self.sampler, self.batches, self.done, self.parameters, factor
             )
@@ -277,17 +288,22 @@ class Trainer:
     # Checkpoints
 
     def state(self) -> Checkpoint:
-        """Everything that `restore` needs to go on exactly from here."""
+        """Everything that `restore` needs to go on exactly from here; later updates do not change it.
+
+        Raises:
+            DraftError: if the learner's `state_dict()` raises, or is no mapping.
+        """
         return Checkpoint(
             adapter=self.adapter.state_dict(),
-            optimizers={name: part.optimizer.state_dict() for name, part in self.parts.items()},
+            optimizers={name: snapshot(part.optimizer.state_dict()) for name, part in self.parts.items()},
             learner={
-                "state": dict(self.learner.state_dict()),
-                "modules": {name: dict(module.state_dict()) for name, module in self.learner.modules().items()},
+                "state": remembered(self.learner),
+                "modules": {name: snapshot(module.state_dict()) for name, module in self.learner.modules().items()},
             },
             state={
                 "update": self.done,
                 "seed": self.settings.seed,
+                "method": name_of(self.learner),
                 "skipped": self.skipped,
                 "scale": self.scoring.state(),
                 "loss_scale": {name: part.loss_scale.state() for name, part in self.parts.items()},
@@ -309,6 +325,11 @@ class Trainer:
                 f"it was made with seed {state.get('seed')}, this run has seed {seed}",
                 next="resume with the recipe that the run was started with",
             )
+        if (method := state.get("method")) != name_of(self.learner):
+            raise CheckpointError(
+                f"it was made by the method {method}, this run's is {name_of(self.learner)}",
+                next="resume with the recipe that the run was started with",
+            )
         try:
             self.adapter.load_state_dict(checkpoint.adapter)
             for name, part in self.parts.items():
@@ -316,14 +337,21 @@ class Trainer:
                 part.loss_scale.restore(state["loss_scale"][name])
             for name, module in self.learner.modules().items():
                 module.load_state_dict(checkpoint.learner["modules"][name])
-            self.learner.load_state_dict(checkpoint.learner["state"])
+            self.learner.load_state_dict(snapshot(checkpoint.learner["state"]))
             scale, skipped, done = state["scale"], int(state["skipped"]), int(state["update"])
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (DraftError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # torch's, or the learner's own
             raise CheckpointError(
-                f"it does not fit ({type(error).__name__}: {error})", next="start anew with --overwrite"
+                f"it does not fit ({type(error).__name__}: {one_line(error)})", next="start anew with --overwrite"
             ) from error
         self.scoring.restore(scale)
         self.skipped, self.done = skipped, done
+
+
+def _tensors(modules: Mapping[str, torch.nn.Module]) -> Iterator[torch.Tensor]:
+    for module in modules.values():
+        yield from (*module.parameters(), *module.buffers())
 
 
 def _check(

@@ -201,7 +201,7 @@ def test_a_loss_that_is_not_finite_skips_its_step(tokenizer: Any) -> None:
 def test_what_cannot_be_read_again_is_not_written(tokenizer: Any, tmp_path: Path) -> None:
     learner = Imitation()
     learner.best = Path("somewhere")  # type: ignore[assignment]
-    with pytest.raises(CheckpointError, match="the method remembers what cannot be read again"):
+    with pytest.raises(CheckpointError, match="the method remembers what cannot be saved and read again"):
         save_checkpoint(trainer(tokenizer, learner), tmp_path / "000000")
 
 
