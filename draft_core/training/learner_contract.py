@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from draft_core.errors import DraftError, one_line, raised_at
-from draft_core.learners.learner import Learner, Loss
+from draft_core.learners.learner import ADAPTER, Learner, Loss
+from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.distributed import is_loss_of_another
+from draft_core.training.settings import RegularizerSettings, TrainSettings
 
 AUTHOR = "tell the method's author"
 
@@ -41,6 +43,22 @@ def in_one_sentence(learner: Learner, what: str) -> Iterator[None]:
             where=f"method {type(learner).__name__}",
             next=AUTHOR,
         ) from error
+
+
+def require_fit(
+    sampler: DifferentiableSampler, learner: Learner, settings: TrainSettings, regularizers: RegularizerSettings
+) -> None:
+    """Raises a `DraftError` if learner, settings and sampler do not fit one another."""
+    if regularizers.kl and sampler.base_model is None:
+        raise DraftError("the sampler knows no base model to stay near to", where="kl", next="give it base_model")
+    if regularizers.kl and not learner.yields_divergence:
+        raise DraftError("the method yields no divergence to weigh", where="kl", next="leave it out, or use lora_norm")
+    if settings.normalize == "gradient" and not learner.needs_gradient:
+        raise DraftError(
+            "the method takes no gradient of the rewards", where="train.normalize", next="use scale, or none"
+        )
+    if ADAPTER in learner.modules():
+        raise DraftError(f"the method calls a module of its own {ADAPTER!r}", where="learner", next="rename it")
 
 
 def losses_of(learner: Learner, losses: Any) -> Iterator[Loss]:
@@ -77,9 +95,9 @@ def checked(learner: Learner, loss: Any) -> Loss:
         raise _breach(learner, f"the images of its loss are {loss.images!r}, not a number from 1 on")
     if not isinstance(loss.report, Mapping):
         raise _breach(learner, f"the report of its loss is {type(loss.report).__name__}, not a mapping")
-    for name, value in loss.report.items():
-        if not (isinstance(name, str) and _is_number(value)):
-            raise _breach(learner, f"{name!r} in the report of its loss is {type(value).__name__}, not a number")
+    for name, number in loss.report.items():
+        if not (isinstance(name, str) and _is_number(number)):
+            raise _breach(learner, f"{name!r} in the report of its loss is {type(number).__name__}, not a number")
     return loss
 
 

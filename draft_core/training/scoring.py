@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from statistics import fmean
@@ -111,6 +112,19 @@ def reward_gradients(
     scoring.restore(running)
     learner.load_state_dict(before)
     return gradients
+
+
+def norms_and_cosines(flat: Mapping[str, torch.Tensor]) -> tuple[dict[str, float], dict[str, float]]:
+    """Name -> norm of flat gradients, and "first ~ second" -> cosine of each pair; NaN where one of them is zero."""
+    norms, names = {name: float(grad.norm()) for name, grad in flat.items()}, list(flat)
+    cosines = {
+        f"{first} ~ {second}": float(torch.nn.functional.cosine_similarity(flat[first], flat[second], dim=0))
+        if norms[first] and norms[second]
+        else math.nan
+        for index, first in enumerate(names)
+        for second in names[index + 1 :]
+    }
+    return norms, cosines
 
 
 def _scaled(

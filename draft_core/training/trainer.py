@@ -5,7 +5,6 @@ Come here for what every method shares; what a method computes is in its learner
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,17 +15,25 @@ import torch
 
 from draft_core.adapters.adapter import Adapter
 from draft_core.adapters.lora_adapter import Lora
-from draft_core.errors import CheckpointError, DraftError, RewardError, one_line
+from draft_core.errors import CheckpointError, DraftError, RewardError, list_of_prompts, one_line
 from draft_core.learners.learner import ADAPTER, Learner, Loss
 from draft_core.rewards.objective import Objective
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.batches import Batches, images_per_prompt
 from draft_core.training.checkpoints import Checkpoint
 from draft_core.training.distributed import Processes
-from draft_core.training.learner_contract import checked, in_one_sentence, losses_of, name_of, remembered, snapshot
+from draft_core.training.learner_contract import (
+    checked,
+    in_one_sentence,
+    losses_of,
+    name_of,
+    remembered,
+    require_fit,
+    snapshot,
+)
 from draft_core.training.optimization import TrainedPart
 from draft_core.training.precision import autocast, needs_loss_scale
-from draft_core.training.scoring import Scoring, check_spread, reward_gradients
+from draft_core.training.scoring import Scoring, check_spread, norms_and_cosines, reward_gradients
 from draft_core.training.settings import RegularizerSettings, TrainSettings
 from draft_core.training.sharding import shard_denoisers
 from draft_core.training.step_report import StepReport, Tally
@@ -83,8 +90,9 @@ class Trainer:
         modules = learner.modules()
         self.processes = Processes(cpu=device == "cpu")
         self.device = self.processes.device
+        prompts = list_of_prompts(prompts, where="Trainer")
         copies = images_per_prompt(sampler.call_kwargs)
-        _check(sampler, learner, settings, regularizers)
+        require_fit(sampler, learner, settings, regularizers)
         check_spread(settings, copies, self.processes.world_size)
         # Not accelerate's own backward pass and optimiser: the shell's variables would change what they compute.
         self.autocast = partial(autocast, self.device, settings.mixed_precision)
@@ -112,7 +120,7 @@ class Trainer:
         }
         self.optimizer = self.parts[ADAPTER].optimizer
         self.batches = Batches(
-            prompts=list(prompts),
+            prompts=prompts,
             seed=settings.seed,
             batch_size=settings.batch_size,
             accumulation=settings.gradient_accumulation_steps,
@@ -275,15 +283,7 @@ class Trainer:
             flat = reward_gradients(
                 self.scoring, self.learner, self.sampler, self.batches, self.done, self.parameters, factor
             )
-        norms, names = {name: float(grad.norm()) for name, grad in flat.items()}, list(flat)
-        cosines = {
-            f"{first} ~ {second}": float(torch.nn.functional.cosine_similarity(flat[first], flat[second], dim=0))
-            if norms[first] and norms[second]
-            else math.nan
-            for index, first in enumerate(names)
-            for second in names[index + 1 :]
-        }
-        return norms, cosines
+        return norms_and_cosines(flat)
 
     # Checkpoints
 
@@ -352,18 +352,3 @@ class Trainer:
 def _tensors(modules: Mapping[str, torch.nn.Module]) -> Iterator[torch.Tensor]:
     for module in modules.values():
         yield from (*module.parameters(), *module.buffers())
-
-
-def _check(
-    sampler: DifferentiableSampler, learner: Learner, settings: TrainSettings, regularizers: RegularizerSettings
-) -> None:
-    if regularizers.kl and sampler.base_model is None:
-        raise DraftError("the sampler knows no base model to stay near to", where="kl", next="give it base_model")
-    if regularizers.kl and not learner.yields_divergence:
-        raise DraftError("the method yields no divergence to weigh", where="kl", next="leave it out, or use lora_norm")
-    if settings.normalize == "gradient" and not learner.needs_gradient:
-        raise DraftError(
-            "the method takes no gradient of the rewards", where="train.normalize", next="use scale, or none"
-        )
-    if ADAPTER in learner.modules():
-        raise DraftError(f"the method calls a module of its own {ADAPTER!r}", where="learner", next="rename it")
