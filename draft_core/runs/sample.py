@@ -78,6 +78,12 @@ def sample(
         require_finite(scale, where=f"scales {list(scales)}")
     if lora:
         lora_files(lora)
+        if not isinstance(pipeline, str) and is_adapted(pipeline):
+            raise DraftError(
+                "the pipeline carries a LoRA already",
+                where=f"sample: lora {lora}",
+                next="leave out `lora` to draw with that one, or take it off first, pipe.unload_lora_weights()",
+            )
     name = pipeline if isinstance(pipeline, str) else type(pipeline).__name__
     settings = _settings(name, lora, steps, guidance, catalog)
     sampler = _sampler(pipeline, settings.model, catalog)

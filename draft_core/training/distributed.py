@@ -63,12 +63,13 @@ class Processes:
         with self._connected():
             return cast(torch.Tensor, reduce(tensor, reduction="mean"))
 
-    def begin_equal(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Gives tensors, in place, the values that they have in the main process; each has the same ones, in order."""
+    def begin_equal(self, tensors: Iterable[torch.Tensor], modules: Iterable[torch.nn.Module]) -> None:
+        """Gives tensors and the weights of modules, in place, the values that they have in the main process."""
         if self.world_size == 1:
             return
         with self._connected():
-            for tensor in tensors:
+            held = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+            for tensor in (*tensors, *held):
                 broadcast(tensor.data)
 
     def on_main(self, work: Callable[[], T]) -> T:

@@ -112,7 +112,7 @@ class Trainer:
             ADAPTER: self.parameters,
             **{name: module.to(self.device).parameters() for name, module in modules.items()},
         }
-        self.processes.begin_equal([*self.parameters, *_tensors(modules)])
+        self.processes.begin_equal(self.parameters, modules.values())
         in_float16 = needs_loss_scale(settings.mixed_precision, [*sampler.pipe.components.values(), objective])
         self.parts = {
             name: TrainedPart(parameters, settings, self.processes, in_float16=in_float16)
@@ -333,7 +333,7 @@ class Trainer:
         try:
             self.adapter.load_state_dict(checkpoint.adapter)
             for name, part in self.parts.items():
-                part.load_optimizer(checkpoint.optimizers[name])
+                part.load_optimizer(snapshot(checkpoint.optimizers[name]))
                 part.loss_scale.restore(state["loss_scale"][name])
             for name, module in self.learner.modules().items():
                 module.load_state_dict(checkpoint.learner["modules"][name])
@@ -347,8 +347,3 @@ class Trainer:
             ) from error
         self.scoring.restore(scale)
         self.skipped, self.done = skipped, done
-
-
-def _tensors(modules: Mapping[str, torch.nn.Module]) -> Iterator[torch.Tensor]:
-    for module in modules.values():
-        yield from (*module.parameters(), *module.buffers())
