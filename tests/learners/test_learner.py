@@ -240,7 +240,7 @@ class Parts(Imitation):
         self.make = make
 
     def losses(self, batch: Batch, sampler: DifferentiableSampler, score: Score) -> Any:
-        return self.make(self, trainable(sampler.pipe), score)
+        return self.make(self, list(trainable(sampler.pipe)), score)
 
 
 def total(weights: Any) -> torch.Tensor:
