@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 __all__ = [
     "CheckpointError",
@@ -93,6 +93,22 @@ def require_finite(number: float, *, where: str) -> None:
     """
     if not math.isfinite(number):
         raise DraftError(f"{number} is not a finite number", where=where, next="give one, such as 0.5")
+
+
+def list_of_prompts(prompts: Iterable[str], *, where: str) -> list[str]:
+    """Prompts as a list.
+
+    Raises:
+        DraftError: if it is one text, which would be taken letter by letter, if one is no text, or if there is none.
+    """
+    if isinstance(prompts, str):
+        raise DraftError(f"the prompts are one text, {prompts!r}", where=where, next="give a list of them")
+    found = list(prompts)
+    if not found:
+        raise DraftError("there are no prompts", where=where, next="give at least one")
+    if (other := next((prompt for prompt in found if not isinstance(prompt, str)), None)) is not None:
+        raise DraftError(f"{other!r} among the prompts is no text", where=where, next="give texts")
+    return found
 
 
 def one_line(error: BaseException) -> str:

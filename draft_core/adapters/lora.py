@@ -116,8 +116,12 @@ def _weights(layer: Any) -> Iterator[torch.nn.Parameter]:
 
 @contextmanager
 def adapters_off(pipe: Any) -> Iterator[None]:
-    """The base model inside, without a second copy of it and in every component; the tuned one afterwards."""
-    layers = [layer for component in _adapted_components(pipe) for layer in _adapted_layers(component)]
+    """The base model inside, without a second copy of it and in every component; afterwards what was before.
+
+    It nests: what is off already stays off.
+    """
+    adapted = [layer for component in _adapted_components(pipe) for layer in _adapted_layers(component)]
+    layers = [layer for layer in adapted if not layer.disable_adapters]
     weights = [(weight, weight.requires_grad) for layer in layers for weight in layer.parameters()]
     for layer in layers:
         layer.enable_adapters(False)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from draft_core.errors import SamplerError
+from draft_core.errors import DraftError, SamplerError, list_of_prompts
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import Objective
 from draft_core.sampling.pipelines import IMAGE_COUNTS, has_float16, networks
@@ -78,9 +78,13 @@ def evaluate(
         images (P S, 3, H, W) in [0, 1] on the CPU, and scores (P S,) before weights.
 
     Raises:
+        DraftError: if `prompts` is one text, or there are no prompts or no seeds.
         RewardError: if a reward fails or breaks its contract.
         SamplerError: if the pipeline cannot be called so; as `NotFiniteError`, if an image is not finite.
     """
+    prompts = list_of_prompts(prompts, where="evaluate")
+    if not seeds:
+        raise DraftError("there are no seeds", where="evaluate", next="give at least one")
     sampler = one_image_each(sampler)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     rank, world_size = share

@@ -66,7 +66,7 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Prompt
     return Trainer(
         sampler,
         objective,
-        build_learner(recipe.method, catalog),
+        build_learner(recipe.method, catalog, seed=recipe.train.seed),
         prompts.prompts,
         recipe.train,
         regularizers=recipe.regularizers,
@@ -145,8 +145,8 @@ def _refuse_twice(model: ModelConfig) -> None:
             )
 
 
-def build_learner(config: MethodConfig, catalog: Catalog) -> Learner:
-    """What the method's factory makes of its config.
+def build_learner(config: MethodConfig, catalog: Catalog, *, seed: int = 0) -> Learner:
+    """What the method's factory makes of its config, its random weights drawn by torch from `seed`.
 
     Raises:
         PluginError: if the factory raises anything but a `DraftError`, or makes no learner, or one that contradicts
@@ -154,7 +154,9 @@ def build_learner(config: MethodConfig, catalog: Catalog) -> Learner:
     """
     entry = catalog.method(config.kind)
     where = f"method {config.kind!r} of {entry.distribution}"
-    learner = made_by_plugin(entry.spec.load(), config, where)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        learner = made_by_plugin(entry.spec.load(), config, where)
     if missing := [name for name in LEARNER_MEMBERS if not hasattr(learner, name)]:
         raise PluginError(
             f"its factory made {type(learner).__name__}, which has no {missing[0]}", where=where, next="tell its author"

@@ -53,10 +53,15 @@ class Continuation:
     notes: tuple[str, ...] = ()
 
 
-def continuation(resolved: ResolvedRecipe, *, resume: bool, overwrite: bool, force: bool) -> Continuation:
+def continuation(
+    resolved: ResolvedRecipe, *, resume: bool, overwrite: bool, force: bool, is_locked: bool = False
+) -> Continuation:
     """Whether there is a run in the output folder that this one goes on with, and how.
 
     A run that has saved nothing yet is none to go on with: another recipe may take its place.
+
+    Arguments:
+        is_locked: whether this run holds the folder's lock already.
 
     Raises:
         DraftError: if the folder is not for this run.
@@ -65,7 +70,8 @@ def continuation(resolved: ResolvedRecipe, *, resume: bool, overwrite: bool, for
     where = f"output {folder}"
     if folder.is_file():
         raise RecipeError("it is a file", where=where, next="name a folder")
-    require_unlocked(folder)  # asked now, before a model is loaded
+    if not is_locked:
+        require_unlocked(folder)  # asked now, before a model is loaded
     _require_writable(folder, where)
     if not (folder.is_dir() and any(is_run_file(item) for item in folder.iterdir())):
         if resume:

@@ -13,7 +13,7 @@ import torch
 
 from draft_core.adapters.files import load_lora, lora_files, run_around
 from draft_core.adapters.lora import adapters_scaled, is_adapted
-from draft_core.errors import DraftError, RecipeError, require_finite
+from draft_core.errors import DraftError, RecipeError, list_of_prompts, require_finite
 from draft_core.evaluation.evaluate import evaluate
 from draft_core.recipe.messages import validate
 from draft_core.recipe.schema import ModelConfig
@@ -36,7 +36,7 @@ def sample(
     pipeline: Any,
     prompts: Sequence[str],
     *,
-    lora: Path | None = None,
+    lora: Path | str | None = None,
     scales: Sequence[float] = (1.0,),
     images_per_prompt: int = 4,
     steps: int | None = None,
@@ -66,12 +66,23 @@ def sample(
         DraftError: if the LoRA cannot be loaded into it, or there is none to scale.
     """
     catalog = catalog if catalog is not None else load_catalog()
-    if not prompts:
-        raise DraftError("there are no prompts", where="sample", next="give at least one")
+    prompts = list_of_prompts(prompts, where="sample")
+    lora = Path(lora) if lora is not None else None
+    if not scales:
+        raise DraftError("there are no scales", where="sample", next="give at least one, such as 1.0")
+    for count, name in ((images_per_prompt, "images_per_prompt"), (1 if steps is None else steps, "steps")):
+        if count < 1:
+            raise DraftError(f"{count} is not a number from 1 on", where=f"sample: {name}", next="give one")
     for scale in scales:
         require_finite(scale, where=f"scales {list(scales)}")
     if lora:
         lora_files(lora)
+        if not isinstance(pipeline, str) and is_adapted(pipeline):
+            raise DraftError(
+                "the pipeline carries a LoRA already",
+                where=f"sample: lora {lora}",
+                next="leave out `lora` to draw with that one, or take it off first, pipe.unload_lora_weights()",
+            )
     name = pipeline if isinstance(pipeline, str) else type(pipeline).__name__
     settings = _settings(name, lora, steps, guidance, catalog)
     sampler = _sampler(pipeline, settings.model, catalog)

@@ -13,7 +13,15 @@ from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 from peft.tuners.lora import LoraLayer
 
 from draft_core.adapters.files import load_lora, loading_lines
-from draft_core.adapters.lora import ATTENTION, adapter_names, add_lora, default_targets, lora_state, trainable
+from draft_core.adapters.lora import (
+    ATTENTION,
+    adapter_names,
+    adapters_off,
+    add_lora,
+    default_targets,
+    lora_state,
+    trainable,
+)
 from draft_core.adapters.lora_adapter import Lora
 from draft_core.adapters.round_trip import unreadable
 from draft_core.errors import CheckpointError, DraftError
@@ -248,3 +256,15 @@ def test_a_lora_of_another_model_is_refused(tmp_path: Path) -> None:
     lora.save(tmp_path)
     with pytest.raises(CheckpointError, match="it is of another model than this StableDiffusionPipeline; give its own"):
         Lora(tiny_pipe(), rank=2, init=tmp_path).attach()
+
+
+def test_the_base_model_nests() -> None:
+    pipe = tiny_pipe()
+    add_lora(pipe, rank=2)
+    layers = [layer for layer in pipe.unet.modules() if isinstance(layer, LoraLayer)]
+    with adapters_off(pipe):
+        with adapters_off(pipe):
+            pass
+        assert all(layer.disable_adapters for layer in layers)
+    assert not any(layer.disable_adapters for layer in layers)
+    assert list(trainable(pipe))

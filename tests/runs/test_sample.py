@@ -163,3 +163,18 @@ def test_a_runs_recipe_that_cannot_be_read_is_named(catalog: Any, tmp_path: Path
 def test_settings_that_mean_nothing_are_refused(catalog: Any, tmp_path: Path, how: dict[str, Any]) -> None:
     with pytest.raises(DraftError, match=r"input should be greater than|is not a finite number"):
         draft_core.sample("tiny", ["a"], catalog=catalog, **how)
+
+
+def test_wrong_arguments_and_a_second_lora_are_refused_in_one_sentence(catalog: Any, tmp_path: Path) -> None:
+    with pytest.raises(DraftError, match="sample: the prompts are one text, 'cat'; give a list of them"):
+        draft_core.sample("tiny", "cat", catalog=catalog)
+    with pytest.raises(DraftError, match="sample: there are no scales"):
+        draft_core.sample("tiny", ["a"], scales=(), catalog=catalog)
+    with pytest.raises(DraftError, match="sample: steps: 0 is not a number from 1 on"):
+        draft_core.sample("tiny", ["a"], steps=0, catalog=catalog)
+    pipe, lora = draft_core.load_pipeline("tiny", catalog=catalog), str(saved_lora(tmp_path / "lora"))
+    how: dict[str, Any] = {"images_per_prompt": 1, "steps": 2, "catalog": catalog}
+    first = draft_core.sample(pipe, ["a"], lora=lora, **how)
+    with pytest.raises(DraftError, match="the pipeline carries a LoRA already; leave out `lora`"):
+        draft_core.sample(pipe, ["a"], lora=lora, **how)
+    assert torch.equal(draft_core.sample(pipe, ["a"], **how), first)
