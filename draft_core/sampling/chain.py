@@ -14,7 +14,7 @@ from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.noise_levels import check_told, posterior_mean
 from draft_core.sampling.pipeline_call import Forward, PipelineCall, Settings, length
 from draft_core.sampling.randomness import Generator, noted, state_of
-from draft_core.sampling.rollout import Origin, StepRecord, StepStart
+from draft_core.sampling.rollout import Origin, StepRecord, StepStart, identity
 
 PROBE_PROMPT = "a photograph"
 
@@ -28,6 +28,7 @@ class PlannedRun:
         self.plan = plan
         self.number = 0  # of the step under way
         self.noise_state = state_of(generator)
+        self.made_by = identity(sampler)
         self.encoded: list[Any] = []  # what the encoders returned, call by call
         self.blanks: dict[Any, Any] = {}
         self.before: tuple[list[seams.State] | None, Any] = (
@@ -71,6 +72,7 @@ class PlannedRun:
             starts=self.starts,
             encoded=self.encoded,
             blanks=self.blanks,
+            made_by=self.made_by,
         )
 
     def records(self) -> bool:
@@ -144,6 +146,7 @@ class ShortRun:
         self.pipe = sampler.pipe
         self.plan = plan
         self.noise_state = state_of(generator)
+        self.made_by = identity(sampler)
         self.encoded: list[Any] = []
         self.blanks: dict[Any, Any] = {}
         self.latents: torch.Tensor  # after the last step so far
@@ -181,6 +184,7 @@ class ShortRun:
             starts={whole.start.number: whole.start},
             encoded=self.encoded,
             blanks=self.blanks,
+            made_by=self.made_by,
         )
 
     def records(self) -> bool:

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 
 from draft_core.errors import SamplerError
+from draft_core.sampling.randomness import drawn_by
 from draft_core.sampling.seams import StepCall, first_of, restore_scheduler, scheduler_state
 
 # Families whose prediction is the flow's velocity, noise - x0, say it by these names or by having `scale_noise`.
@@ -201,7 +201,7 @@ def step_gaussian(scheduler: Any, call: StepCall) -> Gaussian:
 
 @contextmanager
 def _noise_of(module: Any, value: float) -> Iterator[None]:
-    """Every draw of normal noise in a scheduler's module gives this value."""
+    """Every draw of normal noise in a scheduler's module gives this value, to the calling thread."""
 
     def drawn(shape: Any, *args: Any, dtype: Any = None, device: Any = None, **kwargs: Any) -> torch.Tensor:
         return torch.full(tuple(shape), value, dtype=dtype, device=device)
@@ -214,9 +214,9 @@ def _noise_of(module: Any, value: float) -> Iterator[None]:
 
     with ExitStack() as stack:
         if hasattr(module, "randn_tensor"):
-            stack.enter_context(mock.patch.object(module, "randn_tensor", drawn))
-        stack.enter_context(mock.patch.object(torch, "randn_like", drawn_like))
-        stack.enter_context(mock.patch.object(torch, "randn", drawn_sizes))
+            stack.enter_context(drawn_by(module, "randn_tensor", lambda _: drawn))
+        stack.enter_context(drawn_by(torch, "randn_like", lambda _: drawn_like))
+        stack.enter_context(drawn_by(torch, "randn", lambda _: drawn_sizes))
         yield
 
 

@@ -10,6 +10,7 @@ import copy
 import enum
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +68,45 @@ def replaced(owner: Any, name: str, wrapper: Wrapper) -> Iterator[Replacement]:
             setattr(owner, name, replacement.original)
         else:
             delattr(owner, name)
+
+
+_guard = threading.Lock()
+_in_use: dict[int, tuple[int, bool]] = {}  # id of an object -> the thread that uses it, and whether a call may follow
+
+
+@contextmanager
+def in_use(pipe: Any, parts: Sequence[Any], *, before_call: bool = False) -> Iterator[None]:
+    """This thread alone uses the parts of a pipeline inside the context.
+
+    Arguments:
+        before_call: it only looks at the parts, or prepares them, so that a call of the pipeline may follow inside.
+
+    Raises:
+        SamplerError: if another thread uses one of them, or this one is in the midst of a call.
+    """
+    thread = threading.get_ident()
+    with _guard:
+        before = {id(part): _in_use.get(id(part)) for part in parts}
+        for holder, may_call in [held for held in before.values() if held is not None]:
+            if holder != thread:
+                problem = "another thread samples with it, or with a part of it, at this moment"
+                advice = "give each thread a pipeline of its own, or sample in turn"
+            elif not may_call:
+                problem = "it is in the midst of a call, and cannot be called inside that (in a visit, say)"
+                advice = "keep what the visit needs, and sample after the replay"
+            else:
+                continue
+            raise SamplerError(problem, where=type(pipe).__name__, next=advice)
+        _in_use.update(dict.fromkeys(before, (thread, before_call)))
+    try:
+        yield
+    finally:
+        with _guard:
+            for key, held in before.items():
+                if held is None:
+                    del _in_use[key]
+                else:
+                    _in_use[key] = held
 
 
 @contextmanager
