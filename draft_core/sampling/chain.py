@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, final
 
 import torch
 
@@ -19,6 +19,7 @@ from draft_core.sampling.rollout import Origin, StepRecord, StepStart, identity
 PROBE_PROMPT = "a photograph"
 
 
+@final
 class PlannedRun:
     """The chain as a plan describes it, or as much of it as the plan runs; steers one `PipelineCall`."""
 
@@ -138,6 +139,7 @@ class PlannedRun:
         return self.number > self.plan.last
 
 
+@final
 class ShortRun:
     """A chain without gradient and without decoding, on a schedule of fewer steps: a cheap x0 to re-noise."""
 
@@ -219,6 +221,7 @@ class ShortRun:
         return self.encoded[-1]
 
 
+@final
 class DryRun:
     """The steps alone: each network is called once for the shape of its output, and gives zeros from then on.
 

@@ -151,14 +151,14 @@ class StepCall:
         model_output: the denoiser's prediction, after guidance.
         timestep: as the pipeline gave it.
         sample: the latents before the step.
-        run: the scheduler's own step with the same arguments.
+        run: the scheduler's own step with the same arguments, or with those that are given by name.
         told: what else the step is told that may change what prediction and latents mean, by name.
     """
 
     model_output: torch.Tensor
     timestep: Any
     sample: torch.Tensor
-    run: Callable[[], Any]
+    run: Callable[..., Any]
     told: tuple[str, ...] = ()
 
 
@@ -173,12 +173,18 @@ PLAIN_ARGUMENTS = (
 
 def step_call(step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
     """The call `step(*args, **kwargs)`, its arguments found by name: schedulers differ in their order."""
-    given = inspect.signature(step).bind(*args, **kwargs).arguments
+    bound = inspect.signature(step).bind(*args, **kwargs)
+    given = bound.arguments
     plain = (*STEP_ARGUMENTS, *PLAIN_ARGUMENTS)
     told = tuple(
         name for name, value in given.items() if name not in plain and value is not None and value is not False
     )
-    return StepCall(**{name: given[name] for name in STEP_ARGUMENTS}, run=lambda: step(*args, **kwargs), told=told)
+
+    def run(**other: Any) -> Any:
+        changed = inspect.BoundArguments(bound.signature, {**given, **other})
+        return step(*changed.args, **changed.kwargs)
+
+    return StepCall(**{name: given[name] for name in STEP_ARGUMENTS}, run=run, told=told)
 
 
 def first_of(output: Any, field: str) -> Any:
