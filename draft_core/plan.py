@@ -134,7 +134,7 @@ class Renoising:
 
 
 def _check_whole(where: str, number: Any) -> None:
-    if not isinstance(number, Integral) or isinstance(number, bool):
+    if isinstance(number, bool) or not isinstance(number, Integral):
         raise SamplerError(f"{number!r} is not a whole number", where=where, next="give a whole number")
 
 

@@ -102,7 +102,7 @@ def run_recipe(
         tightness = require_room(trainer)
         watch, objective = resolved.evaluation, trainer.objective
         trained = {name: weight for name, weight in objective.weights.items() if weight}  # 0 trains on nothing
-        rule = CollapseRule(trained, watch.tolerance, watch.on_collapse, objective.caps)
+        rule = CollapseRule(trained or objective.weights, watch.tolerance, watch.on_collapse, objective.caps)
         processes.gather(None)  # only now, when every process has come so far
         folder = RunFolder(recipe, processes)
         with folder.locked():
