@@ -73,6 +73,7 @@ def load_lora(pipe: Any, path: Path, *, scale: float = 1.0) -> None:
     """Loads a LoRA that `save_lora`, or any trainer that diffusers knows, wrote.
 
     Arguments:
+        pipe: a diffusers pipeline of the model that the LoRA was made for.
         path: of a file, of the folder of a LoRA, or of a run.
         scale: factor of the adapter's contribution; 0 is the base model, 1 what was trained.
 

@@ -51,7 +51,7 @@ def list_rewards(ctx: typer.Context) -> None:
         weights = f"weights {spec.weights_license}" if spec.weights_license else "no weights"
         facts = [str(entry.distribution), f"code {spec.code_license}", weights]
         if not spec.differentiable:
-            facts.append("measures only")
+            facts.append("metric only")
         table.add_row(kind, f"{escape(spec.summary)}\n[dim]{escape(', '.join(facts))}[/]")
     out.print(table)
     print_problems(catalog)

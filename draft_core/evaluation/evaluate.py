@@ -66,8 +66,8 @@ def evaluate(
         sampler: of the pipeline, with or without a LoRA.
         rewards: what scores the images; `Objective({})` for images without scores.
         prompts: P prompts, at least one.
-        seeds: S seeds, at least one.
-        batch_size: images made in one call of the pipeline.
+        seeds: S seeds, at least one, whole numbers from 0 to 2^64 - 1.
+        batch_size: images made in one call of the pipeline, 1 or more.
         autocast: makes the precision context that each call runs in.
         progress: called with how many images are done, and of how many.
         share: (rank, world size) of this process: it makes every `world size`-th image, from number `rank` on; all
@@ -75,7 +75,8 @@ def evaluate(
         gather: gives what each process made, by rank.
 
     Returns:
-        images (P S, 3, H, W) in [0, 1] on the CPU, and scores (P S,) before weights.
+        images (P S, 3, H, W) in [0, 1] on the CPU, of each prompt all seeds in turn; and scores, float32 (P S,), in the
+        units of their rewards, before weights.
 
     Raises:
         DraftError: if `prompts` is one text, or there are no prompts or no seeds.

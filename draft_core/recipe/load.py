@@ -136,7 +136,7 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
 
 
 def _check_plan(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
-    """That the method has a plan for so many sampler steps, or for as many as a scheduler may make of them."""
+    """That the method has a plan for this number of steps, or for the number that a scheduler may make of it."""
     if not isinstance(recipe.method, DirectConfig):
         return
     steps = recipe.model.num_inference_steps
@@ -161,7 +161,7 @@ def _most_steps(inference_steps: int) -> int:
 
 
 def _refusal(method: DirectConfig, steps: int) -> RecipeError | None:
-    """Why the method has no plan for so many steps."""
+    """Why the method has no plan for this number of steps."""
     try:
         method.plan(steps, Random(0))
     except RecipeError as error:

@@ -101,7 +101,8 @@ def run_recipe(
         rewards = build_objective(recipe.metrics, catalog, beside=trainer.objective).to(trainer.device)
         tightness = require_room(trainer)
         watch, objective = resolved.evaluation, trainer.objective
-        rule = CollapseRule(objective.weights, watch.tolerance, watch.on_collapse, objective.caps)
+        trained = {name: weight for name, weight in objective.weights.items() if weight}  # 0 trains on nothing
+        rule = CollapseRule(trained or objective.weights, watch.tolerance, watch.on_collapse, objective.caps)
         processes.gather(None)  # only now, when every process has come so far
         folder = RunFolder(recipe, processes)
         with folder.locked():

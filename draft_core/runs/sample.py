@@ -54,9 +54,9 @@ def sample(
         pipeline: a diffusers pipeline, or what `load_pipeline` takes: an alias, a folder, a hub name.
         prompts: the texts themselves, at least one.
         lora: the folder of a run or of a LoRA, or a file; it stays loaded in a pipeline that was given.
-        scales: factors of the LoRA; 0 is the base model, 1 what was trained.
-        images_per_prompt: S, from the seeds `seed`, `seed + 1`, ...
-        steps: of the sampler; if left out as in the run of the LoRA, else the alias' own number, else 50.
+        scales: F finite factors of the LoRA; 0 is the base model, 1 what was trained.
+        images_per_prompt: S, 1 or more, from the seeds `seed`, `seed + 1`, ...
+        steps: of the sampler, 1 or more; if left out as in the run of the LoRA, else the alias' own number, else 50.
         guidance: scale of the guidance; if left out likewise, at last the pipeline's default.
         catalog: what is installed; loaded if left out.
         progress: called with a stage, how many images are done, of how many, and a note.

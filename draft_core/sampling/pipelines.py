@@ -84,6 +84,13 @@ def remembering(pipe: Any) -> list[Any]:
     return [pipe.scheduler, *guiders(pipe).values()]
 
 
+def steered(pipe: Any) -> list[Any]:
+    """The pipeline and the parts of it whose methods a steered call replaces: one call at a time may do so."""
+    networks = [find_denoisers(pipe), modules_named(pipe, "controlnet"), modules_named(pipe, "encoder")]
+    parts = [part for named in networks for part in named.values()]
+    return [part for part in (pipe, pipe.scheduler, getattr(pipe, "vae", None), *parts) if part is not None]
+
+
 def call_inputs(pipe: Any) -> list[str]:
     """The keywords that the pipeline's call takes.
 

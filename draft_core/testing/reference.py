@@ -101,7 +101,8 @@ def compare_kind(kind: str, fields: Mapping[str, Any], *, catalog: Catalog | Non
         kind: as `draft rewards` lists it.
         fields: name -> value, of its config.
         catalog: None takes what is installed.
-        options: what `compare_with_reference` takes besides the reward.
+        options: keywords of `compare_with_reference`: `sizes` (height, width) in pixels, `count` of images of
+            each size, `images` (N, 3, H, W) in [0, 1], and `progress`.
 
     Raises:
         DraftError: if it cannot be built, or like `compare_with_reference`.

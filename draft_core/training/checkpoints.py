@@ -61,6 +61,8 @@ def save_checkpoint(trainer: Resumable, folder: Path, **remembered: Any) -> Path
     """Writes `folder` with everything that `load_checkpoint` needs, whole or not at all; returns it.
 
     Arguments:
+        trainer: between two updates.
+        folder: replaced if it is there; its parents are made.
         remembered: further numbers and texts, for whoever reads the checkpoint.
     """
     checkpoint = trainer.state()
@@ -69,6 +71,10 @@ def save_checkpoint(trainer: Resumable, folder: Path, **remembered: Any) -> Path
 
 def load_checkpoint(trainer: Resumable, folder: Path) -> Mapping[str, Any]:
     """Continues from a folder that `save_checkpoint` wrote; returns its numbers and texts.
+
+    Arguments:
+        trainer: made from the same settings, with the same adapter and learner.
+        folder: of the checkpoint.
 
     Raises:
         CheckpointError: if it is missing, torn, or belongs to a run with another seed, adapter or method.

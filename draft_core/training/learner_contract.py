@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from draft_core.errors import DraftError, one_line, raised_at
+from draft_core.errors import DraftError, raised
 from draft_core.learners.learner import ADAPTER, Learner, Loss
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.distributed import is_loss_of_another
@@ -39,7 +39,7 @@ def in_one_sentence(learner: Learner, what: str) -> Iterator[None]:
         if is_want_of_memory(error) or (isinstance(error, RuntimeError) and is_loss_of_another(error)):
             raise
         raise DraftError(
-            f"its {what} raised {type(error).__name__}: {one_line(error)}{raised_at(error)}",
+            f"its {what} raised {raised(error)}",
             where=f"method {type(learner).__name__}",
             next=AUTHOR,
         ) from error

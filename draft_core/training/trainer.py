@@ -15,7 +15,7 @@ import torch
 
 from draft_core.adapters.adapter import Adapter
 from draft_core.adapters.lora_adapter import Lora
-from draft_core.errors import CheckpointError, DraftError, RewardError, list_of_prompts, one_line
+from draft_core.errors import CheckpointError, DraftError, RewardError, list_of_prompts, with_type
 from draft_core.learners.learner import ADAPTER, Learner, Loss
 from draft_core.rewards.objective import Objective
 from draft_core.sampling.pipelines import networks
@@ -344,7 +344,7 @@ class Trainer:
             raise
         except Exception as error:  # torch's, or the learner's own
             raise CheckpointError(
-                f"it does not fit ({type(error).__name__}: {one_line(error)})", next="start anew with --overwrite"
+                f"it does not fit ({with_type(error)})", next="start anew with --overwrite"
             ) from error
         self.scoring.restore(scale)
         self.skipped, self.done = skipped, done
