@@ -146,7 +146,11 @@ def compare_with_reference(
     sizes = tuple(dict.fromkeys((native, *SIZES))) if sizes is None else tuple(sizes)
     refuse_single_image(images)
     cases: list[tuple[str, Sequence[torch.Tensor], Sequence[str]]] = [
-        (f"{height} x {width}", list(seeded_images(subject, count, height, width)[:, None]), subject.prompts[:1] * count)
+        (
+            f"{height} x {width}",
+            list(seeded_images(subject, count, height, width)[:, None]),
+            subject.prompts[:1] * count,
+        )
         for height, width in sizes
     ]
     if spec.needs_prompt:

@@ -118,6 +118,7 @@ def draft_register_pretrained() -> Iterable[PretrainedSpec]:
             prompts={
                 "emoji-train": FOLDER / "prompts" / "emoji-train.txt",
                 "emoji-heldout": FOLDER / "prompts" / "emoji-heldout.txt",
+                "emoji-hard": FOLDER / "prompts" / "emoji-hard.txt",
             },
         )
     ]
