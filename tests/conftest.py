@@ -54,6 +54,8 @@ SLOW = (
     "tests/sampling/test_recomputation.py::test_every_family_has_the_same_images_and_gradient",
     "tests/testing/test_contract.py::test_a_naming_module_that_imports_torch_is_caught",
     "tests/testing/test_reference.py",
+    "tests/tracking/test_trackers.py::test_wandb_offline_holds_curves_and_images_under_one_id",
+    "tests/tracking/test_trackers.py::test_trackio_on_this_machine_holds_curves_and_images_in_one_run",
     "tests/training/test_distributed.py",
     "tests/training/test_precision.py::test_the_embedded_model_in_float16_has_the_gradient_of_float32",
     "tests/training/test_trainer.py::test_a_torn_checkpoint_is_refused",
