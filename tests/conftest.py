@@ -31,6 +31,7 @@ SLOW = (
     "tests/cli/test_demo.py",
     "tests/cli/test_fuzz.py",
     "tests/cli/test_runs.py",
+    "tests/cost/test_card.py::test_the_recipe_for_sdxl_passes_on_a_card_of_24_gb_and_flux_does_not",
     "tests/cost/test_forecast.py",
     "tests/cost/test_scale.py",
     "tests/project/test_benchmarks.py",

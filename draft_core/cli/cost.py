@@ -23,13 +23,23 @@ def cost(
     recipe: Annotated[Path, typer.Argument(help="A recipe, YAML; `draft schema` describes its fields.")],
     overrides: Overrides = [],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    card: Annotated[
+        str | None,
+        typer.Option("--card", help="Predict the memory on a card of this size, such as 24GB; loads no weights."),
+    ] = None,
 ) -> None:
     """Predict the memory and the seconds of an update, from the plan and a few network calls on this machine.
 
     The model and the rewards are loaded, nothing is trained or written.
 
+    With --card the pipeline is built from its published config on torch's meta device, which takes no memory and no
+    download: for models that are known by their name on the hub.
+
     Example: draft cost recipes/jpeg.yaml --set train.batch_size=32
     """
+    if card is not None:
+        _cost_of_card(recipe, overrides, card, as_json=as_json)
+        return
     with prints_aside(as_json):
         found, cheaper, room = _forecast(recipe, overrides)
     if as_json:
@@ -37,6 +47,24 @@ def cost(
         return
     _print_time(found)
     _print_memory(found, cheaper, room)
+
+
+def _cost_of_card(path: Path, overrides: list[str], card: str, *, as_json: bool) -> None:
+    from draft_core.cli.card import card_size, print_prediction, update_of
+    from draft_core.recipe.load import load_recipe
+
+    size = card_size(card, where="--card")
+    with prints_aside(as_json):
+        update = update_of(load_recipe(path, overrides, catalog=load_catalog()))
+
+        from draft_core.cost.card import predict, usable
+
+        quiet_libraries()
+        found = predict(update)
+    if as_json:
+        print_json({**found.as_dict(), "room": usable(size)})
+    else:
+        print_prediction(found, size)
 
 
 def _forecast(recipe: Path, overrides: list[str]) -> tuple[Forecast, dict[str, int], int | None]:

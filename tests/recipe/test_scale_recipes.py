@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,8 @@ from peft.tuners.lora import LoraLayer
 
 from draft_core import DifferentiableSampler, Objective, Trainer, load_catalog, load_recipe
 from draft_core.adapters.lora import ATTENTION, adapters_off, add_lora, trainable
+from draft_core.cost.meta_device import build_network
+from draft_core.cost.published import MODELS
 from draft_core.learners.direct import DirectLearner
 from draft_core.recipe.resolve import resolve_prompts
 from draft_core.sampling.pipelines import find_denoiser
@@ -36,13 +37,6 @@ FULL_SIZE = {
 }
 
 
-@pytest.fixture(scope="module")
-def full_size() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "benchmarks")
-        return importlib.import_module("full_size")
-
-
 def recipe_of(name: str) -> Any:
     catalog = load_catalog()
     if missing := {"draft-reward-hpsv2", "draft-reward-pickscore"} - catalog.versions().keys():
@@ -50,15 +44,15 @@ def recipe_of(name: str) -> Any:
     return load_recipe(ROOT / "recipes" / f"{name}.yaml", catalog=catalog)
 
 
-def model_of(name: str, full_size: Any) -> Any:
+def model_of(name: str) -> Any:
     """The model whose hub name the recipe gives; its networks are those that `test_scale.py` counts."""
-    return next(model for model in full_size.MODELS.values() if model.hub == recipe_of(name).model.pretrained)
+    return next(model for model in MODELS.values() if model.hub == recipe_of(name).model.pretrained)
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
-def test_the_call_is_one_that_the_pipeline_takes(name: str, full_size: Any) -> None:
+def test_the_call_is_one_that_the_pipeline_takes(name: str) -> None:
     recipe = recipe_of(name)
-    call = inspect.signature(inspect.unwrap(getattr(diffusers, model_of(name, full_size).pipeline).__call__))
+    call = inspect.signature(inspect.unwrap(getattr(diffusers, model_of(name).pipeline).__call__))
     assert {*recipe.model.call, "guidance_scale"} <= call.parameters.keys()
 
 
@@ -72,10 +66,10 @@ def test_what_is_measured_is_not_trained_and_prompts_are_enough(name: str) -> No
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
-def test_the_lora_finds_every_attention_of_the_full_size_denoiser(name: str, full_size: Any) -> None:
-    model, lora = model_of(name, full_size), recipe_of(name).model.lora
+def test_the_lora_finds_every_attention_of_the_full_size_denoiser(name: str) -> None:
+    model, lora = model_of(name), recipe_of(name).model.lora
     attribute, network = next(iter(model.networks.items()))
-    denoiser = network.build(torch.bfloat16)
+    denoiser = build_network(network, torch.bfloat16)
     pipe = SimpleNamespace(components={attribute: denoiser}, **{attribute: denoiser})
     add_lora(pipe, rank=lora.rank, alpha=lora.alpha)
     adapted = [part for part, layer in find_denoiser(pipe)[1].named_modules() if isinstance(layer, LoraLayer)]
