@@ -13,10 +13,12 @@ from draft_core.cli.terminal import Overrides, out, print_json, prints_aside, qu
 from draft_core.registry.catalog import load_catalog
 
 if TYPE_CHECKING:
+    from draft_core.cost.card import Prediction
     from draft_core.cost.forecast import Forecast
 
 
 MEGABYTE = 1e6
+GIB = 2**30
 
 
 def cost(
@@ -50,7 +52,7 @@ def cost(
 
 
 def _cost_of_card(path: Path, overrides: list[str], card: str, *, as_json: bool) -> None:
-    from draft_core.cli.card import card_size, print_prediction, update_of
+    from draft_core.proposals.card import card_size, update_of
     from draft_core.recipe.load import load_recipe
 
     size = card_size(card, where="--card")
@@ -128,3 +130,34 @@ def _print_memory(found: Forecast, cheaper: dict[str, int], room: int | None) ->
 
 def _others(found: Forecast) -> int:
     return sum(found.memory.weights.values()) + found.memory.activations
+
+
+def print_prediction(prediction: Prediction, card: float) -> None:
+    """The parts of a prediction, and whether they fit."""
+    from draft_core.cost.card import usable
+
+    memory, room = prediction.memory, usable(card)
+    table = Table("what", "GiB", title=f"Memory of an update, predicted for a card of {card:g} GB")
+    table.columns[1].justify = "right"
+    for name, count in memory.weights.items():
+        table.add_row(f"weights: {escape(name)}", _gib(count))
+    table.add_row("LoRA, its gradient and AdamW's moments", _gib(memory.lora + memory.gradient + memory.optimizer))
+    table.add_row("activations of an update", _gib(memory.activations))
+    table.add_row("allowance for CUDA and fragments", _gib(prediction.allowance))
+    table.add_row("[bold]total[/]", _gib(memory.total + prediction.allowance))
+    table.add_row("when the run begins, with all text encoders", _gib(prediction.start))
+    table.add_row("what a program has of the card", _gib(room))
+    out.print(table)
+    for kind in prediction.uncounted:
+        out.print(f"not counted: reward {escape(kind)}, whose size is not known here", highlight=False)
+    fits = "It fits." if prediction.total <= room else "[bold yellow]It does not fit.[/]"
+    out.print(
+        f"{fits} Predicted from the published configs, without weights and without a GPU; `draft cost` on the machine "
+        "itself measures it, and the seconds too.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _gib(count: float) -> str:
+    return f"{count / GIB:.1f}"

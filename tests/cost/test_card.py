@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from draft_core import load_catalog, load_recipe
 from draft_core.cli import app as cli
-from draft_core.cli.card import card_size, update_of
 from draft_core.cost.card import CONTEXT, FRAGMENTS, GIB, Prediction, Update, predict, published_model, usable
 from draft_core.cost.forecast import Memory
 from draft_core.cost.published import MODELS
 from draft_core.errors import RecipeError
+from draft_core.proposals.card import card_size, update_of
 
 ROOT = Path(__file__).parents[2]
 MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"

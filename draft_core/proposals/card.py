@@ -1,4 +1,4 @@
-"""What an update of a recipe takes on a card that is not here, for `draft cost --card` and `draft init`."""
+"""What decides the memory of a recipe's update, for the prediction on a card that is not here."""
 
 from __future__ import annotations
 
@@ -6,19 +6,13 @@ import re
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-from rich.table import Table
-
-from draft_core.cli.terminal import out
 from draft_core.errors import RecipeError
 from draft_core.recipe.schema import RecipeBase
 from draft_core.registry.config import DirectConfig, RewardConfig
-from draft_core.training.batches import images_per_prompt
 
 if TYPE_CHECKING:
-    from draft_core.cost.card import Prediction, Update
+    from draft_core.cost.card import Update
 
-GIB = 2**30
 SIZES = ("height", "width", "num_frames")  # arguments of the call that decide how large an image or video is
 LARGEST_CARD = 1024  # GB
 NOT_PREDICTED = "leave --card out, and predict it on the machine itself"
@@ -46,6 +40,7 @@ def update_of(recipe: RecipeBase) -> Update:
     """
     from draft_core.cost.card import Update, published_model
     from draft_core.cost.published import MODELS
+    from draft_core.training.batches import images_per_prompt
 
     model, method = recipe.model, recipe.method
     published = published_model(model.pretrained)
@@ -93,34 +88,3 @@ def _on_the_card(rewards: Any) -> dict[str, str]:
         return config.device in (None, "cuda", "cuda:0")
 
     return {config.kind: getattr(config, "dtype", "float32") for config in rewards if is_there(config)}
-
-
-def print_prediction(prediction: Prediction, card: float) -> None:
-    """The parts of a prediction, and whether they fit."""
-    from draft_core.cost.card import usable
-
-    memory, room = prediction.memory, usable(card)
-    table = Table("what", "GiB", title=f"Memory of an update, predicted for a card of {card:g} GB")
-    table.columns[1].justify = "right"
-    for name, count in memory.weights.items():
-        table.add_row(f"weights: {escape(name)}", _gib(count))
-    table.add_row("LoRA, its gradient and AdamW's moments", _gib(memory.lora + memory.gradient + memory.optimizer))
-    table.add_row("activations of an update", _gib(memory.activations))
-    table.add_row("allowance for CUDA and fragments", _gib(prediction.allowance))
-    table.add_row("[bold]total[/]", _gib(memory.total + prediction.allowance))
-    table.add_row("when the run begins, with all text encoders", _gib(prediction.start))
-    table.add_row("what a program has of the card", _gib(room))
-    out.print(table)
-    for kind in prediction.uncounted:
-        out.print(f"not counted: reward {escape(kind)}, whose size is not known here", highlight=False)
-    fits = "It fits." if prediction.total <= room else "[bold yellow]It does not fit.[/]"
-    out.print(
-        f"{fits} Predicted from the published configs, without weights and without a GPU; `draft cost` on the machine "
-        "itself measures it, and the seconds too.",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _gib(count: float) -> str:
-    return f"{count / GIB:.1f}"
