@@ -30,6 +30,8 @@ SLOW = (
     "tests/cli/test_cost.py",
     "tests/cli/test_demo.py",
     "tests/cli/test_fuzz.py",
+    "tests/cli/test_init.py::test_from_init_to_a_finished_run_on_the_embedded_model",
+    "tests/cli/test_init.py::test_the_recipe_for_sdxl_says_what_draft_cost_says",
     "tests/cli/test_runs.py",
     "tests/cost/test_card.py::test_the_recipe_for_sdxl_passes_on_a_card_of_24_gb_and_flux_does_not",
     "tests/cost/test_forecast.py",

@@ -28,7 +28,6 @@ from draft_core.proposals.starts import (
     start_of,
     trainable_rewards,
 )
-from draft_core.recipe.resolve import locate_pretrained
 from draft_core.registry.catalog import Catalog, load_catalog
 
 if TYPE_CHECKING:
@@ -62,7 +61,8 @@ def init(
     _require_free(output, overwrite=overwrite, yes=yes)
     name = model or (EMOJI if yes else _ask_model())
     start = start_of(name)
-    locate_pretrained(start.pretrained, catalog, where="--model")
+    if name == EMOJI and EMOJI not in catalog.pretrained:
+        raise catalog.unknown("model", EMOJI, catalog.pretrained, where="--model")
     kind = _reward(name, reward, catalog, yes=yes)
     size = None if name == EMOJI else card_size(card or _card(yes=yes), where="--card")
     if prompts is not None:

@@ -130,8 +130,8 @@ def predict(update: Update) -> Prediction:
 
 def leaner(model: Model) -> tuple[tuple[Checkpointing, Decode], ...]:
     """The settings of a recipe's `gradient_checkpointing` and `decode`, from the fastest to the leanest."""
-    pipe = pipeline(model, torch.bfloat16)
-    decodes: tuple[Decode, Decode] = ("selective", "blocks") if has_blocks(pipe.vae) else ("sliced", "sliced")
+    decoder = build_network(model.networks["vae"], torch.bfloat16)
+    decodes: tuple[Decode, Decode] = ("selective", "blocks") if has_blocks(decoder) else ("sliced", "sliced")
     return (False, "whole"), ("selective", decodes[0]), ("blocks", decodes[1])
 
 
