@@ -39,6 +39,8 @@ SLOW = (
     "tests/project/test_benchmarks.py",
     "tests/project/test_ecosystem.py",
     "tests/project/test_gallery.py",
+    "tests/project/test_own_model.py::test_a_recipe_loads_and_fits_on_the_card_that_it_names",
+    "tests/project/test_own_model.py::test_the_memory_in_the_table_is_what_draft_cost_predicts",
     "tests/project/test_structure.py::test_a_contract_catches_what_it_is_for",
     "tests/project/test_tutorial.py",
     "tests/recipe/test_fuzz.py",

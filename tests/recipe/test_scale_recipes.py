@@ -29,6 +29,10 @@ SMALLER = {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16
 
 # Recipe -> the small pipeline of its family, and how many attention projections the published denoiser has.
 FULL_SIZE = {
+    "sd15": ("Stable Diffusion 1.x", 16 * 8),  # 16 blocks of two attentions with 4 each
+    "sd-turbo": ("Stable Diffusion 2.x", 16 * 8),
+    "sdxl-turbo": ("Stable Diffusion XL", 560),
+    "flux-schnell": ("FLUX.1", 19 * 8 + 38 * 3),
     "sdxl": ("Stable Diffusion XL", 560),  # 70 blocks of two attentions with 4 each
     # 24 blocks with 8 in two streams, but for the last one's output of the text; 13 of them with a second attention
     "sd3.5-medium": ("Stable Diffusion 3", 24 * 8 - 1 + 13 * 4),
