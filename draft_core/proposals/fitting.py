@@ -10,13 +10,12 @@ from importlib import resources
 from random import Random
 from typing import Any
 
-import jinja2
-
 from draft_core.cost.card import GIB, USABLE, Prediction, Update, leaner, predict, published_model, usable
 from draft_core.errors import RecipeError
 from draft_core.proposals.starts import EMOJI, FIELDS, Start
 from draft_core.recipe.yaml_text import parse_yaml
 from draft_core.registry.config import DirectConfig
+from draft_core.reporting.rendering import template_environment
 
 SURE = 0.9  # of what a card has; the rest is for what a prediction does not see
 HELD_OUT = 8  # prompts of an evaluation
@@ -119,12 +118,7 @@ def recipe_text(
         card: GB; None for a model that runs on any computer.
     """
     is_emoji = start.pretrained == EMOJI
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("draft_core.proposals"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = template_environment("draft_core.proposals")
     environment.filters["inline"] = _inline
     own = "emoji-train" if is_emoji else _lines(f"{start.prompts}.txt")
     on_cpu = {} if is_emoji else {"device": "cpu"}
