@@ -17,6 +17,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from draft_core.cli.cost import cost
+from draft_core.cli.init import init
 from draft_core.cli.outputs import writing
 from draft_core.cli.rewards import rewards_app
 from draft_core.cli.runs import runs_app
@@ -64,6 +65,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(rewards_app, name="rewards")
+app.command()(init)
 app.command()(cost)
 app.add_typer(runs_app)
 

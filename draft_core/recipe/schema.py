@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from draft_core.errors import PluginError
 from draft_core.evaluation.settings import EvaluationSettings
+from draft_core.recipe.trackers import TrackersConfig
 from draft_core.registry.catalog import Catalog
 from draft_core.registry.config import Config, Field, MethodConfig, RewardConfig
 from draft_core.registry.methods import DraftLV
@@ -146,7 +147,9 @@ class RecipeBase(Config):
     device: Literal["cpu", "cuda", "mps"] | None = Field(
         None, description="Where to run; left out, a GPU where there is one. What is named must exist."
     )
-    tensorboard: bool = Field(False, description="Also write TensorBoard files into the output folder.")
+    trackers: TrackersConfig = Field(
+        TrackersConfig(), description="Where numbers and images go beside the run's own folder."
+    )
     output: Annotated[Path, RecipePath(absent="make")] = Field(
         Path("runs/draft"), description="The folder of the run, relative to the recipe's folder."
     )

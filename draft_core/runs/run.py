@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from accelerate.tracking import TensorBoardTracker
 from safetensors import SafetensorError
 
 from draft_core.cost.room import require_room
@@ -37,6 +37,7 @@ from draft_core.runs.interrupts import Stop, stop_signals
 from draft_core.runs.progress import Progress, silent
 from draft_core.runs.provenance import licences, peak_memory, versions
 from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.tracking.trackers import Trackers
 from draft_core.training.checkpoints import checkpoints
 from draft_core.training.distributed import Processes, another_is_gone, is_loss_of_another
 from draft_core.training.learner_contract import is_want_of_memory
@@ -120,10 +121,11 @@ def run_recipe(
                 progress("note", 0, 0, note)
             evaluator = Evaluator(trainer, folder, rewards, resolved.evaluation_prompts, resolved.seeds, progress)
             records, earlier = restored.evaluations, restored.seconds
-            run = _Run(
-                resolved, trainer, folder, evaluator, rule, records, lambda: earlier + time.perf_counter() - started
-            )
-            verdict = _train(run, progress, stop)
+            with closing(Trackers(partial(progress, "note", 0, 0))) as trackers:
+                _start_trackers(trackers, recipe, trainer)
+                spent = partial(_seconds_since, started, earlier)
+                run = _Run(resolved, trainer, folder, evaluator, rule, records, spent, trackers)
+                verdict = _train(run, progress, stop)
             best = rule.best(records)
             folder.save_adapter(trainer.adapter, last=trainer.done, best=best.update)
             evaluator.draw_scales(run.scales)
@@ -139,6 +141,7 @@ class _Run:
     Arguments:
         records: the evaluations so far, to which each further one is added.
         seconds: gives the time that the run took until now, over all resumptions.
+        trackers: are told of every update and evaluation.
     """
 
     resolved: ResolvedRecipe
@@ -148,6 +151,7 @@ class _Run:
     rule: CollapseRule
     records: list[EvalRecord]
     seconds: Callable[[], float]
+    trackers: Trackers
 
     @property
     def scales(self) -> list[float]:
@@ -160,30 +164,30 @@ def _train(run: _Run, progress: Progress, stop: Stop) -> Verdict:
     trainer, folder, rule, records = run.trainer, run.folder, run.rule, run.records
     if not records:
         records.append(run.evaluator.evaluate_base())
+        _track_evaluation(run)
     verdict = rule.verdict(records[0], records[-1])
     if rule.ends(verdict):
         return verdict
-    with _tensorboard(run.resolved.recipe, is_main=trainer.processes.rank == 0) as track:
-        for report in trainer:
-            folder.append(report)
-            if report.update == 1:
-                folder.let_go()
-            track(report)
-            _tell(report, trainer.steps, progress)
-            if report.update % run.resolved.evaluation.every == 0 or report.update == trainer.steps:
-                verdict = _evaluate(run, progress)
-            if _is_to_be_saved(run, report.update):
-                _save(run)
-            if rule.ends(verdict):
-                _save(run)
-                break
-            if number := max(trainer.processes.gather(stop.signal)):
-                raise Interrupted(
-                    f"interrupted after update {report.update}",
-                    where=str(_save(run)),
-                    next="continue with the same command, or with --resume",
-                    exit_code=128 + number,
-                )
+    for report in trainer:
+        folder.append(report)
+        if report.update == 1:
+            folder.let_go()
+        run.trackers.update(report)
+        _tell(report, trainer.steps, progress)
+        if report.update % run.resolved.evaluation.every == 0 or report.update == trainer.steps:
+            verdict = _evaluate(run, progress)
+        if _is_to_be_saved(run, report.update):
+            _save(run)
+        if rule.ends(verdict):
+            _save(run)
+            break
+        if number := max(trainer.processes.gather(stop.signal)):
+            raise Interrupted(
+                f"interrupted after update {report.update}",
+                where=str(_save(run)),
+                next="continue with the same command, or with --resume",
+                exit_code=128 + number,
+            )
     if records[-1].update != trainer.done:  # no update was left to make, and the evaluation of the last is gone
         verdict = _evaluate(run, progress, "after")
     return verdict
@@ -200,6 +204,7 @@ def _tell(report: StepReport, steps: int, progress: Progress) -> None:
 def _evaluate(run: _Run, progress: Progress, stage: str = "") -> Verdict:
     """Draws and scores the held-out images, writes their record down, and judges it."""
     run.records.append(run.evaluator.evaluate(stage))
+    _track_evaluation(run)
     verdict = run.rule.verdict(run.records[0], run.records[-1])
     notes = list(verdict.unjudged)
     if verdict.fell:
@@ -280,23 +285,19 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-@contextmanager
-def _tensorboard(recipe: RecipeBase, *, is_main: bool) -> Iterator[Callable[[StepReport], None]]:
-    if not (recipe.tensorboard and is_main):
-        yield lambda report: None
-        return
-    tracker = TensorBoardTracker("tensorboard", logging_dir=recipe.output)
-    tracker.start()
+def _start_trackers(trackers: Trackers, recipe: RecipeBase, trainer: Trainer) -> None:
+    """In the main process; those of the others are told nothing."""
+    settings = recipe.model_dump(mode="json", exclude_none=True)
+    start = partial(trackers.start, recipe.trackers, recipe.output, settings, done=trainer.done)
+    trainer.processes.on_main(start)
 
-    def track(report: StepReport) -> None:
-        values = {"loss": report.loss, "reward": report.reward, "grad_norm": report.grad_norm}
-        scores = {f"scores/{name}": score for name, score in report.scores.items()}
-        tracker.log({**values, **scores, "learning_rate": report.learning_rate}, step=report.update)
 
-    try:
-        yield track
-    finally:
-        tracker.finish()
+def _track_evaluation(run: _Run) -> None:
+    run.trackers.evaluation(run.records[-1], run.folder.path, run.resolved.evaluation_prompts)
+
+
+def _seconds_since(started: float, earlier: float) -> float:
+    return earlier + time.perf_counter() - started
 
 
 # What can go wrong with any computation
