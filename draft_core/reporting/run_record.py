@@ -53,6 +53,7 @@ class Facts:
         tolerance: of `CollapseRule`.
         call: the pipeline's arguments that the images were made with; an image is {"file": path}, a tuple
             {"tuple": items}.
+        drawn_otherwise: which of these training has otherwise, a sentence without its point; empty if none.
         images_per_update: samples in one update.
         versions: distribution -> version.
         licences: of everything used.
@@ -90,6 +91,7 @@ class Facts:
     caps: Mapping[str, float] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
     scheduler: Mapping[str, Any] = field(default_factory=dict)
+    drawn_otherwise: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import torch
 from accelerate.tracking import TensorBoardTracker
@@ -21,22 +20,20 @@ from safetensors import SafetensorError
 from draft_core.cost.room import require_room
 from draft_core.errors import CheckpointError, DraftError, Interrupted, RecipeError, first_line
 from draft_core.evaluation.collapse import CollapseRule, EvalRecord, Verdict
-from draft_core.evaluation.evaluate import one_image_each
 from draft_core.recipe.resolve import ResolvedRecipe, resolve_recipe
-from draft_core.recipe.schema import ImageFile, RecipeBase
+from draft_core.recipe.schema import RecipeBase
 from draft_core.recipe.yaml_text import exists
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
 from draft_core.reporting.page import write_report
-from draft_core.reporting.run_record import Facts
 from draft_core.runs.build import build, build_objective
-from draft_core.runs.continuation import continuation, images_per_update
+from draft_core.runs.continuation import continuation
 from draft_core.runs.cut_prompts import cut_prompts
-from draft_core.runs.evaluator import Evaluator
+from draft_core.runs.evaluator import Evaluator, sampler_of_evaluation
 from draft_core.runs.folder import CHECKPOINTS, RunFolder
 from draft_core.runs.interrupts import Stop, stop_signals
 from draft_core.runs.progress import Progress, silent
-from draft_core.runs.provenance import licences, peak_memory, versions
+from draft_core.runs.provenance import drawn_otherwise, facts_of, versions
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.checkpoints import checkpoints
 from draft_core.training.distributed import Processes, another_is_gone, is_loss_of_another
@@ -97,7 +94,8 @@ def run_recipe(
         how = processes.on_main(lambda: continuation(resolved, resume=resume, overwrite=overwrite, force=force))
         progress("load", 0, 1, recipe.model.pretrained)
         trainer = build(recipe, catalog=catalog, prompts=resolved.prompts)
-        _require_call(recipe, trainer)
+        sampler = sampler_of_evaluation(trainer, resolved.evaluation)
+        _require_call(recipe, trainer, sampler)
         rewards = build_objective(recipe.metrics, catalog, beside=trainer.objective).to(trainer.device)
         tightness = require_room(trainer)
         watch, objective = resolved.evaluation, trainer.objective
@@ -111,9 +109,17 @@ def run_recipe(
             blind = rule.blindness(
                 prompts=len(resolved.evaluation_prompts), images_per_prompt=len(resolved.seeds), scores=rewards.weights
             )
-            for note in [*trainer.adapter.notes(), *how.notes, *restored.notes, *filter(None, (blind, tightness))]:
+            drawn = drawn_otherwise(recipe, trainer.sampler, sampler)
+            for note in [
+                *trainer.adapter.notes(),
+                *how.notes,
+                *restored.notes,
+                *filter(None, (blind, tightness, drawn)),
+            ]:
                 progress("note", 0, 0, note)
-            evaluator = Evaluator(trainer, folder, rewards, resolved.evaluation_prompts, resolved.seeds, progress)
+            evaluator = Evaluator(
+                trainer, sampler, folder, rewards, resolved.evaluation_prompts, resolved.seeds, progress
+            )
             records, earlier = restored.evaluations, restored.seconds
             run = _Run(
                 resolved, trainer, folder, evaluator, rule, records, lambda: earlier + time.perf_counter() - started
@@ -122,7 +128,10 @@ def run_recipe(
             best = rule.best(records)
             folder.save_adapter(trainer.adapter, last=trainer.done, best=best.update)
             evaluator.draw_scales(run.scales)
-            report = folder.finish(_facts(run, catalog, verdict), records, write_report)
+            facts = facts_of(
+                resolved, trainer, evaluator.sampler, rule, verdict, catalog, seconds=run.seconds(), scales=run.scales
+            )
+            report = folder.finish(facts, records, write_report)
             processes.leave_at_exit()
     return RunResult(recipe.output, report, records[0], best, records[-1], verdict)
 
@@ -211,65 +220,30 @@ def _save(run: _Run) -> Path:
     return run.folder.checkpoint(run.trainer, seconds=run.seconds(), spare=run.rule.best(run.records).update)
 
 
-def _require_call(recipe: RecipeBase, trainer: Trainer) -> None:
-    """That the pipeline can be called as the recipe says, found before anything is drawn or deleted."""
+def _require_call(recipe: RecipeBase, trainer: Trainer, evaluated: DifferentiableSampler) -> None:
+    """That the pipeline can be called as the recipe says, found before anything is drawn or deleted.
+
+    Arguments:
+        evaluated: what draws the evaluations.
+    """
     pipe = type(trainer.sampler.pipe).__name__
-    try:
-        steps = trainer.sampler.steps
-        if isinstance(recipe.method, DirectConfig):
-            recipe.method.plan(steps, Random(0))
-    except DraftError:
-        raise
-    except Exception as error:  # whatever a pipeline raises at arguments that it does not like
-        if _is_want_of_memory(error):
-            raise
-        raise RecipeError(
-            f"{pipe} cannot be called so ({type(error).__name__}: {first_line(error)})",
-            where="model.call",
-            next=f"give what the call of {pipe} takes",
-        ) from error
-
-
-def _facts(run: _Run, catalog: Catalog, verdict: Verdict) -> Facts:
-    recipe, sampler, device = run.resolved.recipe, run.trainer.sampler, run.trainer.device
-    return Facts(
-        model=recipe.model.pretrained,
-        location=run.resolved.location,
-        method=recipe.method.kind,
-        rewards=run.rule.trained,
-        prompts=list(run.resolved.evaluation_prompts),
-        seeds=list(run.resolved.seeds),
-        prompts_are_unseen=recipe.evaluation is not None,
-        tolerance=run.rule.tolerance,
-        caps=run.rule.caps,
-        call=_call_of(recipe, sampler),
-        images_per_update=images_per_update(recipe.model_dump()),
-        versions=recipe.versions or {},
-        licences=licences(recipe, catalog),
-        device=str(device),
-        peak_memory_bytes=peak_memory(device),
-        seconds=run.seconds(),
-        collapse=verdict.lost if verdict.collapsed else (),
-        scales=run.scales,
-        dtype=recipe.model.dtype,
-        output="frames" if hasattr(sampler.pipe, "video_processor") else "images",
-        source=recipe.model.model_dump(include={"pipeline", "config", "variant"}, exclude_none=True),
-        scheduler=recipe.model.scheduler.model_dump() if recipe.model.scheduler else {},
-    )
-
-
-def _call_of(recipe: RecipeBase, sampler: DifferentiableSampler) -> dict[str, Any]:
-    """The arguments that evaluations are drawn with, as `Facts.call` has them."""
-    said = recipe.model.model_dump(mode="json")["call"]
-    call: dict[str, Any] = {"num_inference_steps": sampler.num_inference_steps}
-    for name, value in one_image_each(sampler).call_kwargs.items():
-        is_image = any(isinstance(part, ImageFile) for part in _listed(recipe.model.call.get(name)))
-        call[name] = said[name] if is_image else {"tuple": list(value)} if isinstance(value, tuple) else value
-    return call
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+    for where, sampler in (("model.call", trainer.sampler), ("evaluation", evaluated)):
+        try:
+            steps = sampler.steps
+            if sampler is trainer.sampler and isinstance(recipe.method, DirectConfig):
+                recipe.method.plan(steps, Random(0))
+        except DraftError as error:
+            if sampler is trainer.sampler:
+                raise
+            raise RecipeError(error.what, where=where, next=error.next) from error
+        except Exception as error:  # whatever a pipeline raises at arguments that it does not like
+            if _is_want_of_memory(error):
+                raise
+            raise RecipeError(
+                f"{pipe} cannot be called so ({type(error).__name__}: {first_line(error)})",
+                where=where,
+                next=f"give what the call of {pipe} takes",
+            ) from error
 
 
 @contextmanager

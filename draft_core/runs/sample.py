@@ -31,6 +31,7 @@ STEPS = (
     50  # where neither the caller, nor the LoRA's run, nor the model's plugin says otherwise; diffusers' own default
 )
 SOURCE = ("pipeline", "config", "variant")  # of a recipe's model: they say how that one's files are read
+OF_EVALUATION = ("num_inference_steps", "guidance_scale")  # a run's evaluation may have its own
 
 
 def sample(
@@ -117,7 +118,7 @@ class _Settings:
 
 def _settings(name: str, lora: Path | None, steps: int | None, guidance: float | None, catalog: Catalog) -> _Settings:
     """Those of the run that the LoRA lies in, else the alias' own, with what the caller says instead."""
-    given = {"num_inference_steps": steps, "guidance_scale": guidance}
+    given = dict(zip(OF_EVALUATION, (steps, guidance), strict=True))
     given = {field: value for field, value in given.items() if value is not None}
     if lora is not None and (run := _run_around(lora)):
         _, _, recipe = read_yaml(run / RECIPE)
@@ -125,8 +126,11 @@ def _settings(name: str, lora: Path | None, steps: int | None, guidance: float |
         if not isinstance(fields, Mapping):
             raise RecipeError("it says nothing of the model", where=str(run / RECIPE), next="give a copy of the LoRA")
         mixed = train.get("mixed_precision", "no") if isinstance(train, Mapping) else "no"
+        evaluation = recipe.get("evaluation")
+        own = evaluation if isinstance(evaluation, Mapping) else {}
+        evaluated = {field: own[field] for field in OF_EVALUATION if own.get(field) is not None}
         kept = {field: value for field, value in fields.items() if field not in SOURCE or name == fields["pretrained"]}
-        drawn = {**kept, "pretrained": name, "gradient_checkpointing": False, "lora": {}, **given}
+        drawn = {**kept, "pretrained": name, "gradient_checkpointing": False, "lora": {}, **evaluated, **given}
         return _Settings(validate(ModelConfig, drawn, catalog, where=str(run / RECIPE)), run, mixed)
     known = catalog.pretrained.get(name)
     call = dict(known.spec.call) if known else {}
