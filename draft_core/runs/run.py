@@ -26,6 +26,7 @@ from draft_core.recipe.yaml_text import exists
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
 from draft_core.reporting.page import write_report
+from draft_core.reporting.verdict import RunVerdict, judged
 from draft_core.runs.build import build, build_objective
 from draft_core.runs.continuation import continuation
 from draft_core.runs.cut_prompts import cut_prompts
@@ -47,6 +48,7 @@ class RunResult:
 
     Arguments:
         verdict: of the last evaluation: what was lost, and whether the run collapsed.
+        outcome: what came of the run, in sentences.
     """
 
     folder: Path
@@ -55,6 +57,7 @@ class RunResult:
     best: EvalRecord
     after: EvalRecord
     verdict: Verdict
+    outcome: RunVerdict
 
 
 def run_recipe(
@@ -133,7 +136,7 @@ def run_recipe(
             )
             report = folder.finish(facts, records, write_report)
             processes.leave_at_exit()
-    return RunResult(recipe.output, report, records[0], best, records[-1], verdict)
+    return RunResult(recipe.output, report, records[0], best, records[-1], verdict, judged(rule, records))
 
 
 @dataclass(frozen=True)
