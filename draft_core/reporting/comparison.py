@@ -17,7 +17,8 @@ from draft_core.reporting.images import BUDGET, COLUMNS, ROWS, is_small
 from draft_core.reporting.page import drawn
 from draft_core.reporting.rendering import render
 from draft_core.reporting.run_record import RunRecord
-from draft_core.reporting.summary import Row, RunSummary, RunVerdict, summarize
+from draft_core.reporting.summary import Row, RunSummary, summarize
+from draft_core.reporting.verdict import RunVerdict
 
 
 @dataclass(frozen=True)

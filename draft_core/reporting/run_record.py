@@ -14,8 +14,7 @@ import torch
 
 from draft_core.errors import CheckpointError, one_line
 from draft_core.evaluation.collapse import CollapseRule, EvalRecord
-from draft_core.json_text import json_text
-from draft_core.reporting.typed_fields import made_of
+from draft_core.json_text import json_text, made_of
 from draft_core.rewards.images import read_image, to_pil
 from draft_core.training.step_report import StepReport
 

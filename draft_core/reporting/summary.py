@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from draft_core.adapters.files import lora_folder
 from draft_core.evaluation.collapse import Change, EvalRecord, change, over_prompts, percent
 from draft_core.reporting.curves import BEST, COLLAPSE, IMAGE_MEASURES, Mark
 from draft_core.reporting.run_record import RunRecord, load_images, scale_name
@@ -84,12 +83,11 @@ class RunSummary:
 
 
 def summarize(record: RunRecord) -> RunSummary:
-    """The summary of a finished run; each image file that it needs is read once.
+    """The summary of a run; each image file that it needs is read once.
 
     Raises:
-        CheckpointError: if images or LoRA of the run are gone.
+        CheckpointError: if images of the run are gone.
     """
-    lora_folder(record.folder)
     best = record.best
     collapse = collapsed_at(record.rule, record.evaluations)
     shown = _shown(record, best)
@@ -135,6 +133,8 @@ def _row(name: str, role: str, values: Sequence[Sequence[float]], prompts: int) 
 
 
 def _shown(record: RunRecord, best: EvalRecord) -> dict[str, EvalRecord]:
+    if record.last is record.before:
+        return {"before": record.before}
     middle = {} if best in (record.before, record.last) else {f"best, update {best.update}": best}
     return {"before": record.before, **middle, f"last, update {record.last.update}": record.last}
 

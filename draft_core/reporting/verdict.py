@@ -45,9 +45,11 @@ def judged(rule: CollapseRule, evaluations: Sequence[EvalRecord]) -> RunVerdict:
 
     Arguments:
         rule: by which its evaluations are judged.
-        evaluations: the base model's first, and at least one more.
+        evaluations: the base model's first.
     """
     first, last = evaluations[0], evaluations[-1]
+    if last is first:
+        return RunVerdict("idle", "No update is evaluated yet", (), (), "These are the base model's images.", "")
     judgement = rule.verdict(first, last)
     before, gain = rule.gain(first, last)
     moved = f"the trained reward went from {before:.4g} to {before + gain.mean:.4g}"

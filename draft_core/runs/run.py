@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +25,17 @@ from draft_core.recipe.schema import RecipeBase
 from draft_core.recipe.yaml_text import exists
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
+from draft_core.reporting.live import LivePage
 from draft_core.reporting.page import write_report
+from draft_core.reporting.run_record import Facts
 from draft_core.reporting.verdict import RunVerdict, judged
 from draft_core.runs.build import build, build_objective
 from draft_core.runs.continuation import continuation
 from draft_core.runs.cut_prompts import cut_prompts
 from draft_core.runs.evaluator import Evaluator, sampler_of_evaluation
-from draft_core.runs.folder import CHECKPOINTS, RunFolder
+from draft_core.runs.folder import CHECKPOINTS, RunFolder, is_ours, record_of
 from draft_core.runs.interrupts import Stop, stop_signals
-from draft_core.runs.progress import Progress, silent
+from draft_core.runs.progress import Progress, both, silent
 from draft_core.runs.provenance import drawn_otherwise, facts_of, versions
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.checkpoints import checkpoints
@@ -120,21 +122,34 @@ def run_recipe(
                 *filter(None, (blind, tightness, drawn)),
             ]:
                 progress("note", 0, 0, note)
-            evaluator = Evaluator(
-                trainer, sampler, folder, rewards, resolved.evaluation_prompts, resolved.seeds, progress
+            page = LivePage(
+                folder.path,
+                trainer.steps,
+                write=write_report,
+                say=lambda sentence: progress("note", 0, 0, sentence),
+                may_write=lambda: processes.rank == 0 and is_ours(folder),
             )
+            progress("note", 0, 0, f"page: {page.path.absolute().as_uri()} (from the first evaluation on)")
+            told = both(progress, page.tick)
+            evaluator = Evaluator(trainer, sampler, folder, rewards, resolved.evaluation_prompts, resolved.seeds, told)
             records, earlier = restored.evaluations, restored.seconds
             run = _Run(
-                resolved, trainer, folder, evaluator, rule, records, lambda: earlier + time.perf_counter() - started
+                resolved,
+                catalog,
+                trainer,
+                folder,
+                evaluator,
+                rule,
+                page,
+                records,
+                lambda: earlier + time.perf_counter() - started,
             )
-            verdict = _train(run, progress, stop)
-            best = rule.best(records)
-            folder.save_adapter(trainer.adapter, last=trainer.done, best=best.update)
-            evaluator.draw_scales(run.scales)
-            facts = facts_of(
-                resolved, trainer, evaluator.sampler, rule, verdict, catalog, seconds=run.seconds(), scales=run.scales
-            )
-            report = folder.finish(facts, records, write_report)
+            with page.open():
+                verdict = _train(run, told, stop)
+                best = rule.best(records)
+                folder.save_adapter(trainer.adapter, last=trainer.done, best=best.update)
+                evaluator.draw_scales(run.scales)
+                report = folder.finish(run.facts(verdict, run.scales), records, page.finish)
             processes.leave_at_exit()
     return RunResult(recipe.output, report, records[0], best, records[-1], verdict, judged(rule, records))
 
@@ -149,10 +164,12 @@ class _Run:
     """
 
     resolved: ResolvedRecipe
+    catalog: Catalog
     trainer: Trainer
     folder: RunFolder
     evaluator: Evaluator
     rule: CollapseRule
+    page: LivePage
     records: list[EvalRecord]
     seconds: Callable[[], float]
 
@@ -161,13 +178,32 @@ class _Run:
         """At which the report shows the LoRA, beside 0 and 1, which are evaluated anyway."""
         return sorted({*self.resolved.evaluation.scales} - {0.0, 1.0})
 
+    def facts(self, verdict: Verdict, scales: Sequence[float] = ()) -> Facts:
+        """What is known of the run now; `scales` of the LoRA have been drawn."""
+        return facts_of(
+            self.resolved,
+            self.trainer,
+            self.evaluator.sampler,
+            self.rule,
+            verdict,
+            self.catalog,
+            seconds=self.seconds(),
+            scales=scales,
+        )
+
+    def judge(self) -> Verdict:
+        """The verdict of the last evaluation, with which the page is written anew."""
+        verdict = self.rule.verdict(self.records[0], self.records[-1])
+        self.page.renew(lambda: record_of(self.folder, self.facts(verdict), self.records), self.trainer.done)
+        return verdict
+
 
 def _train(run: _Run, progress: Progress, stop: Stop) -> Verdict:
     """All updates that are left, or as many as the rule against collapse allows."""
     trainer, folder, rule, records = run.trainer, run.folder, run.rule, run.records
     if not records:
         records.append(run.evaluator.evaluate_base())
-    verdict = rule.verdict(records[0], records[-1])
+    verdict = run.judge()
     if rule.ends(verdict):
         return verdict
     with _tensorboard(run.resolved.recipe, is_main=trainer.processes.rank == 0) as track:
@@ -207,7 +243,7 @@ def _tell(report: StepReport, steps: int, progress: Progress) -> None:
 def _evaluate(run: _Run, progress: Progress, stage: str = "") -> Verdict:
     """Draws and scores the held-out images, writes their record down, and judges it."""
     run.records.append(run.evaluator.evaluate(stage))
-    verdict = run.rule.verdict(run.records[0], run.records[-1])
+    verdict = run.judge()
     what = "collapsing" if verdict.collapsed else "losing" if verdict.lost else "beyond chance"
     for said in (*([f"{what}, {'; '.join(verdict.fell)}"] if verdict.fell else []), *verdict.unjudged):
         progress("note", 0, 0, f"update {run.trainer.done}: {said}")
