@@ -49,7 +49,8 @@ class RunSummary:
         marks: the best evaluation and the collapse, if they are anywhere but at an end of the run.
         shown: heading -> evaluation whose images are shown: before, best where it is neither end, and last.
         loras: each folder of a LoRA in the run's -> the evaluation at its update.
-        images: update -> images (P S, 3, H, W) in [0, 1] of each shown evaluation, those of one prompt side by side.
+        images: update -> images (P S, 3, H, W) in [0, 1] of each shown evaluation, those of one prompt side by side;
+            empty for a run without its images.
         scaled: scale of the LoRA, 0 and 1 included -> images (N, 3, H, W) of the first N prompts from the first seed;
             empty if none were drawn.
     """
@@ -82,8 +83,11 @@ class RunSummary:
         }
 
 
-def summarize(record: RunRecord) -> RunSummary:
+def summarize(record: RunRecord, *, has_images: bool = True) -> RunSummary:
     """The summary of a run; each image file that it needs is read once.
+
+    Arguments:
+        has_images: whether the folder holds the images; the summary has none otherwise.
 
     Raises:
         CheckpointError: if images of the run are gone.
@@ -91,7 +95,9 @@ def summarize(record: RunRecord) -> RunSummary:
     best = record.best
     collapse = collapsed_at(record.rule, record.evaluations)
     shown = _shown(record, best)
-    images = {evaluation.update: load_images(record.folder, evaluation.update) for evaluation in shown.values()}
+    images = {
+        evaluation.update: load_images(record.folder, evaluation.update) for evaluation in shown.values() if has_images
+    }
     loras = {"lora": record.last, "lora-best": best}
     return RunSummary(
         record=record,
@@ -102,7 +108,7 @@ def summarize(record: RunRecord) -> RunSummary:
         shown=shown,
         loras={name: evaluation for name, evaluation in loras.items() if (record.folder / name).is_dir()},
         images=images,
-        scaled=_scaled(record, images),
+        scaled=_scaled(record, images) if has_images else {},
     )
 
 
