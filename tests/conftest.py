@@ -41,7 +41,7 @@ SLOW = (
     "tests/recipe/test_fuzz.py",
     "tests/recipe/test_scale_recipes.py",
     "tests/registry/test_hostile_plugins.py",
-    "tests/reporting/test_live.py::test_a_browser_loads_it_again_while_the_run_goes_on",
+    "tests/reporting/test_live.py::test_a_browser_loads_it_again_where_it_was_while_the_run_goes_on",
     "tests/reporting/test_live.py::test_a_browser_shows_how_old_it_is",
     "tests/reporting/test_live.py::test_a_page_that_cannot_be_written_costs_the_page_alone",
     "tests/reporting/test_live.py::test_a_run_has_its_page_from_the_first_evaluation_on_and_a_resumed_one_again",

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import errno
-import functools
-import http.server
 import json
 import re
 import shutil
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -244,29 +241,20 @@ def test_a_browser_shows_how_old_it_is(record: RunRecord, tmp_path: Path, width:
     assert {0: " s ago", 1800: "30 min ago", 90000: "25 h ago"}[age] in shown
 
 
-@pytest.fixture
-def served(record: RunRecord) -> Iterator[tuple[str, list[str]]]:
-    """The run's folder by HTTP, and what was asked of it."""
-    asked: list[str] = []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *words: Any) -> None:
-            asked.append(self.path)
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(record.folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/report.html", asked
-    server.shutdown()
-    server.server_close()
-
-
 @BROWSER
 @pytest.mark.parametrize("goes_on", [True, False])
-def test_a_browser_loads_it_again_while_the_run_goes_on(
-    record: RunRecord, served: tuple[str, list[str]], tmp_path: Path, goes_on: bool
+def test_a_browser_loads_it_again_where_it_was_while_the_run_goes_on(
+    record: RunRecord, tmp_path: Path, goes_on: bool
 ) -> None:
-    address, asked = served
+    page = record.folder / "report.html"
     state = RunState(10, 20, written=time.time(), ended="" if goes_on else "it was stopped")
-    (record.folder / "report.html").write_text(page_of(summarize(begun(record, 2)), state))
-    browse(address, tmp_path / "profile", 1280, 20_000)
-    assert (asked.count("/report.html") > 1) == goes_on
+    probe = (
+        "<script>const loads = 1 + Number(sessionStorage.getItem('loads')); sessionStorage.setItem('loads', loads);"
+        "document.body.dataset.loads = loads; addEventListener('load', () => { if (loads === 1) scrollTo(0, 321);"
+        "setTimeout(() => { document.body.dataset.at = scrollY }, 100) })</script></body>"
+    )
+    page.write_text(page_of(summarize(begun(record, 2)), state).replace("</body>", probe))
+    html = browse(page.as_uri(), tmp_path / "profile", 1280, 20_000)
+    loads, at = (int(re.findall(rf'data-{name}="(\d+)"', html)[0]) for name in ("loads", "at"))
+    assert (loads > 1) == goes_on
+    assert at == 321
