@@ -73,6 +73,7 @@ def test_an_evaluation_renews_it_with_verdict_and_time_left(record: RunRecord, m
     assert "After update 10: " in text
     assert "jpeg rose from" in text
     assert "is being trained" in text
+    assert "lora/" not in text, "there is none yet"
     assert not (record.folder / "report.html.partial").exists()
 
 
