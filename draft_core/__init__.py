@@ -9,10 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from draft_core.adapters.files import load_lora
     from draft_core.adapters.lora import add_lora
     from draft_core.errors import DraftError
     from draft_core.evaluation.evaluate import evaluate
-    from draft_core.plan import StepPlan
+    from draft_core.learners.direct import DirectLearner
+    from draft_core.plan import Renoising, StepPlan
     from draft_core.recipe.load import load_recipe
     from draft_core.registry.catalog import load_catalog
     from draft_core.registry.methods import (
@@ -32,7 +34,10 @@ if TYPE_CHECKING:
     from draft_core.runs.pipeline_loading import load_pipeline
     from draft_core.runs.run import run_recipe
     from draft_core.runs.sample import sample
+    from draft_core.sampling.replay import StepOutput
     from draft_core.sampling.sampler import DifferentiableSampler
+    from draft_core.training.checkpoints import load_checkpoint, save_checkpoint
+    from draft_core.training.settings import TrainSettings
     from draft_core.training.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -41,6 +46,7 @@ _HOMES = {
     "AlignProp": "registry.methods",
     "DRTune": "registry.methods",
     "DifferentiableSampler": "sampling.sampler",
+    "DirectLearner": "learners.direct",
     "Draft": "registry.methods",
     "DraftError": "errors",
     "DraftK": "registry.methods",
@@ -49,25 +55,32 @@ _HOMES = {
     "Objective": "rewards.objective",
     "PrefixReuse": "registry.methods",
     "Refl": "registry.methods",
+    "Renoising": "plan",
     "ShortPrefix": "registry.methods",
     "StepList": "registry.methods",
+    "StepOutput": "sampling.replay",
     "StepPlan": "plan",
+    "TrainSettings": "training.settings",
     "Trainer": "training.trainer",
     "add_lora": "adapters.lora",
     "build": "runs.build",
     "evaluate": "evaluation.evaluate",
     "load_catalog": "registry.catalog",
+    "load_checkpoint": "training.checkpoints",
+    "load_lora": "adapters.files",
     "load_pipeline": "runs.pipeline_loading",
     "load_recipe": "recipe.load",
     "load_reward": "runs.build",
     "run_recipe": "runs.run",
     "sample": "runs.sample",
+    "save_checkpoint": "training.checkpoints",
 }
 
 __all__ = [
     "AlignProp",
     "DRTune",
     "DifferentiableSampler",
+    "DirectLearner",
     "Draft",
     "DraftError",
     "DraftK",
@@ -76,19 +89,25 @@ __all__ = [
     "Objective",
     "PrefixReuse",
     "Refl",
+    "Renoising",
     "ShortPrefix",
     "StepList",
+    "StepOutput",
     "StepPlan",
+    "TrainSettings",
     "Trainer",
     "add_lora",
     "build",
     "evaluate",
     "load_catalog",
+    "load_checkpoint",
+    "load_lora",
     "load_pipeline",
     "load_recipe",
     "load_reward",
     "run_recipe",
     "sample",
+    "save_checkpoint",
 ]
 
 

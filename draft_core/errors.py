@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import traceback
+from collections.abc import Callable, Iterable
 
 __all__ = [
     "CheckpointError",
@@ -94,6 +95,22 @@ def require_finite(number: float, *, where: str) -> None:
         raise DraftError(f"{number} is not a finite number", where=where, next="give one, such as 0.5")
 
 
+def list_of_prompts(prompts: Iterable[str], *, where: str) -> list[str]:
+    """Prompts as a list.
+
+    Raises:
+        DraftError: if it is one text, which would be taken letter by letter, if one is no text, or if there is none.
+    """
+    if isinstance(prompts, str):
+        raise DraftError(f"the prompts are one text, {prompts!r}", where=where, next="give a list of them")
+    found = list(prompts)
+    if not found:
+        raise DraftError("there are no prompts", where=where, next="give at least one")
+    if (other := next((prompt for prompt in found if not isinstance(prompt, str)), None)) is not None:
+        raise DraftError(f"{other!r} among the prompts is no text", where=where, next="give texts")
+    return found
+
+
 def one_line(error: BaseException) -> str:
     """What an error says, without its line breaks."""
     return " ".join(str(error).split())
@@ -103,6 +120,16 @@ def first_line(error: BaseException) -> str:
     """The first line of what an error says, without its full stop; its type where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def with_type(error: BaseException, shorten: Callable[[str], str] = str) -> str:
+    """ "TYPE: TEXT": what an error is and says, on one line; `shorten` cuts the text."""
+    return f"{type(error).__name__}: {shorten(one_line(error))}"
+
+
+def raised(error: BaseException, shorten: Callable[[str], str] = str) -> str:
+    """ "TYPE: TEXT (FILE:LINE)": an error of a plugin's code, and where in that code it arose."""
+    return f"{with_type(error, shorten)}{raised_at(error)}"
 
 
 CALLERS = {"draft_core", "importlib", "pluggy", "pydantic", "torch"}  # what stands between us and a plugin's code

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Integral
 from random import Random
-from typing import Protocol
+from typing import Any, Protocol
 
 from draft_core.errors import SamplerError
 
@@ -26,7 +28,7 @@ class StepPlan:
         keep_trajectory: every step is kept, detached, for `sampler.replay` (policy gradients, importance weights).
 
     Raises:
-        SamplerError: if a step is outside 0..T-1, or the fields contradict each other.
+        SamplerError: if a number is not a whole one, a step is outside 0..T-1, or the fields contradict each other.
     """
 
     steps: int
@@ -37,7 +39,11 @@ class StepPlan:
     keep_trajectory: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "grad_steps", frozenset(self.grad_steps))
+        _check_whole("StepPlan.steps", self.steps)
+        object.__setattr__(self, "grad_steps", _set_of_steps(self.grad_steps))
+        for field in ("stop_at", "prefix"):
+            if getattr(self, field) is not None:
+                _check_whole(f"StepPlan.{field}", getattr(self, field))
         if self.steps < 1:
             raise SamplerError(f"a plan needs at least one step, not {self.steps}", where="StepPlan.steps")
         self._check_steps("grad_steps", sorted(self.grad_steps))
@@ -46,7 +52,7 @@ class StepPlan:
             raise SamplerError(
                 f"it leaves the chain at step {self.stop_at}, before the grad step {max(self.grad_steps)}",
                 where="StepPlan.stop_at",
-                next="grade only steps that are reached",
+                next="record only steps that are reached",
             )
         if self.prefix is not None:
             self._check_prefix(self.prefix)
@@ -56,6 +62,9 @@ class StepPlan:
             problem, advice = f"a prefix of {prefix} steps is not shorter than a chain of {self.steps}", "use fewer"
         elif self.grad_steps != {self.steps - 1}:
             problem, advice = "a shortened prefix leads to the last step alone", "give it as the one grad step"
+        elif self.keep_trajectory:
+            problem = "a shortened prefix has no steps of the whole chain that could be kept"
+            advice = "leave out prefix or keep_trajectory"
         else:
             return
         raise SamplerError(problem, where="StepPlan.prefix", next=advice)
@@ -91,7 +100,8 @@ class Renoising:
             than this, root mean square over pixels in [0, 1]; None sets no bound.
 
     Raises:
-        SamplerError: if `copies` is negative, or the fields contradict each other.
+        SamplerError: if `copies` is negative or not a whole number, `max_drift` is not a number of 0 or more, or the
+            fields contradict each other.
     """
 
     copies: int = 0
@@ -100,14 +110,44 @@ class Renoising:
     max_drift: float | None = None
 
     def __post_init__(self) -> None:
+        _check_whole("Renoising.copies", self.copies)
         if self.copies < 0:
             raise SamplerError(f"copies is {self.copies}", where="Renoising.copies", next="use 0 or more")
+        if self.max_drift is not None:
+            self._check_drift(self.max_drift)
         if self.step_each and self.batched:
             raise SamplerError(
                 "re-noisings in one batch leave no room for a step after each",
                 where="Renoising.batched",
                 next="use either batched or step_each",
             )
+
+    def _check_drift(self, bound: float) -> None:
+        is_number = isinstance(bound, (int, float)) and not isinstance(bound, bool)
+        if not is_number or not math.isfinite(bound) or bound < 0:
+            problem, advice = f"max_drift is {bound!r}", "give a number of 0 or more, or None for no bound"
+        elif not self.step_each:
+            problem, advice = "max_drift bounds the steps after each copy, and there are none", "add step_each=True"
+        else:
+            return
+        raise SamplerError(problem, where="Renoising.max_drift", next=advice)
+
+
+def _check_whole(where: str, number: Any) -> None:
+    if isinstance(number, bool) or not isinstance(number, Integral):
+        raise SamplerError(f"{number!r} is not a whole number", where=where, next="give a whole number")
+
+
+def _set_of_steps(steps: Any) -> frozenset[int]:
+    try:
+        numbers = frozenset(steps)
+    except TypeError:
+        raise SamplerError(
+            f"{steps!r} is no set of steps", where="StepPlan.grad_steps", next="give a set such as {9, 14, 19}"
+        ) from None
+    for number in numbers:
+        _check_whole("StepPlan.grad_steps", number)
+    return numbers
 
 
 class Method(Protocol):

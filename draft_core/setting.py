@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from draft_core.errors import DraftError
 
 MOST_STEPS = 10_000  # of a sampler; pipelines are trained on 1000
 MOST = 100_000  # images of one pass or prompt, passes of one update, ranks of a LoRA
@@ -16,6 +20,58 @@ CLOSED = {"extra": "forbid", "allow_inf_nan": False}  # how pydantic validates a
 def setting(description: str, default: Any) -> Any:
     """A dataclass field with its default and the text that the recipe's schema shows."""
     return field(default=default, metadata={"description": description})
+
+
+def check_bounds(settings: Any) -> None:
+    """That every field of a settings class has the type and keeps the bounds of its annotation.
+
+    Arguments:
+        settings: an instance of a dataclass, with fields that are numbers, texts, `Literal`, or tuples of these.
+
+    Raises:
+        DraftError: that names the first field which does not.
+    """
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        value = getattr(settings, name)
+        if wanted := _breach(value, hint):
+            raise DraftError(
+                f"{value!r} is not {wanted}", where=f"{type(settings).__name__}: {name}", next="give such a value"
+            )
+
+
+def _breach(value: Any, hint: Any) -> str | None:
+    """What a value of this annotation is, where this one is not."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _breach(value, inner[0]) or next(
+            (_beyond(value, bound) for bound in inner[1:] if _beyond(value, bound)), None
+        )
+    if origin is Literal:
+        return None if value in inner else f"one of {', '.join(inner)}"
+    if origin is tuple:
+        if not isinstance(value, (tuple, list)) or len(value) != len(inner):
+            return f"{len(inner)} values"
+        return next((wanted for each, part in zip(value, inner, strict=True) if (wanted := _breach(each, part))), None)
+    if hint is int:
+        return None if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
+    if hint is float:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return None if is_number and math.isfinite(value) else "a finite number"
+    return None
+
+
+def _beyond(value: Any, bound: Any) -> str | None:
+    """The bound, in words, if the value is beyond it."""
+    tests = {
+        "ge": ("at least", operator.ge),
+        "gt": ("greater than", operator.gt),
+        "le": ("at most", operator.le),
+        "lt": ("less than", operator.lt),
+    }
+    for name, (words, holds) in tests.items():
+        if (limit := getattr(bound, name, None)) is not None and not holds(value, limit):
+            return f"{words} {limit}"
+    return None
 
 
 @dataclass(frozen=True)

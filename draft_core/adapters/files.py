@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from draft_core.adapters.fitting import loading
 from draft_core.adapters.lora import ADAPTER, inject, is_adapted, lora_state, of_component, set_scale
 from draft_core.errors import CheckpointError, require_finite
-from draft_core.sampling.pipelines import find_denoisers
+from draft_core.sampling.pipelines import find_denoisers, networks
 
 CONFIG_KEY = "lora_config"  # of the metadata, where a pipeline has no loader of its own
 CONFIG_FIELDS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora")  # read from it
@@ -73,6 +73,7 @@ def load_lora(pipe: Any, path: Path, *, scale: float = 1.0) -> None:
     """Loads a LoRA that `save_lora`, or any trainer that diffusers knows, wrote.
 
     Arguments:
+        pipe: a diffusers pipeline of the model that the LoRA was made for.
         path: of a file, of the folder of a LoRA, or of a run.
         scale: factor of the adapter's contribution; 0 is the base model, 1 what was trained.
 
@@ -81,11 +82,12 @@ def load_lora(pipe: Any, path: Path, *, scale: float = 1.0) -> None:
         DraftError: if `scale` is not a finite number.
     """
     require_finite(scale, where="scale")
-    components = {key: part for key, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    parts = networks(pipe)
     (first, _), *_ = find_denoisers(pipe).items()
-    networks = {file: {**components, first: components[name]} for name, file in _files_by_denoiser(pipe, path).items()}
-    with loading(networks, into=type(pipe).__name__, where=str(path)):
-        load_files(pipe, path, ADAPTER)
+    files = files_by_denoiser(pipe, path)
+    adapted = {file: {**parts, first: parts[name]} for name, file in files.items()}
+    with loading(adapted, into=type(pipe).__name__, where=str(path)):
+        load_files(pipe, files, ADAPTER)
     if not is_adapted(pipe):
         raise CheckpointError(
             f"it adapts no layer of {type(pipe).__name__}", where=str(path), next="give a LoRA of this model"
@@ -93,14 +95,14 @@ def load_lora(pipe: Any, path: Path, *, scale: float = 1.0) -> None:
     set_scale(pipe, scale)
 
 
-def load_files(pipe: Any, path: Path, adapter: str) -> None:
-    """Loads as `load_lora` does, under another name."""
+def load_files(pipe: Any, files: Mapping[str, Path], adapter: str) -> None:
+    """Loads what `files_by_denoiser` found, as an adapter of this name."""
     (first, _), *_ = find_denoisers(pipe).items()
-    for name, file in _files_by_denoiser(pipe, path).items():
+    for name, file in files.items():
         _load(pipe, first, name, file, adapter)
 
 
-def _files_by_denoiser(pipe: Any, path: Path) -> dict[str, Path]:
+def files_by_denoiser(pipe: Any, path: Path) -> dict[str, Path]:
     """Denoiser -> file of its LoRA; a single file is the first one's, unless its name says another."""
     files = lora_files(path)
     (first, _), *others = find_denoisers(pipe).items()
@@ -148,6 +150,17 @@ def lora_folder(path: Path) -> Path:
         where=str(path),
         next="give the folder of a run, the lora folder in it, or a .safetensors file",
     )
+
+
+def run_around(path: Path, *names: str) -> Path | None:
+    """The folder of the run that the LoRA at `path` lies in, known by the files it holds; None where there is none.
+
+    Arguments:
+        path: of the run's folder itself, of the LoRA's folder in it, or of a file in that.
+        names: of the files.
+    """
+    folders = (path, *path.absolute().parents[:2])
+    return next((folder for folder in folders if all((folder / name).is_file() for name in names)), None)
 
 
 def loading_lines(folder: Path, shown: Path) -> list[str]:

@@ -17,7 +17,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
 from draft_core.errors import CheckpointError, DraftError, RecipeError
-from draft_core.sampling.pipelines import find_denoisers
+from draft_core.sampling.pipelines import find_denoisers, networks
 
 ADAPTER = "default"
 
@@ -41,9 +41,8 @@ def add_lora(pipe: Any, *, rank: int, alpha: float | None = None, targets: Seque
         DraftError: if a denoiser carries a LoRA already.
     """
     _refuse_another(pipe)
-    for component in pipe.components.values():
-        if isinstance(component, torch.nn.Module):
-            component.requires_grad_(False).eval()
+    for network in networks(pipe).values():
+        network.requires_grad_(False).eval()
     for denoiser in find_denoisers(pipe).values():
         chosen = list(default_targets(denoiser) if targets is None else targets)
         config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=chosen, init_lora_weights="gaussian")
@@ -117,8 +116,12 @@ def _weights(layer: Any) -> Iterator[torch.nn.Parameter]:
 
 @contextmanager
 def adapters_off(pipe: Any) -> Iterator[None]:
-    """The base model inside, without a second copy of it and in every component; the tuned one afterwards."""
-    layers = [layer for component in _adapted_components(pipe) for layer in _adapted_layers(component)]
+    """The base model inside, without a second copy of it and in every component; afterwards what was before.
+
+    It nests: what is off already stays off.
+    """
+    adapted = [layer for component in _adapted_components(pipe) for layer in _adapted_layers(component)]
+    layers = [layer for layer in adapted if not layer.disable_adapters]
     weights = [(weight, weight.requires_grad) for layer in layers for weight in layer.parameters()]
     for layer in layers:
         layer.enable_adapters(False)
@@ -169,8 +172,8 @@ def is_adapted(pipe: Any) -> bool:
 
 def _adapted_components(pipe: Any) -> list[torch.nn.Module]:
     """The networks of a pipeline that carry the adapter: denoisers, and text encoders of a LoRA from elsewhere."""
-    networks = [component for component in pipe.components.values() if isinstance(component, torch.nn.Module)]
-    return [network for network in dict.fromkeys(networks) if any(True for _ in _adapted_layers(network))]
+    parts = dict.fromkeys(networks(pipe).values())
+    return [network for network in parts if any(True for _ in _adapted_layers(network))]
 
 
 def _adapted_layers(network: torch.nn.Module) -> Iterator[Any]:

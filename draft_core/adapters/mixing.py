@@ -21,7 +21,7 @@ from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from draft_core.adapters.files import CONFIG_KEY, lora_files
+from draft_core.adapters.files import CONFIG_KEY, lora_files, run_around
 from draft_core.adapters.fitting import CLIP_PREFIX, DOWN, UP
 from draft_core.errors import CheckpointError, DraftError, one_line, require_finite
 
@@ -186,17 +186,17 @@ def _refuse_other_models(paths: Sequence[Path]) -> None:
 
 def base_model(path: Path) -> str | None:
     """The model that the run around a LoRA was made with, None where no run is around it."""
-    for folder in (path, path.parent, path.parent.parent):
-        if (folder / "run.json").is_file() and (folder / "recipe.yaml").is_file():
-            try:
-                return str(json.loads((folder / "run.json").read_text(encoding="utf-8"))["model"])
-            except (OSError, ValueError, TypeError, KeyError) as error:
-                raise CheckpointError(
-                    f"it cannot be read as the record of a run ({one_line(error)})",
-                    where=str(folder / "run.json"),
-                    next="give the LoRA's file, copied out of this folder",
-                ) from error
-    return None
+    folder = run_around(path, "run.json", "recipe.yaml")
+    if folder is None:
+        return None
+    try:
+        return str(json.loads((folder / "run.json").read_text(encoding="utf-8"))["model"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"it cannot be read as the record of a run ({one_line(error)})",
+            where=str(folder / "run.json"),
+            next="give the LoRA's file, copied out of this folder",
+        ) from error
 
 
 # For other programs

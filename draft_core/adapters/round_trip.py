@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 
-from draft_core.adapters.files import load_files, save_lora
-from draft_core.adapters.fitting import hushed
+from draft_core.adapters.files import files_by_denoiser, load_files, save_lora
+from draft_core.adapters.fitting import UP, hushed
 from draft_core.adapters.lora import ADAPTER, adapter_names, lora_state
 from draft_core.errors import CheckpointError, first_line
-from draft_core.sampling.pipelines import find_denoisers
+from draft_core.sampling.pipelines import find_denoisers, networks
 
 TRIED = "tried"  # the name of an adapter that is loaded to be looked at, and taken off again
 
@@ -60,20 +60,20 @@ def loaded_state(pipe: Any, folder: Path) -> dict[str, torch.Tensor]:
         CheckpointError: if there is no LoRA in `folder`, its file is damaged, or it adapts a text encoder too.
         Exception: whatever the pipeline's loader raises at a LoRA of another model.
     """
-    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-    flags = [(weight, weight.requires_grad) for network in networks for weight in network.parameters()]
+    parts = networks(pipe).values()
+    flags = [(weight, weight.requires_grad) for network in parts for weight in network.parameters()]
     denoisers = find_denoisers(pipe)
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(), hushed():
             warnings.filterwarnings("ignore", message=".*`peft_config` attribute")
-            load_files(pipe, folder, TRIED)
-        if any(TRIED in adapter_names(network) for network in networks if network not in [*denoisers.values()]):
+            load_files(pipe, files_by_denoiser(pipe, folder), TRIED)
+        if any(TRIED in adapter_names(network) for network in parts if network not in [*denoisers.values()]):
             raise CheckpointError(
                 "it adapts a text encoder too, which is not trained", where=str(folder), next="give one of the denoiser"
             )
         return _in_scale(denoisers, lora_state(pipe, TRIED))
     finally:
-        for network in networks:
+        for network in parts:
             _take_off(network, TRIED)
         for weight, requires_grad in flags:
             weight.requires_grad_(requires_grad)
@@ -85,7 +85,7 @@ def _in_scale(denoisers: Mapping[str, Any], state: dict[str, torch.Tensor]) -> d
         for layer, module in denoiser.named_modules():
             if isinstance(module, LoraLayer) and {TRIED, ADAPTER} <= module.scaling.keys():
                 ratio = module.scaling[TRIED] / module.scaling[ADAPTER]
-                name = f"{component}.{layer}.lora_B.weight"
+                name = f"{component}.{layer}{UP}"
                 state[name] = state[name] * ratio
     return state
 

@@ -74,9 +74,9 @@ def _print_time(found: Forecast, evaluation: EvaluationCost) -> None:
     table = Table("in one update", "how often", "seconds", title=f"Time, on {found.device}")
     table.columns[2].justify = "right"
     for name, count, each in (
-        ("denoiser without gradient", f"{calls.plain} calls", seconds.plain),
-        ("denoiser with gradient", f"{calls.with_grad} calls{again}", seconds.with_grad),
-        ("decoder and rewards", f"{calls.decoded} images", seconds.decoding_and_rewards),
+        ("denoiser without gradient", _counted(calls.plain, "call"), seconds.plain),
+        ("denoiser with gradient", _counted(calls.with_grad, "call") + again, seconds.with_grad),
+        ("decoder and rewards", _counted(calls.decoded, "image"), seconds.decoding_and_rewards),
         ("text encoders", "", seconds.encoding),
         ("[bold]total[/]", "", seconds.total),
     ):
@@ -115,3 +115,7 @@ def _print_memory(found: Forecast, cheaper: dict[str, int], room: int | None) ->
 
 def _others(found: Forecast) -> int:
     return sum(found.memory.weights.values()) + found.memory.activations
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

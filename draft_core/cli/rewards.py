@@ -24,7 +24,7 @@ from draft_core.cli.terminal import (
     prints_aside,
     quiet_libraries,
 )
-from draft_core.errors import DraftError, one_line, raised_at
+from draft_core.errors import DraftError, one_line, raised_at, with_type
 from draft_core.registry.catalog import load_catalog
 from draft_core.registry.specs import RewardSpec
 
@@ -51,7 +51,7 @@ def list_rewards(ctx: typer.Context) -> None:
         weights = f"weights {spec.weights_license}" if spec.weights_license else "no weights"
         facts = [str(entry.distribution), f"code {spec.code_license}", weights]
         if not spec.differentiable:
-            facts.append("measures only")
+            facts.append("metric only")
         table.add_row(kind, f"{escape(spec.summary)}\n[dim]{escape(', '.join(facts))}[/]")
     out.print(table)
     print_problems(catalog)
@@ -111,9 +111,8 @@ def check_reward(
                 check(subject)
         except Exception as problem:  # a reward may raise anything; it is a broken promise like any other
             failed += 1
-            reason, place = one_line(problem), ""
-            if not isinstance(problem, Violation):
-                reason, place = f"{type(problem).__name__}: {reason}", raised_at(problem)
+            is_violation = isinstance(problem, Violation)
+            reason, place = (one_line(problem), "") if is_violation else (with_type(problem), raised_at(problem))
             first = broken.setdefault(place or reason, name)
             told = f"{reason}{place}" if first == name else f"for the same cause as {first}"
             out.print(f"[red]broken[/] {name}: {escape(told)}", highlight=False, soft_wrap=True)

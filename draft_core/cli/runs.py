@@ -86,8 +86,12 @@ def sample(
         str, typer.Option("--scale", help="Factor of the LoRA; 0 is the base model. Several: 0,0.25,0.5,1.")
     ] = "1",
     images: Annotated[int, typer.Option("--images", min=1, help="Images of each prompt.")] = 4,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Sampler steps.")] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Sampler steps; else those of the LoRA's run, or of the model.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", help="Guidance scale; else that of the LoRA's run, or of the model.")
+    ] = None,
     seed: Annotated[
         int, typer.Option("--seed", min=0, max=2**62, help="Image i starts from the noise of seed + i.")
     ] = 0,

@@ -9,9 +9,8 @@ import importlib.metadata
 import re
 from pathlib import Path
 
-import jinja2
-
 from draft_core.errors import DraftError
+from draft_core.reporting.rendering import template_environment
 
 _KIND = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
@@ -29,11 +28,7 @@ def reward_project(kind: str) -> dict[str, str]:
             next="use lower-case words joined by hyphens, like warm-light",
         )
     module = f"draft_reward_{kind.replace('-', '_')}"
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("draft_core.cli", "templates/reward"),
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
+    environment = template_environment("draft_core.cli", "templates/reward")
     values = {
         "kind": kind,
         "module": module,

@@ -199,11 +199,7 @@ def _seconds(trainer: Trainer, calls: Calls, times: Times) -> Seconds:
 
 
 def _memory(trainer: Trainer, plan: StepPlan, probe: Probe) -> Memory:
-    components = {
-        name: _bytes(component)
-        for name, component in trainer.sampler.pipe.components.items()
-        if isinstance(component, torch.nn.Module)
-    }
+    components = {name: _bytes(network) for name, network in pipelines.networks(trainer.sampler.pipe).items()}
     rewards = {"rewards": _bytes(trainer.objective)} if _bytes(trainer.objective) else {}
     numbers = sum(parameter.numel() for parameter in trainer.parameters)
     return Memory(

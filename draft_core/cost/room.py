@@ -38,8 +38,8 @@ def require_room(trainer: Trainer) -> str | None:
     """What a person should know of an update that hardly fits into the memory that is free; None where it fits.
 
     It backpropagates through the sampling of one image, and where that leaves a doubt makes a few small updates; no
-    weight is changed. Nothing is said
-    of a method whose calls are not known before it runs, nor of a denoiser that is spread over processes.
+    weight is changed. Nothing is said of a method whose calls are not known before it runs, nor of a denoiser that is
+    spread over processes.
 
     Raises:
         DraftError: if the update does not fit.

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from draft_core.errors import SamplerError
+from draft_core.errors import DraftError, SamplerError, list_of_prompts
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import Objective
-from draft_core.sampling.pipelines import IMAGE_COUNTS, call_inputs
+from draft_core.sampling.pipelines import IMAGE_COUNTS, call_inputs, has_float16, networks
 from draft_core.sampling.sampler import DifferentiableSampler
 
 
@@ -66,8 +66,8 @@ def evaluate(
         sampler: of the pipeline, with or without a LoRA.
         rewards: what scores the images; `Objective({})` for images without scores.
         prompts: P prompts, at least one.
-        seeds: S seeds, at least one.
-        batch_size: images made in one call of the pipeline.
+        seeds: S seeds, at least one, whole numbers from 0 to 2^64 - 1.
+        batch_size: images made in one call of the pipeline, 1 or more.
         autocast: makes the precision context that each call runs in.
         progress: called with how many images are done, and of how many.
         share: (rank, world size) of this process: it makes every `world size`-th image, from number `rank` on; all
@@ -75,12 +75,17 @@ def evaluate(
         gather: gives what each process made, by rank.
 
     Returns:
-        images (P S, 3, H, W) in [0, 1] on the CPU, and scores (P S,) before weights.
+        images (P S, 3, H, W) in [0, 1] on the CPU, of each prompt all seeds in turn; and scores, float32 (P S,), in the
+        units of their rewards, before weights.
 
     Raises:
+        DraftError: if `prompts` is one text, or there are no prompts or no seeds.
         RewardError: if a reward fails or breaks its contract.
         SamplerError: if the pipeline cannot be called so; as `NotFiniteError`, if an image is not finite.
     """
+    prompts = list_of_prompts(prompts, where="evaluate")
+    if not seeds:
+        raise DraftError("there are no seeds", where="evaluate", next="give at least one")
     sampler = one_image_each(sampler)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     rank, world_size = share
@@ -146,13 +151,11 @@ def _require_finite(images: Tensor, pipe: Any) -> None:
     bad = int((~images.isfinite().flatten(1).all(1)).sum())
     if not bad:
         return
-    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-    half = any(weight.dtype == torch.float16 for network in networks for weight in network.parameters())
     raise NotFiniteError(
         f"{bad} of {len(images)} images that it drew are not finite",
         where=type(pipe).__name__,
         next="use bfloat16 or float32 (model.dtype): float16 ends at 65504, and decoders exceed that"
-        if half
+        if has_float16(networks(pipe).values())
         else "look at its weights, its guidance and its other call arguments",
     )
 

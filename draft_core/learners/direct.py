@@ -35,6 +35,11 @@ class DirectLearner:
         One optimiser step follows all of them, or with `Renoising.step_each` each of them, until the copies have
         drifted further than `max_drift` from the samples.
 
+        Arguments:
+            batch: prompts and generators of the update.
+            sampler: of T steps, for which the method makes its plan.
+            score: gives the scores, with gradient, of images (N, 3, H, W) in [0, 1] for their N prompts.
+
         Raises:
             RewardError: if the scores carry no gradient.
         """
@@ -68,7 +73,7 @@ class DirectLearner:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes nothing."""
+        """Takes nothing of `state`: there is none."""
 
 
 def images_per_noise(plan: StepPlan, renoising: Renoising) -> int:

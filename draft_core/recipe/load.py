@@ -11,7 +11,7 @@ from typing import Any
 from packaging.utils import canonicalize_name
 from pydantic import BaseModel
 
-from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised_at
+from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised
 from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import base_of, with_absolute_paths
 from draft_core.recipe.resolve import locate_pretrained, resolve_prompts
@@ -153,7 +153,7 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
 
 
 def _check_plan(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
-    """That the method has a plan for so many sampler steps, or for as many as a scheduler may make of them."""
+    """That the method has a plan for this number of steps, or for the number that a scheduler may make of it."""
     if not isinstance(recipe.method, DirectConfig):
         return
     steps = recipe.model.num_inference_steps
@@ -162,11 +162,7 @@ def _check_plan(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             refusal = None
     except Exception as error:  # of a plugin's method, or of the plan that it makes
         entry = catalog.method(recipe.method.kind)
-        reason = (
-            error.what
-            if isinstance(error, DraftError)
-            else f"{type(error).__name__}: {one_line(error)}{raised_at(error)}"
-        )
+        reason = error.what if isinstance(error, DraftError) else raised(error)
         raise PluginError(
             f"{recipe.method.kind!r} of {entry.distribution} makes no plan for {steps} sampler steps ({short(reason)})",
             where=f"{where}: method",
@@ -182,7 +178,7 @@ def _most_steps(inference_steps: int) -> int:
 
 
 def _refusal(method: DirectConfig, steps: int) -> RecipeError | None:
-    """Why the method has no plan for so many steps."""
+    """Why the method has no plan for this number of steps."""
     try:
         method.plan(steps, Random(0))
     except RecipeError as error:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised_at
+from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised
 from draft_core.recipe.sections import NEAR, Section, advice_for_unknown, sections_of
 from draft_core.recipe.yaml_text import short
 from draft_core.registry.catalog import Catalog
@@ -46,7 +46,7 @@ def validate(type_: Any, data: Any, catalog: Catalog, *, where: str) -> Any:
         raise
     except Exception as error:  # of a plugin's own validator
         raise PluginError(
-            f"a plugin's check of its fields raised {type(error).__name__}: {short(one_line(error))}{raised_at(error)}",
+            f"a plugin's check of its fields raised {raised(error, short)}",
             where=where,
             next="tell the plugin's author",
         ) from error

@@ -125,7 +125,7 @@ class RecipeBase(Config):
         description="What to train on: a list, the name of a plugin's list (emoji-train), a file of prompts, or a file "
         "and the column that holds them."
     )
-    method: MethodConfig = Field(DraftLV(), description="How the gradient is estimated.")
+    method: MethodConfig = Field(DraftLV(), description="How scores become a gradient.")
     rewards: Sequence[RewardConfig]
     train: TrainSettings = Field(TrainSettings(), description="The optimisation.")
     regularizers: RegularizerSettings = Field(
@@ -140,7 +140,7 @@ class RecipeBase(Config):
         1,
         ge=1,
         description="How many processes train together on this machine, each with its own GPU where there are GPUs; an "
-        "update has so many times `train.batch_size` images. Under `accelerate launch` that says how many.",
+        "update has that number times `train.batch_size` images. Under `accelerate launch` that says how many.",
     )
     device: Literal["cpu", "cuda", "mps"] | None = Field(
         None, description="Where to run; left out, a GPU where there is one. What is named must exist."
@@ -167,7 +167,7 @@ def recipe_type(catalog: Catalog) -> type[RecipeBase]:
         __doc__="One run: what is tuned, on which prompts and rewards, and how.",
         method=(
             method_type(catalog),
-            Field(DraftLV(), description="How the gradient is estimated; `draft methods` lists the methods."),
+            Field(DraftLV(), description="How scores become a gradient; `draft methods` lists the methods."),
         ),
         rewards=(entries, Field(min_length=1, description="What to maximise: a weighted sum.")),
         metrics=(

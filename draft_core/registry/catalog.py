@@ -15,7 +15,7 @@ from typing import Generic
 
 from packaging.utils import canonicalize_name
 
-from draft_core.errors import DraftError, PluginError, one_line, raised_at
+from draft_core.errors import DraftError, PluginError, raised
 from draft_core.registry.hooks import ENTRY_POINT_GROUP
 from draft_core.registry.methods import BUILT_IN
 from draft_core.registry.names import PUBLISHED, nearest
@@ -236,7 +236,7 @@ def _by_name(
 def _reason(error: BaseException) -> str:
     if isinstance(error, DraftError):
         return str(error).rstrip(".")
-    return f"{type(error).__name__}: {one_line(error)}{raised_at(error)}"
+    return raised(error)
 
 
 def _distribution(point: importlib.metadata.EntryPoint) -> Distribution:

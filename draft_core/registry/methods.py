@@ -120,7 +120,7 @@ class Refl(DirectConfig):
     """
 
     kind: Literal["refl"] = "refl"
-    last: int = Field(10, ge=1, description="The step is drawn from so many of the last ones, m; 1 is DRaFT-1.")
+    last: int = Field(10, ge=1, description="Number of last steps, m, from which the step is drawn; 1 is DRaFT-1.")
 
     def plan(self, steps: int, rng: Random) -> StepPlan:
         """One of the last `last` steps, uniform, recorded and left with the posterior mean.
@@ -163,7 +163,7 @@ class DRTune(DirectConfig):
 
     kind: Literal["drtune"] = "drtune"
     k: int = Field(5, ge=1, description="How many steps are recorded.")
-    last: int = Field(10, ge=1, description="The chain is left at one of so many of the last steps; 1 runs all of it.")
+    last: int = Field(10, ge=1, description="Number of last steps at one of which the chain is left; 1 runs all of it.")
 
     def plan(self, steps: int, rng: Random) -> StepPlan:
         """`k` grad steps with detached input, and the step where the chain is left.

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from draft_core.errors import PluginError, one_line, raised_at
+from draft_core.errors import PluginError, one_line, raised
 from draft_core.registry.config import Config, DirectConfig, MethodConfig, RewardConfig
 
 DIRECT = "draft_core.learners.direct:DirectLearner"
@@ -199,7 +199,7 @@ def load_named(path: str, *, where: str) -> Any:
         ) from error
     except Exception as error:
         raise PluginError(
-            f"importing {module_name} raised {type(error).__name__}: {one_line(error)}{raised_at(error)}",
+            f"importing {module_name} raised {raised(error)}",
             where=where,
             next="tell its author",
         ) from error

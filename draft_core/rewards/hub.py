@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import socket
 import urllib.request
 from collections.abc import Iterator
@@ -16,14 +17,20 @@ SECONDS = 5  # that the hub has to answer in
 
 
 @contextmanager
-def hub_or_cache() -> Iterator[None]:
+def hub_or_cache(location: str | None = None) -> Iterator[None]:
     """Inside, libraries that load from the hub look only into its cache if the hub cannot be reached from here.
 
     Without this each of them asks for every file six times, and says so, for minutes.
 
+    Arguments:
+        location: all that is loaded inside, if it may be a local path: then nobody asks whether the hub is there.
+
     Raises:
         OSError: with one reason, instead of what a library raises for want of the hub.
     """
+    if location is not None and os.path.exists(location):
+        yield
+        return
     reason = None if constants.HF_HUB_OFFLINE else unreachable()
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or reason is not None

@@ -52,6 +52,11 @@ def resize_like_pil(images: torch.Tensor, height: int, width: int, *, filter: st
         images: (N, 3, H, W) in [0, 1]; levels between two of 8 bits are rounded first.
         height, width: in pixels.
         filter: name of one of `FILTERS`.
+
+    Raises:
+        ValueError: if the filter is none of these.
+
+    Source: Pillow's `Resample.c`.
     """
     return _resize(images, height, width, slice(0, height), slice(0, width), filter)
 
@@ -71,7 +76,7 @@ def resize_and_crop_like_pil(
         filter: name of one of `FILTERS`.
 
     Raises:
-        ValueError: if the resized images are smaller than `crop`, or `rounding` is unknown.
+        ValueError: if the resized images are smaller than `crop`, or `rounding` or `filter` is unknown.
     """
     height, width = _shortest_resized(images, size)
     rows, columns = (_central(side, crop, rounding) for side in (height, width))
@@ -107,12 +112,17 @@ def _resample_columns(levels: torch.Tensor, weights: torch.Tensor) -> torch.Tens
 
 
 def resize_shortest_like_pil(images: torch.Tensor, size: int, *, filter: str = "bicubic") -> torch.Tensor:
-    """The images with their shortest side `size`, the longer one truncated to whole pixels as torchvision does.
+    """(N, 3, H', W') in [0, 1]: the shortest side is `size`, the longer one truncated to whole pixels.
 
     Arguments:
         images: (N, 3, H, W) in [0, 1].
-        size: in pixels.
+        size: of the shortest side, in pixels.
         filter: name of one of `FILTERS`.
+
+    Raises:
+        ValueError: if the filter is none of these.
+
+    Source: lengths as in torchvision's `resize`, pixels as in `resize_like_pil`.
     """
     return resize_like_pil(images, *_shortest_resized(images, size), filter=filter)
 
@@ -129,19 +139,31 @@ def resampling_weights(source: int, target: int, filter: str = "bicubic") -> tor
     Arguments:
         source, target: lengths in pixels, before and after.
         filter: name of one of `FILTERS`.
+
+    Raises:
+        ValueError: if the filter is none of these.
+
+    Source: Pillow's `Resample.c`; each row sums to 1 up to that rounding.
     """
     return _weights(source, target, filter, slice(0, target))[1]
 
 
 def _resampling(source: int, target: int, filter: str, kept: slice) -> tuple[slice, torch.Tensor]:
     """What of the source the `kept` part of the target needs, and the weights between both."""
+    _known(filter)
     if source == target:
         return kept, torch.empty(0)
     return _weights(source, target, filter, kept)
 
 
+def _known(filter: str) -> str:
+    if filter not in FILTERS:
+        raise ValueError(f"filter is {filter!r}, not one of {list(FILTERS)}")
+    return filter
+
+
 def _weights(source: int, target: int, filter: str, kept: slice) -> tuple[slice, torch.Tensor]:
-    support, kernel = FILTERS[filter]
+    support, kernel = FILTERS[_known(filter)]
     scale = source / target
     stretch = max(scale, 1.0)  # the kernel widens when the image shrinks: that is the antialiasing
     centres = (torch.arange(kept.start, kept.stop, dtype=torch.float64)[:, None] + 0.5) * scale
@@ -176,11 +198,11 @@ FILTERS: dict[str, tuple[float, Callable[[torch.Tensor], torch.Tensor]]] = {
 
 
 def center_crop(images: torch.Tensor, size: int, *, rounding: str) -> torch.Tensor:
-    """The central square (N, 3, size, size).
+    """The central square, (N, 3, size, size), in the range of the images.
 
     Arguments:
-        images: (N, 3, H, W).
-        size: in pixels.
+        images: (N, 3, H, W), in any range.
+        size: side of the square, in pixels.
         rounding: where the crop starts when the margin d is odd: "half-even" at round(d / 2), as OpenAI's and
             torchvision's crops do, "floor" at d // 2, as transformers' does.
 
@@ -195,8 +217,10 @@ def _central(side: int, crop: int, rounding: str) -> slice:
     margin = side - crop
     if margin < 0:
         raise ValueError(f"a side of {side} pixels is smaller than the crop, {crop}")
-    start = {"half-even": round(margin / 2), "floor": margin // 2}[rounding]
-    return slice(start, start + crop)
+    starts = {"half-even": round(margin / 2), "floor": margin // 2}
+    if rounding not in starts:
+        raise ValueError(f"rounding is {rounding!r}, not one of {list(starts)}")
+    return slice(starts[rounding], starts[rounding] + crop)
 
 
 def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

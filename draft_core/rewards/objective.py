@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from draft_core.errors import DraftError, RewardError, one_line, raised_at
+from draft_core.errors import DraftError, RewardError, raised
 from draft_core.rewards.protocol import FrozenModule
 
 
@@ -32,6 +32,9 @@ class Objective(FrozenModule):
         rewards: name -> reward; each is frozen and put into eval mode, and stays there.
         weights: name -> factor in the sum; 1 where a name is missing.
         caps: name -> score above which the reward adds no more, and gives no gradient; none where a name is missing.
+
+    Raises:
+        DraftError: if a weight or a cap is of no reward.
     """
 
     def __init__(
@@ -41,6 +44,13 @@ class Objective(FrozenModule):
         caps: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
+        for what, named in (("weights", weights or {}), ("caps", caps or {})):
+            if unknown := sorted({*named} - {*rewards}):
+                raise DraftError(
+                    f"there is no reward {unknown[0]!r}, of {', '.join(rewards) or 'none'}",
+                    where=f"{what} of the objective",
+                    next="name one of its rewards",
+                )
         self.rewards = torch.nn.ModuleDict({name: reward.requires_grad_(False) for name, reward in rewards.items()})
         self.weights = {name: (weights or {}).get(name, 1.0) for name in rewards}
         self.caps = dict(caps or {})
@@ -96,7 +106,7 @@ def checked_scores(name: str, reward: torch.nn.Module, images: torch.Tensor, pro
         raise
     except Exception as error:  # a plugin's bug: name the plugin's reward, and keep the traceback as the cause
         raise RewardError(
-            f"it raised {type(error).__name__}: {one_line(error)}{raised_at(error)}",
+            f"it raised {raised(error)}",
             where=f"reward {name!r}",
             next=f"run `draft rewards check {name.split('#')[0]}` and tell its author",
         ) from error

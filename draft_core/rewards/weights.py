@@ -92,7 +92,9 @@ def locate_model(source: str, published: str, *, where: str, option: str) -> str
 
 
 @contextmanager
-def explained(what: str, *, where: str, option: str, megabytes: float | None = None) -> Iterator[None]:
+def explained(
+    what: str, *, where: str, option: str, megabytes: float | None = None, location: str | None = None
+) -> Iterator[None]:
     """Whatever a library's own loader raises inside becomes one sentence: file, size, reason, remedy.
 
     Without a network it is given what the cache has, at once.
@@ -102,12 +104,13 @@ def explained(what: str, *, where: str, option: str, megabytes: float | None = N
         where: who asks; it begins the error's sentence.
         option: the config field that takes a local path instead.
         megabytes: its size in 10^6 bytes, where it is known.
+        location: all that is loaded inside, if it may be a local path, which needs no network.
 
     Raises:
         DraftError: instead of the library's OSError, ValueError or RuntimeError.
     """
     try:
-        with hub_or_cache():
+        with hub_or_cache(location):
             yield
     except (OSError, ValueError, RuntimeError) as error:
         size = f" ({megabytes:,.0f} MB)" if megabytes else ""
@@ -131,7 +134,7 @@ def load_pretrained(architecture: Any, name: str, *, where: str, option: str, me
     Raises:
         DraftError: if the model is not there, or does not fit.
     """
-    with explained(f"the model {name}", megabytes=megabytes, where=where, option=option):
+    with explained(f"the model {name}", megabytes=megabytes, where=where, option=option, location=name):
         model, info = architecture.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
@@ -159,7 +162,7 @@ def load_tokenizer(kind: Any, name: str, *, where: str, option: str, megabytes: 
     Raises:
         DraftError: if the tokenizer is not there.
     """
-    with explained(f"the tokenizer {name}", megabytes=megabytes, where=where, option=option):
+    with explained(f"the tokenizer {name}", megabytes=megabytes, where=where, option=option, location=name):
         try:
             tokenizer = kind.from_pretrained(name)
         except TypeError as error:

@@ -10,7 +10,7 @@ import torch
 
 from draft_core.adapters.adapter import Adapter
 from draft_core.adapters.lora_adapter import Lora
-from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised_at
+from draft_core.errors import DraftError, PluginError, RecipeError, raised_at, with_type
 from draft_core.learners.learner import Learner
 from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import with_absolute_paths, working_directory
@@ -30,6 +30,7 @@ from draft_core.runs.pipeline_loading import (
     tile_decode,
     with_tuples,
 )
+from draft_core.sampling.pipelines import KeywordError, check_keywords
 from draft_core.sampling.prompt_cache import remember_prompts
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.batches import images_per_prompt
@@ -66,7 +67,7 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Prompt
     return Trainer(
         sampler,
         objective,
-        build_learner(recipe.method, catalog),
+        build_learner(recipe.method, catalog, seed=recipe.train.seed),
         prompts.prompts,
         recipe.train,
         regularizers=recipe.regularizers,
@@ -92,7 +93,13 @@ def build_adapter(model: ModelConfig, pipe: Any, *, seed: int) -> Adapter:
 
 
 def build_sampler(model: ModelConfig, *, catalog: Catalog) -> DifferentiableSampler:
-    """The sampler of a recipe's model."""
+    """The sampler of a recipe's model.
+
+    Raises:
+        RecipeError: if the pipeline's call does not take what a field of the model says.
+        DraftError: if the model cannot be loaded, or not be driven.
+    """
+    _refuse_twice(model)
     call = read_images(model.call)
     pipe = load_pipeline(
         model.pretrained,
@@ -109,18 +116,38 @@ def build_sampler(model: ModelConfig, *, catalog: Catalog) -> DifferentiableSamp
     if model.remember_prompts:
         remember_prompts(pipe)
     guidance = guided(pipe, model.guidance_scale)
-    return DifferentiableSampler(
-        pipe,
-        num_inference_steps=model.num_inference_steps,
-        gradient_checkpointing=model.gradient_checkpointing,
-        decode=model.decode,
-        **guidance,
-        **with_tuples(pipe, call),
-    )
+    try:
+        check_keywords(pipe, {**guidance, **call}, takes_steps=True)  # before they meet the sampler's own
+        return DifferentiableSampler(
+            pipe,
+            num_inference_steps=model.num_inference_steps,
+            gradient_checkpointing=model.gradient_checkpointing,
+            decode=model.decode,
+            **guidance,
+            **with_tuples(pipe, call),
+        )
+    except KeywordError as error:
+        field = "model.call" if error.keyword in model.call else f"model.{error.keyword}"
+        steps = "use another pipeline; the library's DifferentiableSampler takes None there"
+        raise RecipeError(
+            error.what,
+            where=f"{field}: {error.where}",
+            next=steps if error.keyword == "num_inference_steps" else error.next,
+        ) from error
 
 
-def build_learner(config: MethodConfig, catalog: Catalog) -> Learner:
-    """What the method's factory makes of its config.
+def _refuse_twice(model: ModelConfig) -> None:
+    """What has a field of its own does not stand in the call as well."""
+    said = ["num_inference_steps"] if model.guidance_scale is None else ["num_inference_steps", "guidance_scale"]
+    for name in said:
+        if name in model.call:
+            raise RecipeError(
+                f"{name!r} is said by model.{name}", where="model.call", next=f"leave it out, and set model.{name}"
+            )
+
+
+def build_learner(config: MethodConfig, catalog: Catalog, *, seed: int = 0) -> Learner:
+    """What the method's factory makes of its config, its random weights drawn by torch from `seed`.
 
     Raises:
         PluginError: if the factory raises anything but a `DraftError`, or makes no learner, or one that contradicts
@@ -128,7 +155,9 @@ def build_learner(config: MethodConfig, catalog: Catalog) -> Learner:
     """
     entry = catalog.method(config.kind)
     where = f"method {config.kind!r} of {entry.distribution}"
-    learner = made_by_plugin(entry.spec.load(), config, where)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        learner = made_by_plugin(entry.spec.load(), config, where)
     if missing := [name for name in LEARNER_MEMBERS if not hasattr(learner, name)]:
         raise PluginError(
             f"its factory made {type(learner).__name__}, which has no {missing[0]}", where=where, next="tell its author"
@@ -208,7 +237,7 @@ def made_by_plugin(factory: Callable[[Any], Any], config: Config, where: str) ->
         raise
     except Exception as error:
         raise PluginError(
-            f"it cannot be built ({type(error).__name__}: {one_line(error)}){raised_at(error)}",
+            f"it cannot be built ({with_type(error)}){raised_at(error)}",
             where=where,
             next="tell its author",
         ) from error

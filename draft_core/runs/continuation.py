@@ -53,10 +53,15 @@ class Continuation:
     notes: tuple[str, ...] = ()
 
 
-def continuation(resolved: ResolvedRecipe, *, resume: bool, overwrite: bool, force: bool) -> Continuation:
+def continuation(
+    resolved: ResolvedRecipe, *, resume: bool, overwrite: bool, force: bool, is_locked: bool = False
+) -> Continuation:
     """Whether there is a run in the output folder that this one goes on with, and how.
 
     A run that has saved nothing yet is none to go on with: another recipe may take its place.
+
+    Arguments:
+        is_locked: whether this run holds the folder's lock already.
 
     Raises:
         DraftError: if the folder is not for this run.
@@ -65,7 +70,8 @@ def continuation(resolved: ResolvedRecipe, *, resume: bool, overwrite: bool, for
     where = f"output {folder}"
     if folder.is_file():
         raise RecipeError("it is a file", where=where, next="name a folder")
-    require_unlocked(folder)  # asked now, before a model is loaded
+    if not is_locked:
+        require_unlocked(folder)  # asked now, before a model is loaded
     _require_writable(folder, where)
     if not (folder.is_dir() and any(is_run_file(item) for item in folder.iterdir())):
         if resume:
@@ -76,7 +82,7 @@ def continuation(resolved: ResolvedRecipe, *, resume: bool, overwrite: bool, for
     if overwrite:
         return Continuation(False)
     has_saved = (folder / FACTS).is_file() or any((folder / CHECKPOINTS).glob("[0-9]*"))
-    ways = "replace it with --overwrite, or choose another folder with --set output=..."
+    ways = "replace it with --overwrite, or choose another folder with --set output=FOLDER"
     different = _differences(folder, resolved)
     if different and not has_saved:
         if resume:
@@ -119,7 +125,7 @@ def _require_writable(folder: Path, where: str) -> None:
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        ways = "mend its permissions, or choose another folder with --set output=..."
+        ways = "mend its permissions, or choose another folder with --set output=FOLDER"
         raise RecipeError(f"{there} is not writable ({error.strerror})", where=where, next=ways) from error
     finally:
         for path in missing:

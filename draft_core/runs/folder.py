@@ -181,6 +181,7 @@ class RunFolder:
         except Timeout:
             raise _is_locked(self.path) from None
         self.identity = _identity_of(self.path / LOCK)
+        bring_back(self.path, staying=[LOCK])  # of a run that was killed since the folder was looked at
 
     def _written(self, work: Callable[[], T]) -> T:
         if not is_ours(self):

@@ -63,7 +63,7 @@ def load_pipeline(
     try:
         if is_single_file(location):
             more = {} if config is None else {"config": config}
-            with hub_or_cache():  # which says how it is built
+            with hub_or_cache(config):  # which says how it is built
                 pipe = cls.from_single_file(location, **more, **{DTYPE_KEYWORD: torch_dtype})
         else:
             pipe = _from_pretrained(cls, location, torch_dtype, variant)
@@ -74,10 +74,10 @@ def load_pipeline(
             where="model.pretrained",
             next=f"{known}, or give a local folder",
         ) from error
-    for component in pipe.components.values():
+    for network in pipelines.networks(pipe).values():
         # transformers loads in the precision that its config names, whatever the pipeline asked for
-        if isinstance(component, torch.nn.Module) and getattr(component, "dtype", torch_dtype) != torch_dtype:
-            component.to(torch_dtype)
+        if getattr(network, "dtype", torch_dtype) != torch_dtype:
+            network.to(torch_dtype)
     for attribute in IMAGE_FILTERS:
         if getattr(pipe, attribute, None) is not None:
             setattr(pipe, attribute, None)
@@ -218,7 +218,6 @@ def with_tuples(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) and name in wanted else value for name, value in call.items()}
 
 
-@hub_or_cache()
 def _from_pretrained(cls: Any, location: str, dtype: torch.dtype, variant: str | None) -> Any:
     """A classic pipeline, or a modular one where there is no classic."""
     folder, more = Path(location), {} if variant is None else {"variant": variant}
@@ -236,19 +235,21 @@ def _from_pretrained(cls: Any, location: str, dtype: torch.dtype, variant: str |
 
 
 def _classic_pipeline(cls: Any, location: str, dtype: torch.dtype, **more: Any) -> Any:
-    return cls.from_pretrained(location, **more, **{DTYPE_KEYWORD: dtype})
+    with hub_or_cache(location):
+        return cls.from_pretrained(location, **more, **{DTYPE_KEYWORD: dtype})
 
 
 def _modular_pipeline(cls: Any, location: str, dtype: torch.dtype, **more: Any) -> Any:
     """Its index names the place of each component, for those of a local folder the one it was saved at: ours wins."""
     if cls is not DiffusionPipeline:
         raise ValueError(f"it is modular, and no {cls.__name__}")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), hub_or_cache(location):
         # an argument that diffusers hands on to huggingface_hub, which no longer knows it
         warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")
         pipe = ModularPipeline.from_pretrained(location)
     here = {name: location for name in pipe.component_names if (Path(location) / name).is_dir()}
-    pipe.load_components(pretrained_model_name_or_path=here, **more, **{DTYPE_KEYWORD: dtype})
+    with hub_or_cache(location if here.keys() >= {*pipe.pretrained_component_names} else None):
+        pipe.load_components(pretrained_model_name_or_path=here, **more, **{DTYPE_KEYWORD: dtype})
     if missing := sorted(name for name in here if getattr(pipe, name, None) is None):
         raise ValueError(f"its {', '.join(missing)} cannot be read")  # diffusers only warns
     return pipe

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-import torch
 from accelerate.tracking import TensorBoardTracker
 from safetensors import SafetensorError
 
@@ -40,6 +39,7 @@ from draft_core.runs.provenance import drawn_otherwise, facts_of, versions
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.checkpoints import checkpoints
 from draft_core.training.distributed import Processes, another_is_gone, is_loss_of_another
+from draft_core.training.learner_contract import is_want_of_memory
 from draft_core.training.step_report import StepReport
 from draft_core.training.trainer import Trainer
 
@@ -104,10 +104,15 @@ def run_recipe(
         rewards = build_objective(recipe.metrics, catalog, beside=trainer.objective).to(trainer.device)
         tightness = require_room(trainer)
         watch, objective = resolved.evaluation, trainer.objective
-        rule = CollapseRule(objective.weights, watch.tolerance, watch.on_collapse, objective.caps)
+        trained = {name: weight for name, weight in objective.weights.items() if weight}  # 0 trains on nothing
+        rule = CollapseRule(trained or objective.weights, watch.tolerance, watch.on_collapse, objective.caps)
         processes.gather(None)  # only now, when every process has come so far
         folder = RunFolder(recipe, processes)
         with folder.locked():
+            # Another run may have come and gone while this one loaded its model.
+            how = processes.on_main(
+                lambda: continuation(resolved, resume=resume, overwrite=overwrite, force=force, is_locked=True)
+            )
             folder.begin(resolved, anew=not how.goes_on, redraws=how.redraws)
             progress("load", 1, 1, recipe.model.pretrained)
             restored = folder.restore(trainer)
@@ -244,9 +249,12 @@ def _evaluate(run: _Run, progress: Progress, stage: str = "") -> Verdict:
     """Draws and scores the held-out images, writes their record down, and judges it."""
     run.records.append(run.evaluator.evaluate(stage))
     verdict = run.judge()
-    what = "collapsing" if verdict.collapsed else "losing" if verdict.lost else "beyond chance"
-    for said in (*([f"{what}, {'; '.join(verdict.fell)}"] if verdict.fell else []), *verdict.unjudged):
-        progress("note", 0, 0, f"update {run.trainer.done}: {said}")
+    notes = list(verdict.unjudged)
+    if verdict.fell:
+        what = "collapsing" if verdict.collapsed else "losing" if verdict.lost else "beyond chance"
+        notes.insert(0, f"{what}, {'; '.join(verdict.fell)}")
+    for note in notes:
+        progress("note", 0, 0, f"update {run.trainer.done}: {note}")
     return verdict
 
 
@@ -276,7 +284,7 @@ def _require_call(recipe: RecipeBase, trainer: Trainer, evaluated: Differentiabl
                 raise
             raise RecipeError(error.what, where=where, next=error.next) from error
         except Exception as error:  # whatever a pipeline raises at arguments that it does not like
-            if _is_want_of_memory(error):
+            if is_want_of_memory(error):
                 raise
             raise RecipeError(
                 f"{pipe} cannot be called so ({type(error).__name__}: {first_line(error)})",
@@ -321,7 +329,7 @@ def _in_sentences(output: Path) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if is_loss_of_another(error):
             raise another_is_gone(int(os.environ.get("RANK", "0"))) from error
-        if not _is_want_of_memory(error):
+        if not is_want_of_memory(error):
             raise
         raise DraftError(
             f"it does not fit into memory ({first_line(error)})",
@@ -336,9 +344,3 @@ def _kept(output: Path) -> str:
     folder = output / CHECKPOINTS
     is_kept = exists(Path.is_dir, folder) and bool(checkpoints(folder))
     return "; what was saved is whole, and the run goes on from it" if is_kept else ""
-
-
-def _is_want_of_memory(error: Exception) -> bool:
-    """Torch has a class for GPUs alone, and words for the rest."""
-    phrases = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(phrase in str(error) for phrase in phrases)

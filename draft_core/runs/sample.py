@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from draft_core.adapters.files import load_lora, lora_files
+from draft_core.adapters.files import load_lora, lora_files, run_around
 from draft_core.adapters.lora import adapters_scaled, is_adapted
-from draft_core.errors import DraftError, RecipeError, require_finite
+from draft_core.errors import DraftError, RecipeError, list_of_prompts, require_finite
 from draft_core.evaluation.evaluate import evaluate
 from draft_core.recipe.messages import validate
 from draft_core.recipe.schema import ModelConfig
@@ -26,10 +26,9 @@ from draft_core.runs.cut_prompts import cut_prompts
 from draft_core.runs.pipeline_loading import guided
 from draft_core.runs.progress import Progress, silent
 from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.training.precision import AUTOCAST
 
-STEPS = (
-    50  # where neither the caller, nor the LoRA's run, nor the model's plugin says otherwise; diffusers' own default
-)
+STEPS = 50  # diffusers' own default; where neither the caller, nor the LoRA's run, nor the model's plugin says another
 SOURCE = ("pipeline", "config", "variant")  # of a recipe's model: they say how that one's files are read
 OF_EVALUATION = ("num_inference_steps", "guidance_scale")  # a run's evaluation may have its own
 
@@ -38,7 +37,7 @@ def sample(
     pipeline: Any,
     prompts: Sequence[str],
     *,
-    lora: Path | None = None,
+    lora: Path | str | None = None,
     scales: Sequence[float] = (1.0,),
     images_per_prompt: int = 4,
     steps: int | None = None,
@@ -56,9 +55,9 @@ def sample(
         pipeline: a diffusers pipeline, or what `load_pipeline` takes: an alias, a folder, a hub name.
         prompts: the texts themselves, at least one.
         lora: the folder of a run or of a LoRA, or a file; it stays loaded in a pipeline that was given.
-        scales: factors of the LoRA; 0 is the base model, 1 what was trained.
-        images_per_prompt: S, from the seeds `seed`, `seed + 1`, ...
-        steps: of the sampler; if left out as in the run of the LoRA, else the alias' own number, else 50.
+        scales: F finite factors of the LoRA; 0 is the base model, 1 what was trained.
+        images_per_prompt: S, 1 or more, from the seeds `seed`, `seed + 1`, ...
+        steps: of the sampler, 1 or more; if left out as in the run of the LoRA, else the alias' own number, else 50.
         guidance: scale of the guidance; if left out likewise, at last the pipeline's default.
         catalog: what is installed; loaded if left out.
         progress: called with a stage, how many images are done, of how many, and a note.
@@ -68,12 +67,23 @@ def sample(
         DraftError: if the LoRA cannot be loaded into it, or there is none to scale.
     """
     catalog = catalog if catalog is not None else load_catalog()
-    if not prompts:
-        raise DraftError("there are no prompts", where="sample", next="give at least one")
+    prompts = list_of_prompts(prompts, where="sample")
+    lora = Path(lora) if lora is not None else None
+    if not scales:
+        raise DraftError("there are no scales", where="sample", next="give at least one, such as 1.0")
+    for count, name in ((images_per_prompt, "images_per_prompt"), (1 if steps is None else steps, "steps")):
+        if count < 1:
+            raise DraftError(f"{count} is not a number from 1 on", where=f"sample: {name}", next="give one")
     for scale in scales:
         require_finite(scale, where=f"scales {list(scales)}")
     if lora:
         lora_files(lora)
+        if not isinstance(pipeline, str) and is_adapted(pipeline):
+            raise DraftError(
+                "the pipeline carries a LoRA already",
+                where=f"sample: lora {lora}",
+                next="leave out `lora` to draw with that one, or take it off first, pipe.unload_lora_weights()",
+            )
     name = pipeline if isinstance(pipeline, str) else type(pipeline).__name__
     settings = _settings(name, lora, steps, guidance, catalog)
     sampler = _sampler(pipeline, settings.model, catalog)
@@ -120,16 +130,23 @@ def _settings(name: str, lora: Path | None, steps: int | None, guidance: float |
     """Those of the run that the LoRA lies in, else the alias' own, with what the caller says instead."""
     given = dict(zip(OF_EVALUATION, (steps, guidance), strict=True))
     given = {field: value for field, value in given.items() if value is not None}
-    if lora is not None and (run := _run_around(lora)):
+    if lora is not None and (run := run_around(lora, RECIPE, METRICS)):
         _, _, recipe = read_yaml(run / RECIPE)
         fields, train = recipe.get("model"), recipe.get("train")
         if not isinstance(fields, Mapping):
             raise RecipeError("it says nothing of the model", where=str(run / RECIPE), next="give a copy of the LoRA")
         mixed = train.get("mixed_precision", "no") if isinstance(train, Mapping) else "no"
+        if mixed not in ["no", *AUTOCAST]:
+            raise RecipeError(
+                f"{mixed!r} is no precision",
+                where=f"{run / RECIPE}: train.mixed_precision",
+                next=f"give no, {' or '.join(AUTOCAST)}",
+            )
         evaluation = recipe.get("evaluation")
-        own = evaluation if isinstance(evaluation, Mapping) else {}
-        evaluated = {field: own[field] for field in OF_EVALUATION if own.get(field) is not None}
-        kept = {field: value for field, value in fields.items() if field not in SOURCE or name == fields["pretrained"]}
+        evaluation = evaluation if isinstance(evaluation, Mapping) else {}
+        evaluated = {field: evaluation[field] for field in OF_EVALUATION if evaluation.get(field) is not None}
+        own = name == fields.get("pretrained")
+        kept = {field: value for field, value in fields.items() if own or field not in SOURCE}
         drawn = {**kept, "pretrained": name, "gradient_checkpointing": False, "lora": {}, **evaluated, **given}
         return _Settings(validate(ModelConfig, drawn, catalog, where=str(run / RECIPE)), run, mixed)
     known = catalog.pretrained.get(name)
@@ -137,12 +154,6 @@ def _settings(name: str, lora: Path | None, steps: int | None, guidance: float |
     drawn = {"pretrained": name, "num_inference_steps": call.pop("num_inference_steps", STEPS), **given}
     call = {field: value for field, value in call.items() if field not in given}
     return _Settings(validate(ModelConfig, {**drawn, "call": call}, catalog, where="sample"))
-
-
-def _run_around(lora: Path) -> Path | None:
-    """The folder of the run that a LoRA lies in."""
-    folders = (lora, lora.absolute().parent, lora.absolute().parent.parent)
-    return next((folder for folder in folders if (folder / RECIPE).is_file() and (folder / METRICS).is_file()), None)
 
 
 def _sampler(pipeline: Any, model: ModelConfig, catalog: Catalog) -> DifferentiableSampler:
@@ -169,8 +180,7 @@ def _shown(settings: _Settings) -> str:
 
 def _autocast(mixed_precision: str, device: str) -> AbstractContextManager[Any]:
     """The precision that a run's evaluations have."""
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    return torch.autocast(device, dtypes[mixed_precision]) if mixed_precision in dtypes else nullcontext()
+    return torch.autocast(device, AUTOCAST[mixed_precision]) if mixed_precision in AUTOCAST else nullcontext()
 
 
 def _named(stage: str, progress: Progress) -> Callable[[int, int], None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, final
 
 import torch
 
@@ -14,11 +14,12 @@ from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.noise_levels import check_told, posterior_mean
 from draft_core.sampling.pipeline_call import Forward, PipelineCall, Settings, length
 from draft_core.sampling.randomness import Generator, noted, state_of
-from draft_core.sampling.rollout import Origin, StepRecord, StepStart
+from draft_core.sampling.rollout import Origin, StepRecord, StepStart, identity
 
 PROBE_PROMPT = "a photograph"
 
 
+@final
 class PlannedRun:
     """The chain as a plan describes it, or as much of it as the plan runs; steers one `PipelineCall`."""
 
@@ -28,6 +29,7 @@ class PlannedRun:
         self.plan = plan
         self.number = 0  # of the step under way
         self.noise_state = state_of(generator)
+        self.made_by = identity(sampler)
         self.encoded: list[Any] = []  # what the encoders returned, call by call
         self.blanks: dict[Any, Any] = {}
         self.before: tuple[list[seams.State] | None, Any] = (
@@ -71,6 +73,7 @@ class PlannedRun:
             starts=self.starts,
             encoded=self.encoded,
             blanks=self.blanks,
+            made_by=self.made_by,
         )
 
     def records(self) -> bool:
@@ -136,6 +139,7 @@ class PlannedRun:
         return self.number > self.plan.last
 
 
+@final
 class ShortRun:
     """A chain without gradient and without decoding, on a schedule of fewer steps: a cheap x0 to re-noise."""
 
@@ -144,6 +148,7 @@ class ShortRun:
         self.pipe = sampler.pipe
         self.plan = plan
         self.noise_state = state_of(generator)
+        self.made_by = identity(sampler)
         self.encoded: list[Any] = []
         self.blanks: dict[Any, Any] = {}
         self.latents: torch.Tensor  # after the last step so far
@@ -181,6 +186,7 @@ class ShortRun:
             starts={whole.start.number: whole.start},
             encoded=self.encoded,
             blanks=self.blanks,
+            made_by=self.made_by,
         )
 
     def records(self) -> bool:
@@ -215,6 +221,7 @@ class ShortRun:
         return self.encoded[-1]
 
 
+@final
 class DryRun:
     """The steps alone: each network is called once for the shape of its output, and gives zeros from then on.
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 
 from draft_core.errors import SamplerError
+from draft_core.sampling.randomness import drawn_by
 from draft_core.sampling.seams import StepCall, first_of, restore_scheduler, scheduler_state
 
 # Families whose prediction is the flow's velocity, noise - x0, say it by these names or by having `scale_noise`.
@@ -168,7 +168,7 @@ class Gaussian:
                 "a step without noise has no log-probability",
                 where="scheduler",
                 next="use a scheduler that draws noise (eta: 1 for DDIM, stochastic_sampling for flow Euler), or "
-                "`gaussian_between` with eta above 0",
+                "`output.gaussian(eta=1.0)`",
             )
         z = (sample - self.mean) / self.std
         return (-0.5 * (z.square() + math.log(2 * math.pi)) - self.std.log()).flatten(1).mean(1)
@@ -201,7 +201,7 @@ def step_gaussian(scheduler: Any, call: StepCall) -> Gaussian:
 
 @contextmanager
 def _noise_of(module: Any, value: float) -> Iterator[None]:
-    """Every draw of normal noise in a scheduler's module gives this value."""
+    """Every draw of normal noise in a scheduler's module gives this value, to the calling thread."""
 
     def drawn(shape: Any, *args: Any, dtype: Any = None, device: Any = None, **kwargs: Any) -> torch.Tensor:
         return torch.full(tuple(shape), value, dtype=dtype, device=device)
@@ -214,9 +214,9 @@ def _noise_of(module: Any, value: float) -> Iterator[None]:
 
     with ExitStack() as stack:
         if hasattr(module, "randn_tensor"):
-            stack.enter_context(mock.patch.object(module, "randn_tensor", drawn))
-        stack.enter_context(mock.patch.object(torch, "randn_like", drawn_like))
-        stack.enter_context(mock.patch.object(torch, "randn", drawn_sizes))
+            stack.enter_context(drawn_by(module, "randn_tensor", lambda _: drawn))
+        stack.enter_context(drawn_by(torch, "randn_like", lambda _: drawn_like))
+        stack.enter_context(drawn_by(torch, "randn", lambda _: drawn_sizes))
         yield
 
 
@@ -245,3 +245,58 @@ def gaussian_between(
     std = eta * next_sigma / sigma * lost.sqrt()
     mean = next_alpha * x0 + (next_sigma.square() - std.square()).clamp(min=0).sqrt() * eps
     return Gaussian(mean, std.expand(mean.shape))
+
+
+def general_step(scheduler: Any, call: StepCall, eta: float) -> Gaussian:
+    """`gaussian_between` from the level of a step to that after it, both read off a scheduler that draws no noise.
+
+    The level after the step, (alpha', sigma'), is what the scheduler's own step makes of alpha with the prediction that
+    says x0 = 1 and eps = 0, and of sigma with the one that says x0 = 0 and eps = 1.
+
+    Raises:
+        SamplerError: if `eta` is outside 0..1, the scheduler draws noise, or its step is not of this kind.
+    """
+    if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 0 <= eta <= 1:
+        raise SamplerError(f"eta is {eta!r}", where="gaussian", next="give a number from 0 to 1")
+    own = step_gaussian(scheduler, call)
+    if bool((own.std > 0).any()):
+        raise SamplerError(
+            f"{type(scheduler).__name__} draws noise of its own in this step",
+            where="scheduler",
+            next="use `gaussian()`, without eta",
+        )
+    latents, before = call.sample, scheduler_state(scheduler)
+    alpha, sigma = noise_level(scheduler, call.timestep, latents)
+    x0 = posterior_mean(scheduler, call.model_output, call.timestep, latents)
+    there = []
+    for clean, noisy in ((1.0, 0.0), (0.0, 1.0)):
+        sample = (alpha * clean + sigma * noisy).expand_as(latents).contiguous()
+        prediction = _prediction_of(scheduler, call.model_output, alpha, sigma, clean, noisy)
+        there.append(first_of(call.run(sample=sample, model_output=prediction), "prev_sample").detach())
+        restore_scheduler(scheduler, before)
+    plain = gaussian_between(latents, x0, (alpha, sigma), (there[0], there[1]), 0.0)
+    size = torch.finfo(latents.dtype).eps ** 0.5 * float(latents.detach().abs().max())
+    if not bool((plain.mean - own.mean).detach().abs().max() <= size):
+        raise SamplerError(
+            f"this step of {type(scheduler).__name__} is none between two noise levels: it builds on earlier ones, or "
+            "bounds x0",
+            where="scheduler",
+            next="use `gaussian()`, or a scheduler of first order without memory (DDIM, Euler, flow Euler)",
+        )
+    return gaussian_between(latents, x0, (alpha, sigma), (there[0], there[1]), float(eta))
+
+
+def _prediction_of(
+    scheduler: Any, like: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor, clean: float, noisy: float
+) -> torch.Tensor:
+    """The prediction, shaped like another, that says x0 = `clean` and eps = `noisy` everywhere."""
+    kind = getattr(scheduler.config, "prediction_type", None)
+    if _is_inverted(scheduler):
+        value = torch.full_like(alpha, clean - noisy)
+    elif hasattr(scheduler, "scale_noise") or kind in FLOW:
+        value = torch.full_like(alpha, noisy - clean)
+    elif kind == "v_prediction":
+        value = (alpha * noisy - sigma * clean) / (alpha.square() + sigma.square()).sqrt()
+    else:
+        value = torch.full_like(alpha, clean if kind == "sample" else noisy)
+    return value.expand_as(like).contiguous()

@@ -101,6 +101,7 @@ class PipelineCall:
     def run(self, steering: Steering) -> Any:
         """What the call returns: images (N, 3, H, W) in [0, 1], or latents where the steering asks for those."""
         with ExitStack() as stack:
+            stack.enter_context(seams.in_use(self.pipe, pipelines.steered(self.pipe)))
             stack.enter_context(seams.grad_mode_restored())
             stack.enter_context(pipelines.quiet(self.pipe))
             stack.enter_context(seams.graph_released(*pipelines.remembering(self.pipe)))

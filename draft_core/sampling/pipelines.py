@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,13 +50,19 @@ def find_denoisers(pipe: Any) -> dict[str, Any]:
     return {first: denoiser, **modules_named(pipe, *DENOISERS)}
 
 
+def networks(pipe: Any) -> dict[str, torch.nn.Module]:
+    """The components of the pipeline that are networks, under their names."""
+    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+
 def modules_named(pipe: Any, *parts: str) -> dict[str, torch.nn.Module]:
     """The pipeline's networks whose component name contains one of `parts`: "unet", "encoder", ..."""
-    return {
-        name: component
-        for name, component in pipe.components.items()
-        if isinstance(component, torch.nn.Module) and any(part in name for part in parts)
-    }
+    return {name: network for name, network in networks(pipe).items() if any(part in name for part in parts)}
+
+
+def has_float16(modules: Iterable[torch.nn.Module]) -> bool:
+    """Whether one of the networks has weights in float16."""
+    return any(weight.dtype == torch.float16 for module in modules for weight in module.parameters())
 
 
 # The call itself. Classic pipelines have one `__call__` under `torch.no_grad`. Modular ones are trees of blocks, each
@@ -76,6 +82,13 @@ def guiders(pipe: Any) -> dict[str, Any]:
 def remembering(pipe: Any) -> list[Any]:
     """What may keep something from one step to the next: the scheduler first, then the guiders."""
     return [pipe.scheduler, *guiders(pipe).values()]
+
+
+def steered(pipe: Any) -> list[Any]:
+    """The pipeline and the parts of it whose methods a steered call replaces: one call at a time may do so."""
+    networks = [find_denoisers(pipe), modules_named(pipe, "controlnet"), modules_named(pipe, "encoder")]
+    parts = [part for named in networks for part in named.values()]
+    return [part for part in (pipe, pipe.scheduler, getattr(pipe, "vae", None), *parts) if part is not None]
 
 
 def call_inputs(pipe: Any) -> list[str]:
@@ -216,27 +229,47 @@ def check_drivable(pipe: Any) -> None:
             )
 
 
+class KeywordError(SamplerError):
+    """A keyword that the call of a pipeline does not take, or that the sampler sets.
+
+    Attributes:
+        keyword: which one.
+    """
+
+    keyword = ""
+
+    @classmethod
+    def of(cls, keyword: str, what: str, *, where: str, next: str) -> KeywordError:
+        """The error on this keyword."""
+        error = cls(what, where=where, next=next)
+        error.keyword = keyword
+        return error
+
+
 def check_keywords(pipe: Any, call_kwargs: dict[str, Any], *, takes_steps: bool) -> None:
     """Refuses keywords that the pipeline's call does not take.
 
     Raises:
-        SamplerError: naming the keyword, and the nearest one that the call takes.
+        KeywordError: naming the keyword, and the nearest one that the call takes.
     """
     name = type(pipe).__name__
     inputs = call_inputs(pipe)
     if takes_steps and "num_inference_steps" not in inputs:
         own = [keyword for keyword in inputs if "steps" in keyword]
-        raise SamplerError(
+        raise KeywordError.of(
+            "num_inference_steps",
             "its call takes no num_inference_steps",
             where=name,
             next="give num_inference_steps=None" + (f", and {' and '.join(own)} as you like" if own else ""),
         )
     for keyword in call_kwargs:
         if keyword in ("prompt", "output_type", "return_dict"):
-            raise SamplerError(f"{keyword!r} is set by the sampler itself", where=f"{name} call", next="leave it out")
+            said = f"{keyword!r} is set by the sampler itself"
+            raise KeywordError.of(keyword, said, where=f"{name} call", next="leave it out")
         if keyword not in inputs:
             near = difflib.get_close_matches(keyword, inputs, n=1)
-            raise SamplerError(
+            raise KeywordError.of(
+                keyword,
                 f"its call takes no {keyword!r}",
                 where=name,
                 next=f"did you mean {near[0]!r}?" if near else "see the pipeline's documentation",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -37,17 +38,67 @@ def _listed(generator: Generator) -> list[torch.Generator]:
     return generator if isinstance(generator, list) else [generator]
 
 
+Draw = Callable[..., torch.Tensor]
+_guard = threading.Lock()
+_installed: dict[tuple[str, str], _DrawnByThread] = {}  # module and name -> what stands there
+
+
+class _DrawnByThread:
+    """A function that draws noise, in the place of the module's own: threads that replace it get their replacement.
+
+    It stands there while any thread replaces the function; all other threads get the module's own.
+    """
+
+    def __init__(self, own: Draw) -> None:
+        self.own = own
+        self.users = 0
+        self.local = threading.local()
+
+    def replacements(self) -> list[Draw]:
+        """Those of the calling thread, the innermost last."""
+        found: list[Draw] = self.local.__dict__.setdefault("replacements", [])
+        return found
+
+    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return [self.own, *self.replacements()][-1](*args, **kwargs)
+
+
+@contextmanager
+def drawn_by(module: Any, name: str, make: Callable[[Draw], Draw]) -> Iterator[None]:
+    """`module.name`, which draws noise, is `make(function before)` inside, for the calling thread alone."""
+    key = (module.__name__, name)
+    with _guard:
+        shared = _installed.get(key)
+        if shared is None:
+            shared = _installed[key] = _DrawnByThread(getattr(module, name))
+            setattr(module, name, shared)
+        shared.users += 1
+    stack = shared.replacements()
+    stack.append(make([shared.own, *stack][-1]))
+    try:
+        yield
+    finally:
+        stack.pop()
+        with _guard:
+            shared.users -= 1
+            if not shared.users:
+                setattr(module, name, _installed.pop(key).own)
+
+
 @contextmanager
 def noted() -> Iterator[list[torch.Size]]:
     """The shapes of the noise that is drawn inside, in order."""
-    draw, shapes = torch.randn, list[torch.Size]()
+    shapes = list[torch.Size]()
 
-    def drawn(*sizes: Any, **how: Any) -> torch.Tensor:
-        noise = draw(*sizes, **how)
-        shapes.append(noise.shape)
-        return noise
+    def noting(draw: Draw) -> Draw:
+        def drawn(*sizes: Any, **how: Any) -> torch.Tensor:
+            noise = draw(*sizes, **how)
+            shapes.append(noise.shape)
+            return noise
 
-    with mock.patch.object(torch, "randn", drawn):
+        return drawn
+
+    with drawn_by(torch, "randn", noting):
         yield shapes
 
 
@@ -87,9 +138,9 @@ def _restored(generator: Generator, state: State, copies: int) -> Iterator[Gener
 @contextmanager
 def _drawn_for_each(batch: int, copies: int, shapes: Sequence[torch.Size]) -> Iterator[None]:
     """Noise for the whole batch, before the chain and in it, is drawn for one copy and given to all of them."""
-    draw, expected = torch.randn, iter(shapes)
+    expected = iter(shapes)
 
-    def drawn(*sizes: Any, **how: Any) -> torch.Tensor:
+    def drawn(draw: Draw, *sizes: Any, **how: Any) -> torch.Tensor:
         shape = torch.Size(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
         rest = shape[1:]
         of_run = next(expected, (batch, *rest))
@@ -104,7 +155,7 @@ def _drawn_for_each(batch: int, copies: int, shapes: Sequence[torch.Size]) -> It
             )
         return draw(of_run, **how).repeat(copies, *[1] * len(rest))
 
-    with mock.patch.object(torch, "randn", drawn):
+    with drawn_by(torch, "randn", lambda draw: partial(drawn, draw)):
         yield
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, final
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -12,7 +12,15 @@ from diffusers.utils.torch_utils import randn_tensor
 from draft_core.errors import SamplerError
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.chain import undecoded
-from draft_core.sampling.noise_levels import Gaussian, check_told, noise_level, posterior_mean, renoised, step_gaussian
+from draft_core.sampling.noise_levels import (
+    Gaussian,
+    check_told,
+    general_step,
+    noise_level,
+    posterior_mean,
+    renoised,
+    step_gaussian,
+)
 from draft_core.sampling.pipeline_call import Forward, PipelineCall, Settings, length
 from draft_core.sampling.randomness import repeated
 from draft_core.sampling.rollout import Origin, StepStart
@@ -20,6 +28,11 @@ from draft_core.sampling.rollout import Origin, StepStart
 
 class StepOutput:
     """One replayed step: its prediction, and what the scheduler makes of it, with gradient if the caller records.
+
+    Arguments:
+        scheduler: in its state before the step.
+        number: of the step, 0 the first.
+        call: of `scheduler.step`.
 
     Attributes:
         number: of the step, 0 the first.
@@ -37,14 +50,24 @@ class StepOutput:
         self._call = call
         self._state = seams.scheduler_state(scheduler)
 
-    def gaussian(self) -> Gaussian:
-        """The distribution of the latents after the step; each part shaped like the latents.
+    def gaussian(self, eta: float | None = None) -> Gaussian:
+        """The distribution of the latents after the step; each part shaped like the latents, mean with gradient.
+
+        Arguments:
+            eta: None takes the noise that the scheduler draws itself. A number from 0 to 1 takes the general step
+                between the same two noise levels (`noise_levels.gaussian_between`), for a scheduler that draws none:
+                0 is its own deterministic step, 1 the ancestral one (Song et al. 2021, arXiv 2010.02502, equation 12).
 
         Raises:
-            SamplerError: if the scheduler draws its noise where it cannot be replaced.
+            SamplerError: if the scheduler draws its noise where it cannot be replaced; with `eta`, if it draws noise of
+                its own, its step builds on earlier predictions, or `eta` is outside 0..1.
         """
-        gaussian: Gaussian = self._asked(lambda: step_gaussian(self._scheduler, self._call))
-        return gaussian
+        if eta is None:
+            gaussian: Gaussian = self._asked(lambda: step_gaussian(self._scheduler, self._call))
+            return gaussian
+        check_told(self._scheduler, self._call.told)
+        general: Gaussian = self._asked(lambda: general_step(self._scheduler, self._call, eta))
+        return general
 
     def posterior_mean(self) -> torch.Tensor:
         """E[x0 | x_t], shaped like the latents.
@@ -78,6 +101,7 @@ class _Over(BaseException):
     """Leaves the pipeline's call once all wanted steps are taken; no pipeline catches it."""
 
 
+@final
 class Replay:
     """The pipeline's call again with all steps but the given ones empty: networks give zeros, latents stay.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from draft_core.errors import SamplerError
+from draft_core.sampling.pipeline_call import Settings
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Origin:
         blanks: network and shapes of its input -> an output of zeros that takes no memory.
         first: where the first step started.
         drawn: shapes of the noise that the call drew before it.
+        made_by: what the run was sampled with, `identity`.
     """
 
     prompts: Sequence[str] | None
@@ -83,6 +87,7 @@ class Origin:
     blanks: dict[Any, Any] = field(default_factory=dict)
     first: StepStart | None = None
     drawn: Sequence[torch.Size] = ()
+    made_by: dict[str, Any] = field(default_factory=dict)
 
     @property
     def last(self) -> StepStart:
@@ -119,3 +124,79 @@ class Rollout:
     def samples(self) -> torch.Tensor:
         """The samples alone, (sample_count, 3, H, W)."""
         return self.images[: self.sample_count]
+
+
+def identity(sampler: Settings) -> dict[str, Any]:
+    """What decides the predictions of a sampler's calls beside weights, prompts and noise: name -> value."""
+    pipe = sampler.pipe
+    parts = {
+        name: getattr(pipe, name, None) for name in ("scheduler", "guider", "unet", "transformer", "transformer_2")
+    }
+    return {"pipe": pipe, **parts, "num_inference_steps": sampler.num_inference_steps, **sampler.call_kwargs}
+
+
+def check_same_sampler(origin: Origin, sampler: Settings) -> None:
+    """That a run is replayed with what it was sampled with.
+
+    Raises:
+        SamplerError: naming what differs.
+    """
+    now, then = identity(sampler), origin.made_by
+    for name in [*then, *(name for name in now if name not in then)]:
+        if not _is_same(now.get(name), then.get(name)):
+            raise SamplerError(
+                f"it was sampled with another {name}",
+                where="rollout",
+                next="replay it with the sampler that made it, its pipeline and keywords unchanged",
+            )
+
+
+def _is_same(now: Any, then: Any) -> bool:
+    plain = (str, int, float, bool, type(None))
+    if isinstance(now, (list, tuple)) and type(now) is type(then):
+        return len(now) == len(then) and all(map(_is_same, now, then))
+    return now is then or (isinstance(now, plain) and isinstance(then, plain) and now == then)
+
+
+def check_given(origin: Origin, given: Any, *, decode: bool) -> None:
+    """That a replay is given latents that fit the run.
+
+    Raises:
+        SamplerError: naming the step that does not.
+    """
+    if not isinstance(given, Mapping) or not given:
+        problem = "no step is given" if isinstance(given, Mapping) else f"it is a {type(given).__name__}"
+        raise SamplerError(problem, where="given", next="give {step: latents}")
+    if unknown := [number for number in given if number not in origin.starts]:
+        raise SamplerError(
+            f"the run did not keep step {unknown[0]!r}, only {sorted(origin.starts)}",
+            where="given",
+            next="sample with StepPlan(..., keep_trajectory=True)",
+        )
+    for number, latents in given.items():
+        _check_latents(origin.latents, number, latents)
+    if len({len(latents) for latents in given.values()}) > 1:
+        raise SamplerError("the given latents are batches of different size", where="given", next="give equal ones")
+    if decode and origin.last.number not in given:
+        raise SamplerError(
+            f"images need the last step, {origin.last.number}", where="decode", next="give its latents too"
+        )
+
+
+def _check_latents(of_run: torch.Tensor, number: int, latents: Any) -> None:
+    if not isinstance(latents, torch.Tensor):
+        raise SamplerError(f"step {number} is given a {type(latents).__name__}", where="given", next="give a tensor")
+    shape, expected = tuple(latents.shape), tuple(of_run.shape)
+    if shape[1:] != expected[1:] or not shape or not shape[0] or shape[0] % expected[0]:
+        raise SamplerError(
+            f"the latents of step {number} are {shape}, the run's {expected}",
+            where="given",
+            next="give latents of that shape, or several such batches in one",
+        )
+    if (latents.dtype, latents.device) != (of_run.dtype, of_run.device):
+        raise SamplerError(
+            f"the latents of step {number} are {latents.dtype} on {latents.device}, the run's {of_run.dtype} on "
+            f"{of_run.device}",
+            where="given",
+            next="convert them with `latents.to(rollout.latents)`",
+        )

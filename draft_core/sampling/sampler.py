@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -21,7 +21,7 @@ from draft_core.sampling.chain import PlannedRun, ShortRun, lengths, watched
 from draft_core.sampling.pipeline_call import Checkpointing, Decode, has_blocks
 from draft_core.sampling.randomness import Generator
 from draft_core.sampling.replay import Replay, Visit, renoised_start, unvisited
-from draft_core.sampling.rollout import Origin, Rollout
+from draft_core.sampling.rollout import Origin, Rollout, check_given, check_same_sampler
 from draft_core.setting import SCHEDULES
 
 NO_RENOISING = Renoising()
@@ -50,7 +50,8 @@ class DifferentiableSampler:
         call_kwargs: passed to every pipeline call (guidance_scale, height, negative_prompt, prompt_embeds, image, ...).
 
     Raises:
-        SamplerError: if the pipeline cannot be driven, or a keyword is not one its call takes.
+        SamplerError: if the pipeline cannot be driven, a keyword is not one its call takes, or `decode` or
+            `gradient_checkpointing` is none of their values.
     """
 
     def __init__(
@@ -65,6 +66,8 @@ class DifferentiableSampler:
     ) -> None:
         pipelines.check_drivable(pipe)
         pipelines.check_keywords(pipe, call_kwargs, takes_steps=num_inference_steps is not None)
+        _check_choice("decode", decode, get_args(Decode))
+        _check_choice("gradient_checkpointing", gradient_checkpointing, get_args(Checkpointing))
         _check_blocks(pipe, denoisers=gradient_checkpointing == "blocks", decoder=decode == "blocks")
         self.pipe = pipe
         self.num_inference_steps = num_inference_steps
@@ -77,7 +80,11 @@ class DifferentiableSampler:
     def steps(self) -> int:
         """T, the `scheduler.step` calls of one run, counted in a dry run that calls each network once.
 
-        More than `num_inference_steps` for second-order schedulers, and fewer where the call starts from an image.
+        A whole number of 1 or more; more than `num_inference_steps` for second-order schedulers, and fewer where the
+        call starts from an image.
+
+        Raises:
+            SamplerError: if the call takes no step of the pipeline's scheduler, or refuses its arguments.
         """
         return self.traits.steps
 
@@ -85,8 +92,9 @@ class DifferentiableSampler:
     def traits(self) -> CallTraits:
         """What the pipeline's call was seen to do in a run that calls the real denoiser only once."""
         errors: list[Exception] = []
+        alone = seams.in_use(self.pipe, pipelines.steered(self.pipe), before_call=True)
         traces = seams.state_restored(self.pipe, *pipelines.remembering(self.pipe))
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), traces:
+        with alone, torch.no_grad(), torch.random.fork_rng(devices=[]), traces:
             for real in (False, True):  # some look into their networks
                 for batch in [1, *lengths(self.call_kwargs)]:  # an `image` of two items, say, may need two prompts
                     try:
@@ -200,7 +208,8 @@ class DifferentiableSampler:
 
         Arguments:
             rollout: of this sampler, by a plan with `keep_trajectory` unless only the last step is given.
-            given: step number -> latents before it, shaped like `rollout.latents`, or several such batches in one.
+            given: step number -> latents before it, of shape, type and device of `rollout.latents`, or several such
+                batches in one.
             visit: called at each of these steps with its `StepOutput`.
             decode: return the images that the last step leads to, (N, 3, H, W) in [0, 1]; it must be given.
 
@@ -208,16 +217,21 @@ class DifferentiableSampler:
             The images, or None without `decode`.
 
         Raises:
-            SamplerError: if the run did not keep one of these steps, or cannot be replayed.
+            SamplerError: if the run did not keep one of these steps, was sampled with another pipeline, scheduler or
+                keywords, or cannot be replayed; if latents are of another shape, type or device than the run's; if
+                `visit` samples with the same pipeline.
         """
-        origin = rollout.origin
+        origin = _rollout(rollout).origin
+        if not callable(visit):
+            raise SamplerError(f"visit is {visit!r}", where="visit", next="give a function of a `StepOutput`, or none")
         if origin is None:
             raise SamplerError(
                 "it was left early, or holds re-noised images alone",
                 where="rollout",
                 next="replay what `sampler(...)` gave for a plan without stop_at",
             )
-        _check_given(origin, given, decode=decode)
+        check_same_sampler(origin, self)
+        check_given(origin, given, decode=decode)
         self.traits.check_replay(self.pipe)
         replay = Replay(self, origin, given, visit)
         if decode:
@@ -235,7 +249,8 @@ class DifferentiableSampler:
         return ShortRun(self, prompts, plan, generator).origin()
 
     def _renoisings(self, origin: Origin, renoising: Renoising) -> Iterator[Rollout]:
-        noisy = [renoised_start(self, origin) for _ in range(renoising.copies)]
+        with seams.in_use(self.pipe, pipelines.steered(self.pipe), before_call=True):
+            noisy = [renoised_start(self, origin) for _ in range(renoising.copies)]
         for batch in [torch.cat(noisy)] if renoising.batched and noisy else noisy:
             replay = Replay(self, origin, {origin.last.number: batch}, unvisited)
             with _batchable(self.pipe) if replay.copies > 1 else nullcontext():
@@ -259,29 +274,10 @@ def _batchable(pipe: Any) -> Iterator[None]:
         ) from error
 
 
-def _check_given(origin: Origin, given: Mapping[int, torch.Tensor], *, decode: bool) -> None:
-    if not given:
-        raise SamplerError("no step is given", where="given", next="give {step: latents}")
-    if unknown := sorted(set(given) - origin.starts.keys()):
-        raise SamplerError(
-            f"the run did not keep step {unknown[0]}, only {sorted(origin.starts)}",
-            where="given",
-            next="sample with StepPlan(..., keep_trajectory=True)",
-        )
-    shape = tuple(origin.latents.shape)
-    for number, latents in given.items():
-        if tuple(latents.shape[1:]) != shape[1:] or len(latents) % len(origin.latents):
-            raise SamplerError(
-                f"the latents of step {number} are {tuple(latents.shape)}, the run's {shape}",
-                where="given",
-                next="give latents of that shape, or several such batches in one",
-            )
-    if len({len(latents) for latents in given.values()}) > 1:
-        raise SamplerError("the given latents are batches of different size", where="given", next="give equal ones")
-    if decode and origin.last.number not in given:
-        raise SamplerError(
-            f"images need the last step, {origin.last.number}", where="decode", next="give its latents too"
-        )
+def _rollout(value: Any) -> Rollout:
+    if not isinstance(value, Rollout):
+        raise SamplerError(f"it is a {type(value).__name__}", where="rollout", next="give what `sampler(...)` returned")
+    return value
 
 
 def _check_renoising(plan: StepPlan, renoising: Renoising) -> None:
@@ -302,6 +298,14 @@ def _prompt_of_each(prompts: Sequence[str] | None, images: int) -> tuple[str, ..
     """The prompt of every image; pipelines keep the images of one prompt together."""
     prompts = prompts or [""]
     return tuple(prompt for prompt in prompts for _ in range(images // len(prompts)))
+
+
+def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """That a setting is one of the values that it can have; 1 is not True."""
+    if not any(value == choice and type(value) is type(choice) for choice in choices):
+        raise SamplerError(
+            f"{name} is {value!r}", where=f"DifferentiableSampler.{name}", next=f"use one of {list(choices)}"
+        )
 
 
 def _check_blocks(pipe: Any, *, denoisers: bool, decoder: bool) -> None:

@@ -10,6 +10,7 @@ import copy
 import enum
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,6 +70,45 @@ def replaced(owner: Any, name: str, wrapper: Wrapper) -> Iterator[Replacement]:
             delattr(owner, name)
 
 
+_guard = threading.Lock()
+_in_use: dict[int, tuple[int, bool]] = {}  # id of an object -> the thread that uses it, and whether a call may follow
+
+
+@contextmanager
+def in_use(pipe: Any, parts: Sequence[Any], *, before_call: bool = False) -> Iterator[None]:
+    """This thread alone uses the parts of a pipeline inside the context.
+
+    Arguments:
+        before_call: it only looks at the parts, or prepares them, so that a call of the pipeline may follow inside.
+
+    Raises:
+        SamplerError: if another thread uses one of them, or this one is in the midst of a call.
+    """
+    thread = threading.get_ident()
+    with _guard:
+        before = {id(part): _in_use.get(id(part)) for part in parts}
+        for holder, may_call in [held for held in before.values() if held is not None]:
+            if holder != thread:
+                problem = "another thread samples with it, or with a part of it, at this moment"
+                advice = "give each thread a pipeline of its own, or sample in turn"
+            elif not may_call:
+                problem = "it is in the midst of a call, and cannot be called inside that (in a visit, say)"
+                advice = "keep what the visit needs, and sample after the replay"
+            else:
+                continue
+            raise SamplerError(problem, where=type(pipe).__name__, next=advice)
+        _in_use.update(dict.fromkeys(before, (thread, before_call)))
+    try:
+        yield
+    finally:
+        with _guard:
+            for key, held in before.items():
+                if held is None:
+                    del _in_use[key]
+                else:
+                    _in_use[key] = held
+
+
 @contextmanager
 def grad_mode_restored() -> Iterator[None]:
     """Whatever happens inside, autograd's global recording mode is the same afterwards."""
@@ -111,14 +151,14 @@ class StepCall:
         model_output: the denoiser's prediction, after guidance.
         timestep: as the pipeline gave it.
         sample: the latents before the step.
-        run: the scheduler's own step with the same arguments.
+        run: the scheduler's own step with the same arguments, or with those that are given by name.
         told: what else the step is told that may change what prediction and latents mean, by name.
     """
 
     model_output: torch.Tensor
     timestep: Any
     sample: torch.Tensor
-    run: Callable[[], Any]
+    run: Callable[..., Any]
     told: tuple[str, ...] = ()
 
 
@@ -133,12 +173,18 @@ PLAIN_ARGUMENTS = (
 
 def step_call(step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
     """The call `step(*args, **kwargs)`, its arguments found by name: schedulers differ in their order."""
-    given = inspect.signature(step).bind(*args, **kwargs).arguments
+    bound = inspect.signature(step).bind(*args, **kwargs)
+    given = bound.arguments
     plain = (*STEP_ARGUMENTS, *PLAIN_ARGUMENTS)
     told = tuple(
         name for name, value in given.items() if name not in plain and value is not None and value is not False
     )
-    return StepCall(**{name: given[name] for name in STEP_ARGUMENTS}, run=lambda: step(*args, **kwargs), told=told)
+
+    def run(**other: Any) -> Any:
+        changed = inspect.BoundArguments(bound.signature, {**given, **other})
+        return step(*changed.args, **changed.kwargs)
+
+    return StepCall(**{name: given[name] for name in STEP_ARGUMENTS}, run=run, told=told)
 
 
 def first_of(output: Any, field: str) -> Any:

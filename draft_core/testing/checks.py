@@ -47,6 +47,9 @@ class Subject:
         config: what the instance is built from.
         naming_module: the module that the entry point names; None where there is no entry point.
         reward: the instance; built by the spec's factory from `config` if left out.
+
+    Raises:
+        PluginError: if the spec's factory is missing or fails.
     """
 
     spec: RewardSpec

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 
-from draft_core.errors import DraftError, PluginError, RewardError, one_line, raised_at
+from draft_core.errors import DraftError, PluginError, RewardError, raised
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.rewards.images import to_pil
 from draft_core.rewards.objective import checked_scores
@@ -101,7 +101,8 @@ def compare_kind(kind: str, fields: Mapping[str, Any], *, catalog: Catalog | Non
         kind: as `draft rewards` lists it.
         fields: name -> value, of its config.
         catalog: None takes what is installed.
-        options: what `compare_with_reference` takes besides the reward.
+        options: keywords of `compare_with_reference`: `sizes` (height, width) in pixels, `count` of images of
+            each size, `images` (N, 3, H, W) in [0, 1], and `progress`.
 
     Raises:
         DraftError: if it cannot be built, or like `compare_with_reference`.
@@ -260,7 +261,7 @@ def _of_reference(call: Callable[..., Any], *given: Any, where: str) -> Any:
         raise
     except Exception as error:
         raise RewardError(
-            f"its reference raised {type(error).__name__}: {one_line(error)}{raised_at(error)}",
+            f"its reference raised {raised(error)}",
             where=where,
             next="tell its author",
         ) from error

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save
 from draft_core.errors import CheckpointError, first_line, one_line
 
 ADAPTER, OPTIMIZER, LEARNER, STATE = "adapter.safetensors", "optimizer.pt", "learner.pt", "state.json"
-FORMAT = 3  # raised whenever the files, their names or what they hold change
+FORMAT = 4  # raised whenever the files, their names or what they hold change
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ def save_checkpoint(trainer: Resumable, folder: Path, **remembered: Any) -> Path
     """Writes `folder` with everything that `load_checkpoint` needs, whole or not at all; returns it.
 
     Arguments:
+        trainer: between two updates.
+        folder: replaced if it is there; its parents are made.
         remembered: further numbers and texts, for whoever reads the checkpoint.
     """
     checkpoint = trainer.state()
@@ -69,6 +71,10 @@ def save_checkpoint(trainer: Resumable, folder: Path, **remembered: Any) -> Path
 
 def load_checkpoint(trainer: Resumable, folder: Path) -> Mapping[str, Any]:
     """Continues from a folder that `save_checkpoint` wrote; returns its numbers and texts.
+
+    Arguments:
+        trainer: made from the same settings, with the same adapter and learner.
+        folder: of the checkpoint.
 
     Raises:
         CheckpointError: if it is missing, torn, or belongs to a run with another seed, adapter or method.
@@ -94,11 +100,12 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     digests = {name: _digest(aside / name) for name in (ADAPTER, OPTIMIZER, LEARNER)}
     (aside / STATE).write_text(json.dumps({**checkpoint.state, "format": FORMAT, "files": digests}), encoding="utf-8")
     for name in (*digests, STATE):
-        _flush_to_disk(aside / name)
+        with (aside / name).open("r+b") as file:  # Windows flushes only what is open for writing
+            os.fsync(file.fileno())
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
     with suppress(OSError):  # not every file system can do that with a folder
-        _flush_to_disk(folder.parent)
+        _flush_folder(folder.parent)
     return folder
 
 
@@ -164,12 +171,13 @@ def _saved(values: Mapping[str, Any]) -> bytes:
         CheckpointError: if it holds anything else, which could not be read again.
     """
     file = io.BytesIO()
-    torch.save(values, file)
     try:
+        torch.save(values, file)
         torch.load(io.BytesIO(file.getvalue()), map_location="cpu", weights_only=True)
-    except pickle.PickleError as error:
+    except (pickle.PickleError, AttributeError, TypeError, RuntimeError) as error:
         raise CheckpointError(
-            f"the method remembers what cannot be read again ({first_line(error)})", next="tell the method's author"
+            f"the method remembers what cannot be saved and read again ({first_line(error)})",
+            next="tell the method's author",
         ) from error
     return file.getvalue()
 
@@ -178,7 +186,7 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _flush_to_disk(path: Path) -> None:
+def _flush_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object, reduce
+from accelerate.utils import broadcast, broadcast_object_list, gather_object, reduce
 
 from draft_core.errors import DraftError
 
@@ -62,6 +62,15 @@ class Processes:
             return tensor
         with self._connected():
             return cast(torch.Tensor, reduce(tensor, reduction="mean"))
+
+    def begin_equal(self, tensors: Iterable[torch.Tensor], modules: Iterable[torch.nn.Module]) -> None:
+        """Gives tensors and the weights of modules, in place, the values that they have in the main process."""
+        if self.world_size == 1:
+            return
+        with self._connected():
+            held = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+            for tensor in (*tensors, *held):
+                broadcast(tensor.data)
 
     def on_main(self, work: Callable[[], T]) -> T:
         """What `work` returns in the main process, which alone does it, in every process.

@@ -109,13 +109,17 @@ class TrainedPart:
                     )
 
     def _average_gradients(self) -> None:
-        """The mean over processes, in one message: the trained parts are small."""
+        """The mean over processes, in one message: the trained parts are small.
+
+        A parameter without a gradient in every process keeps none: AdamW leaves it alone, as in a single process.
+        """
         if self.processes.world_size == 1:
             return
         grads = [
             torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in self.parameters
         ]
-        mean = self.processes.mean(torch.cat([grad.flatten() for grad in grads]))
-        pieces = torch.split(mean, [grad.numel() for grad in grads])
-        for parameter, piece in zip(self.parameters, pieces, strict=True):
-            parameter.grad = piece.view_as(parameter)
+        has = torch.tensor([float(parameter.grad is not None) for parameter in self.parameters]).to(grads[0])
+        mean = self.processes.mean(torch.cat([*(grad.flatten() for grad in grads), has]))
+        *pieces, has = torch.split(mean, [*(grad.numel() for grad in grads), len(grads)])
+        for parameter, piece, share in zip(self.parameters, pieces, has.tolist(), strict=True):
+            parameter.grad = piece.view_as(parameter) if share else None

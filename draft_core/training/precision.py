@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from draft_core.errors import RecipeError
+from draft_core.sampling.pipelines import has_float16
 
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -31,14 +32,9 @@ def autocast(device: torch.device, mixed_precision: str) -> AbstractContextManag
         ) from error
 
 
-def needs_loss_scale(mixed_precision: str, networks: Iterable[Any]) -> bool:
+def needs_loss_scale(mixed_precision: str, networks: Iterable[torch.nn.Module]) -> bool:
     """Whether gradients pass through float16, by autocast or by the weights of one of the networks."""
-    return mixed_precision == "fp16" or any(
-        weight.dtype == torch.float16
-        for network in networks
-        if isinstance(network, torch.nn.Module)
-        for weight in network.parameters()
-    )
+    return mixed_precision == "fp16" or has_float16(networks)
 
 
 class LossScale:

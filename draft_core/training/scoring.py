@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from statistics import fmean
@@ -17,6 +17,7 @@ from draft_core.rewards.objective import Objective, Scores
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.batches import Batches
 from draft_core.training.distributed import Processes
+from draft_core.training.learner_contract import remembered
 from draft_core.training.settings import TrainSettings
 from draft_core.training.step_report import Tally
 
@@ -87,9 +88,10 @@ def reward_gradients(
 ) -> dict[str, torch.Tensor]:
     """Reward name -> its own gradient in the parameters on the batch after `update` updates, weighted, flat.
 
-    It takes a rollout and one backward pass for each reward, and changes nothing.
+    Of the first scores that carry a gradient; empty where the learner makes none. It takes a rollout and one backward
+    pass for each reward, and changes nothing.
     """
-    running, remembered = scoring.state(), copy.deepcopy(learner.state_dict())
+    running, before = scoring.state(), remembered(learner)
     scored: list[Scores] = []
 
     def score(images: torch.Tensor, prompts: Sequence[str]) -> Scores:
@@ -97,14 +99,32 @@ def reward_gradients(
         return scored[-1]
 
     (batch,) = islice(batches.draw(update), 1)
-    next(learner.losses(batch, sampler, score), None)
+    losses = learner.losses(batch, sampler, score)
+    while not any(scores.total.requires_grad for scores in scored) and next(losses, None) is not None:
+        pass
+    first = next((scores.per_reward for scores in scored if scores.total.requires_grad), {})
     gradients = {}
-    for name, scores in scored[0].per_reward.items():
+    for name, scores in first.items():
+        if not scores.requires_grad:
+            continue
         alone = scoring.objective.total({name: scores}, scoring.divisors).mean()
         gradients[name] = scoring.processes.mean(_scaled(alone, parameters, loss_scale, scoring.processes))
     scoring.restore(running)
-    learner.load_state_dict(remembered)
+    learner.load_state_dict(before)
     return gradients
+
+
+def norms_and_cosines(flat: Mapping[str, torch.Tensor]) -> tuple[dict[str, float], dict[str, float]]:
+    """Name -> norm of flat gradients, and "first ~ second" -> cosine of each pair; NaN where one of them is zero."""
+    norms, names = {name: float(grad.norm()) for name, grad in flat.items()}, list(flat)
+    cosines = {
+        f"{first} ~ {second}": float(torch.nn.functional.cosine_similarity(flat[first], flat[second], dim=0))
+        if norms[first] and norms[second]
+        else math.nan
+        for index, first in enumerate(names)
+        for second in names[index + 1 :]
+    }
+    return norms, cosines
 
 
 def _scaled(
@@ -113,7 +133,9 @@ def _scaled(
     """The gradient of a value taken of `factor` times it, or of less where that overflows in any process."""
     while True:
         grads = torch.autograd.grad(value * factor, parameters, retain_graph=True, allow_unused=True)
-        flat = torch.cat([grad.flatten() for grad in grads if grad is not None]) / factor
+        pairs = zip(grads, parameters, strict=True)
+        whole = [torch.zeros_like(parameter) if grad is None else grad for grad, parameter in pairs]
+        flat = torch.cat([grad.flatten() for grad in whole]) / factor
         if factor == 1.0 or all(processes.gather(bool(flat.isfinite().all()))):
             return flat
         factor = max(1.0, factor / 16)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from draft_core.setting import CLOSED, LARGEST_SEED, MOST, setting
+from draft_core.setting import CLOSED, LARGEST_SEED, MOST, check_bounds, setting
 
 Beta = Annotated[float, Ge(0), Lt(1)]
 
@@ -45,6 +45,10 @@ class TrainSettings:
         "So many optimiser steps may be skipped for numbers that are not finite; one more ends the run.", 10
     )
 
+    def __post_init__(self) -> None:
+        """Raises a `DraftError` if a field is out of its bounds."""
+        check_bounds(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RegularizerSettings:
@@ -60,6 +64,10 @@ class RegularizerSettings:
     )
     lora_norm: Annotated[float, Ge(0)] = setting("Squared Frobenius norm of what the LoRA adds to the weights.", 0.0)
 
+    def __post_init__(self) -> None:
+        """Raises a `DraftError` if a field is out of its bounds."""
+        check_bounds(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSettings:
@@ -69,3 +77,7 @@ class CheckpointSettings:
 
     every: Annotated[int, Ge(1)] = setting("Updates between checkpoints; the last update is always saved.", 50)
     keep: Annotated[int, Ge(1)] = setting("How many checkpoints stay on disk.", 2)
+
+    def __post_init__(self) -> None:
+        """Raises a `DraftError` if a field is out of its bounds."""
+        check_bounds(self)

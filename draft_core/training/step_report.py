@@ -61,13 +61,17 @@ class Tally:
         scored: for every call of the score, the number of images, the mean total and the mean of each reward.
         losses: for every loss of the adapter, its number of images, its value and its penalties.
         reported: for every loss that reports numbers, its number of images and these.
-        problems: what was not finite since the last optimiser step.
+        problems: what was not finite since a part's last optimiser step, by the part.
+        unassigned: what was not finite among scores since the last loss; the next loss is of them.
+        yielded: how many losses there were, of all parts.
     """
 
     scored: list[tuple[int, float, Numbers]] = field(default_factory=list)
     losses: list[tuple[int, float, Numbers]] = field(default_factory=list)
     reported: list[tuple[int, Numbers]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    problems: dict[str, list[str]] = field(default_factory=dict)
+    unassigned: list[str] = field(default_factory=list)
+    yielded: int = 0
     grad_norms: list[float] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -79,10 +83,10 @@ class Tally:
         self.scored.append((len(scores.total), float(scores.total.detach().mean()), means))
         sound = images.detach().isfinite().flatten(1).all(1)
         for index in (~sound).nonzero().flatten().tolist():
-            self.problems.append(f"the image of the prompt {prompts[index]!r} is not finite")
+            self.unassigned.append(f"the image of the prompt {prompts[index]!r} is not finite")
         for name, each in per_reward.items():
             for index in (sound.to(each.device) & ~each.isfinite()).nonzero().flatten().tolist():
-                self.problems.append(f"reward {name!r} of the prompt {prompts[index]!r} became {float(each[index])}")
+                self.unassigned.append(f"reward {name!r} of the prompt {prompts[index]!r} became {float(each[index])}")
 
     def add_loss(self, loss: Loss, penalties: Numbers, *, of_adapter: bool) -> None:
         """The numbers of one loss, and what is not finite among them."""
@@ -91,32 +95,39 @@ class Tally:
             self.losses.append((loss.images, value, penalties))
         if loss.report:
             self.reported.append((loss.images, dict(loss.report)))
-        self.problems += [f"the penalty {name!r} became {x}" for name, x in penalties.items() if not math.isfinite(x)]
-        if not self.problems and not math.isfinite(value):
-            self.problems.append(f"the loss of {loss.of!r} became {value}")
+        self.yielded += 1
+        problems = self.problems.setdefault(loss.of, [])
+        problems += self.unassigned
+        self.unassigned = []
+        problems += [f"the penalty {name!r} became {x}" for name, x in penalties.items() if not math.isfinite(x)]
+        if not problems and not math.isfinite(value):
+            problems.append(f"the loss of {loss.of!r} became {value}")
 
-    def mark(self) -> tuple[int, int, int]:
+    def problems_of(self, part: str) -> list[str]:
+        """What stands against the coming optimiser step of a part."""
+        return [*self.problems.get(part, ()), *self.unassigned]
+
+    def mark(self) -> tuple[int, int, int, int]:
         """Where the lists end now, for `back_to`."""
-        return len(self.scored), len(self.losses), len(self.reported)
+        return len(self.scored), len(self.losses), len(self.reported), self.yielded
 
-    def back_to(self, mark: tuple[int, int, int]) -> None:
-        """Forgets what was added since `mark`, and its problems."""
-        scored, losses, reported = mark
+    def back_to(self, mark: tuple[int, int, int, int]) -> None:
+        """Forgets what was added since `mark`, and all problems."""
+        scored, losses, reported, self.yielded = mark
         del self.scored[scored:], self.losses[losses:], self.reported[reported:]
-        self.problems = []
+        self.problems, self.unassigned = {}, []
 
     def close_step(self, problems: Sequence[str], grad_norm: float, *, of: str) -> None:
         """One optimiser step of a part, skipped if there are problems."""
+        self.problems.pop(of, None)
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             self.skipped.append(f"{problems[0]}{more}")
-            self.problems = []
             return
         if grad_norm == 0.0:
             self.notes.append(f"the gradient of the {of} is exactly zero, so nothing is learnt: {ZERO}")
         if of == ADAPTER:
             self.grad_norms.append(grad_norm)
-        self.problems = []
 
     def merge(self, tallies: Sequence[Tally]) -> None:
         """Makes this the tally of all processes; what concerns optimiser steps is the same in all."""

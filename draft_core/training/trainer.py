@@ -5,31 +5,42 @@ Come here for what every method shares; what a method computes is in its learner
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 
 from draft_core.adapters.adapter import Adapter
 from draft_core.adapters.lora_adapter import Lora
-from draft_core.errors import CheckpointError, DraftError, RewardError
+from draft_core.errors import CheckpointError, DraftError, RewardError, list_of_prompts, with_type
 from draft_core.learners.learner import ADAPTER, Learner, Loss
 from draft_core.rewards.objective import Objective
+from draft_core.sampling.pipelines import networks
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.batches import Batches, images_per_prompt
 from draft_core.training.checkpoints import Checkpoint
 from draft_core.training.distributed import Processes
+from draft_core.training.learner_contract import (
+    checked,
+    in_one_sentence,
+    losses_of,
+    name_of,
+    remembered,
+    require_fit,
+    snapshot,
+)
 from draft_core.training.optimization import TrainedPart
 from draft_core.training.precision import autocast, needs_loss_scale
-from draft_core.training.scoring import Scoring, check_spread, reward_gradients
+from draft_core.training.scoring import Scoring, check_spread, norms_and_cosines, reward_gradients
 from draft_core.training.settings import RegularizerSettings, TrainSettings
 from draft_core.training.sharding import shard_denoisers
 from draft_core.training.step_report import StepReport, Tally
 
 NO_REGULARIZERS = RegularizerSettings()
+END: Any = object()  # after the last loss
 NO_COLUMNS: Mapping[str, Sequence[str]] = {}
 
 
@@ -80,8 +91,9 @@ class Trainer:
         modules = learner.modules()
         self.processes = Processes(cpu=device == "cpu")
         self.device = self.processes.device
+        prompts = list_of_prompts(prompts, where="Trainer")
         copies = images_per_prompt(sampler.call_kwargs)
-        _check(sampler, learner, settings, regularizers)
+        require_fit(sampler, learner, settings, regularizers)
         check_spread(settings, copies, self.processes.world_size)
         # Not accelerate's own backward pass and optimiser: the shell's variables would change what they compute.
         self.autocast = partial(autocast, self.device, settings.mixed_precision)
@@ -101,14 +113,15 @@ class Trainer:
             ADAPTER: self.parameters,
             **{name: module.to(self.device).parameters() for name, module in modules.items()},
         }
-        in_float16 = needs_loss_scale(settings.mixed_precision, [*sampler.pipe.components.values(), objective])
+        self.processes.begin_equal(self.parameters, modules.values())
+        in_float16 = needs_loss_scale(settings.mixed_precision, [*networks(sampler.pipe).values(), objective])
         self.parts = {
             name: TrainedPart(parameters, settings, self.processes, in_float16=in_float16)
             for name, parameters in trained.items()
         }
         self.optimizer = self.parts[ADAPTER].optimizer
         self.batches = Batches(
-            prompts=list(prompts),
+            prompts=prompts,
             seed=settings.seed,
             batch_size=settings.batch_size,
             accumulation=settings.gradient_accumulation_steps,
@@ -142,12 +155,18 @@ class Trainer:
         start = time.perf_counter()
         rate, tally = self._set_learning_rate(), Tally()
         score = partial(self.scoring.score, tally)
-        streams = [self.learner.losses(batch, self.sampler, score) for batch in self.batches.draw(self.done)]
+        with in_one_sentence(self.learner, "losses()"):
+            streams = [
+                losses_of(self.learner, self.learner.losses(batch, self.sampler, score))
+                for batch in self.batches.draw(self.done)
+            ]
         while self._train_round(streams, tally):
             pass
         for name in [name for name, part in self.parts.items() if part.pending]:
             self._optimize(name, tally)
         self.done += 1
+        if not tally.yielded:
+            tally.notes.append("the method yielded no loss, so nothing is learnt")
         if self.skipped > self.settings.max_skipped:
             raise RewardError(
                 f"{self.skipped} optimiser steps were skipped, the last one because {tally.skipped[-1]}",
@@ -185,10 +204,11 @@ class Trainer:
         """Backpropagates the losses of one batch up to and including a step, whose part is added to `due`."""
         count = 0
         while True:
-            with self.autocast():
-                loss = next(stream, None)
-            if loss is None:
+            with self.autocast(), in_one_sentence(self.learner, "losses()"):
+                loss = next(stream, END)
+            if loss is END:
                 return count
+            loss = checked(self.learner, loss)
             count += 1
             self._accumulate_gradient(loss, tally)
             if loss.step:
@@ -204,10 +224,10 @@ class Trainer:
         numbers = {name: float(value.detach()) for name, value in penalties.items()}
         tally.add_loss(loss, numbers, of_adapter=of_adapter)
         self.parts[loss.of].pending = True
-        # The gradient of a number that is not finite would spoil the others. With a sharded denoiser the backward
-        # pass is work in common, which all do or none.
-        sharded = self.settings.sharding == "full"
-        if any(self.processes.gather(bool(tally.problems))) if sharded else tally.problems:
+        # The gradient of a number that is not finite would spoil the part's others. With a sharded denoiser the
+        # backward pass is work in common, which all do or none.
+        is_spoilt = bool(tally.problems_of(loss.of))
+        if any(self.processes.gather(is_spoilt)) if self.settings.sharding == "full" else is_spoilt:
             return
         value = loss.value
         for name, penalty in penalties.items():
@@ -240,7 +260,7 @@ class Trainer:
                 weight.grad = grad
 
     def _optimize(self, name: str, tally: Tally) -> None:
-        outcome = self.parts[name].step(tally.problems)
+        outcome = self.parts[name].step(tally.problems_of(name))
         tally.close_step(outcome.problems, outcome.grad_norm, of=name)
         self.skipped += outcome.is_fault
 
@@ -260,34 +280,31 @@ class Trainer:
         if not self.learner.needs_gradient:
             return {}, {}
         factor = self.parts[ADAPTER].loss_scale.value
-        with self.autocast():
+        with self.autocast(), in_one_sentence(self.learner, "losses()"):
             flat = reward_gradients(
                 self.scoring, self.learner, self.sampler, self.batches, self.done, self.parameters, factor
             )
-        norms, names = {name: float(grad.norm()) for name, grad in flat.items()}, list(flat)
-        cosines = {
-            f"{first} ~ {second}": float(torch.nn.functional.cosine_similarity(flat[first], flat[second], dim=0))
-            if norms[first] and norms[second]
-            else math.nan
-            for index, first in enumerate(names)
-            for second in names[index + 1 :]
-        }
-        return norms, cosines
+        return norms_and_cosines(flat)
 
     # Checkpoints
 
     def state(self) -> Checkpoint:
-        """Everything that `restore` needs to go on exactly from here."""
+        """Everything that `restore` needs to go on exactly from here; later updates do not change it.
+
+        Raises:
+            DraftError: if the learner's `state_dict()` raises, or is no mapping.
+        """
         return Checkpoint(
             adapter=self.adapter.state_dict(),
-            optimizers={name: part.optimizer.state_dict() for name, part in self.parts.items()},
+            optimizers={name: snapshot(part.optimizer.state_dict()) for name, part in self.parts.items()},
             learner={
-                "state": dict(self.learner.state_dict()),
-                "modules": {name: dict(module.state_dict()) for name, module in self.learner.modules().items()},
+                "state": remembered(self.learner),
+                "modules": {name: snapshot(module.state_dict()) for name, module in self.learner.modules().items()},
             },
             state={
                 "update": self.done,
                 "seed": self.settings.seed,
+                "method": name_of(self.learner),
                 "skipped": self.skipped,
                 "scale": self.scoring.state(),
                 "loss_scale": {name: part.loss_scale.state() for name, part in self.parts.items()},
@@ -309,33 +326,25 @@ class Trainer:
                 f"it was made with seed {state.get('seed')}, this run has seed {seed}",
                 next="resume with the recipe that the run was started with",
             )
+        if (method := state.get("method")) != name_of(self.learner):
+            raise CheckpointError(
+                f"it was made by the method {method}, this run's is {name_of(self.learner)}",
+                next="resume with the recipe that the run was started with",
+            )
         try:
             self.adapter.load_state_dict(checkpoint.adapter)
             for name, part in self.parts.items():
-                part.load_optimizer(checkpoint.optimizers[name])
+                part.load_optimizer(snapshot(checkpoint.optimizers[name]))
                 part.loss_scale.restore(state["loss_scale"][name])
             for name, module in self.learner.modules().items():
                 module.load_state_dict(checkpoint.learner["modules"][name])
-            self.learner.load_state_dict(checkpoint.learner["state"])
+            self.learner.load_state_dict(snapshot(checkpoint.learner["state"]))
             scale, skipped, done = state["scale"], int(state["skipped"]), int(state["update"])
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (DraftError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # torch's, or the learner's own
             raise CheckpointError(
-                f"it does not fit ({type(error).__name__}: {error})", next="start anew with --overwrite"
+                f"it does not fit ({with_type(error)})", next="start anew with --overwrite"
             ) from error
         self.scoring.restore(scale)
         self.skipped, self.done = skipped, done
-
-
-def _check(
-    sampler: DifferentiableSampler, learner: Learner, settings: TrainSettings, regularizers: RegularizerSettings
-) -> None:
-    if regularizers.kl and sampler.base_model is None:
-        raise DraftError("the sampler knows no base model to stay near to", where="kl", next="give it base_model")
-    if regularizers.kl and not learner.yields_divergence:
-        raise DraftError("the method yields no divergence to weigh", where="kl", next="leave it out, or use lora_norm")
-    if settings.normalize == "gradient" and not learner.needs_gradient:
-        raise DraftError(
-            "the method takes no gradient of the rewards", where="train.normalize", next="use scale, or none"
-        )
-    if ADAPTER in learner.modules():
-        raise DraftError(f"the method calls a module of its own {ADAPTER!r}", where="learner", next="rename it")

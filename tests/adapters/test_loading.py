@@ -11,6 +11,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from draft_core.adapters import files
 from draft_core.adapters.files import WEIGHTS_FILE, load_lora
 from draft_core.errors import CheckpointError, DraftError
 from tests.support.runs import saved_lora
@@ -115,3 +116,11 @@ def test_what_is_no_safetensors_file_is_named(tmp_path: Path) -> None:
         load_lora(tiny_pipe(), tmp_path / "lora.ckpt")
     with pytest.raises(CheckpointError, match=r"the lora folder in it, or a \.safetensors file"):
         load_lora(tiny_pipe(), tmp_path / "nowhere.safetensors")
+
+
+def test_the_files_of_a_lora_are_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Path] = []
+    find = files.lora_files
+    monkeypatch.setattr(files, "lora_files", lambda path: [looked.append(path), find(path)][1])
+    load_lora(tiny_pipe(), saved_lora(tmp_path / "lora"))
+    assert len(looked) == 1

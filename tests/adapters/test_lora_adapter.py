@@ -13,27 +13,29 @@ from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 from peft.tuners.lora import LoraLayer
 
 from draft_core.adapters.files import load_lora, loading_lines
-from draft_core.adapters.lora import ATTENTION, adapter_names, add_lora, default_targets, lora_state, trainable
+from draft_core.adapters.lora import (
+    ATTENTION,
+    adapter_names,
+    adapters_off,
+    add_lora,
+    default_targets,
+    lora_state,
+    trainable,
+)
 from draft_core.adapters.lora_adapter import Lora
 from draft_core.adapters.round_trip import unreadable
 from draft_core.errors import CheckpointError, DraftError
 from draft_core.sampling.pipelines import find_denoisers
+from tests.support.image_classes import prx
 from tests.support.runs import saved_lora
 from tests.support.tiny import byte_tokenizer, tiny_pipe
+from tests.support.video_classes import text_to_video
 
 pytestmark = pytest.mark.filterwarnings("ignore:`LoraLoaderMixin` is deprecated:FutureWarning")  # PRX's
 
 
 def flow() -> Any:
     return diffusers.FlowMatchEulerDiscreteScheduler()
-
-
-def prx() -> Any:
-    """Queries, keys and values of the image in one layer, keys and values of the text in another."""
-    transformer = diffusers.PRXTransformer2DModel(
-        in_channels=4, context_in_dim=16, hidden_size=16, mlp_ratio=2.0, num_heads=2, depth=1, axes_dim=[4, 4]
-    )
-    return diffusers.PRXPipeline(transformer=transformer, scheduler=flow(), text_encoder=None, tokenizer=None, vae=None)
 
 
 def ideogram() -> Any:
@@ -73,22 +75,6 @@ def kandinsky() -> Any:
     )
     return diffusers.Kandinsky3Pipeline(
         tokenizer=None, text_encoder=None, unet=unet, scheduler=diffusers.DDPMScheduler(), movq=None
-    )
-
-
-def text_to_video() -> Any:
-    unet = diffusers.UNet3DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=8,
-        attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-    )
-    return diffusers.TextToVideoSDPipeline(
-        vae=None, text_encoder=None, tokenizer=None, unet=unet, scheduler=diffusers.DDIMScheduler()
     )
 
 
@@ -270,3 +256,15 @@ def test_a_lora_of_another_model_is_refused(tmp_path: Path) -> None:
     lora.save(tmp_path)
     with pytest.raises(CheckpointError, match="it is of another model than this StableDiffusionPipeline; give its own"):
         Lora(tiny_pipe(), rank=2, init=tmp_path).attach()
+
+
+def test_the_base_model_nests() -> None:
+    pipe = tiny_pipe()
+    add_lora(pipe, rank=2)
+    layers = [layer for layer in pipe.unet.modules() if isinstance(layer, LoraLayer)]
+    with adapters_off(pipe):
+        with adapters_off(pipe):
+            pass
+        assert all(layer.disable_adapters for layer in layers)
+    assert not any(layer.disable_adapters for layer in layers)
+    assert list(trainable(pipe))

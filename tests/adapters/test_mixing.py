@@ -160,3 +160,16 @@ def test_a_pattern_that_is_none_is_refused(tmp_path: Path, pattern: str) -> None
     save_file(state, tmp_path / "odd.safetensors", {"lora_adapter_metadata": json.dumps(settings)})
     with pytest.raises(CheckpointError, match="its settings cannot be read"):
         read_lora(tmp_path / "odd.safetensors")
+
+
+def test_loras_of_two_models_are_told_apart_from_wherever_they_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "other"):
+        saved_lora(tmp_path / name / "lora")
+        (tmp_path / name / "recipe.yaml").write_text("")
+        (tmp_path / name / "run.json").write_text(json.dumps({"model": name}))
+    monkeypatch.chdir(tmp_path / "one" / "lora")
+    sources = [(Path(WEIGHTS_FILE), 0.5), (Path("../../other/lora"), 0.5)]
+    with pytest.raises(DraftError, match=r"it is a LoRA of other, .* is one of one; mix LoRAs of one model"):
+        mix_loras(sources, tmp_path / "mixed")

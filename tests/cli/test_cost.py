@@ -70,3 +70,7 @@ def test_a_mistake_in_the_recipe_is_one_sentence(recipe: Path) -> None:
     assert result.exit_code == 2
     assert "model.decode" in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_one_of_a_kind_is_not_said_in_the_plural() -> None:
+    assert [cli_cost._counted(number, "call") for number in (0, 1, 2)] == ["0 calls", "1 call", "2 calls"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from draft_core.errors import DraftError
 from draft_core.evaluation.evaluate import evaluate
 from draft_core.rewards.objective import Objective
 from draft_core.sampling.sampler import DifferentiableSampler
@@ -27,3 +28,10 @@ def test_a_call_that_makes_several_images_of_a_prompt_makes_one_for_each_seed(tm
     torch.testing.assert_close(found.images, torch.cat(plain))
     assert found.scores["redness"].shape == (4,)
     assert sampler.call_kwargs == {"num_images_per_prompt": 2}, "training goes on with two"
+
+
+def test_no_prompts_no_seeds_and_a_text_are_refused(tmp_path: Path) -> None:
+    sampler = DifferentiableSampler(tiny_pipe(tokenizer=byte_tokenizer(tmp_path)), num_inference_steps=2)
+    for prompts, seeds, said in (([], [1], "no prompts"), (["a"], [], "no seeds"), ("cat", [1], "are one text, 'cat'")):
+        with pytest.raises(DraftError, match=f"evaluate: .*{said}"):
+            evaluate(sampler, Objective({}), prompts, seeds)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
+import torch
 
 from draft_core.errors import PluginError, RecipeError
 from draft_core.learners.direct import DirectLearner
@@ -92,3 +93,29 @@ def test_our_own_methods_have_the_direct_learner() -> None:
     learner = build_learner(DraftK(k=2), Catalog())
     assert isinstance(learner, DirectLearner)
     assert learner.method == DraftK(k=2)
+
+
+def linear(config: Any) -> Any:
+    learner = DirectLearner(DraftK(k=1))
+    learner.needs_gradient = False
+    learner.yields_divergence = False
+    learner.modules = lambda: {"value": torch.nn.Linear(3, 1)}  # type: ignore[method-assign]
+    learner.value = learner.modules()["value"]  # type: ignore[attr-defined]
+    return learner
+
+
+def test_a_learner_is_drawn_from_the_seed() -> None:
+    spec = MethodSpec(
+        kind="odd",
+        summary="s",
+        config=OddConfig,
+        needs_gradient=False,
+        yields_divergence=False,
+        learner="tests.learners.test_build:linear",
+    )
+    catalog = Catalog(methods={"odd": Entry(spec, Distribution("draft-odd", "1"))})
+    before = torch.get_rng_state()
+    first, same, other = (build_learner(OddConfig(), catalog, seed=seed).value.weight for seed in (3, 3, 4))  # type: ignore[attr-defined]
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -201,7 +201,7 @@ def test_a_loss_that_is_not_finite_skips_its_step(tokenizer: Any) -> None:
 def test_what_cannot_be_read_again_is_not_written(tokenizer: Any, tmp_path: Path) -> None:
     learner = Imitation()
     learner.best = Path("somewhere")  # type: ignore[assignment]
-    with pytest.raises(CheckpointError, match="the method remembers what cannot be read again"):
+    with pytest.raises(CheckpointError, match="the method remembers what cannot be saved and read again"):
         save_checkpoint(trainer(tokenizer, learner), tmp_path / "000000")
 
 
@@ -230,3 +230,129 @@ def test_settings_that_do_not_fit_the_learner_are_refused(tokenizer: Any) -> Non
 def test_the_draft_family_needs_a_gradient(tokenizer: Any) -> None:
     with pytest.raises(RewardError, match="reward 'brightness': its scores carry no gradient"):
         trainer(tokenizer, DirectLearner(DraftK(k=1))).train_step()
+
+
+class Parts(Imitation):
+    """Yields what it is given, of the weights of the adapter and of the baseline."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self.make = make
+
+    def losses(self, batch: Batch, sampler: DifferentiableSampler, score: Score) -> Any:
+        return self.make(self, list(trainable(sampler.pipe)), score)
+
+
+def total(weights: Any) -> torch.Tensor:
+    return torch.stack([(weight * weight).sum() for weight in weights]).sum()
+
+
+def test_a_number_that_is_not_finite_skips_its_own_part_and_no_other(tokenizer: Any) -> None:
+    def losses(self: Parts, adapter: Any, score: Score) -> Iterator[Loss]:
+        yield Loss(total(adapter))
+        yield Loss(total([self.baseline.weight]), share=0.5, of="baseline")
+        yield Loss(total([self.baseline.weight]) * float("nan"), share=0.5, of="baseline")
+
+    one = trainer(tokenizer, Parts(losses))
+    before = everything(one)[:2]
+    report = one.train_step()
+    after = everything(one)[:2]
+    assert not torch.equal(after[0], before[0])
+    assert torch.equal(after[1], before[1])
+    assert report.skipped == ("the loss of 'baseline' became nan",)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda self, adapter, score: [Loss(total(adapter))], r"losses\(\) returned list, not an iterator"),
+        (lambda self, adapter, score: None, r"losses\(\) returned NoneType, not an iterator"),
+        (lambda self, adapter, score: iter([None]), "it yielded NoneType, not a Loss"),
+        (lambda self, adapter, score: iter([total(adapter)]), "it yielded Tensor, not a Loss"),
+        (lambda self, adapter, score: iter([Loss(adapter[0][0])]), r"torch.float32 of shape \(\d+,\), not one number"),
+        (lambda self, adapter, score: iter([Loss(1.0)]), "the value of its loss is float, not a tensor"),  # type: ignore[arg-type]
+        (lambda self, adapter, score: iter([Loss(total(adapter), report={"a": "b"})]), "'a' in the report .* is str"),
+        (lambda self, adapter, score: iter([Loss(total(adapter), report={"a": total(adapter)})]), "'a' .* is Tensor"),
+        (lambda self, adapter, score: iter([Loss(total(adapter), images=0)]), "the images of its loss are 0"),
+        (lambda self, adapter, score: iter([1 / 0]), r"its losses\(\) raised ZeroDivisionError"),
+        (lambda self, adapter, score: (1 / 0 for _ in "a"), r"its losses\(\) raised ZeroDivisionError"),
+    ],
+)
+def test_a_breach_of_the_contract_is_one_sentence(tokenizer: Any, make: Any, said: str) -> None:
+    with pytest.raises(DraftError, match=f"method Parts: .*{said}"):
+        trainer(tokenizer, Parts(make)).train_step()
+
+
+def test_a_method_without_losses_says_that_it_learns_nothing(tokenizer: Any) -> None:
+    report = trainer(tokenizer, Parts(lambda self, adapter, score: iter(()))).train_step()
+    assert "the method yielded no loss, so nothing is learnt" in report.notes
+
+
+def test_a_state_is_not_changed_by_later_updates(tokenizer: Any) -> None:
+    one = trainer(tokenizer, Imitation())
+    one.train_step()
+    before, state = [tensor.clone() for tensor in everything(one)], one.state()
+    for _ in range(2):
+        one.train_step()
+        one.restore(state)
+        assert all(torch.equal(now, then) for now, then in zip(everything(one), before, strict=True))
+
+
+@pytest.mark.parametrize("state", [lambda self: 1 / 0, lambda self: [1]])
+def test_a_learner_that_cannot_say_its_state_is_named(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, state: Any
+) -> None:
+    monkeypatch.setattr(Imitation, "state_dict", state)
+    with pytest.raises(DraftError, match=r"method Imitation: its state_dict\(\) (raised|returned list)"):
+        trainer(tokenizer, Imitation()).state()
+
+
+def test_what_cannot_be_saved_is_refused(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Imitation, "state_dict", lambda self: {"best": lambda: 0})
+    with pytest.raises(CheckpointError, match="remembers what cannot be saved and read again"):
+        save_checkpoint(trainer(tokenizer, Imitation()), tmp_path / "000000")
+
+
+def test_a_checkpoint_of_another_method_is_refused(tokenizer: Any) -> None:
+    state = trainer(tokenizer, Imitation()).state()
+    with pytest.raises(CheckpointError, match=r"made by the method .*Imitation, this run's is .*Parts"):
+        trainer(tokenizer, Parts(None)).restore(state)
+
+
+def test_reward_gradients_are_of_the_first_scores_that_carry_one(tokenizer: Any) -> None:
+    class Late(DirectLearner):
+        def losses(self, batch: Batch, sampler: DifferentiableSampler, score: Score) -> Iterator[Loss]:
+            yield Loss(total(trainable(sampler.pipe)))
+            with torch.no_grad():
+                score(torch.rand(2, 3, 8, 8), batch.prompts)
+            yield from super().losses(batch, sampler, score)
+
+    reward = Redness(RednessConfig())
+    late, plain = (trainer(tokenizer, kind(DraftK(k=1)), reward) for kind in (Late, DirectLearner))
+    assert late.reward_gradients() == plain.reward_gradients() != ({}, {})
+    never = Late(DraftK(k=1))
+    never.losses = lambda batch, sampler, score: iter([Loss(total(trainable(sampler.pipe)))])  # type: ignore[method-assign]
+    assert trainer(tokenizer, never, reward).reward_gradients() == ({}, {})
+
+
+def test_prompts_are_a_list(tokenizer: Any) -> None:
+    one = trainer(tokenizer, Imitation())
+    with pytest.raises(DraftError, match="Trainer: the prompts are one text, 'cat'; give a list of them"):
+        Trainer(one.sampler, one.objective, Imitation(), "cat", TrainSettings(), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"gradient_accumulation_steps": 0},
+        {"normalize": "Scale"},
+        {"sharding": "Full"},
+        {"betas": (0.9, 1.0)},
+        {"learning_rate": float("nan")},
+        {"steps": True},
+        {"seed": 0.5},
+    ],
+)
+def test_settings_keep_their_bounds_outside_recipes(wrong: dict[str, Any]) -> None:
+    with pytest.raises(DraftError, match=f"TrainSettings: {next(iter(wrong))}: .* is not "):
+        TrainSettings(**wrong)

@@ -102,7 +102,11 @@ def parameters(value: Any) -> set[str]:
         if issubclass(value, BaseModel):
             return {name for name, field in value.model_fields.items() if not field.description} - {"kind"}
         if dataclasses.is_dataclass(value):
-            return {field.name for field in dataclasses.fields(value) if field.init}
+            return {
+                field.name
+                for field in dataclasses.fields(value)
+                if field.init and not field.metadata.get("description")
+            }
         if "__init__" not in vars(value):
             return set()
         value = vars(value)["__init__"]

@@ -11,7 +11,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from draft_core.errors import DraftError
 from draft_core.registry.catalog import Catalog
@@ -19,8 +19,10 @@ from draft_core.rewards import hub
 from draft_core.rewards.hub import hub_or_cache
 from draft_core.rewards.weights import HubFile, load_pretrained, load_tokenizer, locate
 from draft_core.runs.pipeline_loading import load_pipeline
+from tests.support.tiny import byte_tokenizer, tiny_pipe
 
 WHERE = "reward 'x'"
+SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 
 
 @pytest.fixture
@@ -78,6 +80,19 @@ def test_a_pipeline_without_a_network_fails_at_once_in_one_sentence(
     assert "cannot be reached (Name or service not known), and it is not in the cache" in str(caught.value)
     assert len(connections) == 1
     assert "Retrying" not in caplog.text
+
+
+def test_a_local_folder_is_loaded_without_a_look_at_the_hub(
+    connections: list[Any], tmp_path: Path, catalog: Catalog
+) -> None:
+    tiny_pipe(tokenizer=byte_tokenizer(tmp_path / "bytes")).save_pretrained(tmp_path / "pipe")
+    load_pipeline(str(tmp_path / "pipe"), catalog=catalog)
+    CLIPModel(CLIPConfig(text_config=SMALL, vision_config=SMALL)).save_pretrained(tmp_path / "model")
+    load_model(str(tmp_path / "model"))
+    (tmp_path / "words").mkdir()
+    with pytest.raises(DraftError, match="cannot load the tokenizer"):
+        load_words(str(tmp_path / "words"))
+    assert not connections
 
 
 def test_what_is_in_the_cache_is_loaded(connections: list[Any], tmp_path: Path) -> None:

@@ -131,3 +131,11 @@ def test_a_crop_larger_than_the_image_is_refused() -> None:
 def test_normalize_is_per_channel() -> None:
     image = torch.ones(2, 3, 1, 1)
     assert normalize(image, (1.0, 0.5, 0.0), (1.0, 0.5, 0.25))[0].flatten().tolist() == [0.0, 1.0, 4.0]
+
+
+def test_an_unknown_rounding_or_filter_is_a_value_error() -> None:
+    images = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="rounding is 'up', not one of"):
+        center_crop(images, 4, rounding="up")
+    with pytest.raises(ValueError, match="filter is 'nearest', not one of"):
+        resize_like_pil(images, 8, 8, filter="nearest")

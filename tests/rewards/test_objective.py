@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from draft_core import Objective, load_reward
 from draft_core.adapters.files import load_lora, save_lora
 from draft_core.adapters.lora import add_lora, lora_state, set_lora_state, trainable
-from draft_core.errors import CheckpointError, RecipeError, RewardError
+from draft_core.errors import CheckpointError, DraftError, RecipeError, RewardError
 from tests.support.tiny import PROMPTS, Redness, RednessConfig, byte_tokenizer, tiny_pipe
 
 
@@ -123,3 +123,9 @@ def test_weights_of_another_lora_are_refused() -> None:
     add_lora(other, rank=3)
     with pytest.raises(CheckpointError, match="its LoRA does not fit this model"):
         set_lora_state(pipe, lora_state(other))
+
+
+def test_a_weight_or_cap_of_no_reward_is_refused() -> None:
+    for what in ("weights", "caps"):
+        with pytest.raises(DraftError, match=f"{what} of the objective: there is no reward 'rednes', of redness"):
+            Objective({"redness": Redness(RednessConfig())}, **{what: {"rednes": 2.0}})

@@ -114,7 +114,7 @@ def turn_read_only(disk: Path) -> None:
 
 
 def fill(disk: Path, left: int) -> None:
-    """Takes all of the disk but so many bytes."""
+    """Takes all of the disk but this number of bytes."""
     with (disk / "filler").open("wb", buffering=0) as file:
         try:
             while True:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from draft_core.errors import CheckpointError, DraftError, RecipeError
 from draft_core.plan import StepPlan
 from draft_core.recipe.load import dump_recipe, load_recipe
+from draft_core.recipe.schema import ModelConfig
 from draft_core.recipe.yaml_text import parse_yaml
 from draft_core.registry.catalog import Catalog
 from draft_core.reporting.card import usage
@@ -265,6 +266,40 @@ def test_a_lora_to_go_on_from_that_is_none_is_refused_before_weights_load(
         model = {**GOOD["model"], "lora": {"init": str(tmp_path / name)}}
         with pytest.raises(error):
             build(load_recipe({**GOOD, "model": model}, catalog=catalog), catalog=catalog)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"call": {"": 1}}, "model.call: Short: its call takes no ''; see the pipeline's documentation."),
+        ({"call": {"hight": 16}}, "model.call: Short: its call takes no 'hight'; did you mean 'height'?"),
+        ({"call": {"prompt": "a"}}, "model.call: Short call: 'prompt' is set by the sampler itself; leave it out."),
+        ({"call": {"base_model": "a"}}, "model.call: Short: its call takes no 'base_model'; see the"),
+        ({"call": {"decode": "whole"}}, "model.call: Short: its call takes no 'decode'; see the"),
+        (
+            {"call": {"num_inference_steps": 2}},
+            "model.call: 'num_inference_steps' is said by model.num_inference_steps",
+        ),
+        ({"call": {"guidance_scale": 2}, "guidance_scale": 1}, "model.call: 'guidance_scale' is said by model.guid"),
+        ({"guidance_scale": 2.0}, "model.guidance_scale: Short: its call takes no 'guidance_scale'; see the"),
+    ],
+)
+def test_a_field_that_the_call_does_not_take_is_named(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], sentence: str
+) -> None:
+    class Short(diffusers.StableDiffusionPipeline):  # type: ignore[misc]
+        def __call__(self, prompt: Any, height: int = 16, num_inference_steps: int = 2) -> None:
+            """Takes no guidance."""
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        pipe = tiny_pipe()
+        pipe.__class__ = Short
+        return pipe
+
+    monkeypatch.setattr("draft_core.runs.build.load_pipeline", load)
+    with pytest.raises(RecipeError) as caught:
+        build_sampler(ModelConfig(pretrained="tiny", **fields), catalog=catalog)
+    assert str(caught.value).startswith(sentence)
 
 
 # What a report says of it

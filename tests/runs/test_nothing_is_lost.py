@@ -267,3 +267,23 @@ def test_a_run_with_several_images_of_a_prompt(train: Any, tmp_path: Path) -> No
     assert len(result.after.drift) == 3 * 2, "an image for each held-out prompt and seed"
     assert facts.images_per_update == 4
     assert facts.call["num_images_per_prompt"] == 1, "as the images of the page were made"
+
+
+def test_a_run_that_finished_while_this_one_loaded_its_model_stays(
+    catalog: Catalog, train: Any, tmp_path: Path
+) -> None:
+    def recipe(steps: int) -> Any:
+        return load_recipe({**RECIPE, "output": str(tmp_path / "run")}, [f"train.steps={steps}"], catalog=catalog)
+
+    kept: dict[str, Any] = {}
+
+    def progress(stage: str, done: int, total: int, note: str) -> None:
+        if (stage, done) == ("load", 0) and not kept:
+            kept["now"] = None
+            run_recipe(recipe(1), catalog)
+            kept.update(contents(tmp_path / "run"))
+            kept.pop("now")
+
+    with pytest.raises(RecipeError, match="the folder holds a finished run already"):
+        run_recipe(recipe(2), catalog, progress=progress)
+    assert contents(tmp_path / "run") == kept

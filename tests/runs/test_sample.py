@@ -125,6 +125,16 @@ def test_a_run_under_autocast_is_drawn_so(catalog: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(images[0, 0, 0], expected.float(), atol=1e-5, rtol=0)
 
 
+def test_a_runs_recipe_that_names_no_model_is_drawn_with_the_one_given(catalog: Any, tmp_path: Path) -> None:
+    lora = made_folder(tmp_path, "model: {num_inference_steps: 2, pipeline: StableDiffusionXLPipeline}")
+    pipe = draft_core.load_pipeline("tiny", catalog=catalog)
+    pipe.load_lora_weights(lora / "lora")
+    generator = torch.Generator("cpu").manual_seed(0)
+    expected = pipe("a cat", generator=generator, num_inference_steps=2, output_type="pt").images[0]
+    images = draft_core.sample("tiny", ["a cat"], lora=lora, images_per_prompt=1, catalog=catalog)
+    torch.testing.assert_close(images[0, 0, 0], expected, atol=1e-5, rtol=0)
+
+
 def test_a_recipe_beside_a_lora_that_is_no_runs_is_left_alone(catalog: Any, tmp_path: Path) -> None:
     saved_lora(tmp_path / "lora")
     (tmp_path / "recipe.yaml").write_text("model: {pretrained: tiny, num_inference_steps: 1}")
@@ -138,6 +148,10 @@ def test_a_recipe_beside_a_lora_that_is_no_runs_is_left_alone(catalog: Any, tmp_
         ("prompts: x", "recipe.yaml: it says nothing of the model; give a copy of the LoRA"),
         ("model: {pretrained: tiny, num_inference_steps: 0}", "recipe.yaml: num_inference_steps: input should be"),
         ("[", "recipe.yaml: it is not plain YAML"),
+        (
+            "model: {pretrained: tiny}\ntrain: {mixed_precision: [bf16]}",
+            r"recipe.yaml: train.mixed_precision: \['bf16'\] is no precision; give no, fp16 or bf16",
+        ),
     ],
 )
 def test_a_runs_recipe_that_cannot_be_read_is_named(catalog: Any, tmp_path: Path, recipe: str, sentence: str) -> None:
@@ -149,3 +163,18 @@ def test_a_runs_recipe_that_cannot_be_read_is_named(catalog: Any, tmp_path: Path
 def test_settings_that_mean_nothing_are_refused(catalog: Any, tmp_path: Path, how: dict[str, Any]) -> None:
     with pytest.raises(DraftError, match=r"input should be greater than|is not a finite number"):
         draft_core.sample("tiny", ["a"], catalog=catalog, **how)
+
+
+def test_wrong_arguments_and_a_second_lora_are_refused_in_one_sentence(catalog: Any, tmp_path: Path) -> None:
+    with pytest.raises(DraftError, match="sample: the prompts are one text, 'cat'; give a list of them"):
+        draft_core.sample("tiny", "cat", catalog=catalog)
+    with pytest.raises(DraftError, match="sample: there are no scales"):
+        draft_core.sample("tiny", ["a"], scales=(), catalog=catalog)
+    with pytest.raises(DraftError, match="sample: steps: 0 is not a number from 1 on"):
+        draft_core.sample("tiny", ["a"], steps=0, catalog=catalog)
+    pipe, lora = draft_core.load_pipeline("tiny", catalog=catalog), str(saved_lora(tmp_path / "lora"))
+    how: dict[str, Any] = {"images_per_prompt": 1, "steps": 2, "catalog": catalog}
+    first = draft_core.sample(pipe, ["a"], lora=lora, **how)
+    with pytest.raises(DraftError, match="the pipeline carries a LoRA already; leave out `lora`"):
+        draft_core.sample(pipe, ["a"], lora=lora, **how)
+    assert torch.equal(draft_core.sample(pipe, ["a"], **how), first)

@@ -13,12 +13,14 @@ import pytest
 import torch
 from diffusers import ClassifierFreeGuidance
 from diffusers.configuration_utils import register_to_config
+from huggingface_hub import constants
 
 from draft_core import DifferentiableSampler, DraftK, DraftLV
 from draft_core.errors import DraftError, RecipeError, SamplerError
 from draft_core.plan import Renoising
 from draft_core.recipe.schema import ModelConfig
 from draft_core.registry.catalog import Catalog
+from draft_core.rewards import hub
 from draft_core.runs import pipeline_loading
 from draft_core.runs.build import build_sampler
 from draft_core.runs.pipeline_loading import load_pipeline
@@ -47,7 +49,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", ["FLUX.1, modular", "Wan 2.1, video, modular"])
-def test_a_saved_one_is_loaded_from_where_it_lies_now(saved: dict[str, Path], name: str, catalog: Catalog) -> None:
+def test_a_saved_one_is_loaded_from_where_it_lies_now(
+    saved: dict[str, Path], name: str, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "unreachable", lambda: pytest.fail("all of it is here"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     expected = plain(family(name).pipe(), call_of(family(name)))
     pipe = load_pipeline(str(saved[name]), catalog=catalog)
     torch.testing.assert_close(plain(pipe, call_of(family(name))), expected)
@@ -59,6 +65,19 @@ def test_a_component_that_cannot_be_read_is_named(saved: dict[str, Path], tmp_pa
     (broken / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x00")
     with pytest.raises(DraftError, match=r"cannot be loaded \(its transformer cannot be read\); check the files"):
         load_pipeline(str(broken), catalog=catalog)
+
+
+def test_the_hub_is_asked_for_what_the_index_names_there(
+    saved: dict[str, Path], tmp_path: Path, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = iter(["no network"])
+    monkeypatch.setattr(hub, "unreachable", lambda: next(asked))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    folder = tmp_path / "elsewhere"
+    shutil.copytree(saved["FLUX.1, modular"], folder)
+    shutil.rmtree(folder / "transformer")
+    load_pipeline(str(folder), catalog=catalog)
+    assert next(asked, "asked") == "asked"
 
 
 def test_the_guidance_of_a_recipe_reaches_the_guider(saved: dict[str, Path], catalog: Catalog) -> None:

@@ -206,18 +206,19 @@ def xl_unet(**more: Any) -> Any:
     )
 
 
-def flux_transformer(guidance_embeds: bool = True) -> Any:
-    return diffusers.FluxTransformer2DModel(
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=WIDTH,
-        pooled_projection_dim=WIDTH,
-        guidance_embeds=guidance_embeds,
-        axes_dims_rope=(4, 4, 8),
-    )
+def flux_transformer(cls: str = "FluxTransformer2DModel", **more: Any) -> Any:
+    config = {
+        "in_channels": 16,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": WIDTH,
+        "pooled_projection_dim": WIDTH,
+        "guidance_embeds": True,
+        "axes_dims_rope": (4, 4, 8),
+    }
+    return getattr(diffusers, cls)(**{**config, **more})
 
 
 def flux2_transformer(guidance_embeds: bool) -> Any:
@@ -234,18 +235,56 @@ def flux2_transformer(guidance_embeds: bool) -> Any:
     )
 
 
-def wan_transformer() -> Any:
-    return diffusers.WanTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=WIDTH,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=2,
-        rope_max_seq_len=32,
-    )
+def wan_transformer(cls: str = "WanTransformer3DModel", **more: Any) -> Any:
+    config = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "in_channels": 4,
+        "out_channels": 4,
+        "text_dim": WIDTH,
+        "freq_dim": 16,
+        "ffn_dim": 32,
+        "num_layers": 2,
+        "rope_max_seq_len": 32,
+    }
+    return getattr(diffusers, cls)(**{**config, **more})
+
+
+def controlnet_network(cls: str = "ControlNetModel", **more: Any) -> Any:
+    config = {
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "cross_attention_dim": WIDTH,
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+        "conditioning_embedding_out_channels": (4, 8),
+    }
+    return awake(getattr(diffusers, cls)(**{**config, **more}))
+
+
+def sana_transformer(**more: Any) -> Any:
+    config = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_layers": 2,
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 8,
+        "cross_attention_dim": 16,
+        "caption_channels": WIDTH,
+        "sample_size": 8,
+    }
+    return diffusers.SanaTransformer2DModel(**{**config, **more})
+
+
+def awake(network: Any) -> Any:
+    """The network, its weights that start at zero drawn at random."""
+    for weight in network.parameters():
+        if not weight.any():
+            torch.nn.init.normal_(weight, std=0.1)
+    return network
 
 
 # Schedulers, as the families publish them
@@ -257,6 +296,10 @@ def ddim(**more: Any) -> Any:
 
 def flow_euler(**more: Any) -> Any:
     return diffusers.FlowMatchEulerDiscreteScheduler(**more)
+
+
+def flow_unipc() -> Any:
+    return diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
 
 
 FLUX_SHIFT = {"use_dynamic_shifting": True, "shift": 3.0, "base_shift": 0.5, "max_shift": 1.15}
@@ -280,18 +323,7 @@ def sd(cls: str = "StableDiffusionPipeline", scheduler: Any = None, **more: Any)
 
 
 def controlnet() -> Any:
-    network = diffusers.ControlNetModel(
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        cross_attention_dim=WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=4,
-        conditioning_embedding_out_channels=(4, 8),
-    )
-    for weight in network.parameters():  # its last convolutions start at zero
-        if not weight.any():
-            torch.nn.init.normal_(weight, std=0.1)
+    network = controlnet_network()
     return sd("StableDiffusionControlNetPipeline", controlnet=network)
 
 
@@ -393,18 +425,7 @@ def pixart() -> Any:
 
 
 def sana() -> Any:
-    transformer = diffusers.SanaTransformer2DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=2,
-        num_cross_attention_heads=2,
-        cross_attention_head_dim=8,
-        cross_attention_dim=16,
-        caption_channels=WIDTH,
-        sample_size=8,
-    )
+    transformer = sana_transformer()
     vae = diffusers.AutoencoderDC(
         latent_channels=4,
         attention_head_dim=4,
@@ -493,9 +514,7 @@ def wan(two: bool = False) -> Any:
         tokenizer=tokenizer(),
         text_encoder=t5_text("UMT5"),
         vae=wan_vae(),
-        scheduler=diffusers.UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
+        scheduler=flow_unipc(),
         transformer=wan_transformer(),
         **({"transformer_2": wan_transformer(), "boundary_ratio": 0.8} if two else {}),
     )
@@ -622,9 +641,7 @@ def modular_wan() -> Any:
         tokenizer=tokenizer(),
         text_encoder=t5_text("UMT5"),
         vae=wan_vae(),
-        scheduler=diffusers.UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
+        scheduler=flow_unipc(),
         transformer=wan_transformer(),
     )
 

@@ -12,7 +12,7 @@ import math
 import re
 import shutil
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -82,8 +82,17 @@ def _told(words: Sequence[str], files: Sequence[str], spoiled: Sequence[str]) ->
     names = [*files, *(path.name for path in changed), *(path.parent.name for path in changed if path.parent.name)]
     parts = [part for word in words for value in word.split("=") for part in (value, *Path(value).parts)]
     empty = [option for option, value in pairwise(words) if not value or value.endswith("=")]
-    said = [word for word in (*names, *words, *parts) if word]
+    said = [word for word in (*names, *words, *parts, *_settings(spoiled)) if word]
     return (*said, *(option.lstrip("-") for option in empty), *(["."] if "" in words else []))
+
+
+def _settings(spoiled: Sequence[str]) -> Iterator[str]:
+    """The dotted names of settings that were changed, "FILE: NAME: HOW", and of the settings that they are part of."""
+    for name in (each.split(": ")[1] for each in spoiled if each.count(": ") > 1):
+        if "." in name:
+            yield name
+        if name.count(".") > 1:
+            yield name.rpartition(".")[0]
 
 
 def _number(rng: Random) -> str:

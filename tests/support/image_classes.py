@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,18 +14,22 @@ from tests.support.families import (
     SIZE,
     WIDTH,
     Family,
+    awake,
     controlnet,
+    controlnet_network,
     decoder_text,
     embedded,
     flow_euler,
     flux,
     flux2_klein,
+    flux_transformer,
     flux_vae,
     image,
     image_vae,
     lcm,
     pixart,
     sana,
+    sana_transformer,
     sd,
     sd3,
     sdxl,
@@ -42,8 +47,10 @@ CONTROL = "control_image"
 
 
 def of(name: str, pipe: Any, **more: Any) -> Any:
-    """The pipeline's components in another pipeline class, with some replaced."""
-    return getattr(diffusers, name)(**{**pipe.components, **more})
+    """The pipeline's components in another pipeline class, those that it has, with some replaced."""
+    cls = getattr(diffusers, name)
+    known = inspect.signature(cls.__init__).parameters
+    return cls(**{**{part: value for part, value in pipe.components.items() if part in known}, **more})
 
 
 def mask(batch: int = 2, size: int = 16) -> torch.Tensor:
@@ -51,14 +58,6 @@ def mask(batch: int = 2, size: int = 16) -> torch.Tensor:
     half = torch.zeros(batch, 1, size, size)
     half[..., size // 2 :] = 1
     return half
-
-
-def awake(network: Any) -> Any:
-    """The network, its weights that start at zero drawn at random."""
-    for weight in network.parameters():
-        if not weight.any():
-            torch.nn.init.normal_(weight, std=0.1)
-    return network
 
 
 def class_of(
@@ -73,21 +72,14 @@ def class_of(
 
 
 def xl_controlnet(cls: str = "ControlNetModel", **more: Any) -> Any:
-    return awake(
-        getattr(diffusers, cls)(
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            cross_attention_dim=2 * WIDTH,
-            attention_head_dim=4,
-            norm_num_groups=4,
-            conditioning_embedding_out_channels=(4, 8),
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + WIDTH,
-            use_linear_projection=True,
-            **more,
-        )
+    return controlnet_network(
+        cls,
+        cross_attention_dim=2 * WIDTH,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+        use_linear_projection=True,
+        **more,
     )
 
 
@@ -114,18 +106,13 @@ def xl_control(name: str, **more: Any) -> Any:
     return xl(name, **{"controlnet": xl_controlnet(), **more})
 
 
-def without(pipe: Any, *names: str) -> dict[str, Any]:
-    return {name: part for name, part in pipe.components.items() if name not in names}
-
-
 def instruct() -> Any:
     return of("StableDiffusionInstructPix2PixPipeline", sd(), unet=unet(in_channels=8))
 
 
 def upscale() -> Any:
-    parts = without(sd(), "image_encoder", "unet")
-    network = unet(in_channels=7, num_class_embeds=1000)
-    return diffusers.StableDiffusionUpscalePipeline(**parts, unet=network, low_res_scheduler=diffusers.DDPMScheduler())
+    pipe, network = sd(), unet(in_channels=7, num_class_embeds=1000)
+    return of("StableDiffusionUpscalePipeline", pipe, unet=network, low_res_scheduler=diffusers.DDPMScheduler())
 
 
 def sd3_controlnet() -> Any:
@@ -146,38 +133,11 @@ def sd3_controlnet() -> Any:
 
 
 def wide_flux(channels: int) -> Any:
-    return diffusers.FluxTransformer2DModel(
-        in_channels=channels,
-        out_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=WIDTH,
-        pooled_projection_dim=WIDTH,
-        guidance_embeds=True,
-        axes_dims_rope=(4, 4, 8),
-    )
-
-
-def flux_control(name: str) -> Any:
-    return of(name, flux(), transformer=wide_flux(32))
+    return flux_transformer(in_channels=channels, out_channels=16)
 
 
 def flux_controlnet() -> Any:
-    return awake(
-        diffusers.FluxControlNetModel(
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=WIDTH,
-            pooled_projection_dim=WIDTH,
-            guidance_embeds=True,
-            axes_dims_rope=(4, 4, 8),
-        )
-    )
+    return awake(flux_transformer("FluxControlNetModel"))
 
 
 def chroma(name: str = "ChromaPipeline") -> Any:
@@ -344,40 +304,6 @@ def ovis() -> Any:
     )
 
 
-def hunyuan_dit() -> Any:
-    transformer = diffusers.HunyuanDiT2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
-        patch_size=2,
-        sample_size=8,
-        hidden_size=16,
-        num_layers=2,
-        cross_attention_dim=WIDTH,
-        cross_attention_dim_t5=WIDTH,
-        pooled_projection_dim=16,
-        text_len=77,
-        text_len_t5=256,
-    )
-    parts = {
-        "scheduler": diffusers.DDPMScheduler(
-            beta_schedule="scaled_linear", clip_sample=False, prediction_type="v_prediction"
-        )
-    }
-    return diffusers.HunyuanDiTPipeline(
-        vae=image_vae(),
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        transformer=transformer,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-        **parts,
-    )
-
-
 def dit() -> Any:
     transformer = diffusers.DiTTransformer2DModel(
         num_attention_heads=2,
@@ -462,46 +388,9 @@ def prx(pixel: bool = False) -> Any:
     return diffusers.PRXPipeline(**parts, vae=flux_vae())
 
 
-def kandinsky5() -> Any:
-    transformer = diffusers.Kandinsky5Transformer3DModel(
-        in_visual_dim=4,
-        out_visual_dim=4,
-        in_text_dim=WIDTH,
-        in_text_dim2=WIDTH,
-        time_dim=16,
-        model_dim=16,
-        ff_dim=16,
-        num_text_blocks=1,
-        num_visual_blocks=1,
-        axes_dims=(4, 2, 2),
-    )
-    return diffusers.Kandinsky5T2IPipeline(
-        transformer=awake(transformer),
-        vae=flux_vae(),
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        scheduler=flow_euler(),
-    )
-
-
 def sana_sprint() -> Any:
-    parts = without(sana(), "scheduler", "transformer")
-    transformer = diffusers.SanaTransformer2DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=1,
-        num_cross_attention_heads=2,
-        cross_attention_head_dim=8,
-        cross_attention_dim=16,
-        caption_channels=WIDTH,
-        sample_size=8,
-        guidance_embeds=True,
-    )
-    return diffusers.SanaSprintPipeline(**parts, transformer=transformer, scheduler=diffusers.SCMScheduler())
+    pipe, network = sana(), sana_transformer(num_layers=1, guidance_embeds=True)
+    return of("SanaSprintPipeline", pipe, transformer=network, scheduler=diffusers.SCMScheduler())
 
 
 SANA_CALL = {
@@ -589,8 +478,9 @@ IMAGE_CLASSES = (
     ),
     class_of(
         "StableDiffusionGLIGENPipeline",
-        lambda: diffusers.StableDiffusionGLIGENPipeline(
-            **without(sd(), "image_encoder", "unet"),
+        lambda: of(
+            "StableDiffusionGLIGENPipeline",
+            sd(),
             unet=awake(unet(attention_type="gated")),
             requires_safety_checker=False,
         ),
@@ -615,8 +505,9 @@ IMAGE_CLASSES = (
     ),
     class_of(
         "StableDiffusionXLInstructPix2PixPipeline",
-        lambda: diffusers.StableDiffusionXLInstructPix2PixPipeline(
-            **without(sdxl(), "unet", "image_encoder", "feature_extractor"),
+        lambda: of(
+            "StableDiffusionXLInstructPix2PixPipeline",
+            sdxl(),
             unet=xl_unet(in_channels=8),
             add_watermarker=False,
         ),
@@ -711,17 +602,13 @@ IMAGE_CLASSES = (
     class_of("StableDiffusion3ControlNetPipeline", sd3_controlnet, control_image=image(2), **SDXL),
     class_of(
         "StableDiffusion3PAGPipeline",
-        lambda: diffusers.StableDiffusion3PAGPipeline(
-            **without(sd3(), "image_encoder", "feature_extractor"), pag_applied_layers=["blocks.1"]
-        ),
+        lambda: of("StableDiffusion3PAGPipeline", sd3(), pag_applied_layers=["blocks.1"]),
         **PAG,
         **SIZE,
     ),
     class_of(
         "StableDiffusion3PAGImg2ImgPipeline",
-        lambda: diffusers.StableDiffusion3PAGImg2ImgPipeline(
-            **without(sd3(), "image_encoder", "feature_extractor"), pag_applied_layers=["blocks.1"]
-        ),
+        lambda: of("StableDiffusion3PAGImg2ImgPipeline", sd3(), pag_applied_layers=["blocks.1"]),
         steps=4,
         **FROM_IMAGE,
         **PAG,
@@ -748,9 +635,7 @@ IMAGE_CLASSES = (
     ),
     class_of(
         "FluxFillPipeline",
-        lambda: diffusers.FluxFillPipeline(
-            **without(flux(), "image_encoder", "feature_extractor", "transformer"), transformer=wide_flux(48)
-        ),
+        lambda: of("FluxFillPipeline", flux(), transformer=wide_flux(48)),
         "embedded, 30",
         guidance_scale=30.0,
         image=image(2),
@@ -759,9 +644,7 @@ IMAGE_CLASSES = (
     ),
     class_of(
         "FluxControlPipeline",
-        lambda: diffusers.FluxControlPipeline(
-            **without(flux(), "image_encoder", "feature_extractor", "transformer"), transformer=wide_flux(32)
-        ),
+        lambda: of("FluxControlPipeline", flux(), transformer=wide_flux(32)),
         "embedded, 3.5",
         guidance_scale=3.5,
         control_image=image(2),
@@ -769,9 +652,7 @@ IMAGE_CLASSES = (
     ),
     class_of(
         "FluxControlImg2ImgPipeline",
-        lambda: diffusers.FluxControlImg2ImgPipeline(
-            **without(flux(), "image_encoder", "feature_extractor", "transformer"), transformer=wide_flux(32)
-        ),
+        lambda: of("FluxControlImg2ImgPipeline", flux(), transformer=wide_flux(32)),
         "embedded, 3.5",
         steps=4,
         guidance_scale=3.5,
@@ -789,9 +670,7 @@ IMAGE_CLASSES = (
     ),
     class_of(
         "FluxControlNetImg2ImgPipeline",
-        lambda: diffusers.FluxControlNetImg2ImgPipeline(
-            **without(flux(), "image_encoder", "feature_extractor"), controlnet=flux_controlnet()
-        ),
+        lambda: of("FluxControlNetImg2ImgPipeline", flux(), controlnet=flux_controlnet()),
         "embedded, 3.5",
         steps=4,
         guidance_scale=3.5,
@@ -801,9 +680,7 @@ IMAGE_CLASSES = (
     ),
     class_of(
         "FluxControlNetInpaintPipeline",
-        lambda: diffusers.FluxControlNetInpaintPipeline(
-            **without(flux(), "image_encoder", "feature_extractor"), controlnet=flux_controlnet()
-        ),
+        lambda: of("FluxControlNetInpaintPipeline", flux(), controlnet=flux_controlnet()),
         "embedded, 3.5",
         steps=4,
         guidance_scale=3.5,

@@ -14,9 +14,11 @@ from tests.support.families import (
     SIZE,
     VIDEO,
     WIDTH,
+    awake,
     clip_text,
     decoder_text,
     flow_euler,
+    flow_unipc,
     flux2_klein,
     image,
     image_vae,
@@ -26,9 +28,10 @@ from tests.support.families import (
     t5_text,
     tokenizer,
     wan,
+    wan_transformer,
     wan_vae,
 )
-from tests.support.image_classes import GUIDED, awake, class_of, of
+from tests.support.image_classes import GUIDED, class_of, of
 
 ONE = {"prompts": PROMPTS[:1], "note": "one prompt a call"}
 LTX = {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 16}
@@ -44,66 +47,25 @@ def still() -> Image.Image:
     return Image.fromarray((image(size=64)[0].permute(1, 2, 0) * 255).byte().numpy())
 
 
-def wide_wan(channels: int) -> Any:
-    return diffusers.WanTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=channels,
-        out_channels=4,
-        text_dim=WIDTH,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=2,
-        rope_max_seq_len=32,
-    )
-
-
-def unipc() -> Any:
-    return diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-
-
-def wan_parts() -> dict[str, Any]:
-    return {name: part for name, part in wan().components.items() if name != "transformer_2"}
-
-
 def wan_image() -> Any:
-    parts = {"tokenizer": tokenizer(), "text_encoder": t5_text("UMT5"), "vae": wan_vae(), "scheduler": unipc()}
-    return diffusers.WanImageToVideoPipeline(**parts, transformer=wide_wan(4 + 4 + 4))
+    parts = {"tokenizer": tokenizer(), "text_encoder": t5_text("UMT5"), "vae": wan_vae(), "scheduler": flow_unipc()}
+    return diffusers.WanImageToVideoPipeline(**parts, transformer=wan_transformer(in_channels=4 + 4 + 4))
 
 
 def wan_vace() -> Any:
-    transformer = diffusers.WanVACETransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=WIDTH,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=2,
-        rope_max_seq_len=32,
-        vace_layers=[0, 1],
-        vace_in_channels=72,
-    )
-    parts = {"tokenizer": tokenizer(), "text_encoder": t5_text("UMT5"), "vae": wan_vae(), "scheduler": unipc()}
+    transformer = wan_transformer("WanVACETransformer3DModel", vace_layers=[0, 1], vace_in_channels=72)
+    parts = {"tokenizer": tokenizer(), "text_encoder": t5_text("UMT5"), "vae": wan_vae(), "scheduler": flow_unipc()}
     return diffusers.WanVACEPipeline(**parts, transformer=awake(transformer))
 
 
 def skyreels(name: str) -> Any:
-    transformer = diffusers.SkyReelsV2Transformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=WIDTH,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=2,
-        rope_max_seq_len=32,
-        inject_sample_info="Forcing" in name,
-    )
+    transformer = wan_transformer("SkyReelsV2Transformer3DModel", inject_sample_info="Forcing" in name)
     return getattr(diffusers, name)(
-        tokenizer=tokenizer(), text_encoder=t5_text("UMT5"), transformer=transformer, vae=wan_vae(), scheduler=unipc()
+        tokenizer=tokenizer(),
+        text_encoder=t5_text("UMT5"),
+        transformer=transformer,
+        vae=wan_vae(),
+        scheduler=flow_unipc(),
     )
 
 
@@ -266,10 +228,7 @@ def text_to_video() -> Any:
         attention_head_dim=4,
         norm_num_groups=4,
     )
-    parts = sd().components
-    return diffusers.TextToVideoSDPipeline(
-        **{name: parts[name] for name in ("vae", "text_encoder", "tokenizer", "scheduler")}, unet=awake(unet)
-    )
+    return of("TextToVideoSDPipeline", sd(), unet=awake(unet))
 
 
 def momentum() -> Any:
@@ -288,7 +247,7 @@ VIDEO_CLASSES = (
     class_of("WanImageToVideoPipeline", wan_image, image=image(1), **ONE, **GUIDED, **WAN),
     class_of(
         "WanVideoToVideoPipeline",
-        lambda: diffusers.WanVideoToVideoPipeline(**wan_parts()),
+        lambda: of("WanVideoToVideoPipeline", wan()),
         steps=4,
         video=film(),
         strength=0.6,

@@ -106,7 +106,7 @@ def test_a_loss_scale_changes_no_bit_where_nothing_is_in_float16(tokenizer: Any)
 
 
 def test_a_reward_in_float16_is_a_network_in_float16() -> None:
-    assert needs_loss_scale("no", [None, torch.nn.Linear(1, 1), torch.nn.Linear(1, 1).half()])
+    assert needs_loss_scale("no", [torch.nn.Linear(1, 1), torch.nn.Linear(1, 1).half()])
     assert needs_loss_scale("fp16", [])
     assert not needs_loss_scale("bf16", [torch.nn.Linear(1, 1).bfloat16()])
 

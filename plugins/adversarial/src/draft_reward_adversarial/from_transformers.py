@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -31,13 +32,13 @@ class Logits(torch.nn.Module):
 def load(source: TransformersSource, *, where: str) -> Classifier:
     """The classifier of a hub name or folder, with the settings of the image processor beside it."""
     where_name = f"{where}, source.name"
-    with explained(f"the configuration of {source.name}", where=where_name, option="source.name"):
+    with explained(f"the configuration of {source.name}", where=where_name, option="source.name", location=source.name):
         config = AutoConfig.from_pretrained(source.name)
         processor = AutoImageProcessor.from_pretrained(source.name)
     if source.num_classes is not None:
         config.num_labels = source.num_classes
     if source.weights == "random" or source.pairing == "order":
-        with explained(f"a classifier from {source.name}", where=where, option="source.name"):
+        with _built(source, where):
             network = AutoModelForImageClassification.from_config(config)
         if source.weights != "random":
             load_own_weights(network, source, where=where)
@@ -48,16 +49,23 @@ def load(source: TransformersSource, *, where: str) -> Classifier:
     return Classifier(Logits(network.float()), _preprocessing(processor), config.num_labels, names)
 
 
+def _built(source: TransformersSource, where: str) -> AbstractContextManager[None]:
+    """Inside, a network is made from its configuration."""
+    return explained(f"a classifier from {source.name}", where=where, option="source.name", location=source.name)
+
+
 def _by_name(source: TransformersSource, config: Any, where: str) -> Any:
     """With the weights beside the configuration, or from a file; transformers knows the older names of its tensors."""
     if source.weights == "hub":
         place, what, loader, tensors = where, f"the weights of {source.name}", AutoModelForImageClassification, {}
+        location = source.name
     else:
         path = own_file(source, where=where)
-        place, what, tensors = f"{where}, {path}", str(path), {"state_dict": read_tensors(path, where=where)}
-        with torch.device("meta"), explained(f"a classifier from {source.name}", where=where, option="source.name"):
+        location = str(path)
+        place, what, tensors = f"{where}, {path}", location, {"state_dict": read_tensors(path, where=where)}
+        with torch.device("meta"), _built(source, where):
             loader = type(AutoModelForImageClassification.from_config(config))
-    with explained(what, where=where, option=WEIGHTS_OPTION):
+    with explained(what, where=where, option=WEIGHTS_OPTION, location=location):
         network, report = loader.from_pretrained(
             None if tensors else source.name,
             config=config,

@@ -157,7 +157,7 @@ def load_transformers(config: ClipScoreConfig) -> Encoder:
     with model_folder(config) as name:
         clip = load_pretrained(CLIPModel, name, where=WHERE, option="model")
         tokenizer = load_tokenizer(CLIPTokenizerFast, name, where=WHERE, option="model")
-        with explained(f"the image processor {name}", where=WHERE, option="model"):
+        with explained(f"the image processor {name}", where=WHERE, option="model", location=name):
             settings, _ = CLIPImageProcessor.get_image_processor_dict(name)
     return Transformers(clip, tokenizer, preparation_of_transformers(settings), getattr(torch, config.dtype))
 

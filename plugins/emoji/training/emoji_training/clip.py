@@ -21,7 +21,7 @@ from .pictures import Picture
 from .vae import autocast, to_tensor
 
 RECIPE = Recipe(lr=1e-3, weight_decay=0.1, ema=0.995)
-CONCEPTS, OTHERS, PAIRS = 64, 32, 32  # labels in a batch; of the concepts, so many come in two styles
+CONCEPTS, OTHERS, PAIRS = 64, 32, 32  # labels in a batch; PAIRS of the concepts come in two styles
 SHIFT = 4  # pixels of random translation
 HELD_OUT_EVERY = 6
 

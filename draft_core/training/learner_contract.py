@@ -1,0 +1,139 @@
+"""The contract of `learners.learner.Learner`, checked where the trainer uses it: each breach is one sentence."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Real
+from typing import Any
+
+import torch
+
+from draft_core.errors import DraftError, raised
+from draft_core.learners.learner import ADAPTER, Learner, Loss
+from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.training.distributed import is_loss_of_another
+from draft_core.training.settings import RegularizerSettings, TrainSettings
+
+AUTHOR = "tell the method's author"
+
+
+def name_of(learner: Learner) -> str:
+    """The learner's class with its module: what tells one method's checkpoints from another's."""
+    return f"{type(learner).__module__}.{type(learner).__qualname__}"
+
+
+@contextmanager
+def in_one_sentence(learner: Learner, what: str) -> Iterator[None]:
+    """An exception of the learner's own inside becomes a `DraftError` that names its method `what`.
+
+    Want of memory and the loss of another process stay what they are.
+    """
+    try:
+        yield
+    except DraftError:
+        raise
+    except Exception as error:
+        if is_want_of_memory(error) or (isinstance(error, RuntimeError) and is_loss_of_another(error)):
+            raise
+        raise DraftError(
+            f"its {what} raised {raised(error)}",
+            where=f"method {type(learner).__name__}",
+            next=AUTHOR,
+        ) from error
+
+
+def require_fit(
+    sampler: DifferentiableSampler, learner: Learner, settings: TrainSettings, regularizers: RegularizerSettings
+) -> None:
+    """Raises a `DraftError` if learner, settings and sampler do not fit one another."""
+    if regularizers.kl and sampler.base_model is None:
+        raise DraftError("the sampler knows no base model to stay near to", where="kl", next="give it base_model")
+    if regularizers.kl and not learner.yields_divergence:
+        raise DraftError("the method yields no divergence to weigh", where="kl", next="leave it out, or use lora_norm")
+    if settings.normalize == "gradient" and not learner.needs_gradient:
+        raise DraftError(
+            "the method takes no gradient of the rewards", where="train.normalize", next="use scale, or none"
+        )
+    if ADAPTER in learner.modules():
+        raise DraftError(f"the method calls a module of its own {ADAPTER!r}", where="learner", next="rename it")
+
+
+def losses_of(learner: Learner, losses: Any) -> Iterator[Loss]:
+    """What `losses()` returned, if it is an iterator.
+
+    Raises:
+        DraftError: if it is anything else.
+    """
+    if not isinstance(losses, Iterator):
+        raise _breach(learner, f"its losses() returned {type(losses).__name__}, not an iterator", "yield each `Loss`")
+    return losses
+
+
+def checked(learner: Learner, loss: Any) -> Loss:
+    """A loss as the trainer can use it.
+
+    Raises:
+        DraftError: if it is no `Loss`, or a field of it is not what `Loss` says.
+    """
+    if not isinstance(loss, Loss):
+        raise _breach(learner, f"it yielded {type(loss).__name__}, not a Loss", "yield each `Loss`")
+    for name, value in (("value", loss.value), ("divergence", loss.divergence)):
+        if name == "divergence" and value is None:
+            continue
+        if not isinstance(value, torch.Tensor):
+            raise _breach(learner, f"the {name} of its loss is {type(value).__name__}, not a tensor")
+        if value.shape != () or not value.is_floating_point():
+            raise _breach(
+                learner, f"the {name} of its loss is {value.dtype} of shape {tuple(value.shape)}, not one number"
+            )
+    if not _is_number(loss.share) or not math.isfinite(loss.share):
+        raise _breach(learner, f"the share of its loss is {loss.share!r}, not a finite number")
+    if not isinstance(loss.images, int) or loss.images < 1:
+        raise _breach(learner, f"the images of its loss are {loss.images!r}, not a number from 1 on")
+    if not isinstance(loss.report, Mapping):
+        raise _breach(learner, f"the report of its loss is {type(loss.report).__name__}, not a mapping")
+    for name, number in loss.report.items():
+        if not (isinstance(name, str) and _is_number(number)):
+            raise _breach(learner, f"{name!r} in the report of its loss is {type(number).__name__}, not a number")
+    return loss
+
+
+def remembered(learner: Learner) -> dict[str, Any]:
+    """A snapshot of the learner's `state_dict()`.
+
+    Raises:
+        DraftError: if that raises, or is no mapping.
+    """
+    with in_one_sentence(learner, "state_dict()"):
+        state: Any = learner.state_dict()
+        if not isinstance(state, Mapping):
+            raise _breach(learner, f"its state_dict() returned {type(state).__name__}, not a mapping")
+        return {name: snapshot(value) for name, value in state.items()}
+
+
+def snapshot(value: Any) -> Any:
+    """A copy that later updates do not change, tensors on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, Mapping):
+        return {name: snapshot(each) for name, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(snapshot(each) for each in value)
+    return copy.deepcopy(value)
+
+
+def is_want_of_memory(error: Exception) -> bool:
+    """Torch has a class for GPUs alone, and words for the rest."""
+    phrases = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(phrase in str(error) for phrase in phrases)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _breach(learner: Learner, what: str, next: str = AUTHOR) -> DraftError:
+    return DraftError(what, where=f"method {type(learner).__name__}", next=next)
