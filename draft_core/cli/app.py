@@ -278,16 +278,10 @@ def _train(path: Path, overrides: list[str], *, resume: bool, overwrite: bool, f
     after = result.after.means()
     for name, before in result.before.means().items():
         out.print(f"{name}: {before:.4g} before, {after[name]:.4g} after", highlight=False)
-    verdict = result.verdict
-    if verdict.collapsed:
-        out.print(
-            f"[bold yellow]collapse:[/] at update {result.after.update} {'; '.join(verdict.lost)}, while the "
-            f"trained reward rose; best: update {result.best.update}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    for said in (*verdict.fell[len(verdict.lost) if verdict.collapsed else 0 :], *verdict.unjudged):
-        out.print(f"[bold yellow]note:[/] {escape(said)}", highlight=False, soft_wrap=True)
+    verdict = result.outcome
+    out.print(f"verdict: [bold]{verdict.headline}[/]", highlight=False)
+    for line in (*verdict.rose, *verdict.fell, verdict.reason, verdict.best):
+        out.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
     out.print(f"report: {result.report}", highlight=False, soft_wrap=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from draft_core.registry.catalog import load_catalog
 
 if TYPE_CHECKING:
     from draft_core.cost.card import Prediction
+    from draft_core.cost.evaluation import EvaluationCost
     from draft_core.cost.forecast import Forecast
 
 
@@ -43,11 +45,11 @@ def cost(
         _cost_of_card(recipe, overrides, card, as_json=as_json)
         return
     with prints_aside(as_json):
-        found, cheaper, room = _forecast(recipe, overrides)
+        found, cheaper, room, evaluation = _forecast(recipe, overrides)
     if as_json:
-        print_json({**found.as_dict(), "savings": cheaper, "room": room})
+        print_json({**found.as_dict(), "savings": cheaper, "room": room, "evaluation": asdict(evaluation)})
         return
-    _print_time(found)
+    _print_time(found, evaluation)
     _print_memory(found, cheaper, room)
 
 
@@ -69,26 +71,34 @@ def _cost_of_card(path: Path, overrides: list[str], card: str, *, as_json: bool)
         print_prediction(found, size)
 
 
-def _forecast(recipe: Path, overrides: list[str]) -> tuple[Forecast, dict[str, int], int | None]:
-    """What an update takes, the memory that it would take with each change that saves some, and what there is of it."""
+def _forecast(recipe: Path, overrides: list[str]) -> tuple[Forecast, dict[str, int], int | None, EvaluationCost]:
+    """What an update takes, the memory that it would take with each change that saves some, and what there is of it;
+    and what an evaluation takes."""
     from draft_core.recipe.load import load_recipe
 
     catalog = load_catalog()
     validated = load_recipe(recipe, overrides, catalog=catalog)
 
+    from draft_core.cost.evaluation import evaluation_cost
     from draft_core.cost.forecast import forecast, savings
     from draft_core.cost.room import free_memory
-    from draft_core.runs.build import build
+    from draft_core.recipe.resolve import resolve_evaluation
+    from draft_core.runs.build import build, build_objective
+    from draft_core.runs.evaluator import sampler_of_evaluation
 
     quiet_libraries()
+    settings, prompts = resolve_evaluation(validated, catalog)
     trainer = build(validated, catalog=catalog)
+    sampler = sampler_of_evaluation(trainer, settings)
     free = free_memory(trainer.device)  # before anything else is allocated
     found = forecast(trainer)
     room = None if free is None else free + sum(found.memory.weights.values()) + found.memory.lora
-    return found, savings(trainer, found.memory), room
+    cheaper = savings(trainer, found.memory)
+    rewards = build_objective(validated.metrics, catalog, beside=trainer.objective).to(trainer.device)
+    return found, cheaper, room, evaluation_cost(trainer, sampler, rewards, settings, prompts=len(prompts))
 
 
-def _print_time(found: Forecast) -> None:
+def _print_time(found: Forecast, evaluation: EvaluationCost) -> None:
     calls, seconds = found.calls, found.seconds
     again = f", {calls.recomputed} of them again in the backward pass" if calls.recomputed else ""
     table = Table("in one update", "how often", "seconds", title=f"Time, on {found.device}")
@@ -103,8 +113,13 @@ def _print_time(found: Forecast) -> None:
         table.add_row(name, count, f"{each:.2f}")
     out.print(table)
     out.print(
-        f"{found.steps} updates: about {seconds.total * found.steps / 60:.1f} minutes, evaluation apart. Timed at a "
-        "batch of one and multiplied: a GPU that one image does not fill will be faster.",
+        f"{found.steps} updates: about {seconds.total * found.steps / 60:.1f} minutes. Timed at a batch of one and "
+        "multiplied: a GPU that one image does not fill will be faster.",
+        highlight=False,
+    )
+    out.print(
+        f"{evaluation.evaluations} evaluations of {evaluation.images} images, {evaluation.calls} denoiser calls each: "
+        f"about {evaluation.seconds * evaluation.evaluations / 60:.1f} minutes beside.",
         highlight=False,
     )
 

@@ -21,10 +21,9 @@ from draft_core.recipe.trackers import TrackersConfig
 from draft_core.registry.catalog import Catalog
 from draft_core.registry.config import Config, Field, MethodConfig, RewardConfig
 from draft_core.registry.methods import DraftLV
-from draft_core.setting import MOST, Prompts, RecipePath
+from draft_core.setting import MOST, MOST_STEPS, Prompts, RecipePath
 from draft_core.training.settings import CheckpointSettings, RegularizerSettings, TrainSettings
 
-MOST_STEPS = 10_000  # of a sampler; pipelines are trained on 1000
 LARGEST_INTEGER = 2**63 - 1  # of a tensor
 LARGEST_FLOAT = 2.0**128 * (1 - 2.0**-24)  # single precision, which a run computes in
 

@@ -56,7 +56,8 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Prompt
     """
     catalog = catalog if catalog is not None else load_catalog()
     _check_machine(recipe)
-    check_model(recipe.model, catalog)
+    evaluated = recipe.evaluation.guidance_scale if recipe.evaluation else None
+    check_model(recipe.model, catalog, evaluated_guidance=evaluated)
     prompts = prompts if prompts is not None else resolve_prompt_list(recipe.prompts, catalog)
     objective = build_objective(recipe.rewards, catalog)
     sampler = build_sampler(recipe.model, catalog=catalog)
