@@ -37,9 +37,9 @@ from draft_core.runs.interrupts import Stop, stop_signals
 from draft_core.runs.progress import Progress, silent
 from draft_core.runs.provenance import licences, peak_memory, versions
 from draft_core.sampling.sampler import DifferentiableSampler
-from draft_core.training.checkpoints import checkpoints
+from draft_core.training.checkpoints import checkpoints, require_savable
 from draft_core.training.distributed import Processes, another_is_gone, is_loss_of_another
-from draft_core.training.learner_contract import is_want_of_memory
+from draft_core.training.learner_contract import is_want_of_memory, remembered
 from draft_core.training.step_report import StepReport
 from draft_core.training.trainer import Trainer
 
@@ -98,6 +98,7 @@ def run_recipe(
         progress("load", 0, 1, recipe.model.pretrained)
         trainer = build(recipe, catalog=catalog, prompts=resolved.prompts)
         _require_call(recipe, trainer)
+        require_savable(remembered(trainer.learner))
         rewards = build_objective(recipe.metrics, catalog, beside=trainer.objective).to(trainer.device)
         tightness = require_room(trainer)
         watch, objective = resolved.evaluation, trainer.objective

@@ -53,6 +53,17 @@ class StepReport:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Mark:
+    """How far a `Tally` had come between two rounds: the lengths of its lists, and the problems that stood then."""
+
+    scored: int
+    losses: int
+    reported: int
+    yielded: int
+    problems: dict[str, list[str]]
+
+
 @dataclass
 class Tally:
     """What the batches of one update gave, in one process: what its report is made of.
@@ -107,15 +118,15 @@ class Tally:
         """What stands against the coming optimiser step of a part."""
         return [*self.problems.get(part, ()), *self.unassigned]
 
-    def mark(self) -> tuple[int, int, int, int]:
-        """Where the lists end now, for `back_to`."""
-        return len(self.scored), len(self.losses), len(self.reported), self.yielded
+    def mark(self) -> Mark:
+        """What there is now, for `back_to`."""
+        problems = {part: list(found) for part, found in self.problems.items()}
+        return Mark(len(self.scored), len(self.losses), len(self.reported), self.yielded, problems)
 
-    def back_to(self, mark: tuple[int, int, int, int]) -> None:
-        """Forgets what was added since `mark`, and all problems."""
-        scored, losses, reported, self.yielded = mark
-        del self.scored[scored:], self.losses[losses:], self.reported[reported:]
-        self.problems, self.unassigned = {}, []
+    def back_to(self, mark: Mark) -> None:
+        """Forgets what was added since `mark`."""
+        del self.scored[mark.scored :], self.losses[mark.losses :], self.reported[mark.reported :]
+        self.yielded, self.problems, self.unassigned = mark.yielded, mark.problems, []
 
     def close_step(self, problems: Sequence[str], grad_norm: float, *, of: str) -> None:
         """One optimiser step of a part, skipped if there are problems."""

@@ -167,6 +167,41 @@ def test_batches_that_are_over_first_end_the_update(tokenizer: Any) -> None:
     assert all(parameter.grad is None for parameter in one.parameters), "the third loss of one batch is forgotten"
 
 
+class Leaving(Imitation):
+    """The baseline is left for the end of the update, and every second batch has one round fewer."""
+
+    count = 0
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def losses(self, batch: Batch, sampler: DifferentiableSampler, score: Score) -> Iterator[Loss]:
+        self.count += 1
+        for factor in (self.factor, 1.0)[: 1 + self.count % 2]:
+            yield Loss(total(self.baseline.parameters()) * factor, of="baseline")
+            yield Loss(total(trainable(sampler.pipe)), step=True)
+
+
+def test_a_round_that_is_thrown_away_takes_nothing_from_earlier_ones(tokenizer: Any) -> None:
+    one = trainer(tokenizer, Leaving(), gradient_accumulation_steps=2, max_grad_norm=1e9)
+    taken: list[torch.Tensor] = []
+    optimizer = one.parts["baseline"].optimizer
+    optimizer.register_step_pre_hook(lambda *_: taken.append(one.learner.baseline.weight.grad.clone()))
+    before = one.learner.baseline.weight.detach().clone()
+    report = one.train_step()
+    assert report.optimizer_steps == 1
+    assert len(taken) == 1
+    torch.testing.assert_close(taken[0], 2 * before, rtol=1e-6, atol=0)  # the gradient of the sum of squares
+
+
+def test_a_round_that_is_thrown_away_hides_no_problem_of_earlier_ones(tokenizer: Any) -> None:
+    one = trainer(tokenizer, Leaving(float("nan")), gradient_accumulation_steps=2)
+    before = one.learner.baseline.weight.detach().clone()
+    assert one.train_step().skipped == ("the loss of 'baseline' became nan",)
+    assert torch.equal(one.learner.baseline.weight, before)
+
+
 class Wrong(Imitation):
     """Yields what it is told to."""
 
@@ -201,7 +236,8 @@ def test_a_loss_that_is_not_finite_skips_its_step(tokenizer: Any) -> None:
 def test_what_cannot_be_read_again_is_not_written(tokenizer: Any, tmp_path: Path) -> None:
     learner = Imitation()
     learner.best = Path("somewhere")  # type: ignore[assignment]
-    with pytest.raises(CheckpointError, match="the method remembers what cannot be saved and read again"):
+    sentence = r"the method remembers what cannot be saved and read again \(it holds pathlib.*Path\); tell the method's"
+    with pytest.raises(CheckpointError, match=sentence):
         save_checkpoint(trainer(tokenizer, learner), tmp_path / "000000")
 
 
@@ -274,6 +310,11 @@ def test_a_number_that_is_not_finite_skips_its_own_part_and_no_other(tokenizer: 
         (lambda self, adapter, score: iter([Loss(total(adapter), report={"a": "b"})]), "'a' in the report .* is str"),
         (lambda self, adapter, score: iter([Loss(total(adapter), report={"a": total(adapter)})]), "'a' .* is Tensor"),
         (lambda self, adapter, score: iter([Loss(total(adapter), images=0)]), "the images of its loss are 0"),
+        (lambda self, adapter, score: iter([[Loss(total(adapter))]]), "it yielded list, not a Loss"),
+        (lambda self, adapter, score: iter([Loss(torch.ones((), dtype=torch.int64))]), "is torch.int64 of shape"),
+        (lambda self, adapter, score: iter([Loss(total(adapter), share="1")]), "the share of its loss is '1', not"),  # type: ignore[arg-type]
+        (lambda self, adapter, score: iter([Loss(total(adapter), divergence=adapter[0])]), "the divergence of its"),
+        (lambda self, adapter, score: iter([Loss(total(adapter), report=[1])]), "the report of its loss is list"),  # type: ignore[arg-type]
         (lambda self, adapter, score: iter([1 / 0]), r"its losses\(\) raised ZeroDivisionError"),
         (lambda self, adapter, score: (1 / 0 for _ in "a"), r"its losses\(\) raised ZeroDivisionError"),
     ],
@@ -281,6 +322,31 @@ def test_a_number_that_is_not_finite_skips_its_own_part_and_no_other(tokenizer: 
 def test_a_breach_of_the_contract_is_one_sentence(tokenizer: Any, make: Any, said: str) -> None:
     with pytest.raises(DraftError, match=f"method Parts: .*{said}"):
         trainer(tokenizer, Parts(make)).train_step()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("Connection closed by peer")])
+def test_what_the_machine_lacks_is_not_blamed_on_the_method(tokenizer: Any, error: Exception) -> None:
+    def losses(self: Parts, adapter: Any, score: Score) -> Iterator[Loss]:
+        yield Loss(total(adapter))
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        trainer(tokenizer, Parts(losses)).train_step()
+    assert caught.value is error
+
+
+def test_a_score_that_is_not_finite_skips_the_part_whose_loss_comes_next(tokenizer: Any) -> None:
+    def losses(self: Parts, adapter: Any, score: Score) -> Iterator[Loss]:
+        yield Loss(total([self.baseline.weight]), of="baseline", step=True)
+        score(torch.full((2, 3, 8, 8), float("nan")), ["a", "b"])
+        yield Loss(total(adapter))
+
+    one = trainer(tokenizer, Parts(losses))
+    before = everything(one)[:2]
+    assert "of the prompt 'a'" in one.train_step().skipped[0]
+    after = everything(one)[:2]
+    assert torch.equal(after[0], before[0])
+    assert not torch.equal(after[1], before[1])
 
 
 def test_a_method_without_losses_says_that_it_learns_nothing(tokenizer: Any) -> None:
@@ -305,6 +371,44 @@ def test_a_learner_that_cannot_say_its_state_is_named(
     monkeypatch.setattr(Imitation, "state_dict", state)
     with pytest.raises(DraftError, match=r"method Imitation: its state_dict\(\) (raised|returned list)"):
         trainer(tokenizer, Imitation()).state()
+
+
+def test_what_a_learner_raises_while_it_loads_is_a_checkpoint_error(tokenizer: Any, tmp_path: Path) -> None:
+    class Picky(Imitation):
+        def load_state_dict(self, state: Mapping[str, Any]) -> None:
+            raise IndexError("there is no best of 3")
+
+    save_checkpoint(trainer(tokenizer, Picky()), tmp_path / "000000")
+    with pytest.raises(CheckpointError, match=r"000000: it does not fit \(IndexError: there is no best of 3\); start"):
+        load_checkpoint(trainer(tokenizer, Picky()), tmp_path / "000000")
+
+
+@pytest.mark.parametrize(
+    ("modules", "sentence"),
+    [
+        (lambda self: None, r"method Imitation: its modules\(\) returned NoneType, not a mapping; tell"),
+        (lambda self: {"value": 1}, r"method Imitation: 'value' of its modules\(\) is int, not a torch.nn.Module"),
+        (lambda self: {"value": torch.nn.ReLU()}, r"'value' of its modules\(\) has no parameters to train; leave it"),
+        (lambda self: {"adapter": torch.nn.Linear(1, 1)}, "learner: the method calls a module of its own 'adapter'"),
+        (lambda self: 1 / 0, r"method Imitation: its modules\(\) raised ZeroDivisionError"),
+    ],
+)
+def test_modules_that_cannot_be_trained_are_refused(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, modules: Any, sentence: str
+) -> None:
+    monkeypatch.setattr(Imitation, "modules", modules)
+    with pytest.raises(DraftError, match=sentence):
+        trainer(tokenizer, Imitation())
+
+
+def test_losses_that_share_a_graph_are_refused(tokenizer: Any) -> None:
+    def losses(self: Parts, adapter: Any, score: Score) -> Iterator[Loss]:
+        shared = total(adapter)
+        yield Loss(shared.square())
+        yield Loss(shared.square())
+
+    with pytest.raises(DraftError, match="loss: it shares its graph with an earlier loss, .*; yield their sum, or"):
+        trainer(tokenizer, Parts(losses)).train_step()
 
 
 def test_what_cannot_be_saved_is_refused(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
