@@ -407,7 +407,7 @@ def test_losses_that_share_a_graph_are_refused(tokenizer: Any) -> None:
         yield Loss(shared.square())
         yield Loss(shared.square())
 
-    with pytest.raises(DraftError, match="loss: it shares its graph with an earlier loss, .*; yield their sum, or"):
+    with pytest.raises(DraftError, match=r"loss: it shares its graph with an earlier loss, .*; yield their sum, or"):
         trainer(tokenizer, Parts(losses)).train_step()
 
 
