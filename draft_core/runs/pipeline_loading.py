@@ -58,7 +58,11 @@ def load_pipeline(
     location = locate_pretrained(name, catalog)
     _check_source(location, pipeline, config, variant)
     cls = DiffusionPipeline if pipeline is None else _pipeline_class(pipeline)
-    torch_dtype = getattr(torch, dtype)
+    torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else None
+    if not isinstance(torch_dtype, torch.dtype):
+        raise RecipeError(
+            f"{dtype!r} names no dtype of torch", where="model.dtype", next="give 'float32', 'bfloat16' or 'float16'"
+        )
     try:
         if is_single_file(location):
             more = {} if config is None else {"config": config}

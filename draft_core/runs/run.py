@@ -28,7 +28,7 @@ from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
 from draft_core.reporting.page import write_report
 from draft_core.reporting.run_record import Facts
-from draft_core.runs.build import build, build_objective
+from draft_core.runs.build import build, build_objective, require_recipe
 from draft_core.runs.continuation import continuation, images_per_update
 from draft_core.runs.cut_prompts import cut_prompts
 from draft_core.runs.evaluator import Evaluator
@@ -86,6 +86,7 @@ def run_recipe(
         DraftError: if the folder holds another run, the recipe cannot be built, or nothing can be written.
         Interrupted: after Ctrl-C or SIGTERM, with everything saved.
     """
+    require_recipe(recipe, where="run_recipe")
     catalog = catalog if catalog is not None else load_catalog()
     with stop_signals() as stop, _in_sentences(recipe.output), cut_prompts() as cut:
         started = time.perf_counter()

@@ -295,3 +295,9 @@ def test_a_sampler_that_measures_its_distance_draws_the_base_model_inside_it() -
     outside = draw(range(3))
     assert torch.equal(outside.images, tuned)
     assert float(outside.divergence.detach()) > 0  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("rank", [0, -1, 2.5, True])
+def test_a_rank_that_is_none_is_refused(rank: Any) -> None:
+    with pytest.raises(DraftError, match=r"add_lora: rank: .* is not a whole number from 1 on"):
+        add_lora(tiny_pipe(), rank=rank)

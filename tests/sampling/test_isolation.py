@@ -221,3 +221,17 @@ def test_the_classes_that_steer_a_call_cannot_be_inherited_from() -> None:
     ]
     assert {kind.__name__ for kind in classes} == {"PlannedRun", "ShortRun", "DryRun", "Replay"}
     assert all(getattr(kind, "__final__", False) for kind in classes)
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"), [(0, "0 is less than 1; give 1 or more"), (2.5, "2.5 is not a whole number"), (True, "True is")]
+)
+def test_a_number_of_steps_that_is_none_is_refused(steps: Any, said: str) -> None:
+    with pytest.raises(SamplerError, match=f"DifferentiableSampler.num_inference_steps: {said}"):
+        DifferentiableSampler(tiny_pipe(), num_inference_steps=steps, **embeddings())
+
+
+@pytest.mark.parametrize("prompts", [(), [], "cat"])
+def test_prompts_that_are_none_are_refused(sampler: DifferentiableSampler, prompts: Any) -> None:
+    with pytest.raises(SamplerError, match="give a list of one or more strings"):
+        sampler(prompts, plan=PLAIN)
