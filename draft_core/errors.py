@@ -6,6 +6,7 @@ import math
 import traceback
 from collections.abc import Callable, Iterable
 from numbers import Integral
+from typing import Any
 
 __all__ = [
     "CheckpointError",
@@ -96,7 +97,7 @@ def require_finite(number: float, *, where: str) -> None:
         raise DraftError(f"{number} is not a finite number", where=where, next="give one, such as 0.5")
 
 
-def require_from_one(number: int, *, where: str) -> None:
+def require_from_one(number: Any, *, where: str) -> None:
     """Refuses what is not a whole number of 1 or more.
 
     Raises:

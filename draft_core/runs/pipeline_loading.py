@@ -165,9 +165,9 @@ def set_scheduler(pipe: Any, scheduler: SchedulerConfig) -> None:
             f"{scheduler.name} cannot be made so ({first_line(error)})", where="model.scheduler", next="change settings"
         ) from error
     if _is_flow(made) != _is_flow(own):
-        one, other = ("noise", "a flow") if _is_flow(own) else ("a flow", "noise")
+        takes, makes = ("noise", "a flow") if _is_flow(own) else ("a flow", "noise")
         raise RecipeError(
-            f"{scheduler.name} takes predictions of {one}, and {type(pipe).__name__} makes those of {other}",
+            f"{scheduler.name} takes predictions of {takes}, and {type(pipe).__name__} makes those of {makes}",
             where="model.scheduler",
             next=f"use another, such as {type(own).__name__}, or its settings for it",
         )

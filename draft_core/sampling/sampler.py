@@ -138,10 +138,10 @@ class DifferentiableSampler:
             SamplerError: if the plan's length is not the scheduler's, or the call gives no image tensor.
         """
         passes = list(self.passes(prompts, plan=plan, renoising=renoising, generator=generator))
-        divergences = [one.divergence for one in passes if one.divergence is not None]
+        divergences = [rollout.divergence for rollout in passes if rollout.divergence is not None]
         return Rollout(
-            images=torch.cat([one.images for one in passes]),
-            prompts=tuple(prompt for one in passes for prompt in one.prompts),
+            images=torch.cat([rollout.images for rollout in passes]),
+            prompts=tuple(prompt for rollout in passes for prompt in rollout.prompts),
             sample_count=passes[0].sample_count,
             divergence=torch.stack(divergences).mean() if divergences else None,
             latents=passes[0].latents,

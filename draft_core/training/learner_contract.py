@@ -137,9 +137,9 @@ def snapshot(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.detach().cpu().clone()
     if isinstance(value, Mapping):
-        return {name: snapshot(each) for name, each in value.items()}
+        return {name: snapshot(item) for name, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(snapshot(each) for each in value)
+        return type(value)(snapshot(item) for item in value)
     return copy.deepcopy(value)
 
 

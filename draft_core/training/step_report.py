@@ -89,15 +89,17 @@ class Tally:
 
     def add_scores(self, scores: Scores, images: torch.Tensor, prompts: Sequence[str]) -> None:
         """The scores of some images, and what is not finite: the images, or else their scores."""
-        per_reward = {name: each.detach() for name, each in scores.per_reward.items()}
-        means = {name: float(each.mean()) for name, each in per_reward.items()}
+        per_reward = {name: values.detach() for name, values in scores.per_reward.items()}
+        means = {name: float(values.mean()) for name, values in per_reward.items()}
         self.scored.append((len(scores.total), float(scores.total.detach().mean()), means))
         sound = images.detach().isfinite().flatten(1).all(1)
         for index in (~sound).nonzero().flatten().tolist():
             self.unassigned.append(f"the image of the prompt {prompts[index]!r} is not finite")
-        for name, each in per_reward.items():
-            for index in (sound.to(each.device) & ~each.isfinite()).nonzero().flatten().tolist():
-                self.unassigned.append(f"reward {name!r} of the prompt {prompts[index]!r} became {float(each[index])}")
+        for name, values in per_reward.items():
+            for index in (sound.to(values.device) & ~values.isfinite()).nonzero().flatten().tolist():
+                self.unassigned.append(
+                    f"reward {name!r} of the prompt {prompts[index]!r} became {float(values[index])}"
+                )
 
     def add_loss(self, loss: Loss, penalties: Numbers, *, of_adapter: bool) -> None:
         """The numbers of one loss, and what is not finite among them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,6 +39,6 @@ def test_a_line_of_the_help_ends_where_the_next_word_would_not_fit(
     monkeypatch.setattr(typer.rich_utils, "MAX_WIDTH", width)
     lines = CliRunner().invoke(app, [*words, "--help"], prog_name="draft", color=False).output.splitlines()
     text = [line.strip() for line in lines[: next(place for place, line in enumerate(lines) if line.startswith("╭"))]]
-    for line, following in zip(text, text[1:], strict=False):
+    for line, following in itertools.pairwise(text):
         if line and following:
             assert len(line) + 1 + len(following.split()[0]) > width - 2, f"{line!r} is broken before {following!r}"
