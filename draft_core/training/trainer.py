@@ -142,8 +142,11 @@ class Trainer:
         while self.done < self.steps:
             yield self.train_step()
 
+    @torch.enable_grad()
     def train_step(self) -> StepReport:
         """One update: every loss of the learner, and the optimiser steps that it asks for, at least one.
+
+        Autograd records it also under `torch.no_grad`, whose state is afterwards what it was.
 
         Numbers that are not finite skip the optimiser step, and the weights stay. Where gradients pass through
         float16, losses are multiplied by a power of two that an overflow halves (`precision.LossScale`).
@@ -260,6 +263,7 @@ class Trainer:
             part.set_learning_rate(rate)
         return rate
 
+    @torch.enable_grad()
     def reward_gradients(self) -> tuple[dict[str, float], dict[str, float]]:
         """Each reward's own gradient in the adapter on the batch of the coming update: norms, and cosines of pairs.
 

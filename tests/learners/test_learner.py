@@ -349,6 +349,25 @@ def test_a_score_that_is_not_finite_skips_the_part_whose_loss_comes_next(tokeniz
     assert not torch.equal(after[1], before[1])
 
 
+def test_a_step_is_recorded_whatever_the_caller_or_the_learner_does_to_autograd(tokenizer: Any) -> None:
+    def losses(self: Parts, adapter: Any, score: Score) -> Iterator[Loss]:
+        yield Loss(total(adapter), report={"recorded": float(torch.is_grad_enabled())})
+        torch.set_grad_enabled(False)
+
+    with torch.no_grad():
+        report = trainer(tokenizer, Parts(losses)).train_step()
+        assert not torch.is_grad_enabled()
+    assert report.learner == {"recorded": 1.0}
+    assert report.grad_norm > 0
+    trainer(tokenizer, Parts(losses)).train_step()
+    assert torch.is_grad_enabled()
+    reward = Redness(RednessConfig())
+    one, other = (trainer(tokenizer, DirectLearner(DraftK(k=1)), reward) for _ in range(2))
+    with torch.no_grad():
+        inside = one.reward_gradients()
+    assert inside == other.reward_gradients() != ({}, {})
+
+
 def test_a_method_without_losses_says_that_it_learns_nothing(tokenizer: Any) -> None:
     report = trainer(tokenizer, Parts(lambda self, adapter, score: iter(()))).train_step()
     assert "the method yielded no loss, so nothing is learnt" in report.notes
