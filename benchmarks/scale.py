@@ -3,10 +3,10 @@
     python benchmarks/scale.py            # writes its tables into docs/measurements/scale.md; half an hour
     python benchmarks/scale.py --only FLUX.1-dev --print-only
 
-Each pipeline is built from its published config on torch's meta device (`full_size.py`) and makes one update there:
-the library's own sampler drives the pipeline's own call, a reward's own image encoder scores it, and autograd goes
-back. `draft_core.cost.peak_memory` counts every tensor that this would allocate. What is added to that is arithmetic:
-frozen weights, the LoRA with its gradient and AdamW's moments, and an allowance for what no tensor shows.
+Each pipeline is built from its published config on torch's meta device (`draft_core.cost.meta_device`) and makes one
+update there: the library's own sampler drives the pipeline's own call, a reward's own image encoder scores it, and
+autograd goes back. `draft_core.cost.peak_memory` counts every tensor that this would allocate. What is added to that is
+arithmetic: frozen weights, the LoRA with its gradient and AdamW's moments, and an allowance for what no tensor shows.
 
 Attention is the one place where the meta device would mislead: there it falls apart into a product with an S x S matrix
 that no GPU kernel stores. `like_a_gpu` puts in what flash and memory-efficient kernels keep: query, key, value,
@@ -17,8 +17,7 @@ takes more than is said here.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
@@ -30,13 +29,14 @@ import diffusers
 import torch
 from draft_reward_hpsv2 import Hpsv2Config
 from draft_reward_hpsv2.reward import Hpsv2Reward
-from full_size import META, MODELS, Model, embeddings, pipeline, without_numbers
 from tables import markdown, publish
 from torch import Tensor
 
 from draft_core import DifferentiableSampler, Draft, Objective
 from draft_core.adapters.lora import ATTENTION, add_lora, trainable
+from draft_core.cost.meta_device import META, build_network, embeddings, like_a_gpu, pipeline, without_numbers
 from draft_core.cost.peak_memory import MemoryMeter
+from draft_core.cost.published import MODELS, Model
 from draft_core.sampling import seams
 from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.pipeline_call import Checkpointing, Decode
@@ -197,32 +197,6 @@ def activations(pipe: Any, objective: Objective, settings: Settings, call: Mappi
     return Activations(kept[0], decoded - kept[0], meter.peak)
 
 
-@contextmanager
-def like_a_gpu() -> Iterator[None]:
-    """Attention on the meta device keeps inside what a fused kernel keeps; other devices are left alone."""
-
-    def on_attention(
-        original: Any, query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        if query.device != META:
-            return original(query, key, value, attn_mask, *args, **kwargs)
-        if attn_mask is not None or kwargs.get("enable_gqa"):
-            raise NotImplementedError("what a fused kernel keeps is written down for attention without mask and groups")
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
-
-    # Not a TorchFunctionMode: a checkpoint that recomputes in the backward pass is outside of it.
-    with (
-        seams.replaced(torch.nn.functional, "scaled_dot_product_attention", on_attention),
-        seams.replaced(torch, "is_autocast_enabled", _no_autocast_on_meta),
-    ):
-        yield
-
-
-def _no_autocast_on_meta(original: Any, *device_type: str) -> bool:
-    """PyTorch raises for the meta device."""
-    return META.type not in device_type and bool(original(*device_type))
-
-
 # A prediction
 
 
@@ -282,7 +256,7 @@ def staying_encoder(model: Model) -> str:
 def weights(name: str) -> tuple[tuple[int, int, int], dict[str, int], int, int]:
     """Bytes of the denoiser, of its largest block and of what is in no block; of the others; LoRA's numbers; reward."""
     model = MODELS[name]
-    built = {part: network.build(DTYPE) for part, network in model.networks.items()}
+    built = {part: build_network(network, DTYPE) for part, network in model.networks.items()}
     denoiser, *_ = built.values()
     each = [size(block) for block in blocks(denoiser)]
     whole = size(denoiser)
@@ -325,7 +299,7 @@ def network_table() -> str:
             if str(network) in seen:
                 continue
             seen.add(str(network))
-            built = network.build(DTYPE)
+            built = build_network(network, DTYPE)
             millions = sum(parameter.numel() for parameter in built.parameters()) / 1e6
             title = f"{name}, {part}" if network is model.denoiser else f"{part} of {name}"
             counts = (f"{millions:,.2f}", f"{network.parameters:,.2f}", gib(size(built)))

@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from draft_core.errors import DraftError
 
+MOST_STEPS = 10_000  # of a sampler; pipelines are trained on 1000
 MOST = 100_000  # images of one pass or prompt, passes of one update, ranks of a LoRA
+SCHEDULES = ("timesteps", "sigmas")  # arguments of a call by which its steps are given whole: no other number counts
 LARGEST_SEED = 2**62  # what is added to it still fits torch's generators
 
 CLOSED = {"extra": "forbid", "allow_inf_nan": False}  # how pydantic validates a settings class

@@ -17,6 +17,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from draft_core.cli.cost import cost
+from draft_core.cli.init import init
 from draft_core.cli.outputs import writing
 from draft_core.cli.rewards import rewards_app
 from draft_core.cli.runs import runs_app
@@ -65,6 +66,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(rewards_app, name="rewards")
+app.command()(init)
 app.command()(cost)
 app.add_typer(runs_app)
 
@@ -277,16 +279,10 @@ def _train(path: Path, overrides: list[str], *, resume: bool, overwrite: bool, f
     after = result.after.means()
     for name, before in result.before.means().items():
         out.print(f"{name}: {before:.4g} before, {after[name]:.4g} after", highlight=False)
-    verdict = result.verdict
-    if verdict.collapsed:
-        out.print(
-            f"[bold yellow]collapse:[/] at update {result.after.update} {'; '.join(verdict.lost)}, while the "
-            f"trained reward rose; best: update {result.best.update}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    for said in (*verdict.fell[len(verdict.lost) if verdict.collapsed else 0 :], *verdict.unjudged):
-        out.print(f"[bold yellow]note:[/] {escape(said)}", highlight=False, soft_wrap=True)
+    verdict = result.outcome
+    out.print(f"verdict: [bold]{verdict.headline}[/]", highlight=False)
+    for line in (*verdict.rose, *verdict.fell, verdict.reason, verdict.best):
+        out.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
     out.print(f"report: {result.report}", highlight=False, soft_wrap=True)
 
 

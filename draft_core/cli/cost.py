@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,52 +14,91 @@ from draft_core.cli.terminal import Overrides, out, print_json, prints_aside, qu
 from draft_core.registry.catalog import load_catalog
 
 if TYPE_CHECKING:
+    from draft_core.cost.card import Prediction
+    from draft_core.cost.evaluation import EvaluationCost
     from draft_core.cost.forecast import Forecast
 
 
 MEGABYTE = 1e6
+GIB = 2**30
 
 
 def cost(
     recipe: Annotated[Path, typer.Argument(help="A recipe, YAML; `draft schema` describes its fields.")],
     overrides: Overrides = [],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    card: Annotated[
+        str | None,
+        typer.Option("--card", help="Predict the memory on a card of this size, such as 24GB; loads no weights."),
+    ] = None,
 ) -> None:
     """Predict the memory and the seconds of an update, from the plan and a few network calls on this machine.
 
     The model and the rewards are loaded, nothing is trained or written.
 
+    With --card the pipeline is built from its published config on torch's meta device, which takes no memory and no
+    download: for models that are known by their name on the hub.
+
     Example: draft cost recipes/jpeg.yaml --set train.batch_size=32
     """
-    with prints_aside(as_json):
-        found, cheaper, room = _forecast(recipe, overrides)
-    if as_json:
-        print_json({**found.as_dict(), "savings": cheaper, "room": room})
+    if card is not None:
+        _cost_of_card(recipe, overrides, card, as_json=as_json)
         return
-    _print_time(found)
+    with prints_aside(as_json):
+        found, cheaper, room, evaluation = _forecast(recipe, overrides)
+    if as_json:
+        print_json({**found.as_dict(), "savings": cheaper, "room": room, "evaluation": asdict(evaluation)})
+        return
+    _print_time(found, evaluation)
     _print_memory(found, cheaper, room)
 
 
-def _forecast(recipe: Path, overrides: list[str]) -> tuple[Forecast, dict[str, int], int | None]:
-    """What an update takes, the memory that it would take with each change that saves some, and what there is of it."""
+def _cost_of_card(path: Path, overrides: list[str], card: str, *, as_json: bool) -> None:
+    from draft_core.proposals.card import card_size, update_of
+    from draft_core.recipe.load import load_recipe
+
+    size = card_size(card, where="--card")
+    with prints_aside(as_json):
+        update = update_of(load_recipe(path, overrides, catalog=load_catalog()))
+
+        from draft_core.cost.card import predict, usable
+
+        quiet_libraries()
+        found = predict(update)
+    if as_json:
+        print_json({**found.as_dict(), "room": usable(size)})
+    else:
+        print_prediction(found, size)
+
+
+def _forecast(recipe: Path, overrides: list[str]) -> tuple[Forecast, dict[str, int], int | None, EvaluationCost]:
+    """What an update takes, the memory that it would take with each change that saves some, and what there is of it;
+    and what an evaluation takes."""
     from draft_core.recipe.load import load_recipe
 
     catalog = load_catalog()
     validated = load_recipe(recipe, overrides, catalog=catalog)
 
+    from draft_core.cost.evaluation import evaluation_cost
     from draft_core.cost.forecast import forecast, savings
     from draft_core.cost.room import free_memory
-    from draft_core.runs.build import build
+    from draft_core.recipe.resolve import resolve_evaluation
+    from draft_core.runs.build import build, build_objective
+    from draft_core.runs.evaluator import sampler_of_evaluation
 
     quiet_libraries()
+    settings, prompts = resolve_evaluation(validated, catalog)
     trainer = build(validated, catalog=catalog)
+    sampler = sampler_of_evaluation(trainer, settings)
     free = free_memory(trainer.device)  # before anything else is allocated
     found = forecast(trainer)
     room = None if free is None else free + sum(found.memory.weights.values()) + found.memory.lora
-    return found, savings(trainer, found.memory), room
+    cheaper = savings(trainer, found.memory)
+    rewards = build_objective(validated.metrics, catalog, beside=trainer.objective).to(trainer.device)
+    return found, cheaper, room, evaluation_cost(trainer, sampler, rewards, settings, prompts=len(prompts))
 
 
-def _print_time(found: Forecast) -> None:
+def _print_time(found: Forecast, evaluation: EvaluationCost) -> None:
     calls, seconds = found.calls, found.seconds
     again = f", {calls.recomputed} of them again in the backward pass" if calls.recomputed else ""
     table = Table("in one update", "how often", "seconds", title=f"Time, on {found.device}")
@@ -73,8 +113,13 @@ def _print_time(found: Forecast) -> None:
         table.add_row(name, count, f"{duration:.2f}")
     out.print(table)
     out.print(
-        f"{found.steps} updates: about {seconds.total * found.steps / 60:.1f} minutes, evaluation apart. Timed at a "
-        "batch of one and multiplied: a GPU that one image does not fill will be faster.",
+        f"{found.steps} updates: about {seconds.total * found.steps / 60:.1f} minutes. Timed at a batch of one and "
+        "multiplied: a GPU that one image does not fill will be faster.",
+        highlight=False,
+    )
+    out.print(
+        f"{evaluation.evaluations} evaluations of {evaluation.images} images, {evaluation.calls} denoiser calls each: "
+        f"about {evaluation.seconds * evaluation.evaluations / 60:.1f} minutes beside.",
         highlight=False,
     )
 
@@ -100,6 +145,37 @@ def _print_memory(found: Forecast, cheaper: dict[str, int], room: int | None) ->
 
 def _others(found: Forecast) -> int:
     return sum(found.memory.weights.values()) + found.memory.activations
+
+
+def print_prediction(prediction: Prediction, card: float) -> None:
+    """The parts of a prediction, and whether they fit."""
+    from draft_core.cost.card import usable
+
+    memory, room = prediction.memory, usable(card)
+    table = Table("what", "GiB", title=f"Memory of an update, predicted for a card of {card:g} GB")
+    table.columns[1].justify = "right"
+    for name, count in memory.weights.items():
+        table.add_row(f"weights: {escape(name)}", _gib(count))
+    table.add_row("LoRA, its gradient and AdamW's moments", _gib(memory.lora + memory.gradient + memory.optimizer))
+    table.add_row("activations of an update", _gib(memory.activations))
+    table.add_row("allowance for CUDA and fragments", _gib(prediction.allowance))
+    table.add_row("[bold]total[/]", _gib(memory.total + prediction.allowance))
+    table.add_row("when the run begins, with all text encoders", _gib(prediction.start))
+    table.add_row("what a program has of the card", _gib(room))
+    out.print(table)
+    for kind in prediction.uncounted:
+        out.print(f"not counted: reward {escape(kind)}, whose size is not known here", highlight=False)
+    fits = "It fits." if prediction.total <= room else "[bold yellow]It does not fit.[/]"
+    out.print(
+        f"{fits} Predicted from the published configs, without weights and without a GPU; `draft cost` on the machine "
+        "itself measures it, and the seconds too.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _gib(count: float) -> str:
+    return f"{count / GIB:.1f}"
 
 
 def _counted(number: int, what: str) -> str:

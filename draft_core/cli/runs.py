@@ -20,10 +20,17 @@ runs_app = typer.Typer()
 
 @runs_app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")] = [],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The page to write about several runs; else comparison.html.")
     ] = None,
+    against: Annotated[
+        list[str],
+        typer.Option(
+            "--against", metavar="NAME|FOLDER", help="Lay the runs beside a reference curve or a run; repeatable."
+        ),
+    ] = [],
+    curves: Annotated[bool, typer.Option("--curves", help="List the reference curves instead.")] = False,
 ) -> None:
     """Write the page of a run anew, from what its folder holds; of several runs, one page that compares them.
 
@@ -31,13 +38,19 @@ def report(
     """
     from draft_core.reporting.comparison import write_comparison
     from draft_core.reporting.page import write_report
+    from draft_core.reporting.reference_curves import read_reference
     from draft_core.reporting.run_record import read_run
 
-    if len(runs) == 1 and output is not None:
+    if curves:
+        _print_curves()
+        return
+    if not runs:
+        raise DraftError("no run is named", where="report", next="name the folder of a finished run")
+    if len(runs) == 1 and not against and output is not None:
         raise DraftError(
             "the page of one run lies in its folder", where=f"--output {output}", next="leave it out, or name more runs"
         )
-    records = [read_run(run) for run in runs]
+    records = [*map(read_run, runs), *map(read_reference, against)]
     with writing(output or runs[0]):
         page = (
             write_report(records[0])
@@ -45,6 +58,19 @@ def report(
             else write_comparison(records, output or Path("comparison.html"))
         )
     out.print(f"wrote {page}", highlight=False, soft_wrap=True)
+
+
+def _print_curves() -> None:
+    from draft_core.reporting.reference_curves import curve_names, read_reference
+
+    for name in curve_names():
+        record = read_reference(name)
+        rewards = " + ".join(record.facts.rewards)
+        out.print(
+            f"{name}: {record.facts.model} tuned on {rewards} with {record.facts.method}, {record.last.update} updates",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 @runs_app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -262,12 +262,17 @@ def _options(trainer: Trainer, plan: StepPlan, probe: Probe, now: Memory) -> Ite
 
 
 def leaving(weights: Mapping[str, int]) -> int:
-    """Bytes of the text encoders that leave a GPU when prompts are remembered.
+    """Bytes of the text encoders that leave a GPU when prompts are remembered."""
+    return sum(weights[name] for name in leaving_encoders(weights))
 
-    The first stays: diffusers takes the device of a pipeline's first component, by name, for that of its call.
+
+def leaving_encoders(components: Iterable[str]) -> list[str]:
+    """Those of a pipeline's components that leave a GPU when prompts are remembered.
+
+    The first text encoder stays: diffusers takes the device of a pipeline's first component, by name, for that of its
+    call.
     """
-    encoders = sorted(name for name in weights if "text_encoder" in name)
-    return sum(weights[name] for name in encoders[1:])
+    return sorted(name for name in components if "text_encoder" in name)[1:]
 
 
 @contextmanager

@@ -13,8 +13,10 @@ import torch
 
 from draft_core.cost.peak_memory import peak_memory
 from draft_core.plan import StepPlan
+from draft_core.rewards.objective import Objective
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.pipeline_call import Checkpointing
+from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.trainer import Trainer
 
 RECOMPUTING: tuple[Checkpointing, ...] = (True, "blocks")  # the whole denoiser, sooner or later
@@ -75,6 +77,19 @@ class Probe:
             ),
             encoding=forwards.get("encoding", 0.0),
         )
+
+    def timed_image(self, sampler: DifferentiableSampler, rewards: Objective) -> tuple[int, float]:
+        """Denoiser calls of one image that is drawn without a gradient and scored, and its seconds.
+
+        Arguments:
+            sampler: of the trainer's pipeline.
+        """
+        clock, calls = _Clock(self.device), list[Any]()
+        prompts, noise = [self.trainer.batches.prompts[0]], [torch.Generator("cpu").manual_seed(0)]
+        plan = StepPlan(sampler.steps, frozenset())
+        with torch.no_grad(), self.trainer.autocast(), self._mostly_empty(clock, calls):
+            whole = clock.measure(lambda: rewards(sampler(prompts, plan=plan, generator=noise).images, prompts))
+        return len(calls), whole + (len(calls) - 1) * clock.seconds["plain"]
 
     def _scores(self, batch: int, recorded: int, *, is_scored: bool = True) -> torch.Tensor:
         trainer, steps = self.trainer, self.sampler.steps

@@ -117,12 +117,14 @@ class Verdict:
         collapsed: the trained reward rose meanwhile: it is being exploited.
         fell: every score, trained or not, and every measure of the images that fell beyond chance, as in `lost`, with
             the change in percent; those of `lost` first. A trained score of negative weight is named when it rose.
+        rose: likewise what rose beyond chance; a trained score of negative weight is named when it fell.
         unjudged: what cannot be judged, and why, a sentence each.
     """
 
     lost: tuple[str, ...]
     collapsed: bool
     fell: tuple[str, ...] = ()
+    rose: tuple[str, ...] = ()
     unjudged: tuple[str, ...] = ()
 
 
@@ -168,13 +170,11 @@ class CollapseRule:
 
     def verdict(self, base: EvalRecord, record: EvalRecord) -> Verdict:
         """What changed between the base model's evaluation and another of the same prompts and seeds."""
-        falls = {name: _fall(name, base.scores[name], record.scores[name], record.prompts) for name in base.scores}
-        for name, weight in self.trained.items():
-            if weight < 0:
-                falls[name] = _fall(name, base.scores[name], record.scores[name], record.prompts, word="rose")
         measures = record.measures()
-        falls |= {name: _fall(name, old, measures[name], record.prompts) for name, old in base.measures().items()}
-        found = {name: fall for name, fall in falls.items() if fall is not None}
+        pairs = {name: (scores, record.scores[name]) for name, scores in base.scores.items()}
+        pairs |= {name: (values, measures[name]) for name, values in base.measures().items()}
+        moves = {name: move for name, pair in pairs.items() if (move := _move(name, *pair, record.prompts))}
+        found = {name: move for name, move in moves.items() if move.is_rise == (self.trained.get(name, 1.0) < 0)}
         held_out = [name for name in base.scores if name not in self.trained]
         lost = [name for name in held_out if name in found and self._is_lost(base.scores[name], found[name])]
         if "diversity" in measures and "diversity" in found and found["diversity"].share < DIVERSITY_FLOOR:
@@ -184,6 +184,7 @@ class CollapseRule:
             lost=tuple(str(found[name]) for name in lost),
             collapsed=bool(lost) and gained.mean > 0 and gained.believed,
             fell=tuple(str(found[name]) for name in [*lost, *(name for name in found if name not in lost)]),
+            rose=tuple(str(move) for name, move in moves.items() if name not in found),
             unjudged=tuple(_unjudged(base, record)),
         )
 
@@ -220,38 +221,50 @@ class CollapseRule:
             )
         return None
 
-    def _is_lost(self, before: Sequence[float], fall: _Fall) -> bool:
+    def _is_lost(self, before: Sequence[float], fall: _Move) -> bool:
         spread = float(torch.tensor(before, dtype=torch.float64).std(correction=0))
-        return fall.after - fall.before < -self.tolerance * spread
+        return fall.change.mean < -self.tolerance * spread
 
 
 @dataclass(frozen=True)
-class _Fall:
-    """Two means that differ beyond chance, in the direction that is not wanted."""
+class _Move:
+    """A mean that changed beyond chance."""
 
     name: str
-    word: str
-    before: float
-    after: float
+    before: Change
+    change: Change
+
+    @property
+    def is_rise(self) -> bool:
+        return self.change.mean > 0
 
     @property
     def share(self) -> float:
         """What is left of it."""
-        return self.after / self.before if self.before else math.nan
+        after = self.before.mean + self.change.mean
+        return after / self.before.mean if self.before.mean else math.nan
 
     def __str__(self) -> str:
-        percent = f" ({100 * (self.after - self.before) / abs(self.before):+.3g} %)" if self.before else ""
-        return f"{self.name} {self.word} from {self.before:.4g} to {self.after:.4g}{percent}"
+        before, after = self.before.mean, self.before.mean + self.change.mean
+        by = percent(self.before, self.change)
+        word = "rose" if self.is_rise else "fell"
+        return f"{self.name} {word} from {before:.4g} to {after:.4g}" + ("" if by is None else f" ({by:+.3g} %)")
 
 
-def _fall(
-    name: str, before: Sequence[float], after: Sequence[float], prompts: int, word: Literal["fell", "rose"] = "fell"
-) -> _Fall | None:
-    """How far a mean fell (or rose, by `word`), if it did beyond chance."""
+def percent(before: Change, change: Change) -> float | None:
+    """A change in percent of the magnitude before; None where that says nothing.
+
+    It says nothing of a mean that cannot be told from zero, nor where the change crosses zero.
+    """
+    after = before.mean + change.mean
+    is_zero = before.mean == 0 or abs(before.mean) <= SURE * before.error
+    return None if is_zero or before.mean * after < 0 else 100 * change.mean / abs(before.mean)
+
+
+def _move(name: str, before: Sequence[float], after: Sequence[float], prompts: int) -> _Move | None:
+    """How far a mean moved, if it did beyond chance."""
     found = change(before, after, prompts)
-    is_wrong = found.mean < 0 if word == "fell" else found.mean > 0
-    was = over_prompts(before, prompts).mean
-    return _Fall(name, word, was, was + found.mean) if is_wrong and found.believed else None
+    return _Move(name, over_prompts(before, prompts), found) if found.mean and found.believed else None
 
 
 def _unjudged(base: EvalRecord, record: EvalRecord) -> Iterator[str]:

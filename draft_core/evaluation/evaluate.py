@@ -15,7 +15,7 @@ from torch import Tensor
 from draft_core.errors import DraftError, SamplerError, list_of_prompts, require_from_one
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import Objective
-from draft_core.sampling.pipelines import IMAGE_COUNTS, has_float16, networks
+from draft_core.sampling.pipelines import IMAGE_COUNTS, call_inputs, has_float16, networks
 from draft_core.sampling.sampler import DifferentiableSampler
 
 
@@ -114,6 +114,33 @@ def evaluate(
         tuple(seeds),
         _in_order([images for images, _ in parts], len(pairs)),
         {name: _in_order([scores[name] for _, scores in parts], len(pairs)) for name in joined},
+    )
+
+
+def evaluation_sampler(
+    sampler: DifferentiableSampler, *, num_inference_steps: int | None, guidance_scale: float | None
+) -> DifferentiableSampler:
+    """The sampler with steps and guidance of its own; None stands for those of `sampler`, which is then given back.
+
+    Raises:
+        SamplerError: if the pipeline's call takes no guidance.
+    """
+    if num_inference_steps is None and guidance_scale is None:
+        return sampler
+    guidance = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+    if guidance and "guidance_scale" not in call_inputs(sampler.pipe):
+        raise SamplerError(
+            f"the call of {type(sampler.pipe).__name__} takes no guidance_scale",
+            where="evaluation.guidance_scale",
+            next="leave it out: evaluations then have the guidance of training",
+        )
+    return DifferentiableSampler(
+        sampler.pipe,
+        num_inference_steps=sampler.num_inference_steps if num_inference_steps is None else num_inference_steps,
+        gradient_checkpointing=sampler.gradient_checkpointing,
+        decode=sampler.decode,
+        base_model=sampler.base_model,
+        **{**sampler.call_kwargs, **guidance},
     )
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from draft_core.setting import CLOSED, LARGEST_SEED, MOST, Prompts, setting
+from draft_core.setting import CLOSED, LARGEST_SEED, MOST, MOST_STEPS, Prompts, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,12 @@ class EvaluationSettings:
     )
     every: Annotated[int, Ge(1)] = setting(
         "Updates between evaluations; there is always one at the first and at the last update.", 25
+    )
+    num_inference_steps: Annotated[int, Ge(1), Le(MOST_STEPS)] | None = setting(
+        "Sampler steps of the evaluations' images; left out, as in training.", None
+    )
+    guidance_scale: Annotated[float, Ge(0)] | None = setting(
+        "Guidance of the evaluations' images; left out, as in training.", None
     )
     tolerance: Annotated[float, Gt(0)] = setting(
         "How far a score that is not trained may fall, in standard deviations between the base model's "

@@ -19,6 +19,10 @@ from draft_core.recipe.schema import LARGEST_FLOAT, LARGEST_INTEGER, RecipeBase,
 from draft_core.recipe.yaml_text import dump_yaml, plain_copy, read_yaml, set_field, short
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
+from draft_core.setting import SCHEDULES
+
+# What the sampler is given beside the arguments of the call.
+OF_SAMPLER = ("pipe", "num_inference_steps", "guidance_scale", "gradient_checkpointing", "decode", "base_model")
 
 
 def load_recipe(
@@ -93,6 +97,19 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
                 where=f"{where}: {path}",
                 next="give a smaller number",
             )
+    if own := [name for name in OF_SAMPLER if name in recipe.model.call]:
+        raise RecipeError(
+            f"{own[0]!r} cannot be given there",
+            where=f"{where}: model.call",
+            next=f"write model.{own[0]}" if own[0] in type(recipe.model).model_fields else "leave it out",
+        )
+    whole = [name for name in SCHEDULES if recipe.model.call.get(name) is not None]
+    if whole and recipe.evaluation and recipe.evaluation.num_inference_steps is not None:
+        raise RecipeError(
+            f"model.call.{whole[0]} says which steps the sampler takes",
+            where=f"{where}: evaluation.num_inference_steps",
+            next="leave one of them out",
+        )
     trained = resolve_prompts(recipe.prompts, catalog, where=f"{where}: prompts")
     if recipe.evaluation:
         held_out = resolve_prompts(recipe.evaluation.prompts, catalog, where=f"{where}: evaluation.prompts")

@@ -173,13 +173,23 @@ def resolve_recipe(
     Raises:
         RecipeError: if there is no such list, file or model.
     """
-    evaluation = recipe.evaluation or EvaluationSettings(prompts=recipe.prompts, count=EVALUATED_PROMPTS)
-    evaluated = resolve_prompts(evaluation.prompts, catalog, where="evaluation.prompts")
+    evaluation, evaluated = resolve_evaluation(recipe, catalog)
     return ResolvedRecipe(
         recipe=recipe.model_copy(update={"versions": dict(versions), "processes": processes}),
         prompts=resolve_prompt_list(recipe.prompts, catalog),
         evaluation=evaluation,
-        evaluation_prompts=tuple(evaluated[: evaluation.count]),
+        evaluation_prompts=evaluated,
         seeds=range(evaluation.seed, evaluation.seed + evaluation.images_per_prompt),
         location=locate_pretrained(recipe.model.pretrained, catalog),
     )
+
+
+def resolve_evaluation(recipe: RecipeBase, catalog: Catalog) -> tuple[EvaluationSettings, tuple[str, ...]]:
+    """The recipe's evaluation, or the default where it has none, and its prompts: as many as `count` at most.
+
+    Raises:
+        RecipeError: if there is no such list or file.
+    """
+    evaluation = recipe.evaluation or EvaluationSettings(prompts=recipe.prompts, count=EVALUATED_PROMPTS)
+    evaluated = resolve_prompts(evaluation.prompts, catalog, where="evaluation.prompts")
+    return evaluation, tuple(evaluated[: evaluation.count])

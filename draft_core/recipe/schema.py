@@ -17,13 +17,13 @@ from pydantic_core import PydanticCustomError
 
 from draft_core.errors import PluginError
 from draft_core.evaluation.settings import EvaluationSettings
+from draft_core.recipe.trackers import TrackersConfig
 from draft_core.registry.catalog import Catalog
 from draft_core.registry.config import Config, Field, MethodConfig, RewardConfig
 from draft_core.registry.methods import DraftLV
-from draft_core.setting import MOST, Prompts, RecipePath
+from draft_core.setting import MOST, MOST_STEPS, Prompts, RecipePath
 from draft_core.training.settings import CheckpointSettings, RegularizerSettings, TrainSettings
 
-MOST_STEPS = 10_000  # of a sampler; pipelines are trained on 1000
 LARGEST_INTEGER = 2**63 - 1  # of a tensor
 LARGEST_FLOAT = 2.0**128 * (1 - 2.0**-24)  # single precision, which a run computes in
 
@@ -146,7 +146,9 @@ class RecipeBase(Config):
     device: Literal["cpu", "cuda", "mps"] | None = Field(
         None, description="Where to run; left out, a GPU where there is one. What is named must exist."
     )
-    tensorboard: bool = Field(False, description="Also write TensorBoard files into the output folder.")
+    trackers: TrackersConfig = Field(
+        TrackersConfig(), description="Where numbers and images go beside the run's own folder."
+    )
     output: Annotated[Path, RecipePath(absent="make")] = Field(
         Path("runs/draft"), description="The folder of the run, relative to the recipe's folder."
     )

@@ -15,9 +15,11 @@ from draft_core.reporting.curves import IMAGE_MEASURES, Line, Panel, evaluation_
 from draft_core.reporting.image_grid import strip_uris
 from draft_core.reporting.images import BUDGET, COLUMNS, ROWS, is_small
 from draft_core.reporting.page import drawn
+from draft_core.reporting.reference_curves import is_curve
 from draft_core.reporting.rendering import render
-from draft_core.reporting.run_record import RunRecord
-from draft_core.reporting.summary import Row, RunSummary, RunVerdict, summarize
+from draft_core.reporting.run_record import IMAGES, RunRecord
+from draft_core.reporting.summary import Row, RunSummary, summarize
+from draft_core.reporting.verdict import RunVerdict
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,15 @@ def write_comparison(records: Sequence[RunRecord], page: Path) -> Path:
     Raises:
         DraftError: if a run is named twice.
     """
-    runs = [NamedRun(name, summarize(record)) for name, record in zip(_names(records), records, strict=True)]
+    runs = [
+        NamedRun(name, summarize(record, has_images=(record.folder / IMAGES).is_dir()))
+        for name, record in zip(_names(records), records, strict=True)
+    ]
     images, remarks = _images(runs)
     html = render(
         "comparison.html.j2",
         runs=runs,
-        small=all(is_small(run.summary) for run in runs),
+        small=all(is_small(run.summary) for run in runs if run.summary.images),
         scores=list(dict.fromkeys(name for run in runs for name in run.rows)),
         training=drawn(_training_panels(runs)),
         evaluated=drawn(_evaluation_panels(runs)),
@@ -68,12 +73,13 @@ def write_comparison(records: Sequence[RunRecord], page: Path) -> Path:
 
 
 def _names(records: Sequence[RunRecord]) -> list[str]:
-    """The folders' names, or their paths where names are the same."""
+    """The folders' names, or their paths where names are the same; a reference curve is called one."""
     paths = [record.folder.resolve() for record in records]
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise DraftError("the run is named twice", where=str(twice), next="name every run once")
-    names = [path.name for path in paths]
+    kinds = [" (reference)" if is_curve(record) else "" for record in records]
+    names = [f"{path.name}{kind}" for path, kind in zip(paths, kinds, strict=True)]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
@@ -117,9 +123,11 @@ def _score_lines(runs: Sequence[NamedRun], name: str) -> list[Line]:
 
 
 def _images(runs: Sequence[NamedRun]) -> tuple[list[tuple[str, dict[str, str]]], list[str]]:
-    """For each prompt that all runs drew: heading -> URI of a strip; and what is not the same in all runs."""
+    """For each prompt that all runs drew: heading -> URI of a strip of each that kept its images; and what differs."""
     prompts, seeds, remarks = _in_common(runs)
-    if not prompts or not seeds:
+    remarks += [f"There are no images of {run.name} here." for run in runs if not run.summary.images]
+    runs = [run for run in runs if run.summary.images]
+    if not prompts or not seeds or not runs:
         return [], remarks
     first = runs[0].record
     alike = all(_base(run) == _base(runs[0]) for run in runs)

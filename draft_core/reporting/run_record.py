@@ -14,8 +14,7 @@ import torch
 
 from draft_core.errors import CheckpointError, one_line
 from draft_core.evaluation.collapse import CollapseRule, EvalRecord
-from draft_core.json_text import json_text
-from draft_core.reporting.typed_fields import made_of
+from draft_core.json_text import json_text, made_of
 from draft_core.rewards.images import read_image, to_pil
 from draft_core.training.step_report import StepReport
 
@@ -53,6 +52,7 @@ class Facts:
         tolerance: of `CollapseRule`.
         call: the pipeline's arguments that the images were made with; an image is {"file": path}, a tuple
             {"tuple": items}.
+        drawn_otherwise: which of these training has otherwise, a sentence without its point; empty if none.
         images_per_update: samples in one update.
         versions: distribution -> version.
         licences: of everything used.
@@ -90,6 +90,7 @@ class Facts:
     caps: Mapping[str, float] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
     scheduler: Mapping[str, Any] = field(default_factory=dict)
+    drawn_otherwise: str = ""
 
 
 @dataclass(frozen=True)

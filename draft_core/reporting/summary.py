@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from draft_core.adapters.files import lora_folder
-from draft_core.evaluation.collapse import Change, EvalRecord, change, over_prompts
+from draft_core.evaluation.collapse import Change, EvalRecord, change, over_prompts, percent
 from draft_core.reporting.curves import BEST, COLLAPSE, IMAGE_MEASURES, Mark
-from draft_core.reporting.rendering import plus_minus
 from draft_core.reporting.run_record import RunRecord, load_images, scale_name
+from draft_core.reporting.verdict import RunVerdict, collapsed_at, judged
 
 METHODS = {"draft": "DRaFT", "draft-k": "DRaFT-K", "draft-lv": "DRaFT-LV"}
-
-
-@dataclass(frozen=True)
-class RunVerdict:
-    """What a person should know first.
-
-    Arguments:
-        kind: "collapsed": rewards rose at the cost of what is not trained on; "lost": something fell, the reward did
-            not rise; "costly": the reward rose, and something fell beyond chance, though not too far; "idle": no change
-            beyond chance, or none that can be told; "fine": all is well.
-        headline: a few words.
-        reason: one sentence with numbers.
-        best: which update to use, one sentence.
-    """
-
-    kind: Literal["collapsed", "lost", "costly", "idle", "fine"]
-    headline: str
-    reason: str
-    best: str
 
 
 @dataclass(frozen=True)
@@ -55,8 +34,8 @@ class Row:
 
     @property
     def percent(self) -> float | None:
-        """The change in percent of the magnitude before, None where that is zero."""
-        return 100 * self.change.mean / abs(self.before.mean) if self.before.mean else None
+        """The change in percent of the magnitude before, None where that says nothing."""
+        return percent(self.before, self.change)
 
 
 @dataclass(frozen=True)
@@ -70,7 +49,8 @@ class RunSummary:
         marks: the best evaluation and the collapse, if they are anywhere but at an end of the run.
         shown: heading -> evaluation whose images are shown: before, best where it is neither end, and last.
         loras: each folder of a LoRA in the run's -> the evaluation at its update.
-        images: update -> images (P S, 3, H, W) in [0, 1] of each shown evaluation, those of one prompt side by side.
+        images: update -> images (P S, 3, H, W) in [0, 1] of each shown evaluation, those of one prompt side by side;
+            empty for a run without its images.
         scaled: scale of the LoRA, 0 and 1 included -> images (N, 3, H, W) of the first N prompts from the first seed;
             empty if none were drawn.
     """
@@ -103,76 +83,33 @@ class RunSummary:
         }
 
 
-def summarize(record: RunRecord) -> RunSummary:
-    """The summary of a finished run; each image file that it needs is read once.
+def summarize(record: RunRecord, *, has_images: bool = True) -> RunSummary:
+    """The summary of a run; each image file that it needs is read once.
+
+    Arguments:
+        has_images: whether the folder holds the images; the summary has none otherwise.
 
     Raises:
-        CheckpointError: if images or LoRA of the run are gone.
+        CheckpointError: if images of the run are gone.
     """
-    lora_folder(record.folder)
     best = record.best
-    collapse = _collapsed_at(record)
+    collapse = collapsed_at(record.rule, record.evaluations)
     shown = _shown(record, best)
-    images = {evaluation.update: load_images(record.folder, evaluation.update) for evaluation in shown.values()}
+    images = {
+        evaluation.update: load_images(record.folder, evaluation.update) for evaluation in shown.values() if has_images
+    }
     loras = {"lora": record.last, "lora-best": best}
     return RunSummary(
         record=record,
         best=best,
-        verdict=_verdict(record, best, collapse),
+        verdict=judged(record.rule, record.evaluations),
         rows=_rows(record, best),
         marks=_marks(record, best, collapse),
         shown=shown,
         loras={name: evaluation for name, evaluation in loras.items() if (record.folder / name).is_dir()},
         images=images,
-        scaled=_scaled(record, images),
+        scaled=_scaled(record, images) if has_images else {},
     )
-
-
-def _verdict(record: RunRecord, best: EvalRecord, collapse: int | None) -> RunVerdict:
-    """The run in three sentences."""
-    last, advice = record.last, _advice(record, best)
-    judgement = record.rule.verdict(record.before, last)
-    before, gain = record.rule.gain(record.before, last)
-    moved = f"the trained reward went from {before:.4g} to {before + gain.mean:.4g}"
-    fell, unjudged = "; ".join(judgement.fell), "".join(f" {_sentence(why)}." for why in judgement.unjudged)
-    if judgement.collapsed:
-        return RunVerdict("collapsed", f"Collapsed at update {collapse}", f"{fell}, while {moved}.{unjudged}", advice)
-    if judgement.lost:
-        return RunVerdict("lost", "Something was lost", f"{fell}; {moved}.{unjudged}", advice)
-    if math.isnan(gain.error):
-        reason = f"{_sentence(moved)}; no error can be given."
-        return RunVerdict("idle", "One prompt tells little", reason, advice)
-    if not gain.believed or gain.mean < 0:
-        beyond = "fell" if gain.believed else "did not change beyond chance"
-        reason = f"{_sentence(moved)} ({plus_minus(gain)}){f', and {fell}' if fell else ''}.{unjudged}"
-        return RunVerdict("idle", f"The trained reward {beyond}", reason, advice)
-    if fell:
-        reason = f"{_sentence(moved)}, while {fell}, beyond chance.{unjudged}"
-        return RunVerdict("costly", "The trained reward rose, at a cost", reason, advice)
-    kept = "no score and no measure of the images fell beyond chance"
-    if not set(record.before.scores) - set(record.facts.rewards):
-        kept += "; no held-out score was there to tell more"
-    if unjudged:
-        return RunVerdict("idle", "Not all could be judged", f"{_sentence(moved)}, and {kept}.{unjudged}", advice)
-    return RunVerdict("fine", "Fine", f"{_sentence(moved)}, and {kept}.", advice)
-
-
-def _collapsed_at(record: RunRecord) -> int | None:
-    """The first update whose evaluation counted as a collapse, None if there is none."""
-    verdicts = ((seen.update, record.rule.verdict(record.before, seen)) for seen in record.evaluations)
-    return next((update for update, verdict in verdicts if verdict.collapsed), None)
-
-
-def _advice(record: RunRecord, best: EvalRecord) -> str:
-    if best is record.last:
-        return f"The best evaluation is the last one, after update {best.update}: lora/."
-    if best is record.before:
-        return "No evaluation beats the base model's without a loss elsewhere."
-    return f"The best evaluation is the one after update {best.update}: lora-best/."
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _marks(record: RunRecord, best: EvalRecord, collapse: int | None) -> tuple[Mark, ...]:
@@ -202,6 +139,8 @@ def _row(name: str, role: str, values: Sequence[Sequence[float]], prompts: int) 
 
 
 def _shown(record: RunRecord, best: EvalRecord) -> dict[str, EvalRecord]:
+    if record.last is record.before:
+        return {"before": record.before}
     middle = {} if best in (record.before, record.last) else {f"best, update {best.update}": best}
     return {"before": record.before, **middle, f"last, update {record.last.update}": record.last}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +32,7 @@ from draft_core.runs.pipeline_loading import (
 from draft_core.sampling.pipelines import KeywordError, check_keywords
 from draft_core.sampling.prompt_cache import remember_prompts
 from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.tracking.trackers import require_trackers
 from draft_core.training.batches import images_per_prompt
 from draft_core.training.distributed import Processes
 from draft_core.training.precision import autocast
@@ -57,7 +57,8 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Prompt
     require_recipe(recipe, where="build")
     catalog = catalog if catalog is not None else load_catalog()
     _check_machine(recipe)
-    check_model(recipe.model, catalog)
+    evaluated = recipe.evaluation.guidance_scale if recipe.evaluation else None
+    check_model(recipe.model, catalog, evaluated_guidance=evaluated)
     prompts = prompts if prompts is not None else resolve_prompt_list(recipe.prompts, catalog)
     objective = build_objective(recipe.rewards, catalog)
     sampler = build_sampler(recipe.model, catalog=catalog)
@@ -290,7 +291,4 @@ def _check_machine(recipe: RecipeBase) -> None:
     processes = Processes(cpu=recipe.device == "cpu")
     autocast(processes.device, recipe.train.mixed_precision)  # refuses what the device cannot do
     check_spread(recipe.train, images_per_prompt(recipe.model.call), processes.world_size)
-    if recipe.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise RecipeError(
-            "TensorBoard is not installed", where="tensorboard", next="pip install 'draft-core[tensorboard]'"
-        )
+    require_trackers(recipe.trackers)

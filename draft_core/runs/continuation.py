@@ -26,7 +26,7 @@ HARMLESS = (
     "train.sharding",
     "train.max_skipped",
     "checkpoint",
-    "tensorboard",
+    "trackers",
     "output",
     "evaluation.on_collapse",
     "evaluation.scales",

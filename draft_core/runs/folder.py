@@ -166,8 +166,7 @@ class RunFolder:
         """Writes the report, and last of all the facts, which mark the run as finished; gives the page."""
 
         def finished() -> Path:
-            recipe = (self.path / RECIPE).read_text(encoding="utf-8")
-            page = report(RunRecord(self.path, facts, recipe, read_rows(self.path / METRICS, StepReport), evaluations))
+            page = report(record_of(self, facts, evaluations))
             write_facts(self.path, facts)
             return page
 
@@ -185,7 +184,7 @@ class RunFolder:
         bring_back(self.path, staying=[LOCK])  # of a run that was killed since the folder was looked at
 
     def _written(self, work: Callable[[], T]) -> T:
-        if not (_is_held(self.path, self.identity) and (self.path / RECIPE).is_file()):
+        if not is_ours(self):
             raise CheckpointError(
                 "the folder of the run was deleted, moved or emptied while it ran",
                 where=str(self.path),
@@ -220,6 +219,17 @@ class RunFolder:
 
 
 # What the main process does
+
+
+def record_of(folder: RunFolder, facts: Facts, evaluations: Sequence[EvalRecord]) -> RunRecord:
+    """What the folder holds of the run so far."""
+    recipe = (folder.path / RECIPE).read_text(encoding="utf-8")
+    return RunRecord(folder.path, facts, recipe, read_rows(folder.path / METRICS, StepReport), tuple(evaluations))
+
+
+def is_ours(folder: RunFolder) -> bool:
+    """Whether the folder is still the one that was locked."""
+    return _is_held(folder.path, folder.identity) and (folder.path / RECIPE).is_file()
 
 
 def _prepare(folder: Path, resolved: ResolvedRecipe, *, anew: bool, redraws: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,16 +92,23 @@ def load_pipeline(
 _LOADING_ERRORS = (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError, SingleFileComponentError)
 
 
-def check_model(model: ModelConfig, catalog: Catalog) -> None:
+def check_model(model: ModelConfig, catalog: Catalog, *, evaluated_guidance: float | None = None) -> None:
     """What can be known of a model's settings before it is loaded.
+
+    Arguments:
+        evaluated_guidance: the evaluations' own, if they have one.
 
     Raises:
         RecipeError: if they do not go together, or diffusers has no such class.
         CheckpointError: if there is no LoRA to go on from.
     """
-    _check_source(locate_pretrained(model.pretrained, catalog), model.pipeline, model.config, model.variant)
-    if model.pipeline is not None:
-        _pipeline_class(model.pipeline)
+    location = locate_pretrained(model.pretrained, catalog)
+    _check_source(location, model.pipeline, model.config, model.variant)
+    cls = _class_named_in(location) if model.pipeline is None else _pipeline_class(model.pipeline)
+    guidances = {"model.guidance_scale": model.guidance_scale, "evaluation.guidance_scale": evaluated_guidance}
+    for where, guidance in guidances.items() if cls is not None else ():
+        if guidance is not None and "guidance_scale" not in pipelines.call_inputs_of(cls):
+            raise RecipeError(f"the call of {cls.__name__} takes no guidance_scale", where=where, next="leave it out")
     if model.scheduler is not None:
         _scheduler_class(model.scheduler)
     if model.lora.init is not None:
@@ -123,6 +131,16 @@ def _check_source(location: str, pipeline: str | None, config: str | None, varia
 
 def _pipeline_class(name: str) -> Any:
     return _class_named(name, DiffusionPipeline, "Pipeline", where="model.pipeline")
+
+
+def _class_named_in(folder: str) -> Any:
+    """The class that a folder of a classic pipeline names; None where nothing is said, or no class of diffusers."""
+    try:
+        name = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    return found if isinstance(found, type) and issubclass(found, DiffusionPipeline) else None
 
 
 def _scheduler_class(scheduler: SchedulerConfig) -> Any:

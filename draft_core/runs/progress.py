@@ -1,4 +1,4 @@
-"""How a run says how far it is: the callback's type, and one that says nothing."""
+"""How a run says how far it is: the callback's type, one that says nothing, and one that tells two."""
 
 from __future__ import annotations
 
@@ -10,3 +10,13 @@ Progress = Callable[[str, int, int, str], None]
 
 def silent(stage: str, done: int, total: int, note: str) -> None:
     """Says nothing."""
+
+
+def both(one: Progress, other: Callable[[str, int, int], None]) -> Progress:
+    """Tells two of it, the second without the note."""
+
+    def tell(stage: str, done: int, total: int, note: str) -> None:
+        one(stage, done, total, note)
+        other(stage, done, total)
+
+    return tell

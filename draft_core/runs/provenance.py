@@ -1,15 +1,95 @@
-"""Versions, licences and peak memory: what a report says of a run's surroundings."""
+"""What a report says of a run: its settings, and versions, licences and peak memory around it."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from draft_core.recipe.schema import RecipeBase
+from draft_core.evaluation.collapse import CollapseRule, Verdict
+from draft_core.evaluation.evaluate import one_image_each
+from draft_core.recipe.resolve import ResolvedRecipe
+from draft_core.recipe.schema import ImageFile, RecipeBase
 from draft_core.registry.catalog import Catalog
-from draft_core.reporting.run_record import Licence
+from draft_core.reporting.run_record import Facts, Licence
+from draft_core.runs.continuation import images_per_update
+from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.training.trainer import Trainer
+
+
+def facts_of(
+    resolved: ResolvedRecipe,
+    trainer: Trainer,
+    evaluated: DifferentiableSampler,
+    rule: CollapseRule,
+    verdict: Verdict,
+    catalog: Catalog,
+    *,
+    seconds: float,
+    scales: Sequence[float],
+) -> Facts:
+    """What is known of the run now.
+
+    Arguments:
+        evaluated: what draws the evaluations.
+        verdict: of the last evaluation.
+        seconds: that the run took until now.
+        scales: of the LoRA, at which images were drawn.
+    """
+    recipe, device = resolved.recipe, trainer.device
+    return Facts(
+        model=recipe.model.pretrained,
+        location=resolved.location,
+        method=recipe.method.kind,
+        rewards=rule.trained,
+        prompts=list(resolved.evaluation_prompts),
+        seeds=list(resolved.seeds),
+        prompts_are_unseen=recipe.evaluation is not None,
+        tolerance=rule.tolerance,
+        caps=rule.caps,
+        call=_call_of(recipe, evaluated),
+        drawn_otherwise=drawn_otherwise(recipe, trainer.sampler, evaluated),
+        images_per_update=images_per_update(recipe.model_dump()),
+        versions=recipe.versions or {},
+        licences=licences(recipe, catalog),
+        device=str(device),
+        peak_memory_bytes=peak_memory(device),
+        seconds=seconds,
+        collapse=verdict.lost if verdict.collapsed else (),
+        scales=scales,
+        dtype=recipe.model.dtype,
+        output="frames" if hasattr(trainer.sampler.pipe, "video_processor") else "images",
+        source=recipe.model.model_dump(include={"pipeline", "config", "variant"}, exclude_none=True),
+        scheduler=recipe.model.scheduler.model_dump() if recipe.model.scheduler else {},
+    )
+
+
+def drawn_otherwise(recipe: RecipeBase, trained: DifferentiableSampler, evaluated: DifferentiableSampler) -> str:
+    """How the images of evaluations are drawn that training draws otherwise, a sentence; empty if it does not."""
+    in_training = _call_of(recipe, trained)
+    told = [
+        f"{name} {value} ({in_training.get(name, 'the default')} in training)"
+        for name, value in _call_of(recipe, evaluated).items()
+        if in_training.get(name) != value
+    ]
+    return f"evaluations are drawn with {', '.join(told)}" if told else ""
+
+
+def _call_of(recipe: RecipeBase, sampler: DifferentiableSampler) -> dict[str, Any]:
+    """The arguments that a sampler draws evaluations with, as `Facts.call` has them."""
+    said = recipe.model.model_dump(mode="json")["call"]
+    call: dict[str, Any] = {"num_inference_steps": sampler.num_inference_steps}
+    for name, value in one_image_each(sampler).call_kwargs.items():
+        is_image = any(isinstance(part, ImageFile) for part in _listed(recipe.model.call.get(name)))
+        call[name] = said[name] if is_image else {"tuple": list(value)} if isinstance(value, tuple) else value
+    return call
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def versions(catalog: Catalog) -> dict[str, str]:

@@ -7,36 +7,37 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
 
-from accelerate.tracking import TensorBoardTracker
 from safetensors import SafetensorError
 
 from draft_core.cost.room import require_room
 from draft_core.errors import CheckpointError, DraftError, Interrupted, RecipeError, first_line
 from draft_core.evaluation.collapse import CollapseRule, EvalRecord, Verdict
-from draft_core.evaluation.evaluate import one_image_each
 from draft_core.recipe.resolve import ResolvedRecipe, resolve_recipe
-from draft_core.recipe.schema import ImageFile, RecipeBase
+from draft_core.recipe.schema import RecipeBase
 from draft_core.recipe.yaml_text import exists
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
+from draft_core.reporting.live import LivePage
 from draft_core.reporting.page import write_report
 from draft_core.reporting.run_record import Facts
+from draft_core.reporting.verdict import RunVerdict, judged
 from draft_core.runs.build import build, build_objective, require_recipe
-from draft_core.runs.continuation import continuation, images_per_update
+from draft_core.runs.continuation import continuation
 from draft_core.runs.cut_prompts import cut_prompts
-from draft_core.runs.evaluator import Evaluator
-from draft_core.runs.folder import CHECKPOINTS, RunFolder
+from draft_core.runs.evaluator import Evaluator, sampler_of_evaluation
+from draft_core.runs.folder import CHECKPOINTS, RunFolder, is_ours, record_of
 from draft_core.runs.interrupts import Stop, stop_signals
-from draft_core.runs.progress import Progress, silent
-from draft_core.runs.provenance import licences, peak_memory, versions
+from draft_core.runs.progress import Progress, both, silent
+from draft_core.runs.provenance import drawn_otherwise, facts_of, versions
 from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.tracking.trackers import Trackers
 from draft_core.training.checkpoints import checkpoints, require_savable
 from draft_core.training.distributed import Processes, another_is_gone, is_loss_of_another
 from draft_core.training.learner_contract import is_want_of_memory, remembered
@@ -50,6 +51,7 @@ class RunResult:
 
     Arguments:
         verdict: of the last evaluation: what was lost, and whether the run collapsed.
+        outcome: what came of the run, in sentences.
     """
 
     folder: Path
@@ -58,6 +60,7 @@ class RunResult:
     best: EvalRecord
     after: EvalRecord
     verdict: Verdict
+    outcome: RunVerdict
 
 
 def run_recipe(
@@ -98,7 +101,8 @@ def run_recipe(
         how = processes.on_main(lambda: continuation(resolved, resume=resume, overwrite=overwrite, force=force))
         progress("load", 0, 1, recipe.model.pretrained)
         trainer = build(recipe, catalog=catalog, prompts=resolved.prompts)
-        _require_call(recipe, trainer)
+        sampler = sampler_of_evaluation(trainer, resolved.evaluation)
+        _require_call(recipe, trainer, sampler)
         require_savable(remembered(trainer.learner))
         rewards = build_objective(recipe.metrics, catalog, beside=trainer.objective).to(trainer.device)
         tightness = require_room(trainer)
@@ -118,20 +122,46 @@ def run_recipe(
             blind = rule.blindness(
                 prompts=len(resolved.evaluation_prompts), images_per_prompt=len(resolved.seeds), scores=rewards.weights
             )
-            for note in [*trainer.adapter.notes(), *how.notes, *restored.notes, *filter(None, (blind, tightness))]:
+            drawn = drawn_otherwise(recipe, trainer.sampler, sampler)
+            for note in [
+                *trainer.adapter.notes(),
+                *how.notes,
+                *restored.notes,
+                *filter(None, (blind, tightness, drawn)),
+            ]:
                 progress("note", 0, 0, note)
-            evaluator = Evaluator(trainer, folder, rewards, resolved.evaluation_prompts, resolved.seeds, progress)
-            records, earlier = restored.evaluations, restored.seconds
-            run = _Run(
-                resolved, trainer, folder, evaluator, rule, records, lambda: earlier + time.perf_counter() - started
+            page = LivePage(
+                folder.path,
+                trainer.steps,
+                write=write_report,
+                say=lambda sentence: progress("note", 0, 0, sentence),
+                may_write=lambda: processes.rank == 0 and is_ours(folder),
             )
-            verdict = _train(run, progress, stop)
-            best = rule.best(records)
-            folder.save_adapter(trainer.adapter, last=trainer.done, best=best.update)
-            evaluator.draw_scales(run.scales)
-            report = folder.finish(_facts(run, catalog, verdict), records, write_report)
+            progress("note", 0, 0, f"page: {page.path.absolute().as_uri()} (from the first evaluation on)")
+            told = both(progress, page.tick)
+            evaluator = Evaluator(trainer, sampler, folder, rewards, resolved.evaluation_prompts, resolved.seeds, told)
+            records, earlier = restored.evaluations, restored.seconds
+            with closing(Trackers(partial(progress, "note", 0, 0))) as trackers, page.open():
+                _start_trackers(trackers, recipe, trainer)
+                run = _Run(
+                    resolved,
+                    catalog,
+                    trainer,
+                    folder,
+                    evaluator,
+                    rule,
+                    page,
+                    records,
+                    lambda: earlier + time.perf_counter() - started,
+                    trackers,
+                )
+                verdict = _train(run, told, stop)
+                best = rule.best(records)
+                folder.save_adapter(trainer.adapter, last=trainer.done, best=best.update)
+                evaluator.draw_scales(run.scales)
+                report = folder.finish(run.facts(verdict, run.scales), records, page.finish)
             processes.leave_at_exit()
-    return RunResult(recipe.output, report, records[0], best, records[-1], verdict)
+    return RunResult(recipe.output, report, records[0], best, records[-1], verdict, judged(rule, records))
 
 
 @dataclass(frozen=True)
@@ -141,20 +171,43 @@ class _Run:
     Arguments:
         records: the evaluations so far, to which each further one is added.
         seconds: gives the time that the run took until now, over all resumptions.
+        trackers: are told of every update and evaluation.
     """
 
     resolved: ResolvedRecipe
+    catalog: Catalog
     trainer: Trainer
     folder: RunFolder
     evaluator: Evaluator
     rule: CollapseRule
+    page: LivePage
     records: list[EvalRecord]
     seconds: Callable[[], float]
+    trackers: Trackers
 
     @property
     def scales(self) -> list[float]:
         """At which the report shows the LoRA, beside 0 and 1, which are evaluated anyway."""
         return sorted({*self.resolved.evaluation.scales} - {0.0, 1.0})
+
+    def facts(self, verdict: Verdict, scales: Sequence[float] = ()) -> Facts:
+        """What is known of the run now; `scales` of the LoRA have been drawn."""
+        return facts_of(
+            self.resolved,
+            self.trainer,
+            self.evaluator.sampler,
+            self.rule,
+            verdict,
+            self.catalog,
+            seconds=self.seconds(),
+            scales=scales,
+        )
+
+    def judge(self) -> Verdict:
+        """The verdict of the last evaluation, with which the page is written anew."""
+        verdict = self.rule.verdict(self.records[0], self.records[-1])
+        self.page.renew(lambda: record_of(self.folder, self.facts(verdict), self.records), self.trainer.done)
+        return verdict
 
 
 def _train(run: _Run, progress: Progress, stop: Stop) -> Verdict:
@@ -162,30 +215,30 @@ def _train(run: _Run, progress: Progress, stop: Stop) -> Verdict:
     trainer, folder, rule, records = run.trainer, run.folder, run.rule, run.records
     if not records:
         records.append(run.evaluator.evaluate_base())
-    verdict = rule.verdict(records[0], records[-1])
+        _track_evaluation(run)
+    verdict = run.judge()
     if rule.ends(verdict):
         return verdict
-    with _tensorboard(run.resolved.recipe, is_main=trainer.processes.rank == 0) as track:
-        for report in trainer:
-            folder.append(report)
-            if report.update == 1:
-                folder.let_go()
-            track(report)
-            _tell(report, trainer.steps, progress)
-            if report.update % run.resolved.evaluation.every == 0 or report.update == trainer.steps:
-                verdict = _evaluate(run, progress)
-            if _is_to_be_saved(run, report.update):
-                _save(run)
-            if rule.ends(verdict):
-                _save(run)
-                break
-            if number := max(trainer.processes.gather(stop.signal)):
-                raise Interrupted(
-                    f"interrupted after update {report.update}",
-                    where=str(_save(run)),
-                    next="continue with the same command, or with --resume",
-                    exit_code=128 + number,
-                )
+    for report in trainer:
+        folder.append(report)
+        if report.update == 1:
+            folder.let_go()
+        run.trackers.update(report)
+        _tell(report, trainer.steps, progress)
+        if report.update % run.resolved.evaluation.every == 0 or report.update == trainer.steps:
+            verdict = _evaluate(run, progress)
+        if _is_to_be_saved(run, report.update):
+            _save(run)
+        if rule.ends(verdict):
+            _save(run)
+            break
+        if number := max(trainer.processes.gather(stop.signal)):
+            raise Interrupted(
+                f"interrupted after update {report.update}",
+                where=str(_save(run)),
+                next="continue with the same command, or with --resume",
+                exit_code=128 + number,
+            )
     if records[-1].update != trainer.done:  # no update was left to make, and the evaluation of the last is gone
         verdict = _evaluate(run, progress, "after")
     return verdict
@@ -202,7 +255,8 @@ def _tell(report: StepReport, steps: int, progress: Progress) -> None:
 def _evaluate(run: _Run, progress: Progress, stage: str = "") -> Verdict:
     """Draws and scores the held-out images, writes their record down, and judges it."""
     run.records.append(run.evaluator.evaluate(stage))
-    verdict = run.rule.verdict(run.records[0], run.records[-1])
+    _track_evaluation(run)
+    verdict = run.judge()
     notes = list(verdict.unjudged)
     if verdict.fell:
         what = "collapsing" if verdict.collapsed else "losing" if verdict.lost else "beyond chance"
@@ -221,84 +275,41 @@ def _save(run: _Run) -> Path:
     return run.folder.checkpoint(run.trainer, seconds=run.seconds(), spare=run.rule.best(run.records).update)
 
 
-def _require_call(recipe: RecipeBase, trainer: Trainer) -> None:
-    """That the pipeline can be called as the recipe says, found before anything is drawn or deleted."""
+def _require_call(recipe: RecipeBase, trainer: Trainer, evaluated: DifferentiableSampler) -> None:
+    """That the pipeline can be called as the recipe says, found before anything is drawn or deleted.
+
+    Arguments:
+        evaluated: what draws the evaluations.
+    """
     pipe = type(trainer.sampler.pipe).__name__
-    try:
-        steps = trainer.sampler.steps
-        if isinstance(recipe.method, DirectConfig):
-            recipe.method.plan(steps, Random(0))
-    except DraftError:
-        raise
-    except Exception as error:  # whatever a pipeline raises at arguments that it does not like
-        if is_want_of_memory(error):
-            raise
-        raise RecipeError(
-            f"{pipe} cannot be called so ({type(error).__name__}: {first_line(error)})",
-            where="model.call",
-            next=f"give what the call of {pipe} takes",
-        ) from error
+    for where, sampler in (("model.call", trainer.sampler), ("evaluation", evaluated)):
+        try:
+            steps = sampler.steps
+            if sampler is trainer.sampler and isinstance(recipe.method, DirectConfig):
+                recipe.method.plan(steps, Random(0))
+        except DraftError as error:
+            if sampler is trainer.sampler:
+                raise
+            raise RecipeError(error.what, where=where, next=error.next) from error
+        except Exception as error:  # whatever a pipeline raises at arguments that it does not like
+            if is_want_of_memory(error):
+                raise
+            raise RecipeError(
+                f"{pipe} cannot be called so ({type(error).__name__}: {first_line(error)})",
+                where=where,
+                next=f"give what the call of {pipe} takes",
+            ) from error
 
 
-def _facts(run: _Run, catalog: Catalog, verdict: Verdict) -> Facts:
-    recipe, sampler, device = run.resolved.recipe, run.trainer.sampler, run.trainer.device
-    return Facts(
-        model=recipe.model.pretrained,
-        location=run.resolved.location,
-        method=recipe.method.kind,
-        rewards=run.rule.trained,
-        prompts=list(run.resolved.evaluation_prompts),
-        seeds=list(run.resolved.seeds),
-        prompts_are_unseen=recipe.evaluation is not None,
-        tolerance=run.rule.tolerance,
-        caps=run.rule.caps,
-        call=_call_of(recipe, sampler),
-        images_per_update=images_per_update(recipe.model_dump()),
-        versions=recipe.versions or {},
-        licences=licences(recipe, catalog),
-        device=str(device),
-        peak_memory_bytes=peak_memory(device),
-        seconds=run.seconds(),
-        collapse=verdict.lost if verdict.collapsed else (),
-        scales=run.scales,
-        dtype=recipe.model.dtype,
-        output="frames" if hasattr(sampler.pipe, "video_processor") else "images",
-        source=recipe.model.model_dump(include={"pipeline", "config", "variant"}, exclude_none=True),
-        scheduler=recipe.model.scheduler.model_dump() if recipe.model.scheduler else {},
-    )
+def _start_trackers(trackers: Trackers, recipe: RecipeBase, trainer: Trainer) -> None:
+    """In the main process; those of the others are told nothing."""
+    settings = recipe.model_dump(mode="json", exclude_none=True)
+    start = partial(trackers.start, recipe.trackers, recipe.output, settings, done=trainer.done)
+    trainer.processes.on_main(start)
 
 
-def _call_of(recipe: RecipeBase, sampler: DifferentiableSampler) -> dict[str, Any]:
-    """The arguments that evaluations are drawn with, as `Facts.call` has them."""
-    said = recipe.model.model_dump(mode="json")["call"]
-    call: dict[str, Any] = {"num_inference_steps": sampler.num_inference_steps}
-    for name, value in one_image_each(sampler).call_kwargs.items():
-        is_image = any(isinstance(part, ImageFile) for part in _listed(recipe.model.call.get(name)))
-        call[name] = said[name] if is_image else {"tuple": list(value)} if isinstance(value, tuple) else value
-    return call
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-@contextmanager
-def _tensorboard(recipe: RecipeBase, *, is_main: bool) -> Iterator[Callable[[StepReport], None]]:
-    if not (recipe.tensorboard and is_main):
-        yield lambda report: None
-        return
-    tracker = TensorBoardTracker("tensorboard", logging_dir=recipe.output)
-    tracker.start()
-
-    def track(report: StepReport) -> None:
-        values = {"loss": report.loss, "reward": report.reward, "grad_norm": report.grad_norm}
-        scores = {f"scores/{name}": score for name, score in report.scores.items()}
-        tracker.log({**values, **scores, "learning_rate": report.learning_rate}, step=report.update)
-
-    try:
-        yield track
-    finally:
-        tracker.finish()
+def _track_evaluation(run: _Run) -> None:
+    run.trackers.evaluation(run.records[-1], run.folder.path, run.resolved.evaluation_prompts)
 
 
 # What can go wrong with any computation

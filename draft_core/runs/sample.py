@@ -30,6 +30,7 @@ from draft_core.training.precision import AUTOCAST
 
 STEPS = 50  # diffusers' own default; where neither the caller, nor the LoRA's run, nor the model's plugin says another
 SOURCE = ("pipeline", "config", "variant")  # of a recipe's model: they say how that one's files are read
+OF_EVALUATION = ("num_inference_steps", "guidance_scale")  # a run's evaluation may have its own
 
 
 def sample(
@@ -127,7 +128,7 @@ class _Settings:
 
 def _settings(name: str, lora: Path | None, steps: int | None, guidance: float | None, catalog: Catalog) -> _Settings:
     """Those of the run that the LoRA lies in, else the alias' own, with what the caller says instead."""
-    given = {"num_inference_steps": steps, "guidance_scale": guidance}
+    given = dict(zip(OF_EVALUATION, (steps, guidance), strict=True))
     given = {field: value for field, value in given.items() if value is not None}
     if lora is not None and (run := run_around(lora, RECIPE, METRICS)):
         _, _, recipe = read_yaml(run / RECIPE)
@@ -141,9 +142,12 @@ def _settings(name: str, lora: Path | None, steps: int | None, guidance: float |
                 where=f"{run / RECIPE}: train.mixed_precision",
                 next=f"give no, {' or '.join(AUTOCAST)}",
             )
+        evaluation = recipe.get("evaluation")
+        evaluation = evaluation if isinstance(evaluation, Mapping) else {}
+        evaluated = {field: evaluation[field] for field in OF_EVALUATION if evaluation.get(field) is not None}
         own = name == fields.get("pretrained")
         kept = {field: value for field, value in fields.items() if own or field not in SOURCE}
-        drawn = {**kept, "pretrained": name, "gradient_checkpointing": False, "lora": {}, **given}
+        drawn = {**kept, "pretrained": name, "gradient_checkpointing": False, "lora": {}, **evaluated, **given}
         return _Settings(validate(ModelConfig, drawn, catalog, where=str(run / RECIPE)), run, mixed)
     known = catalog.pretrained.get(name)
     call = dict(known.spec.call) if known else {}

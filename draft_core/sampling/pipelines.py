@@ -98,9 +98,14 @@ def call_inputs(pipe: Any) -> list[str]:
     """
     if is_modular(pipe):
         return [parameter.name for parameter in pipe.blocks.inputs if parameter.name]
+    return call_inputs_of(type(pipe))
+
+
+def call_inputs_of(cls: type) -> list[str]:
+    """The same of a class of classic pipelines, before there is one."""
     return [
         name
-        for name, parameter in inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters.items()
+        for name, parameter in inspect.signature(inspect.unwrap(cls.__call__)).parameters.items()
         if parameter.kind is not parameter.VAR_KEYWORD and name != "self"
     ]
 

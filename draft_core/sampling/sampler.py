@@ -22,10 +22,7 @@ from draft_core.sampling.pipeline_call import Checkpointing, Decode, has_blocks
 from draft_core.sampling.randomness import Generator
 from draft_core.sampling.replay import Replay, Visit, renoised_start, unvisited
 from draft_core.sampling.rollout import Origin, Rollout, check_given, check_same_sampler
-
-# Arguments by which a call's schedule is given whole, so that it cannot be made shorter.
-SCHEDULES = ("timesteps", "sigmas")
-
+from draft_core.setting import SCHEDULES
 
 NO_RENOISING = Renoising()
 

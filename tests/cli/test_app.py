@@ -146,6 +146,9 @@ def test_a_run_fills_its_folder_and_can_be_resumed_but_not_overwritten_by_accide
     run = tmp_path / "run"
     assert f"report: {run / 'report.html'}" in text
     assert "train 4/4" in text
+    assert f"page: {(run / 'report.html').as_uri()} (from the first evaluation on)" in text
+    assert text.index("verdict: ") < text.index("report: ")
+    assert "  The best evaluation is" in text or "  No evaluation beats" in text
     names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
     assert names >= {
         *("recipe.yaml", "metrics.jsonl", "curve.png", "before_after.png", "report.html"),

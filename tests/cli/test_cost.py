@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from draft_core.cli import cost as cli_cost
 from draft_core.cli.app import app
 from draft_core.recipe.yaml_text import dump_yaml
 from tests.support.tiny import GOOD, tiny_catalog
+
+EVALUATED = ("--set", "evaluation={prompts: tiny-heldout, images_per_prompt: 3, num_inference_steps: 5}")
 
 
 @pytest.fixture
@@ -31,15 +34,18 @@ def test_json_carries_calls_seconds_memory_and_savings(recipe: Path) -> None:
     assert found["calls"] == {"plain": 2, "with_grad": 3, "recomputed": 0, "decoded": 6, "scored": 6}
     assert found["steps"] == 7
     assert found["seconds"]["total"] > 0
+    evaluation = found["evaluation"]
+    assert (evaluation["images"], evaluation["calls"], evaluation["evaluations"]) == (6, 3, 2), "3 prompts, 2 images"
     assert found["memory"]["total"] > sum(found["memory"]["weights"].values())
     assert all(total < found["memory"]["total"] for total in found["savings"].values())
 
 
 def test_tables_name_the_parts_and_what_would_lower_them(recipe: Path) -> None:
-    result = CliRunner().invoke(app, ["cost", str(recipe), "--set", "method={kind: draft}"])
+    result = CliRunner().invoke(app, ["cost", str(recipe), "--set", "method={kind: draft}", *EVALUATED])
     assert result.exit_code == 0, result.output
     for words in ("denoiser with gradient", "weights: unet", "total", "model.gradient_checkpointing: true"):
         assert words in result.stdout
+    assert re.search(r"2 evaluations of 6 images, 5 denoiser calls each: about \d+\.\d minutes beside\.", result.stdout)
     assert not (recipe.parent / "runs").exists()
 
 

@@ -199,6 +199,18 @@ def test_report_rebuilds_one_page_and_compares_several(draft: Any, tmp_path: Pat
     code, text = draft("report", "one", "other", "--output", "both/page.html")
     assert code == 0, text
     assert "2 runs compared" in (tmp_path / "both" / "page.html").read_text()
+    code, text = draft("report", "one", "--against", "other", "--against", "jpeg-demo", "-o", "three.html")
+    assert code == 0, text
+    assert "3 runs compared" in (tmp_path / "three.html").read_text()
+    code, text = draft("report", "one", "--against", "nothing")
+    assert code == 2
+    assert "'nothing' is neither a reference curve nor the folder of a run; the curves are jpeg-demo" in text
+    code, text = draft("report", "--curves")
+    assert code == 0, text
+    assert "jpeg-demo: emoji tuned on jpeg + emoji-clip with draft-lv, 73 updates" in text
+    code, text = draft("report")
+    assert code == 2
+    assert "no run is named" in text
     code, text = draft("report", "nowhere")
     assert code == 2
     assert "nowhere: it holds no finished run" in text

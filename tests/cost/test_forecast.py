@@ -9,11 +9,15 @@ import pytest
 import torch
 
 from draft_core.adapters.lora import lora_state
+from draft_core.cost.evaluation import evaluation_cost
 from draft_core.cost.forecast import forecast, savings
 from draft_core.cost.peak_memory import peak_memory
+from draft_core.evaluation.evaluate import evaluate
 from draft_core.recipe.load import load_recipe
+from draft_core.recipe.resolve import resolve_evaluation
 from draft_core.registry.catalog import Catalog
 from draft_core.runs.build import build
+from draft_core.runs.evaluator import sampler_of_evaluation
 from draft_core.training.trainer import Trainer
 from tests.support.tiny import GOOD, tiny_catalog
 
@@ -115,6 +119,25 @@ def test_a_saving_holds_what_it_promises(catalog: Catalog) -> None:
     lean = forecast(built(catalog, {**case, "model": {"gradient_checkpointing": True}})).memory
     assert found["model.gradient_checkpointing: true"] == pytest.approx(lean.total, rel=0.01)
     assert not trainer.sampler.gradient_checkpointing, "asking changes nothing"
+
+
+def test_an_evaluation_makes_exactly_these_calls_and_the_steps_are_its_own(catalog: Catalog) -> None:
+    evaluated = {"prompts": "tiny-heldout", "images_per_prompt": 3, "every": 4, "num_inference_steps": 7}
+    loaded = load_recipe(recipe(evaluation=evaluated, train={"steps": 9}), catalog=catalog)
+    trainer = build(loaded, catalog=catalog)
+    settings, prompts = resolve_evaluation(loaded, catalog)
+    sampler = sampler_of_evaluation(trainer, settings)
+    before = lora_state(trainer.sampler.pipe)
+    found = evaluation_cost(trainer, sampler, trainer.objective, settings, prompts=len(prompts))
+    assert (found.images, found.calls, found.evaluations) == (2 * 3, sampler.steps, 1 + 3)
+    assert found.seconds > 0
+    calls: list[int] = []
+    handle = trainer.sampler.pipe.unet.conv_in.register_forward_hook(lambda *_: calls.append(1))
+    evaluate(sampler, trainer.objective, prompts[:1], [0])
+    handle.remove()
+    assert len(calls) == found.calls
+    for name, tensor in lora_state(trainer.sampler.pipe).items():
+        assert torch.equal(before[name], tensor), "asking changes nothing"
 
 
 def test_the_seconds_add_up(catalog: Catalog) -> None:

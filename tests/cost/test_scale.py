@@ -15,7 +15,9 @@ import torch
 from draft_core import Objective
 from draft_core.adapters.lora import add_lora
 from draft_core.cost.forecast import leaving
+from draft_core.cost.meta_device import build_network, like_a_gpu, without_numbers
 from draft_core.cost.peak_memory import MemoryMeter
+from draft_core.cost.published import REWARD_ENCODERS
 from draft_core.recipe.yaml_text import parse_yaml
 from tests.support.families import FAMILIES, WIDTH, Family
 from tests.support.tiny import Redness, RednessConfig
@@ -77,7 +79,7 @@ def found(scale: Any, name: str, settings: Any, device: str, dtype: torch.dtype 
         key: torch.randn(settings.batch, *shape, generator=generator).to(device, dtype)
         for key, shape in EMBEDDINGS[name].items()
     }
-    with scale.without_numbers(pipe):
+    with without_numbers(pipe):
         return scale.activations(pipe, Objective({"red": Redness(RednessConfig())}), settings, {**call, **CALLS[name]})
 
 
@@ -106,7 +108,7 @@ def test_an_update_without_numbers_takes_what_a_real_one_takes(scale: Any, name:
 def test_attention_is_counted_as_fused_kernels_keep_it(scale: Any) -> None:
     def kept(fused: bool) -> int:
         query, key, value = (torch.zeros(1, 2, 512, 8, device="meta", requires_grad=True) for _ in range(3))
-        with nullcontext() if not fused else scale.like_a_gpu(), MemoryMeter() as meter:
+        with nullcontext() if not fused else like_a_gpu(), MemoryMeter() as meter:
             output = torch.nn.functional.scaled_dot_product_attention(query, key, value)
             assert output.shape == query.shape
             return meter.live
@@ -117,9 +119,10 @@ def test_attention_is_counted_as_fused_kernels_keep_it(scale: Any) -> None:
 
 def test_the_networks_have_as_many_parameters_as_the_published_ones(scale: Any) -> None:
     networks = {str(network): network for model in scale.MODELS.values() for network in model.networks.values()}
-    assert len(networks) == 14
+    networks |= {str(network): network for network, _ in REWARD_ENCODERS.values()}
+    assert len(networks) == 22
     for network in networks.values():
-        built = sum(parameter.numel() for parameter in network.build(torch.bfloat16).parameters())
+        built = sum(parameter.numel() for parameter in build_network(network, torch.bfloat16).parameters())
         assert built / 1e6 == pytest.approx(network.parameters, rel=1e-4), network.cls
 
 

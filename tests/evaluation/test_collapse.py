@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from draft_core.evaluation.collapse import CollapseRule, EvalRecord, change, eval_record, over_prompts
+from draft_core.evaluation.collapse import Change, CollapseRule, EvalRecord, change, eval_record, over_prompts, percent
 from draft_core.evaluation.evaluate import Evaluation
 from draft_core.evaluation.image_measures import colourfulness, detail, distance
 from draft_core.rewards.objective import Objective
@@ -148,6 +148,36 @@ def test_everything_that_fell_beyond_chance_is_named_with_its_percentage(
     changes: dict[str, float], fell: list[str]
 ) -> None:
     assert list(CollapseRule(TRAINED, 2.0).verdict(BASE, record(1, **changes)).fell) == fell
+
+
+def test_everything_that_rose_beyond_chance_is_named_too_trained_or_not() -> None:
+    verdict = CollapseRule(TRAINED, 2.0).verdict(BASE, record(1, trained=0.3, held=0.5, detail=1.2, colour=0.4))
+    assert verdict.rose == (
+        "trained rose from 0.5 to 0.8 (+60 %)",
+        "held rose from 5 to 5.5 (+10 %)",
+        "detail rose from 0.2025 to 0.243 (+20 %)",
+    )
+    assert verdict.fell == ("colour fell from 0.2025 to 0.081 (-60 %)",)
+    assert CollapseRule({"trained": -1.0}, 2.0).verdict(BASE, record(1, trained=-0.3)).rose == (
+        "trained fell from 0.5 to 0.2 (-60 %)",
+    )
+    unchanged = CollapseRule(TRAINED, 2.0).verdict(BASE, replace(BASE, update=1))
+    assert (unchanged.rose, unchanged.fell) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("before", "by", "expected"),
+    [
+        (Change(-2.0, 0.1), 0.5, 25.0),
+        (Change(0.8, 0.1), -0.2, -25.0),
+        (Change(0.8, 0.4), -0.2, None),  # as good as zero
+        (Change(0.8, 0.1), -0.9, None),  # across zero
+        (Change(0.0, 0.0), 0.3, None),
+    ],
+)
+def test_a_percentage_is_given_of_what_is_not_zero(before: Change, by: float, expected: float | None) -> None:
+    found = percent(before, Change(by, 0.01))
+    assert found is None if expected is None else found == pytest.approx(expected)
 
 
 def test_what_fell_within_chance_is_not_named() -> None:

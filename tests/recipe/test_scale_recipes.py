@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,8 @@ from peft.tuners.lora import LoraLayer
 
 from draft_core import DifferentiableSampler, Objective, Trainer, load_catalog, load_recipe
 from draft_core.adapters.lora import ATTENTION, adapters_off, add_lora, trainable
+from draft_core.cost.meta_device import build_network
+from draft_core.cost.published import MODELS
 from draft_core.learners.direct import DirectLearner
 from draft_core.recipe.resolve import resolve_prompts
 from draft_core.sampling.pipelines import find_denoiser
@@ -28,19 +29,16 @@ SMALLER = {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16
 
 # Recipe -> the small pipeline of its family, and how many attention projections the published denoiser has.
 FULL_SIZE = {
+    "sd15": ("Stable Diffusion 1.x", 16 * 8),  # 16 blocks of two attentions with 4 each
+    "sd-turbo": ("Stable Diffusion 2.x", 16 * 8),
+    "sdxl-turbo": ("Stable Diffusion XL", 560),
+    "flux-schnell": ("FLUX.1", 19 * 8 + 38 * 3),
     "sdxl": ("Stable Diffusion XL", 560),  # 70 blocks of two attentions with 4 each
     # 24 blocks with 8 in two streams, but for the last one's output of the text; 13 of them with a second attention
     "sd3.5-medium": ("Stable Diffusion 3", 24 * 8 - 1 + 13 * 4),
     "flux": ("FLUX.1", 19 * 8 + 38 * 3),  # single blocks have one stream and no output projection of their own
     "wan": ("Wan 2.1, video", 30 * 2 * 4),  # 30 blocks with self and cross attention
 }
-
-
-@pytest.fixture(scope="module")
-def full_size() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "benchmarks")
-        return importlib.import_module("full_size")
 
 
 def recipe_of(name: str) -> Any:
@@ -50,15 +48,15 @@ def recipe_of(name: str) -> Any:
     return load_recipe(ROOT / "recipes" / f"{name}.yaml", catalog=catalog)
 
 
-def model_of(name: str, full_size: Any) -> Any:
+def model_of(name: str) -> Any:
     """The model whose hub name the recipe gives; its networks are those that `test_scale.py` counts."""
-    return next(model for model in full_size.MODELS.values() if model.hub == recipe_of(name).model.pretrained)
+    return next(model for model in MODELS.values() if model.hub == recipe_of(name).model.pretrained)
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
-def test_the_call_is_one_that_the_pipeline_takes(name: str, full_size: Any) -> None:
+def test_the_call_is_one_that_the_pipeline_takes(name: str) -> None:
     recipe = recipe_of(name)
-    call = inspect.signature(inspect.unwrap(getattr(diffusers, model_of(name, full_size).pipeline).__call__))
+    call = inspect.signature(inspect.unwrap(getattr(diffusers, model_of(name).pipeline).__call__))
     assert {*recipe.model.call, "guidance_scale"} <= call.parameters.keys()
 
 
@@ -72,10 +70,10 @@ def test_what_is_measured_is_not_trained_and_prompts_are_enough(name: str) -> No
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
-def test_the_lora_finds_every_attention_of_the_full_size_denoiser(name: str, full_size: Any) -> None:
-    model, lora = model_of(name, full_size), recipe_of(name).model.lora
+def test_the_lora_finds_every_attention_of_the_full_size_denoiser(name: str) -> None:
+    model, lora = model_of(name), recipe_of(name).model.lora
     attribute, network = next(iter(model.networks.items()))
-    denoiser = network.build(torch.bfloat16)
+    denoiser = build_network(network, torch.bfloat16)
     pipe = SimpleNamespace(components={attribute: denoiser}, **{attribute: denoiser})
     add_lora(pipe, rank=lora.rank, alpha=lora.alpha)
     adapted = [part for part, layer in find_denoiser(pipe)[1].named_modules() if isinstance(layer, LoraLayer)]

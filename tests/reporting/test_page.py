@@ -93,10 +93,11 @@ def test_the_verdict_says_what_came_of_it(
     record = made_run(tmp_path / "run", scores, trained=TRAINED, fading=0.0 if kind == "fine" else 0.1)
     verdict = summarize(record).verdict
     assert (verdict.kind, verdict.headline[: len(headline)]) == (kind, headline)
-    assert reason in verdict.reason
+    assert reason in " ".join([verdict.reason, *verdict.fell])
     assert best in verdict.best
     page = words(page_of(summarize(record)))
-    assert all(part in page for part in (verdict.headline, verdict.reason, verdict.best))
+    assert all(part in page for part in (verdict.headline, *verdict.rose, *verdict.fell, verdict.reason, verdict.best))
+    assert page.index(verdict.headline) < page.index("A LoRA on the model"), "the verdict is the first thing"
 
 
 def test_the_verdict_names_every_score_and_measure_that_fell_with_its_percentage(tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_the_verdict_names_every_score_and_measure_that_fell_with_its_percentage
     record = made_run(tmp_path / "run", scores, trained={"jpeg": 1.0, "alignment": 0.5}, fading=0.23)
     verdict = summarize(record).verdict
     assert verdict.kind == "costly"
-    found = dict(re.findall(r"(\w+) fell from \S+ to \S+ \((\S+) %\)", verdict.reason))
+    found = dict(re.findall(r"(\w+) fell from \S+ to \S+ \((\S+) %\)", "; ".join(verdict.fell)))
     rows = {row.name: row for row in summarize(record).rows}
     assert set(found) == {"alignment", "diversity", "colour", "detail"}, "clip rose"
     assert {name: float(percent) for name, percent in found.items()} == pytest.approx(

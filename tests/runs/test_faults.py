@@ -533,9 +533,9 @@ def test_a_recipe_that_would_execute_is_refused_and_does_not(
     recipe.write_text(dump_yaml({**RECIPE, "output": str(tmp_path / "run")}))
     command = ["train", str(recipe)]
     if where == "file":
-        recipe.write_text(f"{recipe.read_text()}\ntensorboard: {words}\n")
+        recipe.write_text(f"{recipe.read_text()}\ntrackers: {words}\n")
     elif where == "field":
-        command += ["--set", f"tensorboard={words}"]
+        command += ["--set", f"trackers={words}"]
     else:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "recipe.yaml").write_text(f"train: {words}")

@@ -262,7 +262,7 @@ VALUES: dict[str, list[Any]] = {
         *({"prompts": ["y"], "tolerance": 1e-320}, {"prompts": ["y"], "tolerance": 1e308, "on_collapse": "warn"}),
         *({"prompts": ["z"], "scales": []}, {"prompts": ["z"], "scales": [-1, 0, 1e-9, 1e308, 0.5, 0.5]}),
     ],
-    "tensorboard": [True],
+    "trackers": [{"tensorboard": None}, {"tensorboard": {}}, {}],
     "processes": [2],
     "output": ["a b", "\u706b", "x/y/z", "", ".", "..", "/", "a" * 300, "a\x00b", "~/x", "#", "-f"],
 }

@@ -46,7 +46,7 @@ def saved_lora(folder: Path, *, seed: int = 0, rank: int = 2, alpha: float | Non
     return folder
 
 
-def without_pages(record: RunRecord) -> Path:
+def without_pages(record: RunRecord, state: Any = None) -> Path:
     """In the place of `write_report`, whose curves take longer than a run of a few updates."""
     page = record.folder / "report.html"
     page.write_text("a page", encoding="utf-8")

@@ -1,29 +1,16 @@
-"""The full-size models as data, and their pipelines built without weights, on torch's meta device.
+"""Published models as data: the configs of their networks, how they are called, and the encoders of published rewards.
 
-A tensor on the meta device has a shape, a type and a size in bytes, but no numbers. So a model of 14 billion
-parameters is built in seconds, and a pipeline's own call runs on it as it would on a GPU, in no memory at all.
-
-Every config is that of the model's published `config.json` as far as it differs from the defaults of its class. No
-file was fetched to write them down: what stands behind each is its parameter count, which `tests/test_scale.py`
-compares with the published one. A count does not see what has no parameters: how many heads share a width, and the
-places at which a resolution changes.
+Every config is that of the model's published `config.json` as far as it differs from the defaults of its class. No file
+was fetched to write them down: what stands behind each is its parameter count, which a test compares with the published
+one. A count does not see what has no parameters: how many heads share a width, and the places at which a resolution
+changes. `meta_device.py` builds them without weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
-
-import diffusers
-import torch
-import transformers
-
-from draft_core.sampling import seams
-
-META = torch.device("meta")
 
 
 @dataclass(frozen=True)
@@ -40,24 +27,6 @@ class Network:
     config: dict[str, Any]
     parameters: float
 
-    def build(self, dtype: torch.dtype) -> Any:
-        """The network on the meta device, frozen, in the precision that `from_pretrained` would load it in."""
-        with META:
-            network = self._of_diffusers() if self.cls in dir(diffusers) else self._of_transformers()
-        # Of some, diffusers keeps norms and the like in float32; transformers does so for float16 alone.
-        kept = (getattr(network, "_keep_in_fp32_modules", None) or ()) if self.cls in dir(diffusers) else ()
-        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-            narrow = tensor.is_floating_point() and not set(kept).intersection(name.split("."))
-            tensor.data = tensor.data.to(META, dtype if narrow else None)
-        return network.requires_grad_(False).eval()
-
-    def _of_diffusers(self) -> Any:
-        return getattr(diffusers, self.cls)(**self.config)
-
-    def _of_transformers(self) -> Any:
-        cls = getattr(transformers, self.cls)
-        return cls(cls.config_class(**self.config))
-
 
 @dataclass(frozen=True)
 class Model:
@@ -70,7 +39,7 @@ class Model:
         scheduler: class in diffusers, and what its config says.
         embeddings: argument of the call -> shape of what the text encoders give for one prompt.
         call: further arguments.
-        side: shape of what is made, as it is written in tables.
+        without: components of the class that are absent.
     """
 
     hub: str
@@ -79,7 +48,7 @@ class Model:
     scheduler: tuple[str, dict[str, Any]]
     embeddings: Mapping[str, tuple[int, ...]]
     call: Mapping[str, Any] = field(default_factory=dict)
-    without: tuple[str, ...] = ()  # components of the class that are absent
+    without: tuple[str, ...] = ()
 
     @property
     def denoiser(self) -> Network:
@@ -97,6 +66,12 @@ CLIP_L = Network("CLIPTextModel", _CLIP_L, 123.06)
 CLIP_L_PROJECTED = Network("CLIPTextModelWithProjection", {**_CLIP_L, "projection_dim": 768}, 123.65)
 CLIP_G = Network("CLIPTextModelWithProjection", {**_CLIP_G, "projection_dim": 1280}, 694.66)
 T5_XXL = Network("T5EncoderModel", {**_T5_XXL, "vocab_size": 32128}, 4762.31)
+# the text side of OpenCLIP's ViT-H/14 without its last layer
+CLIP_H = Network(
+    "CLIPTextModel",
+    {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16},
+    340.39,
+)
 UMT5_XXL = Network("UMT5EncoderModel", {**_T5_XXL, "vocab_size": 256384}, 5680.91)
 
 # Decoders. Stable Diffusion's has 4 latent channels, that of SD3 and FLUX 16 and no convolutions around them.
@@ -114,6 +89,45 @@ VAE_16 = Network(
     83.82,
 )
 VAE_WAN = Network("AutoencoderKLWan", {}, 126.89)  # the defaults of the class
+
+
+def _sd(hub: str, config: dict[str, Any], parameters: float, encoder: Network, guidance: float) -> Model:
+    width = encoder.config["hidden_size"]
+    return Model(
+        hub=hub,
+        pipeline="StableDiffusionPipeline",
+        networks={
+            "unet": Network(
+                "UNet2DConditionModel",
+                {
+                    "sample_size": 64,
+                    "block_out_channels": (320, 640, 1280, 1280),
+                    "layers_per_block": 2,
+                    "cross_attention_dim": width,
+                    **config,
+                },
+                parameters,
+            ),
+            "vae": Network("AutoencoderKL", {**_VAE, "sample_size": 512}, 83.65),
+            "text_encoder": encoder,
+        },
+        # sd-turbo's own; that of 1.5 is PNDM, whose steps take numbers that the meta device does not have
+        scheduler=("EulerDiscreteScheduler", {"beta_schedule": "scaled_linear", "steps_offset": 1}),
+        embeddings={"prompt_embeds": (77, width), "negative_prompt_embeds": (77, width)},
+        call={"guidance_scale": guidance},
+        without=("tokenizer", "safety_checker", "feature_extractor", "image_encoder"),
+    )
+
+
+SD15 = _sd("stable-diffusion-v1-5/stable-diffusion-v1-5", {"attention_head_dim": 8}, 859.52, CLIP_L, 7.5)
+# the class takes `attention_head_dim` for the number of heads
+SD_TURBO = _sd(
+    "stabilityai/sd-turbo",
+    {"attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True},
+    865.91,
+    CLIP_H,
+    0.0,
+)
 
 SDXL = Model(
     hub="stabilityai/stable-diffusion-xl-base-1.0",
@@ -151,6 +165,8 @@ SDXL = Model(
     call={"guidance_scale": 5.0},
     without=("tokenizer", "tokenizer_2"),
 )
+
+SDXL_TURBO = replace(SDXL, hub="stabilityai/sdxl-turbo", call={"guidance_scale": 0.0})
 
 _SD3 = {
     "sample_size": 128,
@@ -204,23 +220,34 @@ SD35_LARGE = _sd35(
     8056.63,
 )
 
-FLUX = Model(
-    hub="black-forest-labs/FLUX.1-dev",
-    pipeline="FluxPipeline",
-    networks={
-        # the defaults of the class but for the embedded guidance
-        "transformer": Network("FluxTransformer2DModel", {"guidance_embeds": True}, 11901.41),
-        "vae": VAE_16,
-        "text_encoder": CLIP_L,
-        "text_encoder_2": T5_XXL,
-    },
-    scheduler=(
-        "FlowMatchEulerDiscreteScheduler",
-        {"use_dynamic_shifting": True, "shift": 3.0, "base_shift": 0.5, "max_shift": 1.15},
-    ),
-    embeddings={"prompt_embeds": (512, 4096), "pooled_prompt_embeds": (768,)},
-    call={"guidance_scale": 3.5},
-    without=("tokenizer", "tokenizer_2"),
+
+def _flux(hub: str, *, guided: bool, parameters: float, tokens: int, shifting: dict[str, Any]) -> Model:
+    return Model(
+        hub=hub,
+        pipeline="FluxPipeline",
+        networks={
+            # the defaults of the class but for the embedded guidance
+            "transformer": Network("FluxTransformer2DModel", {"guidance_embeds": guided}, parameters),
+            "vae": VAE_16,
+            "text_encoder": CLIP_L,
+            "text_encoder_2": T5_XXL,
+        },
+        scheduler=("FlowMatchEulerDiscreteScheduler", shifting),
+        embeddings={"prompt_embeds": (tokens, 4096), "pooled_prompt_embeds": (768,)},
+        call={"guidance_scale": 3.5 if guided else 0.0},
+        without=("tokenizer", "tokenizer_2"),
+    )
+
+
+FLUX = _flux(
+    "black-forest-labs/FLUX.1-dev",
+    guided=True,
+    parameters=11901.41,
+    tokens=512,
+    shifting={"use_dynamic_shifting": True, "shift": 3.0, "base_shift": 0.5, "max_shift": 1.15},
+)
+FLUX_SCHNELL = _flux(
+    "black-forest-labs/FLUX.1-schnell", guided=False, parameters=11891.18, tokens=256, shifting={"shift": 1.0}
 )
 
 
@@ -249,48 +276,26 @@ WAN_1B = _wan(
 WAN_14B = _wan("Wan-AI/Wan2.1-T2V-14B-Diffusers", {}, 14288.49)  # the defaults of the class
 
 MODELS = {
+    "SD 1.5": SD15,
+    "SD-turbo": SD_TURBO,
     "SDXL": SDXL,
+    "SDXL-turbo": SDXL_TURBO,
     "SD3.5-medium": SD35_MEDIUM,
     "SD3.5-large": SD35_LARGE,
     "FLUX.1-dev": FLUX,
+    "FLUX.1-schnell": FLUX_SCHNELL,
     "Wan 2.1 1.3B": WAN_1B,
     "Wan 2.1 14B": WAN_14B,
 }
 
+_VIT_H = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
+_VIT_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+_VIT_B = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 
-def pipeline(model: Model, dtype: torch.dtype) -> Any:
-    """The model's pipeline on the meta device, its text encoders left out: they do not take part in an update."""
-    cls = getattr(diffusers, model.pipeline)
-    scheduler, config = model.scheduler
-    parts: dict[str, Any] = dict.fromkeys((*model.without, *(name for name in model.networks if "encoder" in name)))
-    parts |= {name: network.build(dtype) for name, network in model.networks.items() if "encoder" not in name}
-    more = {"add_watermarker": False} if cls is diffusers.StableDiffusionXLPipeline else {}
-    return cls(scheduler=getattr(diffusers, scheduler)(**config), **parts, **more)
-
-
-def embeddings(model: Model, batch: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """What the text encoders would give for `batch` prompts."""
-    return {name: torch.empty(batch, *shape, dtype=dtype, device=META) for name, shape in model.embeddings.items()}
-
-
-@contextmanager
-def without_numbers(pipe: Any) -> Iterator[None]:
-    """What a pipeline asks of its tensors' numbers is answered otherwise inside: the scheduler's place in its schedule.
-
-    Schedules are made on the CPU, as numpy needs it, and only the timesteps go to the meta device, where no step can
-    be looked up by its timestep: each is taken for the first, whose shapes are those of all.
-    """
-    scheduler = pipe.scheduler
-
-    def set_timesteps(original: Any, *args: Any, device: Any = None, **kwargs: Any) -> None:
-        original(*args, device="cpu", **kwargs)
-        scheduler.timesteps = scheduler.timesteps.to(pipe._execution_device)
-
-    with ExitStack() as stack:
-        stack.enter_context(seams.replaced(scheduler, "set_timesteps", set_timesteps))
-        stack.enter_context(seams.replaced(scheduler, "index_for_timestep", partial(_first_place)))
-        yield
-
-
-def _first_place(original: Any, *args: Any, **kwargs: Any) -> int:
-    return 0
+# Reward -> the image side of its encoder, and how many million parameters the reward has in all.
+REWARD_ENCODERS = {
+    "aesthetic": (Network("CLIPVisionModel", {**_VIT_L, "patch_size": 14}, 303.18), 304.89),
+    "clipscore": (Network("CLIPVisionModel", {**_VIT_B, "patch_size": 32}, 87.46), 151.28),
+    "hpsv2": (Network("CLIPVisionModel", {**_VIT_H, "patch_size": 14}, 630.77), 986.11),
+    "pickscore": (Network("CLIPVisionModel", {**_VIT_H, "patch_size": 14}, 630.77), 986.11),
+}

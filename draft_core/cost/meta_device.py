@@ -1,0 +1,102 @@
+"""Published models on torch's meta device: pipelines whose tensors have a shape, a type and a size, but no numbers.
+
+So a model of 14 billion parameters is built in seconds, and a pipeline's own call runs on it as on a GPU, in no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from torch import Tensor
+
+from draft_core.cost.published import Model, Network
+from draft_core.sampling import seams
+
+META = torch.device("meta")
+
+
+def build_network(network: Network, dtype: torch.dtype) -> Any:
+    """The network on the meta device, frozen, in the precision that `from_pretrained` would load it in."""
+    is_of_diffusers = network.cls in dir(diffusers)
+    cls = getattr(diffusers if is_of_diffusers else transformers, network.cls)
+    with META:
+        built = cls(**network.config) if is_of_diffusers else cls(cls.config_class(**network.config))
+    # Of some, diffusers keeps norms and the like in float32; transformers does so for float16 alone.
+    kept = (getattr(built, "_keep_in_fp32_modules", None) or ()) if is_of_diffusers else ()
+    for name, tensor in (*built.named_parameters(), *built.named_buffers()):
+        narrow = tensor.is_floating_point() and not set(kept).intersection(name.split("."))
+        tensor.data = tensor.data.to(META, dtype if narrow else None)
+    return built.requires_grad_(False).eval()
+
+
+def pipeline(model: Model, dtype: torch.dtype) -> Any:
+    """The model's pipeline on the meta device, its text encoders left out: they do not take part in an update."""
+    cls = getattr(diffusers, model.pipeline)
+    scheduler, config = model.scheduler
+    parts: dict[str, Any] = dict.fromkeys((*model.without, *(name for name in model.networks if "encoder" in name)))
+    parts |= {name: build_network(network, dtype) for name, network in model.networks.items() if "encoder" not in name}
+    more = {
+        diffusers.StableDiffusionXLPipeline: {"add_watermarker": False},
+        diffusers.StableDiffusionPipeline: {"requires_safety_checker": False},
+    }.get(cls, {})
+    return cls(scheduler=getattr(diffusers, scheduler)(**config), **parts, **more)
+
+
+def embeddings(model: Model, batch: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """What the text encoders would give for `batch` prompts."""
+    return {name: torch.empty(batch, *shape, dtype=dtype, device=META) for name, shape in model.embeddings.items()}
+
+
+@contextmanager
+def without_numbers(pipe: Any) -> Iterator[None]:
+    """What a pipeline asks of its tensors' numbers is answered otherwise inside: the scheduler's place in its schedule.
+
+    Schedules are made on the CPU, as numpy needs it, and only the timesteps go to the meta device, where no step can
+    be looked up by its timestep: each is taken for the first, whose shapes are those of all.
+    """
+    scheduler = pipe.scheduler
+
+    def set_timesteps(original: Any, *args: Any, device: Any = None, **kwargs: Any) -> None:
+        original(*args, device="cpu", **kwargs)
+        scheduler.timesteps = scheduler.timesteps.to(pipe._execution_device)
+
+    with ExitStack() as stack:
+        stack.enter_context(seams.replaced(scheduler, "set_timesteps", set_timesteps))
+        stack.enter_context(seams.replaced(scheduler, "index_for_timestep", partial(_first_place)))
+        yield
+
+
+def _first_place(original: Any, *args: Any, **kwargs: Any) -> int:
+    return 0
+
+
+@contextmanager
+def like_a_gpu() -> Iterator[None]:
+    """Attention on the meta device keeps inside what a fused kernel keeps; other devices are left alone."""
+
+    def on_attention(
+        original: Any, query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        if query.device != META:
+            return original(query, key, value, attn_mask, *args, **kwargs)
+        if attn_mask is not None or kwargs.get("enable_gqa"):
+            raise NotImplementedError("what a fused kernel keeps is written down for attention without mask and groups")
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
+
+    # Not a TorchFunctionMode: a checkpoint that recomputes in the backward pass is outside of it.
+    with (
+        seams.replaced(torch.nn.functional, "scaled_dot_product_attention", on_attention),
+        seams.replaced(torch, "is_autocast_enabled", _no_autocast_on_meta),
+    ):
+        yield
+
+
+def _no_autocast_on_meta(original: Any, *device_type: str) -> bool:
+    """PyTorch raises for the meta device."""
+    return META.type not in device_type and bool(original(*device_type))
