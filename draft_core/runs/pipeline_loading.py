@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,9 @@ from draft_core.sampling.pipelines import IMAGE_FILTERS
 
 # diffusers 0.40 renamed it, and warns of the old name.
 DTYPE_KEYWORD = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
+
+# Loaders change for the whole process where modules are made: of two threads at once one may get no weights.
+LOADING = threading.Lock()
 
 
 def load_pipeline(
@@ -65,12 +69,13 @@ def load_pipeline(
             f"{dtype!r} names no dtype of torch", where="model.dtype", next="give 'float32', 'bfloat16' or 'float16'"
         )
     try:
-        if is_single_file(location):
-            more = {} if config is None else {"config": config}
-            with hub_or_cache(config):  # which says how it is built
-                pipe = cls.from_single_file(location, **more, **{DTYPE_KEYWORD: torch_dtype})
-        else:
-            pipe = _from_pretrained(cls, location, torch_dtype, variant)
+        with LOADING:
+            if is_single_file(location):
+                more = {} if config is None else {"config": config}
+                with hub_or_cache(config):  # which says how it is built
+                    pipe = cls.from_single_file(location, **more, **{DTYPE_KEYWORD: torch_dtype})
+            else:
+                pipe = _from_pretrained(cls, location, torch_dtype, variant)
     except _LOADING_ERRORS as error:
         known = "check the files in it" if Path(location).exists() else "check the name and the network"
         raise DraftError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,20 @@ def test_what_is_no_loaded_recipe_is_refused(catalog: Any, recipe: Any) -> None:
     for function in (draft_core.build, draft_core.run_recipe):
         with pytest.raises(RecipeError, match=r"the recipe is a (dict|str); give what `load_recipe\(...\)` returns"):
             function(recipe, catalog=catalog)
+
+
+def test_two_threads_load_whole_pipelines(catalog: Any) -> None:
+    pipes: list[Any] = []
+
+    def load() -> None:
+        pipes.extend(draft_core.load_pipeline("tiny", catalog=catalog) for _ in range(4))
+
+    threads = [threading.Thread(target=load) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(pipes) == 8
+    weights = [dict(pipe.text_encoder.named_parameters()) for pipe in pipes]
+    assert not any(weight.is_meta for named in weights for weight in named.values())
+    assert all(torch.equal(weight, weights[0][name]) for named in weights for name, weight in named.items())
