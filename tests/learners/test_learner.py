@@ -383,6 +383,38 @@ def test_a_state_is_not_changed_by_later_updates(tokenizer: Any) -> None:
         assert all(torch.equal(now, then) for now, then in zip(everything(one), before, strict=True))
 
 
+class Recording(Imitation):
+    """Remembers a list that it goes on filling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[float] = []
+
+    def losses(self, batch: Batch, sampler: DifferentiableSampler, score: Score) -> Iterator[Loss]:
+        self.seen.append(float(batch.update))
+        yield from super().losses(batch, sampler, score)
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"best": self.best, "seen": self.seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.seen = state["seen"]
+
+
+def test_what_a_learner_remembers_in_a_state_is_a_copy_each_time_it_is_restored(tokenizer: Any) -> None:
+    one = trainer(tokenizer, Recording())
+    one.train_step()
+    state = one.state()
+    following = one.train_step()
+    for _ in range(2):
+        one.restore(state)
+        assert one.learner.seen == [0.0]
+        again = one.train_step()
+        assert (again.loss, again.grad_norm) == (following.loss, following.grad_norm)
+    assert state.learner["state"]["seen"] == [0.0]
+
+
 @pytest.mark.parametrize("state", [lambda self: 1 / 0, lambda self: [1]])
 def test_a_learner_that_cannot_say_its_state_is_named(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch, state: Any
