@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Callable, Iterable
+from numbers import Integral
+from typing import Any
 
 __all__ = [
     "CheckpointError",
@@ -93,6 +95,16 @@ def require_finite(number: float, *, where: str) -> None:
     """
     if not math.isfinite(number):
         raise DraftError(f"{number} is not a finite number", where=where, next="give one, such as 0.5")
+
+
+def require_from_one(number: Any, *, where: str) -> None:
+    """Refuses what is not a whole number of 1 or more.
+
+    Raises:
+        DraftError: with that number.
+    """
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+        raise DraftError(f"{number!r} is not a whole number from 1 on", where=where, next="give one")
 
 
 def list_of_prompts(prompts: Iterable[str], *, where: str) -> list[str]:

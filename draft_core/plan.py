@@ -39,11 +39,11 @@ class StepPlan:
     keep_trajectory: bool = False
 
     def __post_init__(self) -> None:
-        _check_whole("StepPlan.steps", self.steps)
+        check_whole("StepPlan.steps", self.steps)
         object.__setattr__(self, "grad_steps", _set_of_steps(self.grad_steps))
         for field in ("stop_at", "prefix"):
             if getattr(self, field) is not None:
-                _check_whole(f"StepPlan.{field}", getattr(self, field))
+                check_whole(f"StepPlan.{field}", getattr(self, field))
         if self.steps < 1:
             raise SamplerError(f"a plan needs at least one step, not {self.steps}", where="StepPlan.steps")
         self._check_steps("grad_steps", sorted(self.grad_steps))
@@ -110,7 +110,7 @@ class Renoising:
     max_drift: float | None = None
 
     def __post_init__(self) -> None:
-        _check_whole("Renoising.copies", self.copies)
+        check_whole("Renoising.copies", self.copies)
         if self.copies < 0:
             raise SamplerError(f"copies is {self.copies}", where="Renoising.copies", next="use 0 or more")
         if self.max_drift is not None:
@@ -133,9 +133,16 @@ class Renoising:
         raise SamplerError(problem, where="Renoising.max_drift", next=advice)
 
 
-def _check_whole(where: str, number: Any) -> None:
+def check_whole(where: str, number: Any, *, at_least: int | None = None) -> None:
+    """Refuses what is not a whole number, or is below a bound.
+
+    Raises:
+        SamplerError: with that number; `where` says what it was given for.
+    """
     if isinstance(number, bool) or not isinstance(number, Integral):
         raise SamplerError(f"{number!r} is not a whole number", where=where, next="give a whole number")
+    if at_least is not None and number < at_least:
+        raise SamplerError(f"{number} is less than {at_least}", where=where, next=f"give {at_least} or more")
 
 
 def _set_of_steps(steps: Any) -> frozenset[int]:
@@ -146,7 +153,7 @@ def _set_of_steps(steps: Any) -> frozenset[int]:
             f"{steps!r} is no set of steps", where="StepPlan.grad_steps", next="give a set such as {9, 14, 19}"
         ) from None
     for number in numbers:
-        _check_whole("StepPlan.grad_steps", number)
+        check_whole("StepPlan.grad_steps", number)
     return numbers
 
 

@@ -51,7 +51,7 @@ def _breach(value: Any, hint: Any) -> str | None:
     if origin is tuple:
         if not isinstance(value, (tuple, list)) or len(value) != len(inner):
             return f"{len(inner)} values"
-        return next((wanted for each, part in zip(value, inner, strict=True) if (wanted := _breach(each, part))), None)
+        return next((wanted for item, part in zip(value, inner, strict=True) if (wanted := _breach(item, part))), None)
     if hint is int:
         return None if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
     if hint is float:

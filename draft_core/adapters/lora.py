@@ -16,7 +16,7 @@ from peft.helpers import rescale_adapter_scale
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
-from draft_core.errors import CheckpointError, DraftError, RecipeError
+from draft_core.errors import CheckpointError, DraftError, RecipeError, require_from_one
 from draft_core.sampling.pipelines import find_denoisers, networks
 
 ADAPTER = "default"
@@ -38,8 +38,9 @@ def add_lora(pipe: Any, *, rank: int, alpha: float | None = None, targets: Seque
 
     Raises:
         RecipeError: if no layer matches `targets`.
-        DraftError: if a denoiser carries a LoRA already.
+        DraftError: if a denoiser carries a LoRA already, or `rank` is not from 1 on.
     """
+    require_from_one(rank, where="add_lora: rank")
     _refuse_another(pipe)
     for network in networks(pipe).values():
         network.requires_grad_(False).eval()

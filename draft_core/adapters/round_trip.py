@@ -43,8 +43,8 @@ def unreadable(pipe: Any) -> str:
     return f"{len(wrong)} of {len(state)} tensors come back otherwise, first {min(wrong)}" if wrong else ""
 
 
-def _is_same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    return one is not None and other is not None and torch.equal(one, other.to(one.dtype))
+def _is_same(tensor: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return tensor is not None and other is not None and torch.equal(tensor, other.to(tensor.dtype))
 
 
 def loaded_state(pipe: Any, folder: Path) -> dict[str, torch.Tensor]:

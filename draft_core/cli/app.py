@@ -26,6 +26,7 @@ from draft_core.cli.terminal import (
     ProgressLines,
     err,
     given_fields,
+    join_help_lines,
     out,
     print_json,
     print_problems,
@@ -294,3 +295,6 @@ def _launch(processes: int, path: Path, overrides: list[str], **flags: bool) -> 
     code = launch(processes, ["-m", "draft_core", "train", str(path), *settings, *given])
     if code:
         raise typer.Exit(code)
+
+
+join_help_lines(app)

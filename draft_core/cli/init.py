@@ -173,7 +173,9 @@ def _fit(start: Start, reward: str, card: float | None, catalog: Catalog) -> Fit
 
     if card is None:
         return Fit(start.methods[-1], start.images_per_update, 1)
-    methods: list[Any] = [validate(method_type(catalog), dict(one), catalog, where="method") for one in start.methods]
+    methods: list[Any] = [
+        validate(method_type(catalog), dict(fields), catalog, where="method") for fields in start.methods
+    ]
     with out.status("predicting the memory of an update, about a minute"):
         return fit_to_card(start, reward, methods, card)
 

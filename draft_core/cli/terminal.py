@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 from collections.abc import Iterator
@@ -109,3 +110,17 @@ def quiet_libraries() -> None:
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+
+
+def join_help_lines(app: typer.Typer) -> None:
+    """Makes each paragraph of the help of an app's commands one line, which the terminal then wraps.
+
+    Arguments:
+        app: with all its commands; those of the apps in it are reached as well.
+    """
+    for command in app.registered_commands:
+        text = inspect.getdoc(command.callback) or ""
+        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            join_help_lines(group.typer_instance)

@@ -221,8 +221,8 @@ def _activations(batch: int, plan: StepPlan, renoising: Renoising, probe: Probe)
         return small + (batch - 1) * (measured(2, recorded) - small) if batch > 1 else small
 
     def measured(batch: int, recorded: int) -> float:
-        one = peaks(batch, 1)
-        return one + (recorded - 1) * (peaks(batch, 2) - one) if recorded > 1 else one
+        first = peaks(batch, 1)
+        return first + (recorded - 1) * (peaks(batch, 2) - first) if recorded > 1 else first
 
     known: dict[tuple[int, int], int] = {}
 
@@ -279,7 +279,8 @@ def leaving_encoders(components: Iterable[str]) -> list[str]:
 def _unchanged(sampler: DifferentiableSampler) -> Iterator[None]:
     """What the sampler keeps for the backward pass, and diffusers' own checkpoints, are as before afterwards."""
     before = sampler.gradient_checkpointing, sampler.decode
-    networks = [one for one in sampler.pipe.components.values() if hasattr(one, "disable_gradient_checkpointing")]
+    components = sampler.pipe.components.values()
+    networks = [component for component in components if hasattr(component, "disable_gradient_checkpointing")]
     unchecked = [network for network in networks if not network.is_gradient_checkpointing]
     try:
         yield

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from draft_core.errors import DraftError, SamplerError, list_of_prompts
+from draft_core.errors import DraftError, SamplerError, list_of_prompts, require_from_one
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import Objective
 from draft_core.sampling.pipelines import IMAGE_COUNTS, call_inputs, has_float16, networks
@@ -79,13 +79,17 @@ def evaluate(
         units of their rewards, before weights.
 
     Raises:
-        DraftError: if `prompts` is one text, or there are no prompts or no seeds.
+        DraftError: if `prompts` is one text or `seeds` one number, or there are none of them, or `batch_size` is not
+            from 1 on.
         RewardError: if a reward fails or breaks its contract.
         SamplerError: if the pipeline cannot be called so; as `NotFiniteError`, if an image is not finite.
     """
     prompts = list_of_prompts(prompts, where="evaluate")
+    if isinstance(seeds, int):
+        raise DraftError(f"the seeds are one number, {seeds}", where="evaluate", next="give a list, such as range(4)")
     if not seeds:
         raise DraftError("there are no seeds", where="evaluate", next="give at least one")
+    require_from_one(batch_size, where="evaluate: batch_size")
     sampler = one_image_each(sampler)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     rank, world_size = share

@@ -199,7 +199,7 @@ def _missing(versions: Any, catalog: Catalog) -> list[str]:
     """What a run names among its versions and is no longer installed, as pip takes it."""
     if not isinstance(versions, dict):
         return []
-    installed = {canonicalize_name(str(each.name)) for each in importlib.metadata.distributions()}
+    installed = {canonicalize_name(str(distribution.name)) for distribution in importlib.metadata.distributions()}
     here = {"python", *catalog.versions(), *installed}
     return [f"{name}=={version}" for name, version in versions.items() if canonicalize_name(str(name)) not in here]
 

@@ -51,7 +51,7 @@ def validate(type_: Any, data: Any, catalog: Catalog, *, where: str) -> Any:
             next="tell the plugin's author",
         ) from error
     sections = sections_of(type_, data)
-    problems = _without_echoes([_Problem(_path_in(data, each), each) for each in found])
+    problems = _without_echoes([_Problem(_path_in(data, details), details) for details in found])
     raise _Sentence(data, sections, catalog, where).of(problems)
 
 
@@ -88,11 +88,11 @@ def _without_echoes(problems: Sequence[_Problem]) -> list[_Problem]:
     """
     kept: list[_Problem] = []
     tags: set[str] = set()
-    unknown = [each for each in problems if each.type in UNKNOWN]
+    unknown = [other for other in problems if other.type in UNKNOWN]
     for problem in problems:
-        inside = [each for each in problems if len(each.path) > len(problem.path) and _starts(each, problem.path)]
+        inside = [other for other in problems if len(other.path) > len(problem.path) and _starts(other, problem.path)]
         is_echo = problem.type == "too_short" or problem.type in WANTED
-        misspelt = [each.path[-1] for each in unknown if each.path[:-1] == problem.path[:-1]]
+        misspelt = [other.path[-1] for other in unknown if other.path[:-1] == problem.path[:-1]]
         if is_echo and inside:
             continue
         if problem.type == "missing" and difflib.get_close_matches(problem.path[-1], misspelt, n=1, cutoff=NEAR):
@@ -119,8 +119,8 @@ class _Sentence:
     def of(self, problems: Sequence[_Problem]) -> DraftError:
         """The error for the first one, with the number of the fields that have others."""
         first = problems[0]
-        here = [each for each in problems if each.path == first.path]
-        further = len({each.path for each in problems}) - 1
+        here = [complaint for complaint in problems if complaint.path == first.path]
+        further = len({complaint.path for complaint in problems}) - 1
         more = f" (and {further} more problem{'s' if further > 1 else ''})" if further else ""
         field = short(".".join(first.path))
         place = f"{self.where}: {field}" if field else self.where
@@ -152,7 +152,7 @@ class _Sentence:
             return short(one_line(context["error"]).rstrip(".")) or "a plugin's check refuses it", None
         if kind == "literal_error":
             return f"input should be {context['expected']}, not {short(repr(value))}", _nearest(value, context)
-        if wanted := list(dict.fromkeys(WANTED[each.type] for each in here if each.type in WANTED)):
+        if wanted := list(dict.fromkeys(WANTED[complaint.type] for complaint in here if complaint.type in WANTED)):
             return f"input should be {_either(wanted)}, not {short(repr(value))}", self._form(problem, wanted, value)
         message = problem.details["msg"]
         return f"{message[0].lower()}{message[1:]}, not {short(repr(value))}", "correct the value"
@@ -171,8 +171,8 @@ class _Sentence:
             return f"write `kind: {named[0]}`, and its fields beside it"
         fitting = [
             kind
-            for kind, each in known.items()
-            if given and all(name in each.spec.config.model_fields for name in given)
+            for kind, known_entry in known.items()
+            if given and all(name in known_entry.spec.config.model_fields for name in given)
         ]
         if not fitting:
             return f"add for example `kind: {next(iter(known))}`"
@@ -225,7 +225,7 @@ class _Sentence:
 
 def _nearest(value: Any, context: Mapping[str, Any]) -> str:
     """What to write instead of a value that is none of a few."""
-    expected = [each.strip("'") for each in context["expected"].replace(" or ", ", ").split(", ")]
+    expected = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
     if not isinstance(value, str) and _as_yaml(value) in expected:
         return f'put it in quotes: "{_as_yaml(value)}"'
     near = difflib.get_close_matches(str(value).lower(), expected, n=1, cutoff=NEAR)

@@ -89,7 +89,7 @@ class _Paths:
     def _value(self, value: Any, annotation: Any, marks: Sequence[Any], at: str) -> Any:
         annotation, marks = _unwrapped(annotation, marks)
         if get_origin(annotation) in (Union, types.UnionType):
-            member = next((each for each in get_args(annotation) if _fits(value, each)), None)
+            member = next((member_type for member_type in get_args(annotation) if _fits(value, member_type)), None)
             return value if member is None else self._value(value, member, marks, at)
         if isinstance(value, BaseModel) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
             return self.of(value, at)
@@ -97,12 +97,12 @@ class _Paths:
         if isinstance(value, (list, tuple)) and inner:
             of_items = inner if len(inner) == len(value) and ... not in inner else (inner[0],) * len(value)
             return type(value)(
-                self._value(item, each, (), f"{at}.{index}")
-                for index, (item, each) in enumerate(zip(value, of_items, strict=True))
+                self._value(item, item_type, (), f"{at}.{index}")
+                for index, (item, item_type) in enumerate(zip(value, of_items, strict=True))
             )
         if isinstance(value, dict) and len(inner) == 2:
             return {key: self._value(item, inner[1], (), f"{at}.{key}") for key, item in value.items()}
-        mark = next((each for each in marks if isinstance(each, RecipePath)), None)
+        mark = next((candidate for candidate in marks if isinstance(candidate, RecipePath)), None)
         return self._path(value, mark, at) if mark and isinstance(value, (str, Path)) else value
 
     def _path(self, value: str | Path, mark: RecipePath, at: str) -> str | Path:

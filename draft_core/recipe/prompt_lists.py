@@ -84,7 +84,7 @@ def _text(file: _File) -> str:
 
 def _read_lines(file: _File, text: str) -> PromptList:
     _refuse_column(file)
-    return PromptList(tuple(line for each in text.split("\n") if (line := each.strip())))
+    return PromptList(tuple(line for row in text.split("\n") if (line := row.strip())))
 
 
 def _read_csv(file: _File, text: str) -> PromptList:

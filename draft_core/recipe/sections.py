@@ -90,8 +90,8 @@ def _chosen(classes: Sequence[type], data: Any, default: Any) -> type | None:
         return classes[0]
     if isinstance(data, Mapping):
         tags = [value for value in data.values() if isinstance(value, str)]
-        return next((each for each in classes if tag_of(each) in tags), None)
-    return next((each for each in classes if type(default) is each), None)
+        return next((candidate for candidate in classes if tag_of(candidate) in tags), None)
+    return next((candidate for candidate in classes if type(default) is candidate), None)
 
 
 def tag_of(type_: Any) -> str | None:

@@ -23,12 +23,12 @@ class RunningScale:
         self.by = by
         self.divisors: dict[str, float] = {}
 
-    def measure(self, each: Mapping[str, torch.Tensor], images: torch.Tensor) -> dict[str, float]:
+    def measure(self, per_reward: Mapping[str, torch.Tensor], images: torch.Tensor) -> dict[str, float]:
         """Name -> the present size of each reward's scores (N,), or of their gradient in `images`."""
         if self.by == "scale":
-            return {name: float(scores.detach().std(correction=0)) for name, scores in each.items()}
+            return {name: float(scores.detach().std(correction=0)) for name, scores in per_reward.items()}
         sizes = {}
-        for name, scores in each.items():
+        for name, scores in per_reward.items():
             (gradient,) = torch.autograd.grad(scores.sum(), images, retain_graph=True)
             sizes[name] = float(gradient.float().flatten(1).norm(dim=1).mean())
         return sizes

@@ -65,20 +65,20 @@ class Objective(FrozenModule):
             RewardError: if a reward raises, or returns anything but one float32 score for each image.
         """
         score = checked_scores if images.ndim == 4 else _mean_over_frames
-        each = {name: score(name, reward, images, prompts) for name, reward in self.rewards.items()}
-        if not each:
-            return Scores(torch.zeros(len(images), device=images.device), each)
-        return Scores(self.total(each, {}), each)
+        per_reward = {name: score(name, reward, images, prompts) for name, reward in self.rewards.items()}
+        if not per_reward:
+            return Scores(torch.zeros(len(images), device=images.device), per_reward)
+        return Scores(self.total(per_reward, {}), per_reward)
 
-    def total(self, each: Mapping[str, torch.Tensor], divisors: Mapping[str, float]) -> torch.Tensor:
+    def total(self, per_reward: Mapping[str, torch.Tensor], divisors: Mapping[str, float]) -> torch.Tensor:
         """The weighted sum of some rewards' scores, capped, (N,).
 
         Arguments:
-            each: reward name -> its scores, (N,).
+            per_reward: reward name -> its scores, (N,).
             divisors: reward name -> what its scores are divided by; 1 where a name is missing.
         """
         parts = []
-        for name, scores in each.items():
+        for name, scores in per_reward.items():
             capped = scores.clamp(max=self.caps[name]) if name in self.caps else scores
             parts.append(self.weights[name] / divisors.get(name, 1.0) * capped)
         return torch.stack(parts).sum(0)

@@ -54,6 +54,7 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Prompt
     Raises:
         DraftError: if the device, a package or a weight is missing; what costs nothing is checked first.
     """
+    require_recipe(recipe, where="build")
     catalog = catalog if catalog is not None else load_catalog()
     _check_machine(recipe)
     evaluated = recipe.evaluation.guidance_scale if recipe.evaluation else None
@@ -75,6 +76,18 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Prompt
         device=recipe.device,
         columns=prompts.columns,
     )
+
+
+def require_recipe(recipe: Any, *, where: str) -> None:
+    """Refuses what is no loaded recipe: a mapping of its fields, say, or the name of its file.
+
+    Raises:
+        RecipeError: with what it is.
+    """
+    if not isinstance(recipe, RecipeBase):
+        raise RecipeError(
+            f"the recipe is a {type(recipe).__name__}", where=where, next="give what `load_recipe(...)` returns"
+        )
 
 
 def build_adapter(model: ModelConfig, pipe: Any, *, seed: int) -> Adapter:

@@ -193,8 +193,8 @@ def _by_images(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def images_per_update(recipe: Mapping[str, Any]) -> int:
     """Of all processes and accumulated batches; `recipe` as a mapping, as it is in its file."""
-    train, each = recipe["train"], images_per_prompt(recipe["model"].get("call") or {})
-    return int(recipe.get("processes", 1) * train["batch_size"] * train["gradient_accumulation_steps"] * each)
+    train, images = recipe["train"], images_per_prompt(recipe["model"].get("call") or {})
+    return int(recipe.get("processes", 1) * train["batch_size"] * train["gradient_accumulation_steps"] * images)
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,9 @@ from draft_core.sampling.pipelines import IMAGE_FILTERS
 
 # diffusers 0.40 renamed it, and warns of the old name.
 DTYPE_KEYWORD = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
+
+# Loaders change for the whole process where modules are made: of two threads at once one may get no weights.
+LOADING = threading.Lock()
 
 
 def load_pipeline(
@@ -59,14 +63,19 @@ def load_pipeline(
     location = locate_pretrained(name, catalog)
     _check_source(location, pipeline, config, variant)
     cls = DiffusionPipeline if pipeline is None else _pipeline_class(pipeline)
-    torch_dtype = getattr(torch, dtype)
+    torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else None
+    if not isinstance(torch_dtype, torch.dtype):
+        raise RecipeError(
+            f"{dtype!r} names no dtype of torch", where="model.dtype", next="give 'float32', 'bfloat16' or 'float16'"
+        )
     try:
-        if is_single_file(location):
-            more = {} if config is None else {"config": config}
-            with hub_or_cache(config):  # which says how it is built
-                pipe = cls.from_single_file(location, **more, **{DTYPE_KEYWORD: torch_dtype})
-        else:
-            pipe = _from_pretrained(cls, location, torch_dtype, variant)
+        with LOADING:
+            if is_single_file(location):
+                more = {} if config is None else {"config": config}
+                with hub_or_cache(config):  # which says how it is built
+                    pipe = cls.from_single_file(location, **more, **{DTYPE_KEYWORD: torch_dtype})
+            else:
+                pipe = _from_pretrained(cls, location, torch_dtype, variant)
     except _LOADING_ERRORS as error:
         known = "check the files in it" if Path(location).exists() else "check the name and the network"
         raise DraftError(
@@ -179,9 +188,9 @@ def set_scheduler(pipe: Any, scheduler: SchedulerConfig) -> None:
             f"{scheduler.name} cannot be made so ({first_line(error)})", where="model.scheduler", next="change settings"
         ) from error
     if _is_flow(made) != _is_flow(own):
-        one, other = ("noise", "a flow") if _is_flow(own) else ("a flow", "noise")
+        takes, makes = ("noise", "a flow") if _is_flow(own) else ("a flow", "noise")
         raise RecipeError(
-            f"{scheduler.name} takes predictions of {one}, and {type(pipe).__name__} makes those of {other}",
+            f"{scheduler.name} takes predictions of {takes}, and {type(pipe).__name__} makes those of {makes}",
             where="model.scheduler",
             next=f"use another, such as {type(own).__name__}, or its settings for it",
         )

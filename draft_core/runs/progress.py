@@ -12,11 +12,11 @@ def silent(stage: str, done: int, total: int, note: str) -> None:
     """Says nothing."""
 
 
-def both(one: Progress, other: Callable[[str, int, int], None]) -> Progress:
+def both(progress: Progress, other: Callable[[str, int, int], None]) -> Progress:
     """Tells two of it, the second without the note."""
 
     def tell(stage: str, done: int, total: int, note: str) -> None:
-        one(stage, done, total, note)
+        progress(stage, done, total, note)
         other(stage, done, total)
 
     return tell

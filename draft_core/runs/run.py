@@ -28,7 +28,7 @@ from draft_core.reporting.live import LivePage
 from draft_core.reporting.page import write_report
 from draft_core.reporting.run_record import Facts
 from draft_core.reporting.verdict import RunVerdict, judged
-from draft_core.runs.build import build, build_objective
+from draft_core.runs.build import build, build_objective, require_recipe
 from draft_core.runs.continuation import continuation
 from draft_core.runs.cut_prompts import cut_prompts
 from draft_core.runs.evaluator import Evaluator, sampler_of_evaluation
@@ -38,9 +38,9 @@ from draft_core.runs.progress import Progress, both, silent
 from draft_core.runs.provenance import drawn_otherwise, facts_of, versions
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.tracking.trackers import Trackers
-from draft_core.training.checkpoints import checkpoints
+from draft_core.training.checkpoints import checkpoints, require_savable
 from draft_core.training.distributed import Processes, another_is_gone, is_loss_of_another
-from draft_core.training.learner_contract import is_want_of_memory
+from draft_core.training.learner_contract import is_want_of_memory, remembered
 from draft_core.training.step_report import StepReport
 from draft_core.training.trainer import Trainer
 
@@ -89,6 +89,7 @@ def run_recipe(
         DraftError: if the folder holds another run, the recipe cannot be built, or nothing can be written.
         Interrupted: after Ctrl-C or SIGTERM, with everything saved.
     """
+    require_recipe(recipe, where="run_recipe")
     catalog = catalog if catalog is not None else load_catalog()
     with stop_signals() as stop, _in_sentences(recipe.output), cut_prompts() as cut:
         started = time.perf_counter()
@@ -102,6 +103,7 @@ def run_recipe(
         trainer = build(recipe, catalog=catalog, prompts=resolved.prompts)
         sampler = sampler_of_evaluation(trainer, resolved.evaluation)
         _require_call(recipe, trainer, sampler)
+        require_savable(remembered(trainer.learner))
         rewards = build_objective(recipe.metrics, catalog, beside=trainer.objective).to(trainer.device)
         tightness = require_room(trainer)
         watch, objective = resolved.evaluation, trainer.objective

@@ -13,7 +13,7 @@ import torch
 
 from draft_core.adapters.files import load_lora, lora_files, run_around
 from draft_core.adapters.lora import adapters_scaled, is_adapted
-from draft_core.errors import DraftError, RecipeError, list_of_prompts, require_finite
+from draft_core.errors import DraftError, RecipeError, list_of_prompts, require_finite, require_from_one
 from draft_core.evaluation.evaluate import evaluate
 from draft_core.recipe.messages import validate
 from draft_core.recipe.schema import ModelConfig
@@ -68,12 +68,12 @@ def sample(
     """
     catalog = catalog if catalog is not None else load_catalog()
     prompts = list_of_prompts(prompts, where="sample")
+    pipeline = str(pipeline) if isinstance(pipeline, Path) else pipeline
     lora = Path(lora) if lora is not None else None
     if not scales:
         raise DraftError("there are no scales", where="sample", next="give at least one, such as 1.0")
     for count, name in ((images_per_prompt, "images_per_prompt"), (1 if steps is None else steps, "steps")):
-        if count < 1:
-            raise DraftError(f"{count} is not a number from 1 on", where=f"sample: {name}", next="give one")
+        require_from_one(count, where=f"sample: {name}")
     for scale in scales:
         require_finite(scale, where=f"scales {list(scales)}")
     if lora:

@@ -194,10 +194,10 @@ class PipelineCall:
         One text stands for every prompt, and one prompt is a bare string: some pipelines take no list at all.
         """
         further = {name: value for name, value in self.sampler.call_kwargs.items() if TEXTS.fullmatch(name)}
-        one = {name: text for name, value in further.items() if (text := _one_text(value)) is not None}
+        texts = {name: text for name, value in further.items() if (text := _one_text(value)) is not None}
         if len(prompts) == 1:
-            return {"prompt": prompts[0], **one}
-        return {"prompt": list(prompts), **{name: [text] * len(prompts) for name, text in one.items()}}
+            return {"prompt": prompts[0], **texts}
+        return {"prompt": list(prompts), **{name: [text] * len(prompts) for name, text in texts.items()}}
 
     def _decode(self, decode: Any, latents: Any, *args: Any, **kwargs: Any) -> Any:
         """The decoder's output, its graph kept as the sampler's `decode` says."""
@@ -209,7 +209,7 @@ class PipelineCall:
             with _keeping(how, network):
                 return decode(latents, *args, **kwargs)
         slices = torch.split(latents, 1) if how == "sliced" else [latents]
-        outputs = [_recomputed(network, decode, one, *args, **kwargs) for one in slices]
+        outputs = [_recomputed(network, decode, piece, *args, **kwargs) for piece in slices]
         images = torch.cat([seams.first_of(output, "sample") for output in outputs])
         return seams.with_first(outputs[0], "sample", images)
 

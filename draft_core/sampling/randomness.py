@@ -19,7 +19,7 @@ State = list[tuple[torch.device, torch.Tensor]]
 
 def state_of(generator: Generator) -> State:
     """What the generators and torch's global source, from which some calls draw beside them, will draw next."""
-    return [(one.device, one.get_state()) for one in _listed(generator)] + _global_state()
+    return [(source.device, source.get_state()) for source in _listed(generator)] + _global_state()
 
 
 def _global_state() -> State:
@@ -117,21 +117,24 @@ def repeated(
     Raises:
         SamplerError: inside, if several copies cannot be given what the run drew.
     """
-    one = copies == 1 or isinstance(generator, list)
-    with nullcontext() if one else _drawn_for_each(batch, copies, shapes), _restored(generator, state, copies) as again:
+    draws_once = copies == 1 or isinstance(generator, list)
+    with (
+        nullcontext() if draws_once else _drawn_for_each(batch, copies, shapes),
+        _restored(generator, state, copies) as again,
+    ):
         yield again
 
 
 @contextmanager
 def _restored(generator: Generator, state: State, copies: int) -> Iterator[Generator]:
     own = len(_listed(generator))
-    again = [_from_state(device, one) for _ in range(copies) for device, one in state[:own]]
+    again = [_from_state(device, saved) for _ in range(copies) for device, saved in state[:own]]
     with torch.random.fork_rng(_cards()):
-        for device, one in state[own:]:
+        for device, saved in state[own:]:
             if device.type == "cuda":
-                torch.cuda.set_rng_state(one, device)
+                torch.cuda.set_rng_state(saved, device)
             else:
-                torch.set_rng_state(one)
+                torch.set_rng_state(saved)
         yield again if isinstance(generator, list) else (again[0] if again else None)
 
 

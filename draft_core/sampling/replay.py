@@ -194,7 +194,7 @@ class Replay:
             sample = self.given[self.number]
             stub = start.output
         if stub is None:
-            stub = self._start(min(one for one in self.given if one >= self.number)).output
+            stub = self._start(min(number for number in self.given if number >= self.number)).output
         stub = seams.repeated(stub, self.origin.latents.shape, self.copies)
         return seams.with_first(stub, "prev_sample", sample)
 
@@ -285,7 +285,9 @@ def _enlarged(blank: Any, recorded: tuple[torch.Size, ...], shapes: tuple[torch.
     if shapes == recorded * copies:
         return seams.listed(blank, copies)
     pairs = zip(shapes, recorded, strict=False)
-    fits = all(shape == one or (len(one) and shape == (copies * one[0], *one[1:])) for shape, one in pairs)
+    fits = all(
+        shape == before or (len(before) and shape == (copies * before[0], *before[1:])) for shape, before in pairs
+    )
     if not fits or len(shapes) != len(recorded):
         return None
     return seams.mapped(lambda zero: zero[:1].expand(len(zero) * copies, *zero.shape[1:]), blank)

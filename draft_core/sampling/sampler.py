@@ -14,7 +14,7 @@ from typing import Any, get_args
 import torch
 
 from draft_core.errors import SamplerError, one_line
-from draft_core.plan import Renoising, StepPlan
+from draft_core.plan import Renoising, StepPlan, check_whole
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.chain import PlannedRun, ShortRun, lengths, watched
@@ -50,8 +50,8 @@ class DifferentiableSampler:
         call_kwargs: passed to every pipeline call (guidance_scale, height, negative_prompt, prompt_embeds, image, ...).
 
     Raises:
-        SamplerError: if the pipeline cannot be driven, a keyword is not one its call takes, or `decode` or
-            `gradient_checkpointing` is none of their values.
+        SamplerError: if the pipeline cannot be driven, a keyword is not one its call takes, `num_inference_steps` is
+            not a whole number from 1 on, or `decode` or `gradient_checkpointing` is none of their values.
     """
 
     def __init__(
@@ -66,6 +66,8 @@ class DifferentiableSampler:
     ) -> None:
         pipelines.check_drivable(pipe)
         pipelines.check_keywords(pipe, call_kwargs, takes_steps=num_inference_steps is not None)
+        if num_inference_steps is not None:
+            check_whole("DifferentiableSampler.num_inference_steps", num_inference_steps, at_least=1)
         _check_choice("decode", decode, get_args(Decode))
         _check_choice("gradient_checkpointing", gradient_checkpointing, get_args(Checkpointing))
         _check_blocks(pipe, denoisers=gradient_checkpointing == "blocks", decoder=decode == "blocks")
@@ -133,10 +135,10 @@ class DifferentiableSampler:
             SamplerError: if the plan's length is not the scheduler's, or the call gives no image tensor.
         """
         passes = list(self.passes(prompts, plan=plan, renoising=renoising, generator=generator))
-        divergences = [one.divergence for one in passes if one.divergence is not None]
+        divergences = [rollout.divergence for rollout in passes if rollout.divergence is not None]
         return Rollout(
-            images=torch.cat([one.images for one in passes]),
-            prompts=tuple(prompt for one in passes for prompt in one.prompts),
+            images=torch.cat([rollout.images for rollout in passes]),
+            prompts=tuple(prompt for rollout in passes for prompt in rollout.prompts),
             sample_count=passes[0].sample_count,
             divergence=torch.stack(divergences).mean() if divergences else None,
             latents=passes[0].latents,
@@ -162,7 +164,7 @@ class DifferentiableSampler:
         Raises:
             SamplerError: as in `__call__`.
         """
-        if isinstance(prompts, str) or prompts == []:
+        if isinstance(prompts, str) or (prompts is not None and not len(prompts)):
             raise SamplerError(f"prompts is {prompts!r}", where="prompts", next="give a list of one or more strings")
         if prompts is not None and "prompt" not in pipelines.call_inputs(self.pipe):
             raise SamplerError(

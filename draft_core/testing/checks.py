@@ -347,9 +347,9 @@ def _mean_slope(subject: Subject, images: torch.Tensor, direction: torch.Tensor,
 
 def _require_gradient(gradient: torch.Tensor, where: str) -> None:
     demand(bool(gradient.isfinite().all()), f"{where} its gradient is not finite")
-    without = [place for place, one in enumerate(gradient) if not one.any()]
+    without = [place for place, of_image in enumerate(gradient) if not of_image.any()]
     demand(not without, f"{where} the gradient of image {without[:1]} is zero")
 
 
-def _close(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
-    return bool((one - other).abs().max() <= tolerance * one.abs().max().clamp_min(1e-3))
+def _close(first: torch.Tensor, second: torch.Tensor, tolerance: float) -> bool:
+    return bool((first - second).abs().max() <= tolerance * first.abs().max().clamp_min(1e-3))

@@ -189,10 +189,11 @@ def seeded_images(subject: Subject, count: int, height: int, width: int) -> torc
 
 def library_versions(distribution: str) -> dict[str, str]:
     """Name -> version of the libraries that decide on a score: those that a distribution requires, and a few more."""
-    installed = {canonicalize_name(each.name): each for each in metadata.distributions()}
+    installed = {canonicalize_name(found.name): found for found in metadata.distributions()}
     itself = installed.get(canonicalize_name(distribution))
     required = [Requirement(line) for line in (itself and itself.requires) or ()]
-    names = [each.name for each in required if each.marker is None or each.marker.evaluate({"extra": ""})]
+    needed = [line for line in required if line.marker is None or line.marker.evaluate({"extra": ""})]
+    names = [requirement.name for requirement in needed]
     wanted = [canonicalize_name(name) for name in (distribution, *ALWAYS_NAMED, *names)]
     return {name: installed[name].version for name in dict.fromkeys(wanted) if name in installed}
 
@@ -208,8 +209,8 @@ def markdown(comparisons: Mapping[str, Comparison]) -> str:
             row = next((row for row in comparison.rows if row.images == place), None)
             cells += ["", ""] if row is None else [short(row.max_error), short(row.mean_error)]
         lines.append(_line(cells))
-    versions = {name: version for each in comparisons.values() for name, version in each.versions.items()}
-    limits = ", ".join(dict.fromkeys(f"{each.tolerance:g}" for each in comparisons.values()))
+    versions = {name: version for comparison in comparisons.values() for name, version in comparison.versions.items()}
+    limits = ", ".join(dict.fromkeys(f"{comparison.tolerance:g}" for comparison in comparisons.values()))
     tail = f"Tolerance: {limits}."
     if versions:
         tail += f" Measured with {', '.join(f'{name} {version}' for name, version in versions.items())}."

@@ -216,7 +216,7 @@ def _grid(folder: Path, update: int, prompts: Sequence[str]) -> Image:
     images = [_by_prompt(load_images(folder, number), len(prompts)) for number in evaluations.values()]
     columns = min(COLUMNS, images[0].shape[1])
     rows = [
-        (prompt, [image for each in images for image in each[number, :columns]])
+        (prompt, [image for of_prompt in images for image in of_prompt[number, :columns]])
         for number, prompt in enumerate(prompts[:ROWS])
     ]
     return draw_grid(rows, headings=list(evaluations), group=columns)

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -85,6 +86,15 @@ def load_checkpoint(trainer: Resumable, folder: Path) -> Mapping[str, Any]:
     except CheckpointError as error:
         raise CheckpointError(error.what, where=str(folder), next=error.next) from error
     return checkpoint.state
+
+
+def require_savable(remembered: Mapping[str, Any]) -> None:
+    """That what a learner remembers could stand in a checkpoint; nothing is written.
+
+    Raises:
+        CheckpointError: if it could not.
+    """
+    _saved(remembered)
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -176,10 +186,16 @@ def _saved(values: Mapping[str, Any]) -> bytes:
         torch.load(io.BytesIO(file.getvalue()), map_location="cpu", weights_only=True)
     except (pickle.PickleError, AttributeError, TypeError, RuntimeError) as error:
         raise CheckpointError(
-            f"the method remembers what cannot be saved and read again ({first_line(error)})",
+            f"the method remembers what cannot be saved and read again ({_reason(error)})",
             next="tell the method's author",
         ) from error
     return file.getvalue()
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a value; torch says that after advice about trusting files."""
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f"it holds {named[1]}" if named else first_line(error)
 
 
 def _digest(path: Path) -> str:

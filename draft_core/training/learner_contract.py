@@ -57,8 +57,26 @@ def require_fit(
         raise DraftError(
             "the method takes no gradient of the rewards", where="train.normalize", next="use scale, or none"
         )
-    if ADAPTER in learner.modules():
-        raise DraftError(f"the method calls a module of its own {ADAPTER!r}", where="learner", next="rename it")
+
+
+def modules_of(learner: Learner) -> Mapping[str, torch.nn.Module]:
+    """What `modules()` returned, if the trainer can train it.
+
+    Raises:
+        DraftError: if that raises, is no mapping of modules with parameters, or has one that is called "adapter".
+    """
+    with in_one_sentence(learner, "modules()"):
+        modules: Any = learner.modules()
+    if not isinstance(modules, Mapping):
+        raise _breach(learner, f"its modules() returned {type(modules).__name__}, not a mapping")
+    for name, module in modules.items():
+        if name == ADAPTER:
+            raise DraftError(f"the method calls a module of its own {ADAPTER!r}", where="learner", next="rename it")
+        if not isinstance(module, torch.nn.Module):
+            raise _breach(learner, f"{name!r} of its modules() is {type(module).__name__}, not a torch.nn.Module")
+        if not any(True for _ in module.parameters()):
+            raise _breach(learner, f"{name!r} of its modules() has no parameters to train", "leave it out")
+    return modules
 
 
 def losses_of(learner: Learner, losses: Any) -> Iterator[Loss]:
@@ -119,9 +137,9 @@ def snapshot(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.detach().cpu().clone()
     if isinstance(value, Mapping):
-        return {name: snapshot(each) for name, each in value.items()}
+        return {name: snapshot(item) for name, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(snapshot(each) for each in value)
+        return type(value)(snapshot(item) for item in value)
     return copy.deepcopy(value)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
+from draft_core.errors import DraftError
 from draft_core.training.distributed import Processes
 from draft_core.training.precision import LossScale
 from draft_core.training.settings import TrainSettings
@@ -60,8 +62,21 @@ class TrainedPart:
             group["lr"] = rate
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Adds the gradient of a loss, (), to what the coming step is made of."""
-        (loss * self.loss_scale.value).backward()  # type: ignore[no-untyped-call]
+        """Adds the gradient of a loss, (), to what the coming step is made of.
+
+        Raises:
+            DraftError: if an earlier loss has freed its graph.
+        """
+        try:
+            (loss * self.loss_scale.value).backward()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            if "backward through the graph a second time" not in str(error):
+                raise
+            raise DraftError(
+                "it shares its graph with an earlier loss, and that is freed",
+                where="loss",
+                next="yield their sum, or sample and score anew for each",
+            ) from error
 
     def step(self, problems: Sequence[str]) -> StepOutcome:
         """One optimiser step with the gradient gathered so far, unless something is wrong in any process.
@@ -90,6 +105,16 @@ class TrainedPart:
         """Forgets the gradient gathered so far."""
         self.optimizer.zero_grad()
         self.pending = False
+
+    def gradient(self) -> tuple[bool, list[torch.Tensor | None]]:
+        """A copy of the gradient gathered so far, and before it whether that waits for its step."""
+        return self.pending, [None if weight.grad is None else weight.grad.clone() for weight in self.parameters]
+
+    def put_back(self, gradient: tuple[bool, Sequence[torch.Tensor | None]]) -> None:
+        """Takes an earlier `gradient()` in the place of what has been gathered."""
+        self.pending, grads = gradient
+        for weight, grad in zip(self.parameters, grads, strict=True):
+            weight.grad = grad
 
     def load_optimizer(self, state: dict[str, object]) -> None:
         """Continues from what the optimiser of a `state_dict()` has learnt; its settings stay those of this run.
@@ -123,3 +148,17 @@ class TrainedPart:
         *pieces, has = torch.split(mean, [*(grad.numel() for grad in grads), len(grads)])
         for parameter, piece, share in zip(self.parameters, pieces, has.tolist(), strict=True):
             parameter.grad = piece.view_as(parameter) if share else None
+
+
+@contextmanager
+def kept_from_others(parts: Mapping[str, TrainedPart], name: str) -> Iterator[None]:
+    """A context after which the gradients of all parts but the named one are what they were before it."""
+    others = [weight for other, part in parts.items() if other != name for weight in part.parameters]
+    before = [weight.grad for weight in others]
+    for weight in others:
+        weight.grad = None
+    try:
+        yield
+    finally:
+        for weight, grad in zip(others, before, strict=True):
+            weight.grad = grad

@@ -62,7 +62,7 @@ class Scoring:
     def _measure(self, scale: RunningScale, scores: Scores, images: torch.Tensor) -> None:
         per_reward = scores.per_reward
         if scale.by == "scale":
-            pooled = self.processes.gather({name: each.tolist() for name, each in per_reward.items()})
+            pooled = self.processes.gather({name: values.tolist() for name, values in per_reward.items()})
             per_reward = {name: torch.tensor([x for part in pooled for x in part[name]]) for name in per_reward}
         seen = self.processes.gather(scale.measure(per_reward, images))
         scale.update({name: fmean(size[name] for size in seen) for name in scores.per_reward})

@@ -58,6 +58,6 @@ def blocks(denoiser: torch.nn.Module) -> list[torch.nn.Module]:
     names = set(getattr(denoiser, "_no_split_modules", None) or ())
     lists = [child for child in denoiser.modules() if isinstance(child, torch.nn.ModuleList)]
     found = [module for module in denoiser.modules() if type(module).__name__ in names]
-    candidates = found or [item for each in lists for item in each if any(True for _ in item.parameters())]
+    candidates = found or [item for items in lists for item in items if any(True for _ in item.parameters())]
     inside = {id(child) for module in candidates for child in module.modules() if child is not module}
     return [module for module in candidates if id(module) not in inside]

@@ -53,6 +53,17 @@ class StepReport:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Mark:
+    """How far a `Tally` had come between two rounds: the lengths of its lists, and the problems that stood then."""
+
+    scored: int
+    losses: int
+    reported: int
+    yielded: int
+    problems: dict[str, list[str]]
+
+
 @dataclass
 class Tally:
     """What the batches of one update gave, in one process: what its report is made of.
@@ -78,15 +89,17 @@ class Tally:
 
     def add_scores(self, scores: Scores, images: torch.Tensor, prompts: Sequence[str]) -> None:
         """The scores of some images, and what is not finite: the images, or else their scores."""
-        per_reward = {name: each.detach() for name, each in scores.per_reward.items()}
-        means = {name: float(each.mean()) for name, each in per_reward.items()}
+        per_reward = {name: values.detach() for name, values in scores.per_reward.items()}
+        means = {name: float(values.mean()) for name, values in per_reward.items()}
         self.scored.append((len(scores.total), float(scores.total.detach().mean()), means))
         sound = images.detach().isfinite().flatten(1).all(1)
         for index in (~sound).nonzero().flatten().tolist():
             self.unassigned.append(f"the image of the prompt {prompts[index]!r} is not finite")
-        for name, each in per_reward.items():
-            for index in (sound.to(each.device) & ~each.isfinite()).nonzero().flatten().tolist():
-                self.unassigned.append(f"reward {name!r} of the prompt {prompts[index]!r} became {float(each[index])}")
+        for name, values in per_reward.items():
+            for index in (sound.to(values.device) & ~values.isfinite()).nonzero().flatten().tolist():
+                self.unassigned.append(
+                    f"reward {name!r} of the prompt {prompts[index]!r} became {float(values[index])}"
+                )
 
     def add_loss(self, loss: Loss, penalties: Numbers, *, of_adapter: bool) -> None:
         """The numbers of one loss, and what is not finite among them."""
@@ -107,15 +120,15 @@ class Tally:
         """What stands against the coming optimiser step of a part."""
         return [*self.problems.get(part, ()), *self.unassigned]
 
-    def mark(self) -> tuple[int, int, int, int]:
-        """Where the lists end now, for `back_to`."""
-        return len(self.scored), len(self.losses), len(self.reported), self.yielded
+    def mark(self) -> Mark:
+        """What there is now, for `back_to`."""
+        problems = {part: list(found) for part, found in self.problems.items()}
+        return Mark(len(self.scored), len(self.losses), len(self.reported), self.yielded, problems)
 
-    def back_to(self, mark: tuple[int, int, int, int]) -> None:
-        """Forgets what was added since `mark`, and all problems."""
-        scored, losses, reported, self.yielded = mark
-        del self.scored[scored:], self.losses[losses:], self.reported[reported:]
-        self.problems, self.unassigned = {}, []
+    def back_to(self, mark: Mark) -> None:
+        """Forgets what was added since `mark`."""
+        del self.scored[mark.scored :], self.losses[mark.losses :], self.reported[mark.reported :]
+        self.yielded, self.problems, self.unassigned = mark.yielded, mark.problems, []
 
     def close_step(self, problems: Sequence[str], grad_norm: float, *, of: str) -> None:
         """One optimiser step of a part, skipped if there are problems."""

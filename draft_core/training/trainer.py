@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -27,12 +26,13 @@ from draft_core.training.learner_contract import (
     checked,
     in_one_sentence,
     losses_of,
+    modules_of,
     name_of,
     remembered,
     require_fit,
     snapshot,
 )
-from draft_core.training.optimization import TrainedPart
+from draft_core.training.optimization import TrainedPart, kept_from_others
 from draft_core.training.precision import autocast, needs_loss_scale
 from draft_core.training.scoring import Scoring, check_spread, norms_and_cosines, reward_gradients
 from draft_core.training.settings import RegularizerSettings, TrainSettings
@@ -88,7 +88,7 @@ class Trainer:
         device: str | None = None,
         columns: Mapping[str, Sequence[str]] = NO_COLUMNS,
     ) -> None:
-        modules = learner.modules()
+        modules = modules_of(learner)
         self.processes = Processes(cpu=device == "cpu")
         self.device = self.processes.device
         prompts = list_of_prompts(prompts, where="Trainer")
@@ -142,8 +142,11 @@ class Trainer:
         while self.done < self.steps:
             yield self.train_step()
 
+    @torch.enable_grad()
     def train_step(self) -> StepReport:
         """One update: every loss of the learner, and the optimiser steps that it asks for, at least one.
+
+        Autograd records it also under `torch.no_grad`, whose state is afterwards what it was.
 
         Numbers that are not finite skip the optimiser step, and the weights stay. Where gradients pass through
         float16, losses are multiplied by a power of two that an overflow halves (`precision.LossScale`).
@@ -186,15 +189,17 @@ class Trainer:
     def _train_round(self, streams: Sequence[Iterator[Loss]], tally: Tally) -> bool:
         """Of every batch the losses up to and including a step, then that step; whether there may be more.
 
-        Where one batch has no loss left, the round is thrown away: all batches make equally many steps.
+        Where one batch has no loss left, the round is thrown away: all batches make equally many steps. What rounds
+        before it left for the end of the update stays.
         """
         mark, due = tally.mark(), dict[str, None]()
+        gradients = {name: part.gradient() for name, part in self.parts.items()} if len(streams) > 1 else {}
         losses = [self._train_until_step(stream, tally, due) for stream in streams]
         if not all(losses):
             if any(losses):
                 tally.back_to(mark)
-                for part in self.parts.values():
-                    part.drop_gradient()
+                for name, gradient in gradients.items():
+                    self.parts[name].put_back(gradient)
             return False
         for name in due:
             self._optimize(name, tally)
@@ -234,7 +239,7 @@ class Trainer:
             value = value + self.regularizers[name] * penalty
         if not value.requires_grad:
             raise DraftError("it carries no gradient", where=f"loss of {loss.of!r}", next="tell the method's author")
-        with self._gradient_kept_from_others(loss.of):
+        with kept_from_others(self.parts, loss.of):
             self.parts[loss.of].backward(value * (loss.share / self.batches.accumulation))
 
     def _penalties(self, loss: Loss) -> dict[str, torch.Tensor]:
@@ -245,19 +250,6 @@ class Trainer:
         if self.regularizers["lora_norm"]:
             penalties["lora_norm"] = self.adapter.penalty()
         return penalties
-
-    @contextmanager
-    def _gradient_kept_from_others(self, name: str) -> Iterator[None]:
-        """The gradients of the other parts are afterwards what they were."""
-        others = [weight for other, part in self.parts.items() if other != name for weight in part.parameters]
-        before = [weight.grad for weight in others]
-        for weight in others:
-            weight.grad = None
-        try:
-            yield
-        finally:
-            for weight, grad in zip(others, before, strict=True):
-                weight.grad = grad
 
     def _optimize(self, name: str, tally: Tally) -> None:
         outcome = self.parts[name].step(tally.problems_of(name))
@@ -271,6 +263,7 @@ class Trainer:
             part.set_learning_rate(rate)
         return rate
 
+    @torch.enable_grad()
     def reward_gradients(self) -> tuple[dict[str, float], dict[str, float]]:
         """Each reward's own gradient in the adapter on the batch of the coming update: norms, and cosines of pairs.
 

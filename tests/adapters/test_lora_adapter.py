@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 from peft.tuners.lora import LoraLayer
 
+from draft_core import DifferentiableSampler, StepPlan
 from draft_core.adapters.files import load_lora, loading_lines
 from draft_core.adapters.lora import (
     ATTENTION,
@@ -26,9 +28,10 @@ from draft_core.adapters.lora_adapter import Lora
 from draft_core.adapters.round_trip import unreadable
 from draft_core.errors import CheckpointError, DraftError
 from draft_core.sampling.pipelines import find_denoisers
+from draft_core.sampling.rollout import Rollout
 from tests.support.image_classes import prx
 from tests.support.runs import saved_lora
-from tests.support.tiny import byte_tokenizer, tiny_pipe
+from tests.support.tiny import byte_tokenizer, embeddings, tiny_pipe
 from tests.support.video_classes import text_to_video
 
 pytestmark = pytest.mark.filterwarnings("ignore:`LoraLoaderMixin` is deprecated:FutureWarning")  # PRX's
@@ -268,3 +271,33 @@ def test_the_base_model_nests() -> None:
         assert all(layer.disable_adapters for layer in layers)
     assert not any(layer.disable_adapters for layer in layers)
     assert list(trainable(pipe))
+
+
+def test_a_sampler_that_measures_its_distance_draws_the_base_model_inside_it() -> None:
+    pipe = tiny_pipe()
+    sampler = DifferentiableSampler(pipe, num_inference_steps=3, guidance_scale=3.0, **embeddings())
+    add_lora(pipe, rank=2)
+    for weight in trainable(pipe):
+        torch.nn.init.normal_(weight, std=0.1)
+
+    def draw(grad_steps: Iterable[int] = ()) -> Rollout:
+        return sampler(plan=StepPlan(3, frozenset(grad_steps)), generator=torch.Generator().manual_seed(0))
+
+    tuned = draw().images
+    with adapters_off(pipe):
+        base = draw().images
+    assert not torch.equal(tuned, base)
+    sampler.base_model = partial(adapters_off, pipe)
+    with adapters_off(pipe):
+        inside = draw(range(3))
+    assert torch.equal(inside.images, base)
+    assert float(inside.divergence) == 0  # type: ignore[arg-type]
+    outside = draw(range(3))
+    assert torch.equal(outside.images, tuned)
+    assert float(outside.divergence.detach()) > 0  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("rank", [0, -1, 2.5, True])
+def test_a_rank_that_is_none_is_refused(rank: Any) -> None:
+    with pytest.raises(DraftError, match=r"add_lora: rank: .* is not a whole number from 1 on"):
+        add_lora(tiny_pipe(), rank=rank)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,3 +29,16 @@ def test_the_help_is_that_of_the_file(words: tuple[str, ...], monkeypatch: pytes
     result = CliRunner().invoke(app, [*words, "--help"], prog_name="draft", color=False)
     assert result.exit_code == 0
     assert_golden(f"help/{'-'.join(('draft', *words))}.txt", result.output)
+
+
+@pytest.mark.parametrize("words", list(commands(get_command(app))), ids=lambda words: " ".join(("draft", *words)))
+def test_a_line_of_the_help_ends_where_the_next_word_would_not_fit(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    width = 60
+    monkeypatch.setattr(typer.rich_utils, "MAX_WIDTH", width)
+    lines = CliRunner().invoke(app, [*words, "--help"], prog_name="draft", color=False).output.splitlines()
+    text = [line.strip() for line in lines[: next(place for place, line in enumerate(lines) if line.startswith("╭"))]]
+    for line, following in itertools.pairwise(text):
+        if line and following:
+            assert len(line) + 1 + len(following.split()[0]) > width - 2, f"{line!r} is broken before {following!r}"

@@ -35,3 +35,7 @@ def test_no_prompts_no_seeds_and_a_text_are_refused(tmp_path: Path) -> None:
     for prompts, seeds, said in (([], [1], "no prompts"), (["a"], [], "no seeds"), ("cat", [1], "are one text, 'cat'")):
         with pytest.raises(DraftError, match=f"evaluate: .*{said}"):
             evaluate(sampler, Objective({}), prompts, seeds)
+    with pytest.raises(DraftError, match=r"evaluate: the seeds are one number, 3; give a list, such as range\(4\)"):
+        evaluate(sampler, Objective({}), ["a"], 3)  # type: ignore[arg-type]
+    with pytest.raises(DraftError, match="evaluate: batch_size: 0 is not a whole number from 1 on"):
+        evaluate(sampler, Objective({}), ["a"], [1], batch_size=0)

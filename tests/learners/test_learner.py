@@ -167,6 +167,41 @@ def test_batches_that_are_over_first_end_the_update(tokenizer: Any) -> None:
     assert all(parameter.grad is None for parameter in one.parameters), "the third loss of one batch is forgotten"
 
 
+class Leaving(Imitation):
+    """The baseline is left for the end of the update, and every second batch has one round fewer."""
+
+    count = 0
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def losses(self, batch: Batch, sampler: DifferentiableSampler, score: Score) -> Iterator[Loss]:
+        self.count += 1
+        for factor in (self.factor, 1.0)[: 1 + self.count % 2]:
+            yield Loss(total(self.baseline.parameters()) * factor, of="baseline")
+            yield Loss(total(trainable(sampler.pipe)), step=True)
+
+
+def test_a_round_that_is_thrown_away_takes_nothing_from_earlier_ones(tokenizer: Any) -> None:
+    one = trainer(tokenizer, Leaving(), gradient_accumulation_steps=2, max_grad_norm=1e9)
+    taken: list[torch.Tensor] = []
+    optimizer = one.parts["baseline"].optimizer
+    optimizer.register_step_pre_hook(lambda *_: taken.append(one.learner.baseline.weight.grad.clone()))
+    before = one.learner.baseline.weight.detach().clone()
+    report = one.train_step()
+    assert report.optimizer_steps == 1
+    assert len(taken) == 1
+    torch.testing.assert_close(taken[0], 2 * before, rtol=1e-6, atol=0)  # the gradient of the sum of squares
+
+
+def test_a_round_that_is_thrown_away_hides_no_problem_of_earlier_ones(tokenizer: Any) -> None:
+    one = trainer(tokenizer, Leaving(float("nan")), gradient_accumulation_steps=2)
+    before = one.learner.baseline.weight.detach().clone()
+    assert one.train_step().skipped == ("the loss of 'baseline' became nan",)
+    assert torch.equal(one.learner.baseline.weight, before)
+
+
 class Wrong(Imitation):
     """Yields what it is told to."""
 
@@ -201,7 +236,8 @@ def test_a_loss_that_is_not_finite_skips_its_step(tokenizer: Any) -> None:
 def test_what_cannot_be_read_again_is_not_written(tokenizer: Any, tmp_path: Path) -> None:
     learner = Imitation()
     learner.best = Path("somewhere")  # type: ignore[assignment]
-    with pytest.raises(CheckpointError, match="the method remembers what cannot be saved and read again"):
+    sentence = r"the method remembers what cannot be saved and read again \(it holds pathlib.*Path\); tell the method's"
+    with pytest.raises(CheckpointError, match=sentence):
         save_checkpoint(trainer(tokenizer, learner), tmp_path / "000000")
 
 
@@ -274,6 +310,11 @@ def test_a_number_that_is_not_finite_skips_its_own_part_and_no_other(tokenizer: 
         (lambda self, adapter, score: iter([Loss(total(adapter), report={"a": "b"})]), "'a' in the report .* is str"),
         (lambda self, adapter, score: iter([Loss(total(adapter), report={"a": total(adapter)})]), "'a' .* is Tensor"),
         (lambda self, adapter, score: iter([Loss(total(adapter), images=0)]), "the images of its loss are 0"),
+        (lambda self, adapter, score: iter([[Loss(total(adapter))]]), "it yielded list, not a Loss"),
+        (lambda self, adapter, score: iter([Loss(torch.ones((), dtype=torch.int64))]), "is torch.int64 of shape"),
+        (lambda self, adapter, score: iter([Loss(total(adapter), share="1")]), "the share of its loss is '1', not"),  # type: ignore[arg-type]
+        (lambda self, adapter, score: iter([Loss(total(adapter), divergence=adapter[0])]), "the divergence of its"),
+        (lambda self, adapter, score: iter([Loss(total(adapter), report=[1])]), "the report of its loss is list"),  # type: ignore[arg-type]
         (lambda self, adapter, score: iter([1 / 0]), r"its losses\(\) raised ZeroDivisionError"),
         (lambda self, adapter, score: (1 / 0 for _ in "a"), r"its losses\(\) raised ZeroDivisionError"),
     ],
@@ -281,6 +322,50 @@ def test_a_number_that_is_not_finite_skips_its_own_part_and_no_other(tokenizer: 
 def test_a_breach_of_the_contract_is_one_sentence(tokenizer: Any, make: Any, said: str) -> None:
     with pytest.raises(DraftError, match=f"method Parts: .*{said}"):
         trainer(tokenizer, Parts(make)).train_step()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("Connection closed by peer")])
+def test_what_the_machine_lacks_is_not_blamed_on_the_method(tokenizer: Any, error: Exception) -> None:
+    def losses(self: Parts, adapter: Any, score: Score) -> Iterator[Loss]:
+        yield Loss(total(adapter))
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        trainer(tokenizer, Parts(losses)).train_step()
+    assert caught.value is error
+
+
+def test_a_score_that_is_not_finite_skips_the_part_whose_loss_comes_next(tokenizer: Any) -> None:
+    def losses(self: Parts, adapter: Any, score: Score) -> Iterator[Loss]:
+        yield Loss(total([self.baseline.weight]), of="baseline", step=True)
+        score(torch.full((2, 3, 8, 8), float("nan")), ["a", "b"])
+        yield Loss(total(adapter))
+
+    one = trainer(tokenizer, Parts(losses))
+    before = everything(one)[:2]
+    assert "of the prompt 'a'" in one.train_step().skipped[0]
+    after = everything(one)[:2]
+    assert torch.equal(after[0], before[0])
+    assert not torch.equal(after[1], before[1])
+
+
+def test_a_step_is_recorded_whatever_the_caller_or_the_learner_does_to_autograd(tokenizer: Any) -> None:
+    def losses(self: Parts, adapter: Any, score: Score) -> Iterator[Loss]:
+        yield Loss(total(adapter), report={"recorded": float(torch.is_grad_enabled())})
+        torch.set_grad_enabled(False)
+
+    with torch.no_grad():
+        report = trainer(tokenizer, Parts(losses)).train_step()
+        assert not torch.is_grad_enabled()
+    assert report.learner == {"recorded": 1.0}
+    assert report.grad_norm > 0
+    trainer(tokenizer, Parts(losses)).train_step()
+    assert torch.is_grad_enabled()
+    reward = Redness(RednessConfig())
+    one, other = (trainer(tokenizer, DirectLearner(DraftK(k=1)), reward) for _ in range(2))
+    with torch.no_grad():
+        inside = one.reward_gradients()
+    assert inside == other.reward_gradients() != ({}, {})
 
 
 def test_a_method_without_losses_says_that_it_learns_nothing(tokenizer: Any) -> None:
@@ -298,6 +383,38 @@ def test_a_state_is_not_changed_by_later_updates(tokenizer: Any) -> None:
         assert all(torch.equal(now, then) for now, then in zip(everything(one), before, strict=True))
 
 
+class Recording(Imitation):
+    """Remembers a list that it goes on filling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[float] = []
+
+    def losses(self, batch: Batch, sampler: DifferentiableSampler, score: Score) -> Iterator[Loss]:
+        self.seen.append(float(batch.update))
+        yield from super().losses(batch, sampler, score)
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"best": self.best, "seen": self.seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.seen = state["seen"]
+
+
+def test_what_a_learner_remembers_in_a_state_is_a_copy_each_time_it_is_restored(tokenizer: Any) -> None:
+    one = trainer(tokenizer, Recording())
+    one.train_step()
+    state = one.state()
+    following = one.train_step()
+    for _ in range(2):
+        one.restore(state)
+        assert one.learner.seen == [0.0]
+        again = one.train_step()
+        assert (again.loss, again.grad_norm) == (following.loss, following.grad_norm)
+    assert state.learner["state"]["seen"] == [0.0]
+
+
 @pytest.mark.parametrize("state", [lambda self: 1 / 0, lambda self: [1]])
 def test_a_learner_that_cannot_say_its_state_is_named(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch, state: Any
@@ -305,6 +422,44 @@ def test_a_learner_that_cannot_say_its_state_is_named(
     monkeypatch.setattr(Imitation, "state_dict", state)
     with pytest.raises(DraftError, match=r"method Imitation: its state_dict\(\) (raised|returned list)"):
         trainer(tokenizer, Imitation()).state()
+
+
+def test_what_a_learner_raises_while_it_loads_is_a_checkpoint_error(tokenizer: Any, tmp_path: Path) -> None:
+    class Picky(Imitation):
+        def load_state_dict(self, state: Mapping[str, Any]) -> None:
+            raise IndexError("there is no best of 3")
+
+    save_checkpoint(trainer(tokenizer, Picky()), tmp_path / "000000")
+    with pytest.raises(CheckpointError, match=r"000000: it does not fit \(IndexError: there is no best of 3\); start"):
+        load_checkpoint(trainer(tokenizer, Picky()), tmp_path / "000000")
+
+
+@pytest.mark.parametrize(
+    ("modules", "sentence"),
+    [
+        (lambda self: None, r"method Imitation: its modules\(\) returned NoneType, not a mapping; tell"),
+        (lambda self: {"value": 1}, r"method Imitation: 'value' of its modules\(\) is int, not a torch.nn.Module"),
+        (lambda self: {"value": torch.nn.ReLU()}, r"'value' of its modules\(\) has no parameters to train; leave it"),
+        (lambda self: {"adapter": torch.nn.Linear(1, 1)}, "learner: the method calls a module of its own 'adapter'"),
+        (lambda self: 1 / 0, r"method Imitation: its modules\(\) raised ZeroDivisionError"),
+    ],
+)
+def test_modules_that_cannot_be_trained_are_refused(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, modules: Any, sentence: str
+) -> None:
+    monkeypatch.setattr(Imitation, "modules", modules)
+    with pytest.raises(DraftError, match=sentence):
+        trainer(tokenizer, Imitation())
+
+
+def test_losses_that_share_a_graph_are_refused(tokenizer: Any) -> None:
+    def losses(self: Parts, adapter: Any, score: Score) -> Iterator[Loss]:
+        shared = total(adapter)
+        yield Loss(shared.square())
+        yield Loss(shared.square())
+
+    with pytest.raises(DraftError, match=r"loss: it shares its graph with an earlier loss, .*; yield their sum, or"):
+        trainer(tokenizer, Parts(losses)).train_step()
 
 
 def test_what_cannot_be_saved_is_refused(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

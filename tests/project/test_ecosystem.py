@@ -23,8 +23,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_template_plugin_is_what_the_scaffold_writes() -> None:
-    for path, content in reward_project("template").items():
-        assert (ROOT / "plugins" / "template" / path).read_text(encoding="utf-8") == content, path
+    folder, written = ROOT / "plugins" / "template", reward_project("template")
+    for path, content in written.items():
+        assert (folder / path).read_text(encoding="utf-8") == content, path
+    made = {"__pycache__", ".pytest_cache", "build", "dist"}
+    found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    found = [path for path in found if not any(part in made or part.endswith(".egg-info") for part in path.parts)]
+    assert {path.as_posix() for path in found} == set(written)
 
 
 def test_the_page_shows_the_template_line_by_line() -> None:

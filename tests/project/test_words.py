@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from fnmatch import fnmatch
 from pathlib import Path
@@ -84,6 +85,38 @@ def test_the_word_is_gone(word: str) -> None:
         if pattern.search(line)
     ]
     assert not left, f"{len(left)} times\n" + "\n".join(left)
+
+
+# Files whose `one` is the number 1.
+ONE_IS_A_NUMBER = {"draft_core/sampling/noise_levels.py"}
+
+
+def named(tree: ast.AST) -> dict[str, int]:
+    """What a module's variables, arguments and keywords are called, and in which line."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found[node.id] = node.lineno
+        elif isinstance(node, ast.arg) or (isinstance(node, ast.keyword) and node.arg):
+            found[str(node.arg)] = node.lineno
+    return found
+
+
+@pytest.mark.parametrize("word", ["each", "one"])
+def test_nothing_is_called_by_a_word_that_says_not_what_it_is(word: str) -> None:
+    left = [
+        f"{file}:{names[word]}"
+        for file, text in TEXTS.items()
+        if file.startswith("draft_core/") and file.endswith(".py")
+        if not (word == "one" and file in ONE_IS_A_NUMBER)
+        if word in (names := named(ast.parse(text)))
+    ]
+    assert not left
+
+
+def test_such_a_name_would_be_found() -> None:
+    for code in ("each = 1", "[x for one in y]", "def f(each): ...", "lambda *, one: 1", "f(one=1)"):
+        assert {"each", "one"} & named(ast.parse(code)).keys(), code
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,10 @@ def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
     [
         # where an unknown field belongs
         ("steps=5", "unknown field 'steps'; it belongs under `train`; on the command line it is train.steps."),
-        ("num_inference_steps=4", "it belongs under `model`; on the command line it is model.num_inference_steps."),
+        (
+            "num_inference_steps=4",
+            "it belongs under `model` or `evaluation`; on the command line it is model.num_inference_steps.",
+        ),
         ("rank=4", "it belongs under `model.lora`; on the command line it is model.lora.rank."),
         ("model.rank=4", "it belongs under `model.lora`"),
         ("seed=4", "it belongs under `train`"),

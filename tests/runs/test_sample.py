@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def test_a_pipeline_may_be_given_and_its_own_lora_scaled(catalog: Any) -> None:
 def test_what_cannot_be_sampled_is_refused_in_one_sentence(catalog: Any, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="unknown model 'tinny'; did you mean 'tiny'"):
         draft_core.sample("tinny", ["a"], catalog=catalog)
+    with pytest.raises(DraftError, match=r"sample: steps: 2.5 is not a whole number from 1 on"):
+        draft_core.sample("tiny", ["a"], steps=2.5, catalog=catalog)  # type: ignore[arg-type]
     with pytest.raises(DraftError, match="there are no prompts; give at least one"):
         draft_core.sample("tiny", [], catalog=catalog)
     with pytest.raises(DraftError, match="there is no pytorch_lora_weights"):
@@ -161,9 +164,7 @@ def test_a_runs_recipe_that_cannot_be_read_is_named(catalog: Any, tmp_path: Path
 
 @pytest.mark.parametrize("how", [{"steps": 0}, {"guidance": -1.0}, {"scales": [float("nan")]}])
 def test_settings_that_mean_nothing_are_refused(catalog: Any, tmp_path: Path, how: dict[str, Any]) -> None:
-    with pytest.raises(
-        DraftError, match=r"is not a number from 1 on|input should be greater than|is not a finite number"
-    ):
+    with pytest.raises(DraftError, match=r"input should be greater than|is not a (finite|whole) number"):
         draft_core.sample("tiny", ["a"], catalog=catalog, **how)
 
 
@@ -172,7 +173,7 @@ def test_wrong_arguments_and_a_second_lora_are_refused_in_one_sentence(catalog: 
         draft_core.sample("tiny", "cat", catalog=catalog)
     with pytest.raises(DraftError, match="sample: there are no scales"):
         draft_core.sample("tiny", ["a"], scales=(), catalog=catalog)
-    with pytest.raises(DraftError, match="sample: steps: 0 is not a number from 1 on"):
+    with pytest.raises(DraftError, match="sample: steps: 0 is not a whole number from 1 on"):
         draft_core.sample("tiny", ["a"], steps=0, catalog=catalog)
     pipe, lora = draft_core.load_pipeline("tiny", catalog=catalog), str(saved_lora(tmp_path / "lora"))
     how: dict[str, Any] = {"images_per_prompt": 1, "steps": 2, "catalog": catalog}
@@ -180,3 +181,41 @@ def test_wrong_arguments_and_a_second_lora_are_refused_in_one_sentence(catalog: 
     with pytest.raises(DraftError, match="the pipeline carries a LoRA already; leave out `lora`"):
         draft_core.sample(pipe, ["a"], lora=lora, **how)
     assert torch.equal(draft_core.sample(pipe, ["a"], **how), first)
+
+
+def test_a_model_may_be_given_as_a_path(catalog: Any) -> None:
+    folder = catalog.pretrained["tiny"].spec.folder
+    how = {"images_per_prompt": 1, "steps": 2, "catalog": catalog}
+    assert torch.equal(
+        draft_core.sample(Path(folder), ["a cat"], **how), draft_core.sample(str(folder), ["a cat"], **how)
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float33", "nn", torch.float32])
+def test_a_dtype_that_torch_lacks_is_refused(catalog: Any, dtype: Any) -> None:
+    with pytest.raises(RecipeError, match=r"model\.dtype: .* names no dtype of torch; give 'float32'"):
+        draft_core.load_pipeline("tiny", dtype=dtype, catalog=catalog)
+
+
+@pytest.mark.parametrize("recipe", [{"model": {}}, "recipe.yaml"])
+def test_what_is_no_loaded_recipe_is_refused(catalog: Any, recipe: Any) -> None:
+    for function in (draft_core.build, draft_core.run_recipe):
+        with pytest.raises(RecipeError, match=r"the recipe is a (dict|str); give what `load_recipe\(...\)` returns"):
+            function(recipe, catalog=catalog)
+
+
+def test_two_threads_load_whole_pipelines(catalog: Any) -> None:
+    pipes: list[Any] = []
+
+    def load() -> None:
+        pipes.extend(draft_core.load_pipeline("tiny", catalog=catalog) for _ in range(4))
+
+    threads = [threading.Thread(target=load) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(pipes) == 8
+    weights = [dict(pipe.text_encoder.named_parameters()) for pipe in pipes]
+    assert not any(weight.is_meta for named in weights for weight in named.values())
+    assert all(torch.equal(weight, weights[0][name]) for named in weights for name, weight in named.items())

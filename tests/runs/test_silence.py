@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 
 from draft_core import DifferentiableSampler, Objective, evaluate
 from draft_core.errors import DraftError
+from draft_core.learners.direct import DirectLearner
 from draft_core.recipe.load import load_recipe
 from draft_core.registry.catalog import Catalog
 from draft_core.reporting.run_record import read_run
+from draft_core.reporting.summary import summarize
 from draft_core.runs import run as runs
 from draft_core.runs.run import RunResult, run_recipe
 from tests.support.runs import without_pages
@@ -132,3 +135,58 @@ def test_evaluations_remember_what_rewards_were_divided_by_and_facts_the_caps(tr
     assert record.before.divisors == {}
     assert set(record.last.divisors) == {"redness"}
     assert record.rule.caps == {"redness": 0.5}
+
+
+def test_a_reward_of_weight_zero_is_held_out_and_watched(train: Any, tmp_path: Path) -> None:
+    train("rewards=[{kind: redness}, {kind: redness, contrast: 2.0, weight: 0}]", "evaluation.images_per_prompt=1")
+    record = read_run(tmp_path / "run")
+    assert list(record.facts.rewards) == ["redness"]
+    summary = summarize(record)
+    assert {row.name: row.role for row in summary.rows if "redness" in row.name} == {
+        "redness": "trained",
+        "redness#2": "held out",
+    }
+    assert not [note for note in train.notes if note.startswith("the watch against collapse is off")]
+    first, last = record.before, record.last
+    fallen = dataclasses.replace(
+        last,
+        scores={"redness": [score + 9 for score in first.scores["redness"]], "redness#2": [-9.0, -9.1]},
+    )
+    assert "redness#2" in " ".join(record.rule.verdict(first, fallen).lost)
+
+
+class Lambda(DirectLearner):
+    """A learner whose state no file can hold."""
+
+    def state_dict(self) -> Any:
+        return {"rule": lambda: 0}
+
+
+class Listed(DirectLearner):
+    """A learner whose state is no mapping."""
+
+    def state_dict(self) -> Any:
+        return [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (Lambda, r"the method remembers what cannot be saved and read again \(.*lambda.*\); tell the method's author"),
+        (Listed, r"method Listed: its state_dict\(\) returned list, not a mapping; tell the method's author"),
+    ],
+)
+def test_a_method_that_cannot_be_saved_is_found_before_anything_is_drawn(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, sentence: str
+) -> None:
+    built = runs.build
+
+    def build(*args: Any, **kwargs: Any) -> Any:
+        trainer = built(*args, **kwargs)
+        trainer.learner = kind(trainer.learner.method)
+        return trainer
+
+    monkeypatch.setattr(runs, "build", build)
+    with pytest.raises(DraftError, match=sentence):
+        train()
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())

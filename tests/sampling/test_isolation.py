@@ -12,6 +12,8 @@ import torch
 
 from draft_core import DifferentiableSampler, StepPlan
 from draft_core.errors import SamplerError
+from draft_core.sampling import chain, replay
+from draft_core.sampling.pipeline_call import Steering
 from draft_core.sampling.randomness import drawn_by
 from draft_core.sampling.rollout import Rollout
 from tests.support.drive import seeded
@@ -207,3 +209,29 @@ def test_no_rollout_and_no_visit_are_one_sentence(sampler: DifferentiableSampler
 def test_a_setting_that_is_none_of_its_values_is_refused(setting: str, value: Any) -> None:
     with pytest.raises(SamplerError, match=f"DifferentiableSampler.{setting}: {setting} is {value!r}; use one of"):
         DifferentiableSampler(tiny_pipe(), num_inference_steps=2, **{setting: value}, **embeddings())
+
+
+def test_the_classes_that_steer_a_call_cannot_be_inherited_from() -> None:
+    asked = {name for name, value in vars(Steering).items() if callable(value) and not name.startswith("_")}
+    classes = [
+        kind
+        for module in (chain, replay)
+        for kind in vars(module).values()
+        if isinstance(kind, type) and kind.__module__ == module.__name__ and all(hasattr(kind, name) for name in asked)
+    ]
+    assert {kind.__name__ for kind in classes} == {"PlannedRun", "ShortRun", "DryRun", "Replay"}
+    assert all(getattr(kind, "__final__", False) for kind in classes)
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"), [(0, "0 is less than 1; give 1 or more"), (2.5, "2.5 is not a whole number"), (True, "True is")]
+)
+def test_a_number_of_steps_that_is_none_is_refused(steps: Any, said: str) -> None:
+    with pytest.raises(SamplerError, match=f"DifferentiableSampler.num_inference_steps: {said}"):
+        DifferentiableSampler(tiny_pipe(), num_inference_steps=steps, **embeddings())
+
+
+@pytest.mark.parametrize("prompts", [(), [], "cat"])
+def test_prompts_that_are_none_are_refused(sampler: DifferentiableSampler, prompts: Any) -> None:
+    with pytest.raises(SamplerError, match="give a list of one or more strings"):
+        sampler(prompts, plan=PLAIN)

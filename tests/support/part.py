@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from draft_core import DifferentiableSampler, DraftK, DraftLV, Objective, PrefixReuse, Trainer
-from draft_core.adapters.lora import adapters_off, add_lora
+from draft_core.adapters.lora import adapters_off, add_lora, lora_state
 from draft_core.errors import RecipeError
 from draft_core.learners.direct import DirectLearner
 from draft_core.recipe.load import load_recipe
@@ -105,6 +106,35 @@ def recipe_of(folder: Path, catalog: Any, *overrides: str) -> Any:
     return load_recipe(data, overrides, catalog=catalog)
 
 
+class Drawn(DirectLearner):
+    """A learner with a trained part of its own, whose weights and buffers it draws."""
+
+    def __init__(self) -> None:
+        super().__init__(DraftK(k=1))
+        self.value = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+        torch.nn.init.normal_(self.value[1].running_mean)
+
+    def modules(self) -> Mapping[str, torch.nn.Module]:
+        return {"value": self.value}
+
+
+def drawn_weights(folder: Path, seed: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Weights of a LoRA and of a learner, drawn from `seed`, before a trainer has them and after."""
+    pipe = tiny_pipe(tokenizer=byte_tokenizer(folder))
+    torch.manual_seed(seed)
+    add_lora(pipe, rank=2)
+    learner = Drawn()
+
+    def weights() -> dict[str, torch.Tensor]:
+        found = {**lora_state(pipe), **learner.value.state_dict()}
+        return {name: tensor.detach().clone() for name, tensor in found.items()}
+
+    before = weights()
+    sampler = DifferentiableSampler(pipe, num_inference_steps=2)
+    Trainer(sampler, Objective({"redness": Redness(RednessConfig())}), learner, ["a"], TrainSettings(), device="cpu")
+    return {"before": before, "after": weights()}
+
+
 def main(folder: Path) -> None:
     """The gradients of all cases, and a whole run."""
     torch.set_num_threads(1)
@@ -113,6 +143,7 @@ def main(folder: Path) -> None:
     for name, settings in CASES.items():
         one = make_trainer(folder / f"tokens {place}", 2, **settings)
         found[name] = {**gradients(one), "held": held(one.sampler.pipe.unet)}
+    torch.save(drawn_weights(folder / f"tokens {place}", int(place)), folder / f"drawn-{place}.pt")
     torch.save(found, folder / f"gradients-{place}.pt")
     catalog = tiny_catalog(folder / "catalog")  # the test has made it: of several processes only one can save
     lines: list[str] = []

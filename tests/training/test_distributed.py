@@ -149,6 +149,17 @@ def test_what_cannot_be_sharded_is_refused_in_one_sentence(monkeypatch: pytest.M
         shard_denoisers(None, torch.device("cpu"), 2)
 
 
+def test_processes_that_drew_other_weights_begin_with_those_of_the_main_one(folder: Path) -> None:
+    main, other = (torch.load(folder / f"drawn-{place}.pt", weights_only=True) for place in (0, 1))
+    drawn = ["0.weight", "1.running_mean", *(name for name in main["before"] if "lora_A" in name)]
+    assert len(drawn) > 2
+    assert not any(torch.equal(main["before"][name], other["before"][name]) for name in drawn)
+    assert main["before"].keys() == main["after"].keys() == other["after"].keys()
+    for name, tensor in main["before"].items():
+        assert torch.equal(main["after"][name], tensor)
+        assert torch.equal(other["after"][name], tensor)
+
+
 # A whole run
 
 

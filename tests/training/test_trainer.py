@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -319,6 +321,21 @@ def test_a_foreign_checkpoint_is_refused(tokenizer: Any, tmp_path: Path) -> None
         load_checkpoint(trainer(tokenizer, seed=5), tmp_path / "000000")
     with pytest.raises(CheckpointError, match="its LoRA does not fit"):
         load_checkpoint(trainer(tokenizer, rank=3), tmp_path / "000000")
+
+
+def test_every_file_of_a_checkpoint_is_flushed_while_it_is_open_for_writing(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = []
+
+    def fsync(descriptor: int) -> None:
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            os.write(descriptor, b"")  # an error, like a flush on Windows, unless it is open for writing
+            flushed.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    folder = save_checkpoint(trainer(tokenizer), tmp_path / "000000")
+    assert sorted(flushed) == sorted(path.stat().st_ino for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("damage", ["another's", "half"])
