@@ -96,7 +96,8 @@ def check_reward(
     The same checks that `draft_core.testing.RewardContract` runs in pytest. Exits with code 1 if one fails.
     """
     from draft_core.runs.build import build_reward, reward_config
-    from draft_core.testing.checks import CHECKS, Subject, Violation, one_thread
+    from draft_core.testing.checks import CHECKS, one_thread
+    from draft_core.testing.subject import Subject, Violation
 
     catalog = load_catalog()
     entry = catalog.reward(kind)

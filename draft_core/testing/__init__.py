@@ -3,9 +3,10 @@
 Inherit `RewardContract` in a test, or run `draft rewards check` and `draft rewards compare`.
 """
 
-from draft_core.testing.checks import CHECKS, PROMPTS, Subject, Violation, one_thread
+from draft_core.testing.checks import CHECKS, one_thread
 from draft_core.testing.contract import RewardContract
 from draft_core.testing.reference import SIZES, Comparison, compare_kind, compare_with_reference
+from draft_core.testing.subject import PROMPTS, Subject, Violation
 
 __all__ = [
     "CHECKS",

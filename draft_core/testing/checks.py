@@ -10,18 +10,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from draft_core.errors import RewardError
-from draft_core.registry.config import RewardConfig
-from draft_core.registry.specs import RewardSpec
-from draft_core.runs.build import made_by_plugin
+from draft_core.testing.subject import Subject, demand
 
-PROMPTS = ("a photograph of a red apple on a table", "two cats", "an oil painting of the sea at night")
-SIDE = 64  # pixels, where the reward has no native size
 OTHER_SHAPES = ((48, 72), (72, 48), (61, 67), (33, 33))  # wide, tall, odd
 
 # Relative agreement asked of a finite difference. 8-bit rounding inside a scorer makes it a staircase whose
@@ -32,93 +26,6 @@ PATH_POINTS = 5  # at which the slope is taken where one point says too little
 SURROGATE_STEP = 4 / 255  # one along a surrogate gradient, likewise
 SAME = 1e-4  # of the scores' scale: what is left of float32 when a batch is cut otherwise
 HALF_PRECISION = 0.1  # of the scores' scale: bfloat16 has three digits
-
-
-class Violation(AssertionError):
-    """A promise of the reward contract that a reward does not keep."""
-
-
-@dataclass
-class Subject:
-    """The reward under test: its spec, the module that names it, and one instance.
-
-    Arguments:
-        spec: what the distribution registers.
-        config: what the instance is built from.
-        naming_module: the module that the entry point names; None where there is no entry point.
-        reward: the instance; built by the spec's factory from `config` if left out.
-
-    Raises:
-        PluginError: if the spec's factory is missing or fails.
-    """
-
-    spec: RewardSpec
-    config: RewardConfig
-    naming_module: str | None = None
-    reward: Any = field(default=None)
-
-    def __post_init__(self) -> None:
-        if self.reward is None:
-            self.reward = made_by_plugin(self.spec.load(), self.config, f"reward {self.spec.kind!r}")
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """Three or more prompts that the reward can read: the spec's `small_prompts`, else `PROMPTS`."""
-        return self.spec.small_prompts or PROMPTS
-
-    def images(self, count: int = 3, height: int | None = None, width: int | None = None) -> torch.Tensor:
-        """Seeded images (`count`, 3, `height`, `width`) with shapes, edges and texture, in [0.2, 0.8].
-
-        Sides that are left out are the spec's native size.
-        """
-        height, width = height or self.spec.native_size or SIDE, width or self.spec.native_size or SIDE
-        generator = torch.Generator().manual_seed(height * 10_000 + width)
-        coarse = torch.rand(count, 3, 5, 5, generator=generator)
-        shapes = torch.nn.functional.interpolate(coarse, (height, width), mode="nearest")
-        ramp = torch.linspace(0, 1, width).expand(count, 3, height, width)
-        texture = torch.rand(count, 3, height, width, generator=generator)
-        return 0.2 + 0.6 * (0.5 * shapes + 0.3 * ramp + 0.2 * texture)
-
-    def score(self, images: torch.Tensor, prompts: tuple[str, ...] | None = None) -> torch.Tensor:
-        """Scores (B,) of `images` (B, 3, H, W) in [0, 1], without gradient.
-
-        `prompts` that are left out are the first B of its `prompts`.
-
-        Raises:
-            Violation: if it gives anything but one score for each image.
-        """
-        with torch.no_grad():
-            return self._checked_scores(images, list(prompts or self.prompts[: len(images)]))
-
-    def gradient(self, images: torch.Tensor) -> torch.Tensor:
-        """The gradient of the sum of scores in `images`, (B, 3, H, W).
-
-        Raises:
-            Violation: if there is none, or like `score`.
-        """
-        images = images.clone().requires_grad_()
-        scores = self._checked_scores(images, list(self.prompts[: len(images)]))
-        demand(scores.requires_grad, "its scores carry no gradient, though its spec says that it is differentiable")
-        (gradient,) = torch.autograd.grad(scores.sum(), images, allow_unused=True)
-        demand(gradient is not None, "its scores do not depend on the images as far as autograd can see")
-        result: torch.Tensor = gradient
-        return result
-
-    def _checked_scores(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        scores = self.reward(images, prompts)
-        demand(isinstance(scores, torch.Tensor), f"it returned {type(scores).__name__}, not a tensor")
-        demand(
-            scores.shape == (len(images),),
-            f"it returned scores of shape {tuple(scores.shape)} for {len(images)} images, not ({len(images)},)",
-        )
-        result: torch.Tensor = scores
-        return result
-
-
-def demand(kept: bool, broken: str) -> None:
-    """Raises `Violation` with the sentence `broken` unless the promise is kept."""
-    if not kept:
-        raise Violation(broken)
 
 
 def one_score_per_image(subject: Subject) -> None:

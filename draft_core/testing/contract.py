@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 from draft_core.registry.catalog import load_catalog
 from draft_core.runs.build import reward_config
-from draft_core.testing.checks import CHECKS, Subject, one_thread
+from draft_core.testing.checks import CHECKS, one_thread
+from draft_core.testing.subject import Subject
 
 
 class RewardContract:

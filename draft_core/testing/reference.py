@@ -20,7 +20,7 @@ from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.rewards.images import to_pil
 from draft_core.rewards.objective import checked_scores
 from draft_core.runs.build import build_reward, reward_config
-from draft_core.testing.checks import PROMPTS, Subject
+from draft_core.testing.subject import PROMPTS, Subject
 
 # Height and width: squares, wide, tall and odd. None is more than twice as tall as wide: there Pillow 13 resizes
 # in another order than the Pillows that published scorers were made with.
