@@ -155,8 +155,8 @@ def compare_with_reference(
     ]
     if spec.needs_prompt:
         image = seeded_images(subject, 1, *native)
-        name, prompts = ("prompts", spec.small_prompts) if spec.small_prompts else ("hard prompts", HARD_PROMPTS)
-        cases.append((name, [image] * len(prompts), prompts))
+        given = spec.small_prompts or HARD_PROMPTS
+        cases.append(("prompts" if spec.small_prompts else "hard prompts", [image] * len(given), given))
     if images:
         cases.append((f"{len(images)} files", images, subject.prompts[:1] * len(images)))
     rows: list[Row] = []

@@ -18,6 +18,9 @@ class TestEmojiJudge(RewardContract):
 
 class TestEmojiJudgeTop1(RewardContract):
     kind = "emoji-judge-top1"
+    skip = {  # noqa: RUF012 declared ClassVar above
+        "prompts_count_as_declared": "of the checks' images none shows a thing, and 0 stays 0 for any prompt"
+    }
 
 
 @pytest.fixture(scope="module")

@@ -43,8 +43,9 @@ class EmojiJudge(FrozenModule):
         with torch.autocast(images.device.type, enabled=False):
             logits = self.network(normalize(resize_like_pil(images, SIDE, SIDE), (0.5,) * 3, (0.5,) * 3)).logits
         if self.top1:
-            return (logits.argmax(1) == things).float()
-        scores: Tensor = logits.log_softmax(1).gather(1, things[:, None])[:, 0]
+            scores: Tensor = (logits.argmax(1) == things).float()
+        else:
+            scores = logits.log_softmax(1).gather(1, things[:, None])[:, 0]
         return scores
 
     def thing(self, prompt: str) -> int:
