@@ -219,13 +219,17 @@ def _with_nan(value: Any) -> Any:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A file that is never seen half written."""
+    """A file that is never seen half written; what the system refuses it says of `path`."""
     aside = path.with_name(path.name + ".partial")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # else a power failure could leave the new name with nothing in it
-    aside.replace(path)
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else a power failure could leave the new name with nothing in it
+        aside.replace(path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 # Images

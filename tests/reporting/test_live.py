@@ -57,7 +57,7 @@ def test_it_is_there_after_the_base_models_evaluation_and_says_nothing_that_is_n
     assert "Update 0 of 20." in text
     assert "No update is evaluated yet These are the base model's images." in text
     assert "left." not in text, "no update has been timed"
-    for later in ("Use it", "in percent", "Curves of the training", "nan", "s an update"):
+    for later in ("Use it", "in percent", "Curves of the training", "nan", " s an update"):
         assert later not in text, later
 
 
