@@ -10,7 +10,7 @@ import json
 import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -120,7 +120,7 @@ class Trackers:
         values = {**record.means(), "drift": fmean(record.drift)}
         values |= {name: fmean(numbers) for name, numbers in record.measures().items()}
         self._log({f"evaluation/{name}": value for name, value in values.items()}, record.update)
-        grid = partial(_grid, folder, record.update, prompts)
+        grid = cache(partial(_grid, folder, record.update, prompts))  # drawn once, and only for those that are there
         for name in list(self.started):
             self._tell(name, partial(_show, name, grid, record.update))
 

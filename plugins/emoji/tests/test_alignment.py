@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from draft_core import load_catalog, load_pipeline, load_reward
+from draft_core import load_reward
 from draft_core.rewards.images import resize_like_pil
 from draft_core.testing import SIZES, RewardContract, compare_kind
 
@@ -21,14 +22,9 @@ class TestEmojiPreference(RewardContract):
 
 
 @pytest.fixture(scope="module")
-def drawn() -> tuple[list[str], torch.Tensor]:
+def drawn(draw: Callable[[int, int], tuple[list[str], torch.Tensor]]) -> tuple[list[str], torch.Tensor]:
     """Eight held-out things and an image of each, (8, 3, 64, 64)."""
-    prompts = load_catalog().prompt_lists()["emoji-heldout"].read_text().splitlines()[:8]
-    pipe: StableDiffusionPipeline = load_pipeline("emoji")
-    pipe.set_progress_bar_config(disable=True)
-    generators = [torch.Generator().manual_seed(0) for _ in prompts]
-    call = {"num_inference_steps": 10, "guidance_scale": 4.0, "generator": generators, "output_type": "pt"}
-    return prompts, pipe(prompts, **call).images
+    return draw(8, 10)
 
 
 def test_every_image_scores_highest_for_its_own_prompt(drawn: tuple[list[str], torch.Tensor]) -> None:

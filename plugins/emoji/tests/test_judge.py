@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 from draft_emoji.judge import EmojiJudge
 
-from draft_core import load_catalog, load_pipeline, load_reward
+from draft_core import load_reward
 from draft_core.errors import RewardError
 from draft_core.testing import RewardContract
 
@@ -24,14 +25,9 @@ class TestEmojiJudgeTop1(RewardContract):
 
 
 @pytest.fixture(scope="module")
-def drawn() -> tuple[list[str], torch.Tensor]:
+def drawn(draw: Callable[[int, int], tuple[list[str], torch.Tensor]]) -> tuple[list[str], torch.Tensor]:
     """Sixteen held-out things and an image of each, (16, 3, 64, 64)."""
-    prompts = load_catalog().prompt_lists()["emoji-heldout"].read_text().splitlines()[:16]
-    pipe: StableDiffusionPipeline = load_pipeline("emoji")
-    pipe.set_progress_bar_config(disable=True)
-    generators = [torch.Generator().manual_seed(0) for _ in prompts]
-    call = {"num_inference_steps": 20, "guidance_scale": 4.0, "generator": generators, "output_type": "pt"}
-    return prompts, pipe(prompts, **call).images
+    return draw(16, 20)
 
 
 def test_the_two_scores_are_one_distribution(drawn: tuple[list[str], torch.Tensor]) -> None:

@@ -71,10 +71,10 @@ def test_the_judge_trains_on_no_picture_that_it_is_tested_on(work: Path) -> None
     meta = described()
     labels = judge.numbered(meta)
     assert labels.tolist()[-4:] == [8, 9, 10, 11]
-    seen = np.array(sorted(set(range(len(meta))) - set(clip.held_out_pictures(meta))))
+    pools = judge.pools_of(labels, clip.held_out_pictures(meta))
     images = np.zeros((len(meta), 64, 64, 3), dtype=np.uint8)
     images[list(clip.held_out_pictures(meta))] = 255
-    x, y = judge.batch(images, labels, seen, torch.Generator().manual_seed(0))
+    x, y = judge.batch(images, labels, pools, torch.Generator().manual_seed(0))
     assert x.shape == (judge.BATCH, 3, 64, 64)
     assert x.mean(dim=(1, 2, 3)).max() < 0.5, "the white ones are those that it is tested on"
     assert (y < 8).sum() == round(judge.FROM_CONCEPTS * judge.BATCH)

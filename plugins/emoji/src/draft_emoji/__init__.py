@@ -7,15 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from draft_core.plugin import PretrainedSpec, RewardConfig, RewardSpec, hookimpl
 
 DRAFT_API_VERSION = 2
 
 FOLDER = Path(__file__).parent
-THINGS = ("a fox", "3d style, a red apple, fruit", "flat style, an owl")
 LICENSE = "Apache-2.0; trained on Noto Emoji (Apache-2.0) and Fluent Emoji (MIT)"
+
+# What the scores that share a network have in common.
+CLIP: dict[str, Any] = {
+    "factory": "draft_emoji.alignment:EmojiClip",
+    "reference": "draft_emoji.reference:reference",
+    "tolerance": 0.002,
+}
+JUDGE: dict[str, Any] = {
+    "factory": "draft_emoji.judge:EmojiJudge",
+    "differentiable": False,
+    "small_prompts": ("a fox", "3d style, a red apple, fruit", "flat style, an owl"),
+}
 
 
 class EmojiClipConfig(RewardConfig):
@@ -46,63 +57,53 @@ class EmojiJudgeTop1Config(RewardConfig):
 def draft_register_rewards() -> Iterable[RewardSpec]:
     """What can be said of an image of the embedded model: two scores to train on, and a judge to be believed."""
     return [
-        RewardSpec(
-            kind="emoji-clip",
-            summary="whether an emoji shows what its prompt says, by a CLIP of 2.7 M parameters that knows emoji only",
-            config=EmojiClipConfig,
-            factory="draft_emoji.alignment:EmojiClip",
+        _spec(
+            "emoji-clip",
+            "whether an emoji shows what its prompt says, by a CLIP of 2.7 M parameters that knows emoji only",
+            EmojiClipConfig,
             unit="cosine",
             score_range="[-1, 1]",
-            needs_prompt=True,
-            native_size=64,
-            code_license="Apache-2.0",
-            weights_license=LICENSE,
-            reference="draft_emoji.reference:reference",
-            tolerance=0.002,
+            **CLIP,
         ),
-        RewardSpec(
-            kind="emoji-preference",
-            summary="which of two emoji of a prompt a person would pick, by a CLIP taught on drawings good and bad",
-            config=EmojiPreferenceConfig,
-            factory="draft_emoji.alignment:EmojiClip",
+        _spec(
+            "emoji-preference",
+            "which of two emoji of a prompt a person would pick, by a CLIP taught on drawings good and bad",
+            EmojiPreferenceConfig,
             unit="100 cosine",
             score_range="[-100, 100]",
-            needs_prompt=True,
-            native_size=64,
-            code_license="Apache-2.0",
-            weights_license=LICENSE,
-            reference="draft_emoji.reference:reference",
-            tolerance=0.002,
+            **CLIP,
         ),
-        RewardSpec(
-            kind="emoji-judge",
-            summary="how sure an independent network is that an emoji shows its prompt's thing, among 274; to judge by",
-            config=EmojiJudgeConfig,
-            factory="draft_emoji.judge:EmojiJudge",
+        _spec(
+            "emoji-judge",
+            "how sure an independent network is that an emoji shows its prompt's thing, among 274; to judge by",
+            EmojiJudgeConfig,
             unit="log-probability",
             score_range="(-inf, 0]",
-            differentiable=False,
-            needs_prompt=True,
-            small_prompts=THINGS,
-            native_size=64,
-            code_license="Apache-2.0",
-            weights_license=LICENSE,
+            **JUDGE,
         ),
-        RewardSpec(
-            kind="emoji-judge-top1",
-            summary="whether an independent network sees the prompt's thing first, among 274; to judge by",
-            config=EmojiJudgeTop1Config,
-            factory="draft_emoji.judge:EmojiJudge",
+        _spec(
+            "emoji-judge-top1",
+            "whether an independent network sees the prompt's thing first, among 274; to judge by",
+            EmojiJudgeTop1Config,
             unit="share",
             score_range="0 or 1",
-            differentiable=False,
-            needs_prompt=True,
-            small_prompts=THINGS,
-            native_size=64,
-            code_license="Apache-2.0",
-            weights_license=LICENSE,
+            **JUDGE,
         ),
     ]
+
+
+def _spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> RewardSpec:
+    """What all scores of emoji have in common, and the rest."""
+    return RewardSpec(
+        kind=kind,
+        summary=summary,
+        config=config,
+        needs_prompt=True,
+        native_size=64,
+        code_license="Apache-2.0",
+        weights_license=LICENSE,
+        **more,
+    )
 
 
 @hookimpl

@@ -32,13 +32,13 @@ def train(work: Path, budget: Budget, device: torch.device) -> None:
     images, meta = pictures.load(work)
     labels = numbered(meta)
     held_out = clip.held_out_pictures(meta)
-    seen = np.array(sorted(set(range(len(meta))) - set(held_out)))
+    pools = pools_of(labels, held_out)
     torch.manual_seed(SEED)
     module = build(int(labels.max()) + 1).to(device, memory_format=torch.channels_last)
     training = Training(module, RECIPE, budget, work / "judge" / "checkpoint.pt", seed=SEED)
 
     def loss(generator: torch.Generator) -> Tensor:
-        x, y = batch(images, labels, seen, generator)
+        x, y = batch(images, labels, pools, generator)
         with vae.autocast(device):
             logits = module(x.to(device, memory_format=torch.channels_last)).logits.float()
         return F.cross_entropy(logits, y.to(device), label_smoothing=0.05)
@@ -48,7 +48,7 @@ def train(work: Path, budget: Budget, device: torch.device) -> None:
 
     final = build(int(labels.max()) + 1)
     final.load_state_dict(training.averaged())
-    measure_statistics(final, images, labels, seen)
+    measure_statistics(final, images, labels, pools)
     judge = of_concepts(final, images, labels, held_out)
     judge.save_pretrained(work / "judge" / "model")
     figures = accuracies(judge, work, images, meta, held_out)
@@ -58,7 +58,7 @@ def train(work: Path, budget: Budget, device: torch.device) -> None:
 
 
 def build(classes: int) -> ResNetForImageClassification:
-    """A residual network (He et al. 2016) of four stages, 3.6 million parameters without its last layer."""
+    """A residual network (He et al. 2016) of four stages, 2.5 million parameters without its last layer."""
     return ResNetForImageClassification(
         ResNetConfig(
             embedding_size=40,
@@ -77,13 +77,18 @@ def numbered(meta: Sequence[Picture]) -> np.ndarray:
     return np.array([p.concept if p.concept >= 0 else concepts + others[p.label] for p in meta])
 
 
+def pools_of(labels: np.ndarray, held_out: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the pictures of concepts and of all others, without those held out."""
+    seen = np.setdiff1d(np.arange(len(labels)), held_out)
+    concepts = labels[seen] < len(pictures.read_concepts())
+    return seen[concepts], seen[~concepts]
+
+
 def batch(
-    images: np.ndarray, labels: np.ndarray, seen: np.ndarray, generator: torch.Generator
+    images: np.ndarray, labels: np.ndarray, pools: tuple[np.ndarray, np.ndarray], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Augmented pictures (BATCH, 3, 64, 64) in about [-1, 1] and their classes (BATCH,)."""
-    concepts = labels[seen] <= max_concept(labels)
     count = round(BATCH * FROM_CONCEPTS)
-    pools = seen[concepts], seen[~concepts]
     chosen = np.concatenate(
         [
             pool[torch.randint(len(pool), (n,), generator=generator).numpy()]
@@ -91,11 +96,6 @@ def batch(
         ]
     )
     return augment(vae.to_tensor(images[chosen]), generator), torch.from_numpy(labels[chosen])
-
-
-def max_concept(labels: np.ndarray) -> int:
-    """The last class that is a concept; they are numbered from 0 in the order of concepts.txt."""
-    return min(int(labels.max()), len(pictures.read_concepts()) - 1)
 
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -117,7 +117,7 @@ def measure_statistics(
     model: ResNetForImageClassification,
     images: np.ndarray,
     labels: np.ndarray,
-    seen: np.ndarray,
+    pools: tuple[np.ndarray, np.ndarray],
     batches: int = 100,
 ) -> None:
     """Set the batch norms' mean and variance for the averaged weights, which were never run in training."""
@@ -128,7 +128,7 @@ def measure_statistics(
         norm.momentum = None
     model.train()
     for _ in range(batches):
-        model(batch(images, labels, seen, generator)[0])
+        model(batch(images, labels, pools, generator)[0])
     model.eval()
 
 

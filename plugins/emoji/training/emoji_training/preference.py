@@ -124,10 +124,9 @@ class Pairs:
         self.seen = [i for i, p in enumerate(meta) if p.label not in hidden]
         self.unseen = [i for i, p in enumerate(meta) if p.label in hidden]
         self.real = {(p.concept, p.style): i for i, p in enumerate(meta) if p.concept >= 0}
-        order = sorted(range(len(drawn.SETTINGS)), key=lambda s: -drawn.SETTINGS[s].tier)
         rows: dict[tuple[int, str], list[int]] = {}
         for i, d in enumerate(wanted):
-            rows.setdefault((d.concept, d.style), [0] * len(order))[order.index(d.setting)] = i
+            rows.setdefault((d.concept, d.style), [0] * len(drawn.SETTINGS))[d.setting] = i
         self.rows = rows
         labels = {p.concept: p.label for p in meta if p.concept >= 0}
         self.seen_rows = [k for k in sorted(rows) if labels[k[0]] not in hidden]
@@ -218,15 +217,10 @@ def accuracies(model: CLIPModel, tokenizer: CLIPTokenizer, data: Pairs) -> dict[
         best, *others = scores(torch.stack(versions), f"{captions.styled(data.meta[i].style)}, {data.meta[i].phrase}")
         for name, other in zip([*worse, "a picture before itself spoilt"], others, strict=True):
             pairs.setdefault(name, []).append(bool(best > other))
-    names = ["a picture", *(f"{s.steps} steps at {s.guidance:g}" for s in ordered_settings()), "another thing"]
+    names = ["a picture", *(f"{s.steps} steps at {s.guidance:g}" for s in drawn.SETTINGS), "another thing"]
     for key, stranger in zip(data.unseen_rows, data.unseen_rows[3:] + data.unseen_rows[:3], strict=True):
         row = scores(torch.cat([data.tiers(key), data.tiers(stranger)[:1]]), data.text(key))
         for a in range(len(names)):
             for b in range(a + 1, len(names)):
                 pairs.setdefault(f"{names[a]} before {names[b]}", []).append(bool(row[a] > row[b]))
     return {name: (sum(right) / len(right), len(right)) for name, right in pairs.items()}
-
-
-def ordered_settings() -> list[drawn.Setting]:
-    """The settings of drawings, the best first."""
-    return sorted(drawn.SETTINGS, key=lambda s: -s.tier)
