@@ -22,6 +22,14 @@ def setting(description: str, default: Any) -> Any:
     return field(default=default, metadata={"description": description})
 
 
+BOUNDS = (
+    ("ge", "at least", operator.ge),
+    ("gt", "greater than", operator.gt),
+    ("le", "at most", operator.le),
+    ("lt", "less than", operator.lt),
+)
+
+
 def check_bounds(settings: Any) -> None:
     """That every field of a settings class has the type and keeps the bounds of its annotation.
 
@@ -43,9 +51,8 @@ def _breach(value: Any, hint: Any) -> str | None:
     """What a value of this annotation is, where this one is not."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return _breach(value, inner[0]) or next(
-            (_beyond(value, bound) for bound in inner[1:] if _beyond(value, bound)), None
-        )
+        beyond = (_beyond(value, bound) for bound in inner[1:])
+        return _breach(value, inner[0]) or next(filter(None, beyond), None)
     if origin is Literal:
         return None if value in inner else f"one of {', '.join(inner)}"
     if origin is tuple:
@@ -62,13 +69,7 @@ def _breach(value: Any, hint: Any) -> str | None:
 
 def _beyond(value: Any, bound: Any) -> str | None:
     """The bound, in words, if the value is beyond it."""
-    tests = {
-        "ge": ("at least", operator.ge),
-        "gt": ("greater than", operator.gt),
-        "le": ("at most", operator.le),
-        "lt": ("less than", operator.lt),
-    }
-    for name, (words, holds) in tests.items():
+    for name, words, holds in BOUNDS:
         if (limit := getattr(bound, name, None)) is not None and not holds(value, limit):
             return f"{words} {limit}"
     return None

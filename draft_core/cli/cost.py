@@ -82,14 +82,14 @@ def _forecast(recipe: Path, overrides: list[str]) -> tuple[Forecast, dict[str, i
     from draft_core.cost.evaluation import evaluation_cost
     from draft_core.cost.forecast import forecast, savings
     from draft_core.cost.room import free_memory
+    from draft_core.evaluation.evaluate import evaluation_sampler
     from draft_core.recipe.resolve import resolve_evaluation
     from draft_core.runs.build import build, build_objective
-    from draft_core.runs.evaluator import sampler_of_evaluation
 
     quiet_libraries()
     settings, prompts = resolve_evaluation(validated, catalog)
     trainer = build(validated, catalog=catalog)
-    sampler = sampler_of_evaluation(trainer, settings)
+    sampler = evaluation_sampler(trainer.sampler, settings)
     free = free_memory(trainer.device)  # before anything else is allocated
     found = forecast(trainer)
     room = None if free is None else free + sum(found.memory.weights.values()) + found.memory.lora

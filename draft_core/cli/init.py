@@ -17,7 +17,6 @@ from draft_core.cli.cost import cost, print_prediction
 from draft_core.cli.outputs import require_file, writing
 from draft_core.cli.terminal import out, quiet_libraries
 from draft_core.errors import DraftError, RecipeError
-from draft_core.proposals.card import card_size
 from draft_core.proposals.starts import (
     EMOJI,
     STARTS,
@@ -57,6 +56,8 @@ def init(
 
     Example: draft init --model sdxl --reward hpsv2 --card 24GB --output sdxl.yaml
     """
+    from draft_core.proposals.card import card_size
+
     catalog = load_catalog()
     _require_free(output, overwrite=overwrite, yes=yes)
     name = model or (EMOJI if yes else _ask_model())
@@ -196,8 +197,9 @@ def _header(start: Start, fit: Fit, card: float | None, output: Path) -> list[st
 
 def _require_prompts(prompts: str, catalog: Catalog) -> None:
     from draft_core.recipe.resolve import given_prompts
+    from draft_core.recipe.yaml_text import exists
 
-    if prompts not in catalog.prompt_lists() and not Path(prompts).is_file():
+    if prompts not in catalog.prompt_lists() and not exists(Path.is_file, Path(prompts)):
         raise DraftError("no such file", where=f"--prompts {prompts}", next="check the path")
     given_prompts(prompts, catalog, where="--prompts")
 

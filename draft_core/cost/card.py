@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from draft_core.adapters.lora import add_lora, trainable
-from draft_core.cost.forecast import ADAM_MOMENTS, FLOAT32, Memory, leaving_encoders
+from draft_core.cost.forecast import ADAM_MOMENTS, FLOAT32, Memory, frozen_bytes, leaving_encoders
 from draft_core.cost.meta_device import (
     META,
     build_network,
@@ -114,7 +114,10 @@ def predict(update: Update) -> Prediction:
     pipe = _with_lora(update)
     numbers = sum(parameter.numel() for parameter in trainable(pipe))
     dtype = getattr(torch, update.dtype)
-    networks = {name: _bytes(build_network(network, dtype)) for name, network in update.model.networks.items()}
+    networks = {
+        name: frozen_bytes(getattr(pipe, name, None) or build_network(network, dtype))
+        for name, network in update.model.networks.items()
+    }
     rewards, uncounted = _reward_bytes(update)
     weights = {**networks, **rewards}
     lora = numbers * FLOAT32
@@ -198,7 +201,3 @@ class _ImageSide(torch.nn.Module):
         small = torch.nn.functional.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
         output: Tensor = self.encoder(small.to(self.encoder.dtype)).pooler_output
         return output.float().sum(1)
-
-
-def _bytes(network: torch.nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))

@@ -199,8 +199,8 @@ def _seconds(trainer: Trainer, calls: Calls, times: Times) -> Seconds:
 
 
 def _memory(trainer: Trainer, plan: StepPlan, probe: Probe) -> Memory:
-    components = {name: _bytes(network) for name, network in pipelines.networks(trainer.sampler.pipe).items()}
-    rewards = {"rewards": _bytes(trainer.objective)} if _bytes(trainer.objective) else {}
+    components = {name: frozen_bytes(network) for name, network in pipelines.networks(trainer.sampler.pipe).items()}
+    rewards = {"rewards": frozen_bytes(trainer.objective)} if frozen_bytes(trainer.objective) else {}
     numbers = sum(parameter.numel() for parameter in trainer.parameters)
     return Memory(
         weights={**components, **rewards},
@@ -290,7 +290,7 @@ def _unchanged(sampler: DifferentiableSampler) -> Iterator[None]:
             network.disable_gradient_checkpointing()
 
 
-def _bytes(module: torch.nn.Module) -> int:
+def frozen_bytes(module: torch.nn.Module) -> int:
     """Bytes of its frozen weights and of its buffers."""
     frozen = [parameter for parameter in module.parameters() if not parameter.requires_grad]
     return sum(tensor.nbytes for tensor in (*frozen, *module.buffers()))

@@ -6,8 +6,7 @@ So a model of 14 billion parameters is built in seconds, and a pipeline's own ca
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from typing import Any
 
 import diffusers
@@ -66,9 +65,10 @@ def without_numbers(pipe: Any) -> Iterator[None]:
         original(*args, device="cpu", **kwargs)
         scheduler.timesteps = scheduler.timesteps.to(pipe._execution_device)
 
-    with ExitStack() as stack:
-        stack.enter_context(seams.replaced(scheduler, "set_timesteps", set_timesteps))
-        stack.enter_context(seams.replaced(scheduler, "index_for_timestep", partial(_first_place)))
+    with (
+        seams.replaced(scheduler, "set_timesteps", set_timesteps),
+        seams.replaced(scheduler, "index_for_timestep", _first_place),
+    ):
         yield
 
 

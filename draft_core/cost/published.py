@@ -1,9 +1,9 @@
 """Published models as data: the configs of their networks, how they are called, and the encoders of published rewards.
 
-Every config is that of the model's published `config.json` as far as it differs from the defaults of its class. No file
-was fetched to write them down: what stands behind each is its parameter count, which a test compares with the published
-one. A count does not see what has no parameters: how many heads share a width, and the places at which a resolution
-changes. `meta_device.py` builds them without weights.
+Every config is that of the model's published `config.json` as far as it differs from the defaults of its class. What
+stands behind each is its parameter count, which a test compares with the published one. A count does not see what has
+no parameters: how many heads share a width, and the places at which a resolution changes. `meta_device.py` builds them
+without weights.
 """
 
 from __future__ import annotations

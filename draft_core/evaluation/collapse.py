@@ -239,16 +239,20 @@ class _Move:
         return self.change.mean > 0
 
     @property
+    def after(self) -> float:
+        return self.before.mean + self.change.mean
+
+    @property
     def share(self) -> float:
         """What is left of it."""
-        after = self.before.mean + self.change.mean
-        return after / self.before.mean if self.before.mean else math.nan
+        return self.after / self.before.mean if self.before.mean else math.nan
 
     def __str__(self) -> str:
-        before, after = self.before.mean, self.before.mean + self.change.mean
         by = percent(self.before, self.change)
         word = "rose" if self.is_rise else "fell"
-        return f"{self.name} {word} from {before:.4g} to {after:.4g}" + ("" if by is None else f" ({by:+.3g} %)")
+        return f"{self.name} {word} from {self.before.mean:.4g} to {self.after:.4g}" + (
+            "" if by is None else f" ({by:+.3g} %)"
+        )
 
 
 def percent(before: Change, change: Change) -> float | None:
@@ -264,7 +268,7 @@ def percent(before: Change, change: Change) -> float | None:
 def _move(name: str, before: Sequence[float], after: Sequence[float], prompts: int) -> _Move | None:
     """How far a mean moved, if it did beyond chance."""
     found = change(before, after, prompts)
-    return _Move(name, over_prompts(before, prompts), found) if found.mean and found.believed else None
+    return _Move(name, over_prompts(before, prompts), found) if found.believed else None
 
 
 def _unjudged(base: EvalRecord, record: EvalRecord) -> Iterator[str]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from draft_core.errors import DraftError, SamplerError, list_of_prompts, require_from_one
+from draft_core.evaluation.settings import EvaluationSettings
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import Objective
 from draft_core.sampling.pipelines import IMAGE_COUNTS, call_inputs, has_float16, networks
@@ -117,17 +118,16 @@ def evaluate(
     )
 
 
-def evaluation_sampler(
-    sampler: DifferentiableSampler, *, num_inference_steps: int | None, guidance_scale: float | None
-) -> DifferentiableSampler:
-    """The sampler with steps and guidance of its own; None stands for those of `sampler`, which is then given back.
+def evaluation_sampler(sampler: DifferentiableSampler, settings: EvaluationSettings) -> DifferentiableSampler:
+    """The sampler with the steps and the guidance of the evaluations; where they have none, `sampler` itself.
 
     Raises:
         SamplerError: if the pipeline's call takes no guidance.
     """
-    if num_inference_steps is None and guidance_scale is None:
+    steps, scale = settings.num_inference_steps, settings.guidance_scale
+    if steps is None and scale is None:
         return sampler
-    guidance = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+    guidance = {} if scale is None else {"guidance_scale": scale}
     if guidance and "guidance_scale" not in call_inputs(sampler.pipe):
         raise SamplerError(
             f"the call of {type(sampler.pipe).__name__} takes no guidance_scale",
@@ -136,7 +136,7 @@ def evaluation_sampler(
         )
     return DifferentiableSampler(
         sampler.pipe,
-        num_inference_steps=sampler.num_inference_steps if num_inference_steps is None else num_inference_steps,
+        num_inference_steps=sampler.num_inference_steps if steps is None else steps,
         gradient_checkpointing=sampler.gradient_checkpointing,
         decode=sampler.decode,
         base_model=sampler.base_model,

@@ -12,6 +12,7 @@ from typing import Any
 
 from draft_core.cost.card import GIB, USABLE, Prediction, Update, leaner, predict, published_model, usable
 from draft_core.errors import RecipeError
+from draft_core.proposals.card import SIZES
 from draft_core.proposals.starts import EMOJI, FIELDS, Start
 from draft_core.recipe.yaml_text import parse_yaml
 from draft_core.registry.config import DirectConfig
@@ -62,7 +63,7 @@ def fit_to_card(start: Start, reward: str, methods: Sequence[DirectConfig], card
     assert model is not None, f"{start.pretrained} is not among the published models"
     update = Update(
         model,
-        call={"guidance_scale": start.guidance, **{k: v for k, v in start.call.items() if k != "max_sequence_length"}},
+        call={"guidance_scale": start.guidance, **{name: value for name, value in start.call.items() if name in SIZES}},
         rewards={reward: str(FIELDS.get(reward, {}).get("dtype", "float32"))},
         rank=start.rank,
         remember_prompts=True,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from draft_core.errors import DraftError, one_line
+from draft_core.errors import DraftError, one_line, with_type
 from draft_core.reporting.rendering import render
 from draft_core.reporting.run_record import RunRecord
 
@@ -120,7 +120,7 @@ class LivePage:
         if isinstance(error, DraftError):
             why = "; ".join(part for part in (error.what, error.next) if part)
         else:
-            why = f"{type(error).__name__}: {one_line(error)}"
+            why = with_type(error)
         self.state = RunState(self.state.update, self.state.steps, written=time.time(), ended=why)
         if self.around is not None:
             self._guarded(self._rewrite)

@@ -10,6 +10,8 @@ from typing import Literal
 from draft_core.evaluation.collapse import CollapseRule, EvalRecord
 from draft_core.reporting.rendering import plus_minus
 
+Kind = Literal["collapsed", "lost", "costly", "idle", "fine"]
+
 
 @dataclass(frozen=True)
 class RunVerdict:
@@ -26,7 +28,7 @@ class RunVerdict:
         best: which update to use, one sentence.
     """
 
-    kind: Literal["collapsed", "lost", "costly", "idle", "fine"]
+    kind: Kind
     headline: str
     rose: tuple[str, ...]
     fell: tuple[str, ...]
@@ -56,7 +58,7 @@ def judged(rule: CollapseRule, evaluations: Sequence[EvalRecord]) -> RunVerdict:
     unjudged = "".join(f" {_sentence(why)}." for why in judgement.unjudged)
     advice = _advice(rule.best(evaluations), first, last)
 
-    def verdict(kind: Literal["collapsed", "lost", "costly", "idle", "fine"], headline: str, reason: str) -> RunVerdict:
+    def verdict(kind: Kind, headline: str, reason: str) -> RunVerdict:
         return RunVerdict(kind, headline, judgement.rose, judgement.fell, f"{_sentence(reason)}.{unjudged}", advice)
 
     if judgement.lost:

@@ -44,16 +44,17 @@ class Objective(FrozenModule):
         caps: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        for what, named in (("weights", weights or {}), ("caps", caps or {})):
-            if unknown := sorted({*named} - {*rewards}):
+        weights, caps = dict(weights or {}), dict(caps or {})
+        for what, named in (("weights", weights), ("caps", caps)):
+            if unknown := sorted(named.keys() - rewards.keys()):
                 raise DraftError(
                     f"there is no reward {unknown[0]!r}, of {', '.join(rewards) or 'none'}",
                     where=f"{what} of the objective",
                     next="name one of its rewards",
                 )
         self.rewards = torch.nn.ModuleDict({name: reward.requires_grad_(False) for name, reward in rewards.items()})
-        self.weights = {name: (weights or {}).get(name, 1.0) for name in rewards}
-        self.caps = dict(caps or {})
+        self.weights = {name: weights.get(name, 1.0) for name in rewards}
+        self.caps = caps
         self.eval()  # the rewards too, which need not be frozen modules themselves
 
     def forward(self, images: torch.Tensor, prompts: Sequence[str]) -> Scores:

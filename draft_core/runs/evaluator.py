@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from draft_core.evaluation.collapse import EvalRecord, eval_record
-from draft_core.evaluation.evaluate import Evaluation, NotFiniteError, evaluate, evaluation_sampler
-from draft_core.evaluation.settings import EvaluationSettings
+from draft_core.evaluation.evaluate import Evaluation, NotFiniteError, evaluate
 from draft_core.reporting.run_record import EVALUATIONS, append_row, load_images, save_images, scale_name
 from draft_core.rewards.objective import Objective
 from draft_core.runs.folder import RunFolder
@@ -18,17 +17,6 @@ from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.trainer import Trainer
 
 SCALED_PROMPTS = 4  # are drawn at each scale, from the first seed
-
-
-def sampler_of_evaluation(trainer: Trainer, settings: EvaluationSettings) -> DifferentiableSampler:
-    """What draws the evaluations: the trainer's sampler, or one of its pipeline with the evaluations' own settings.
-
-    Raises:
-        SamplerError: if the pipeline's call takes no guidance.
-    """
-    return evaluation_sampler(
-        trainer.sampler, num_inference_steps=settings.num_inference_steps, guidance_scale=settings.guidance_scale
-    )
 
 
 @dataclass

@@ -144,8 +144,13 @@ def _class_named_in(folder: str) -> Any:
         name = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    found = getattr(diffusers, name, None) if isinstance(name, str) else None
-    return found if isinstance(found, type) and issubclass(found, DiffusionPipeline) else None
+    return _exported(name, DiffusionPipeline) if isinstance(name, str) else None
+
+
+def _exported(name: str, base: type) -> Any:
+    """The class of this name and kind that diffusers exports; None where there is none."""
+    found = getattr(diffusers, name, None)
+    return found if isinstance(found, type) and issubclass(found, base) else None
 
 
 def _scheduler_class(scheduler: SchedulerConfig) -> Any:
@@ -162,8 +167,8 @@ def _scheduler_class(scheduler: SchedulerConfig) -> Any:
 
 
 def _class_named(name: str, base: type, ending: str, *, where: str) -> Any:
-    found = getattr(diffusers, name, None)
-    if not (isinstance(found, type) and issubclass(found, base)):
+    found = _exported(name, base)
+    if found is None:
         classes = [other for other in dir(diffusers) if other.endswith(ending)]
         near = difflib.get_close_matches(name, classes, n=1)
         raise RecipeError(

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from draft_core.cost.room import require_room
 from draft_core.errors import CheckpointError, DraftError, Interrupted, RecipeError, first_line
 from draft_core.evaluation.collapse import CollapseRule, EvalRecord, Verdict
+from draft_core.evaluation.evaluate import evaluation_sampler
 from draft_core.recipe.resolve import ResolvedRecipe, resolve_recipe
 from draft_core.recipe.schema import RecipeBase
 from draft_core.recipe.yaml_text import exists
@@ -31,7 +32,7 @@ from draft_core.reporting.verdict import RunVerdict, judged
 from draft_core.runs.build import build, build_objective, require_recipe
 from draft_core.runs.continuation import continuation
 from draft_core.runs.cut_prompts import cut_prompts
-from draft_core.runs.evaluator import Evaluator, sampler_of_evaluation
+from draft_core.runs.evaluator import Evaluator
 from draft_core.runs.folder import CHECKPOINTS, RunFolder, is_ours, record_of
 from draft_core.runs.interrupts import Stop, stop_signals
 from draft_core.runs.progress import Progress, both, silent
@@ -98,10 +99,11 @@ def run_recipe(
         resolved = resolve_recipe(recipe, catalog, versions=versions(catalog), processes=processes.world_size)
         recipe = resolved.recipe
         cut.prompts, cut.progress = (*resolved.prompts.prompts, *resolved.evaluation_prompts), progress
-        how = processes.on_main(lambda: continuation(resolved, resume=resume, overwrite=overwrite, force=force))
+        decide = partial(continuation, resolved, resume=resume, overwrite=overwrite, force=force)
+        processes.on_main(decide)  # refuses before a model is loaded
         progress("load", 0, 1, recipe.model.pretrained)
         trainer = build(recipe, catalog=catalog, prompts=resolved.prompts)
-        sampler = sampler_of_evaluation(trainer, resolved.evaluation)
+        sampler = evaluation_sampler(trainer.sampler, resolved.evaluation)
         _require_call(recipe, trainer, sampler)
         require_savable(remembered(trainer.learner))
         rewards = build_objective(recipe.metrics, catalog, beside=trainer.objective).to(trainer.device)
@@ -113,9 +115,7 @@ def run_recipe(
         folder = RunFolder(recipe, processes)
         with folder.locked():
             # Another run may have come and gone while this one loaded its model.
-            how = processes.on_main(
-                lambda: continuation(resolved, resume=resume, overwrite=overwrite, force=force, is_locked=True)
-            )
+            how = processes.on_main(partial(decide, is_locked=True))
             folder.begin(resolved, anew=not how.goes_on, redraws=how.redraws)
             progress("load", 1, 1, recipe.model.pretrained)
             restored = folder.restore(trainer)
@@ -203,6 +203,11 @@ class _Run:
             scales=scales,
         )
 
+    def add(self, record: EvalRecord) -> None:
+        """Keeps an evaluation, and tells the trackers of it."""
+        self.records.append(record)
+        self.trackers.evaluation(record, self.folder.path, self.resolved.evaluation_prompts)
+
     def judge(self) -> Verdict:
         """The verdict of the last evaluation, with which the page is written anew."""
         verdict = self.rule.verdict(self.records[0], self.records[-1])
@@ -214,8 +219,7 @@ def _train(run: _Run, progress: Progress, stop: Stop) -> Verdict:
     """All updates that are left, or as many as the rule against collapse allows."""
     trainer, folder, rule, records = run.trainer, run.folder, run.rule, run.records
     if not records:
-        records.append(run.evaluator.evaluate_base())
-        _track_evaluation(run)
+        run.add(run.evaluator.evaluate_base())
     verdict = run.judge()
     if rule.ends(verdict):
         return verdict
@@ -254,8 +258,7 @@ def _tell(report: StepReport, steps: int, progress: Progress) -> None:
 
 def _evaluate(run: _Run, progress: Progress, stage: str = "") -> Verdict:
     """Draws and scores the held-out images, writes their record down, and judges it."""
-    run.records.append(run.evaluator.evaluate(stage))
-    _track_evaluation(run)
+    run.add(run.evaluator.evaluate(stage))
     verdict = run.judge()
     notes = list(verdict.unjudged)
     if verdict.fell:
@@ -282,7 +285,10 @@ def _require_call(recipe: RecipeBase, trainer: Trainer, evaluated: Differentiabl
         evaluated: what draws the evaluations.
     """
     pipe = type(trainer.sampler.pipe).__name__
-    for where, sampler in (("model.call", trainer.sampler), ("evaluation", evaluated)):
+    samplers = {"model.call": trainer.sampler}
+    if evaluated is not trainer.sampler:
+        samplers["evaluation"] = evaluated
+    for where, sampler in samplers.items():
         try:
             steps = sampler.steps
             if sampler is trainer.sampler and isinstance(recipe.method, DirectConfig):
@@ -306,10 +312,6 @@ def _start_trackers(trackers: Trackers, recipe: RecipeBase, trainer: Trainer) ->
     settings = recipe.model_dump(mode="json", exclude_none=True)
     start = partial(trackers.start, recipe.trackers, recipe.output, settings, done=trainer.done)
     trainer.processes.on_main(start)
-
-
-def _track_evaluation(run: _Run) -> None:
-    run.trackers.evaluation(run.records[-1], run.folder.path, run.resolved.evaluation_prompts)
 
 
 # What can go wrong with any computation

@@ -128,7 +128,7 @@ class _Settings:
 
 def _settings(name: str, lora: Path | None, steps: int | None, guidance: float | None, catalog: Catalog) -> _Settings:
     """Those of the run that the LoRA lies in, else the alias' own, with what the caller says instead."""
-    given = dict(zip(OF_EVALUATION, (steps, guidance), strict=True))
+    given = {"num_inference_steps": steps, "guidance_scale": guidance}
     given = {field: value for field, value in given.items() if value is not None}
     if lora is not None and (run := run_around(lora, RECIPE, METRICS)):
         _, _, recipe = read_yaml(run / RECIPE)

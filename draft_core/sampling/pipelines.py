@@ -86,8 +86,7 @@ def remembering(pipe: Any) -> list[Any]:
 
 def steered(pipe: Any) -> list[Any]:
     """The pipeline and the parts of it whose methods a steered call replaces: one call at a time may do so."""
-    networks = [find_denoisers(pipe), modules_named(pipe, "controlnet"), modules_named(pipe, "encoder")]
-    parts = [part for named in networks for part in named.values()]
+    parts = [*find_denoisers(pipe).values(), *modules_named(pipe, "controlnet", "encoder").values()]
     return [part for part in (pipe, pipe.scheduler, getattr(pipe, "vae", None), *parts) if part is not None]
 
 
@@ -236,14 +235,9 @@ class KeywordError(SamplerError):
         keyword: which one.
     """
 
-    keyword = ""
-
-    @classmethod
-    def of(cls, keyword: str, what: str, *, where: str, next: str) -> KeywordError:
-        """The error on this keyword."""
-        error = cls(what, where=where, next=next)
-        error.keyword = keyword
-        return error
+    def __init__(self, what: str, *, where: str | None = None, next: str | None = None, keyword: str = "") -> None:
+        super().__init__(what, where=where, next=next)
+        self.keyword = keyword
 
 
 def check_keywords(pipe: Any, call_kwargs: dict[str, Any], *, takes_steps: bool) -> None:
@@ -256,21 +250,21 @@ def check_keywords(pipe: Any, call_kwargs: dict[str, Any], *, takes_steps: bool)
     inputs = call_inputs(pipe)
     if takes_steps and "num_inference_steps" not in inputs:
         own = [keyword for keyword in inputs if "steps" in keyword]
-        raise KeywordError.of(
-            "num_inference_steps",
+        raise KeywordError(
             "its call takes no num_inference_steps",
+            keyword="num_inference_steps",
             where=name,
             next="give num_inference_steps=None" + (f", and {' and '.join(own)} as you like" if own else ""),
         )
     for keyword in call_kwargs:
         if keyword in ("prompt", "output_type", "return_dict"):
             said = f"{keyword!r} is set by the sampler itself"
-            raise KeywordError.of(keyword, said, where=f"{name} call", next="leave it out")
+            raise KeywordError(said, keyword=keyword, where=f"{name} call", next="leave it out")
         if keyword not in inputs:
             near = difflib.get_close_matches(keyword, inputs, n=1)
-            raise KeywordError.of(
-                keyword,
+            raise KeywordError(
                 f"its call takes no {keyword!r}",
+                keyword=keyword,
                 where=name,
                 next=f"did you mean {near[0]!r}?" if near else "see the pipeline's documentation",
             )

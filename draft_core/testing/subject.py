@@ -44,8 +44,8 @@ class Subject:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Three or more prompts that the reward can read: the spec's `small_prompts`, else `PROMPTS`."""
-        return self.spec.small_prompts or PROMPTS
+        """Three prompts that the reward can read: of the spec's `small_prompts`, else `PROMPTS`."""
+        return (self.spec.small_prompts or PROMPTS)[:3]
 
     def images(self, count: int = 3, height: int | None = None, width: int | None = None) -> torch.Tensor:
         """Seeded images (`count`, 3, `height`, `width`) with shapes, edges and texture, in [0.2, 0.8].

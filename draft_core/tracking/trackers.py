@@ -16,20 +16,22 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import tracking
 from PIL.Image import Image
-from torch import Tensor
 
 from draft_core.errors import DraftError, RecipeError, first_line
 from draft_core.evaluation.collapse import EvalRecord
 from draft_core.recipe.trackers import TensorBoardConfig, TrackersConfig, WandbConfig
+from draft_core.reporting.curves import IMAGE_MEASURES
 from draft_core.reporting.image_grid import draw_grid
+from draft_core.reporting.images import ROWS
 from draft_core.reporting.run_record import load_images
 from draft_core.training.step_report import StepReport
 
 TRACKERS = "trackers.json"  # in a run's folder: under which id the trackers know the run
 GRID = "evaluation/before_after"
-ROWS, COLUMNS = 16, 2  # prompts of which images are shown, and images of each
+COLUMNS = 2  # images of each prompt that are shown
 INSTALL = "pip install 'draft-core[trackers]'"
 CLASSES = {"tensorboard": "TensorBoardTracker", "wandb": "WandBTracker", "trackio": "TrackioTracker"}
 
@@ -117,8 +119,8 @@ class Trackers:
             folder: of the run, where the images are.
             prompts: of the evaluation.
         """
-        values = {**record.means(), "drift": fmean(record.drift)}
-        values |= {name: fmean(numbers) for name, numbers in record.measures().items()}
+        measures = {name: numbers for name, of in IMAGE_MEASURES.items() if (numbers := of(record))}
+        values = {**record.means(), **{name: fmean(numbers) for name, numbers in measures.items()}}
         self._log({f"evaluation/{name}": value for name, value in values.items()}, record.update)
         grid = cache(partial(_grid, folder, record.update, prompts))  # drawn once, and only for those that are there
         for name in list(self.started):
@@ -213,15 +215,10 @@ def _show(name: str, draw: Callable[[], Image], step: int, tracker: Any) -> None
 def _grid(folder: Path, update: int, prompts: Sequence[str]) -> Image:
     """One row a prompt: the base model's images, and those after some updates from the same seeds."""
     evaluations = {"before": 0, **({f"update {update}": update} if update else {})}
-    images = [_by_prompt(load_images(folder, number), len(prompts)) for number in evaluations.values()]
+    images = [torch.unflatten(load_images(folder, number), 0, (len(prompts), -1)) for number in evaluations.values()]
     columns = min(COLUMNS, images[0].shape[1])
     rows = [
         (prompt, [image for of_prompt in images for image in of_prompt[number, :columns]])
         for number, prompt in enumerate(prompts[:ROWS])
     ]
     return draw_grid(rows, headings=list(evaluations), group=columns)
-
-
-def _by_prompt(images: Tensor, prompts: int) -> Tensor:
-    """(P, S, 3, H, W) of images (P S, 3, H, W)."""
-    return images.view(prompts, -1, *images.shape[1:])

@@ -38,11 +38,7 @@ def in_one_sentence(learner: Learner, what: str) -> Iterator[None]:
     except Exception as error:
         if is_want_of_memory(error) or (isinstance(error, RuntimeError) and is_loss_of_another(error)):
             raise
-        raise DraftError(
-            f"its {what} raised {raised(error)}",
-            where=f"method {type(learner).__name__}",
-            next=AUTHOR,
-        ) from error
+        raise _breach(learner, f"its {what} raised {raised(error)}") from error
 
 
 def require_fit(

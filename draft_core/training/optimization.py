@@ -98,13 +98,9 @@ class TrainedPart:
         if not found:
             self.optimizer.step()
             self.loss_scale.held()
-        self.drop_gradient()
-        return StepOutcome(found, grad_norm, is_fault)
-
-    def drop_gradient(self) -> None:
-        """Forgets the gradient gathered so far."""
         self.optimizer.zero_grad()
         self.pending = False
+        return StepOutcome(found, grad_norm, is_fault)
 
     def gradient(self) -> tuple[bool, list[torch.Tensor | None]]:
         """A copy of the gradient gathered so far, and before it whether that waits for its step."""

@@ -92,19 +92,20 @@ def reward_gradients(
     pass for each reward, and changes nothing.
     """
     running, before = scoring.state(), remembered(learner)
-    scored: list[Scores] = []
+    with_gradient: list[Scores] = []
 
     def score(images: torch.Tensor, prompts: Sequence[str]) -> Scores:
-        scored.append(scoring.score(Tally(), images, prompts))
-        return scored[-1]
+        scores = scoring.score(Tally(), images, prompts)
+        if scores.total.requires_grad:
+            with_gradient.append(scores)
+        return scores
 
     (batch,) = islice(batches.draw(update), 1)
     losses = learner.losses(batch, sampler, score)
-    while not any(scores.total.requires_grad for scores in scored) and next(losses, None) is not None:
+    while not with_gradient and next(losses, None) is not None:
         pass
-    first = next((scores.per_reward for scores in scored if scores.total.requires_grad), {})
     gradients = {}
-    for name, scores in first.items():
+    for name, scores in (with_gradient[0].per_reward if with_gradient else {}).items():
         if not scores.requires_grad:
             continue
         alone = scoring.objective.total({name: scores}, scoring.divisors).mean()

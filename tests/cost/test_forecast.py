@@ -12,12 +12,11 @@ from draft_core.adapters.lora import lora_state
 from draft_core.cost.evaluation import evaluation_cost
 from draft_core.cost.forecast import forecast, savings
 from draft_core.cost.peak_memory import peak_memory
-from draft_core.evaluation.evaluate import evaluate
+from draft_core.evaluation.evaluate import evaluate, evaluation_sampler
 from draft_core.recipe.load import load_recipe
 from draft_core.recipe.resolve import resolve_evaluation
 from draft_core.registry.catalog import Catalog
 from draft_core.runs.build import build
-from draft_core.runs.evaluator import sampler_of_evaluation
 from draft_core.training.trainer import Trainer
 from tests.support.tiny import GOOD, tiny_catalog
 
@@ -126,7 +125,7 @@ def test_an_evaluation_makes_exactly_these_calls_and_the_steps_are_its_own(catal
     loaded = load_recipe(recipe(evaluation=evaluated, train={"steps": 9}), catalog=catalog)
     trainer = build(loaded, catalog=catalog)
     settings, prompts = resolve_evaluation(loaded, catalog)
-    sampler = sampler_of_evaluation(trainer, settings)
+    sampler = evaluation_sampler(trainer.sampler, settings)
     before = lora_state(trainer.sampler.pipe)
     found = evaluation_cost(trainer, sampler, trainer.objective, settings, prompts=len(prompts))
     assert (found.images, found.calls, found.evaluations) == (2 * 3, sampler.steps, 1 + 3)

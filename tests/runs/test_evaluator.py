@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import draft_core
 from draft_core.errors import DraftError, RecipeError, SamplerError
 from draft_core.evaluation.evaluate import evaluation_sampler
+from draft_core.evaluation.settings import EvaluationSettings
 from draft_core.recipe.load import load_recipe
 from draft_core.recipe.yaml_text import parse_yaml
 from draft_core.reporting.page import page_of
@@ -88,7 +89,7 @@ def test_every_image_of_an_evaluation_is_drawn_so_and_training_is_not(catalog: A
 
 def test_without_settings_of_its_own_it_is_the_samplers_very_self(catalog: Any) -> None:
     trainer = build(load_recipe(GOOD, catalog=catalog), catalog=catalog)
-    assert evaluation_sampler(trainer.sampler, num_inference_steps=None, guidance_scale=None) is trainer.sampler
+    assert evaluation_sampler(trainer.sampler, EvaluationSettings(prompts=("a",))) is trainer.sampler
 
 
 @pytest.mark.parametrize(
@@ -131,10 +132,10 @@ def test_guidance_that_only_a_loaded_pipeline_refuses_is_refused_by_its_field(ca
 
     sampler.pipe.__class__, sampler.call_kwargs = Unguided, {}
     with pytest.raises(SamplerError, match=r"evaluation\.guidance_scale: the call of Unguided takes no guidance_scale"):
-        evaluation_sampler(sampler, num_inference_steps=None, guidance_scale=2.0)
-    assert isinstance(evaluation_sampler(sampler, num_inference_steps=3, guidance_scale=None), DifferentiableSampler), (
-        "steps alone are taken"
-    )
+        evaluation_sampler(sampler, EvaluationSettings(prompts=("a",), guidance_scale=2.0))
+    assert isinstance(
+        evaluation_sampler(sampler, EvaluationSettings(prompts=("a",), num_inference_steps=3)), DifferentiableSampler
+    ), "steps alone are taken"
 
 
 def test_steps_that_the_scheduler_does_not_have_are_refused_before_anything_is_drawn(
