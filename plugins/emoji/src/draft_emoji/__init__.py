@@ -16,18 +16,6 @@ DRAFT_API_VERSION = 2
 FOLDER = Path(__file__).parent
 LICENSE = "Apache-2.0; trained on Noto Emoji (Apache-2.0) and Fluent Emoji (MIT)"
 
-# What the scores that share a network have in common.
-CLIP: dict[str, Any] = {
-    "factory": "draft_emoji.alignment:EmojiClip",
-    "reference": "draft_emoji.reference:reference",
-    "tolerance": 0.002,
-}
-JUDGE: dict[str, Any] = {
-    "factory": "draft_emoji.judge:EmojiJudge",
-    "differentiable": False,
-    "small_prompts": ("a fox", "3d style, a red apple, fruit", "flat style, an owl"),
-}
-
 
 class EmojiClipConfig(RewardConfig):
     """Options of `emoji-clip`: there are none."""
@@ -57,39 +45,61 @@ class EmojiJudgeTop1Config(RewardConfig):
 def draft_register_rewards() -> Iterable[RewardSpec]:
     """What can be said of an image of the embedded model: two scores to train on, and a judge to be believed."""
     return [
-        _spec(
+        _clip_spec(
             "emoji-clip",
             "whether an emoji shows what its prompt says, by a CLIP of 2.7 M parameters that knows emoji only",
             EmojiClipConfig,
             unit="cosine",
             score_range="[-1, 1]",
-            **CLIP,
         ),
-        _spec(
+        _clip_spec(
             "emoji-preference",
             "which of two emoji of a prompt a person would pick, by a CLIP taught on drawings good and bad",
             EmojiPreferenceConfig,
             unit="100 cosine",
             score_range="[-100, 100]",
-            **CLIP,
         ),
-        _spec(
+        _judge_spec(
             "emoji-judge",
             "how sure an independent network is that an emoji shows its prompt's thing, among 274; to judge by",
             EmojiJudgeConfig,
             unit="log-probability",
             score_range="(-inf, 0]",
-            **JUDGE,
         ),
-        _spec(
+        _judge_spec(
             "emoji-judge-top1",
             "whether an independent network sees the prompt's thing first, among 274; to judge by",
             EmojiJudgeTop1Config,
             unit="share",
             score_range="0 or 1",
-            **JUDGE,
         ),
     ]
+
+
+def _clip_spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> RewardSpec:
+    """A score by a CLIP: it has a gradient, and transformers' own model to be compared with."""
+    return _spec(
+        kind,
+        summary,
+        config,
+        factory="draft_emoji.alignment:EmojiClip",
+        reference="draft_emoji.reference:reference",
+        tolerance=0.002,
+        **more,
+    )
+
+
+def _judge_spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> RewardSpec:
+    """A score by the judge: without a gradient, and only for prompts that name a thing."""
+    return _spec(
+        kind,
+        summary,
+        config,
+        factory="draft_emoji.judge:EmojiJudge",
+        differentiable=False,
+        small_prompts=("a fox", "3d style, a red apple, fruit", "flat style, an owl"),
+        **more,
+    )
 
 
 def _spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> RewardSpec:
