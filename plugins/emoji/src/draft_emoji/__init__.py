@@ -41,9 +41,27 @@ class EmojiJudgeTop1Config(RewardConfig):
     kind: Literal["emoji-judge-top1"] = "emoji-judge-top1"
 
 
+class SceneConfig(RewardConfig):
+    """Options of `emoji-scene`: there are none."""
+
+    kind: Literal["emoji-scene"] = "emoji-scene"
+
+
+class SceneJudgeConfig(RewardConfig):
+    """Options of `emoji-scene-judge`: there are none."""
+
+    kind: Literal["emoji-scene-judge"] = "emoji-scene-judge"
+
+
+class SceneJudgeRightConfig(RewardConfig):
+    """Options of `emoji-scene-judge-right`: there are none."""
+
+    kind: Literal["emoji-scene-judge-right"] = "emoji-scene-judge-right"
+
+
 @hookimpl
 def draft_register_rewards() -> Iterable[RewardSpec]:
-    """What can be said of an image of the embedded model: two scores to train on, and a judge to be believed."""
+    """What can be said of an image of the embedded models: scores to train on, and judges to be believed."""
     return [
         _clip_spec(
             "emoji-clip",
@@ -59,6 +77,13 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             unit="100 cosine",
             score_range="[-100, 100]",
         ),
+        _clip_spec(
+            "emoji-scene",
+            "whether an image shows the two things asked for, in their colours and well drawn, by a CLIP taught on scenes",
+            SceneConfig,
+            unit="100 cosine",
+            score_range="[-100, 100]",
+        ),
         _judge_spec(
             "emoji-judge",
             "how sure an independent network is that an emoji shows its prompt's thing, among 274; to judge by",
@@ -70,6 +95,20 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             "emoji-judge-top1",
             "whether an independent network sees the prompt's thing first, among 274; to judge by",
             EmojiJudgeTop1Config,
+            unit="share",
+            score_range="0 or 1",
+        ),
+        _scene_judge_spec(
+            "emoji-scene-judge",
+            "how sure an independent network is of both things asked for, and of their colours; to judge by",
+            SceneJudgeConfig,
+            unit="log-probability",
+            score_range="(-inf, 0]",
+        ),
+        _scene_judge_spec(
+            "emoji-scene-judge-right",
+            "whether an independent network sees both things asked for, in the colours asked for; to judge by",
+            SceneJudgeRightConfig,
             unit="share",
             score_range="0 or 1",
         ),
@@ -102,6 +141,19 @@ def _judge_spec(kind: str, summary: str, config: type[RewardConfig], **more: Any
     )
 
 
+def _scene_judge_spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> RewardSpec:
+    """A score by the judge of scenes: without a gradient, and only for prompts that ask for two things."""
+    return _spec(
+        kind,
+        summary,
+        config,
+        factory="draft_emoji.scene_judge:SceneJudge",
+        differentiable=False,
+        small_prompts=("a fox and an owl", "3d style, a blue fox and a red apple", "a green cactus and a pizza"),
+        **more,
+    )
+
+
 def _spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> RewardSpec:
     """What all scores of emoji have in common, and the rest."""
     return RewardSpec(
@@ -118,7 +170,7 @@ def _spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> R
 
 @hookimpl
 def draft_register_pretrained() -> Iterable[PretrainedSpec]:
-    """The one pipeline that this distribution carries."""
+    """The pipelines that this distribution carries."""
     return [
         PretrainedSpec(
             alias="emoji",
@@ -126,10 +178,18 @@ def draft_register_pretrained() -> Iterable[PretrainedSpec]:
             folder=FOLDER / "model",
             license=LICENSE,
             call={"num_inference_steps": 20, "guidance_scale": 4.0},
-            prompts={
-                "emoji-train": FOLDER / "prompts" / "emoji-train.txt",
-                "emoji-heldout": FOLDER / "prompts" / "emoji-heldout.txt",
-                "emoji-hard": FOLDER / "prompts" / "emoji-hard.txt",
-            },
-        )
+            prompts=_prompts("emoji-train", "emoji-heldout", "emoji-hard"),
+        ),
+        PretrainedSpec(
+            alias="emoji-scenes",
+            summary="64x64 images of two emoji side by side, in colours asked for; 22 MB, with prompts to be missed",
+            folder=FOLDER / "scenes-model",
+            license=LICENSE,
+            call={"num_inference_steps": 20, "guidance_scale": 4.0},
+            prompts=_prompts("scenes-train", "scenes-heldout"),
+        ),
     ]
+
+
+def _prompts(*names: str) -> dict[str, Path]:
+    return {name: FOLDER / "prompts" / f"{name}.txt" for name in names}

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from draft_emoji import FOLDER, EmojiClipConfig, EmojiPreferenceConfig
+from draft_emoji import FOLDER, EmojiClipConfig, EmojiPreferenceConfig, SceneConfig
 from draft_emoji.alignment import SIDE, TOKENS, EmojiClip
 
 
 def reference(
-    reward: EmojiClip, config: EmojiClipConfig | EmojiPreferenceConfig
+    reward: EmojiClip, config: EmojiClipConfig | EmojiPreferenceConfig | SceneConfig
 ) -> Callable[[list[Image.Image], list[str]], Tensor]:
     """CLIPModel's own cosine of an image that Pillow resized, one image at a time."""
     model = CLIPModel.from_pretrained(FOLDER / "clip", dtype=torch.float32).eval()
