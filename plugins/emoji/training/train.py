@@ -26,13 +26,15 @@ STAGES = (
     "scenes-matcher",
     "scenes-judge",
 )
-MINUTES = {
+MINUTES = {  # about what was shipped took
     "vae": 25.0,
     "clip": 25.0,
     "unet": 75.0,
     "judge": 30.0,
     "preference": 30.0,
     "scenes": 80.0,
+    "scenes-matcher": 30.0,
+    "scenes-judge": 20.0,
 }  # about what was shipped took
 MODEL = Path(__file__).resolve().parents[1] / "src" / "draft_emoji" / "model"
 
