@@ -6,8 +6,9 @@ each shows; nothing is drawn by a model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ PAIRS, DYED, STYLED, EMPTY = 0.6, 0.35, 0.35, 0.1  # shares: of scenes, of thing
 SIDES = (27, 36)  # of one thing of two, in pixels
 WHITE = 250  # a level from which a pixel can be background
 HIDDEN_EVERY = 5  # of pairs
+THINGS = Path(__file__).with_name("things.txt")
 
 
 @dataclass(frozen=True)
@@ -51,21 +53,26 @@ class Scene:
     caption: str
 
 
+def things() -> list[str]:
+    """The phrases of the concepts that scenes are made of."""
+    return [line for line in THINGS.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+
+
 def hidden(left: int, right: int) -> bool:
     """Whether two concepts, by number, never stand in one training image: a fifth of all pairs."""
     return (left + right) % HIDDEN_EVERY == 0
 
 
 class Composer:
-    """Draws random scenes of the concepts' pictures (uint8 (N, 64, 64, 3)).
+    """Draws random scenes of the things' pictures, of `images` (uint8 (N, 64, 64, 3)) and what is known of them.
 
-    `choices` are the indices to draw from, all by default.
+    `without` are the indices of pictures to leave out.
     """
 
-    def __init__(self, images: np.ndarray, meta: Sequence[Picture], choices: Sequence[int] | None = None) -> None:
+    def __init__(self, images: np.ndarray, meta: Sequence[Picture], without: Collection[int] = ()) -> None:
         self.images, self.meta = images, meta
-        chosen = range(len(meta)) if choices is None else choices
-        self.choices = [i for i in chosen if meta[i].concept >= 0]
+        known = set(things())
+        self.choices = [i for i, p in enumerate(meta) if p.concept >= 0 and p.phrase in known and i not in without]
         self.by_style = {s: [i for i in self.choices if meta[i].style == s] for s in pictures.STYLES}
         self.shapes: dict[int, np.ndarray] = {}
 

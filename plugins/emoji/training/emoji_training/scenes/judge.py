@@ -20,7 +20,7 @@ from transformers import ResNetForImageClassification
 
 from .. import clip, judge, pictures, vae
 from ..loop import Budget, Recipe, Training
-from .composing import Composer, Scene
+from .composing import Composer, Scene, things
 
 RECIPE = Recipe(lr=1e-3, weight_decay=5e-2, ema=0.998)
 BATCH = 48
@@ -31,30 +31,30 @@ def train(work: Path, budget: Budget, device: torch.device, start: Path) -> None
     """Leave the judge in work/scenes-judge/model; `start` is the folder of the judge of single things."""
     images, meta = pictures.load(work)
     held_out = set(clip.held_out_pictures(meta))
-    seen = Composer(images, meta, [i for i in range(len(meta)) if i not in held_out])
-    concepts = [phrase for _, phrase, _ in pictures.read_concepts().values()]
-    module = build(start, len(concepts)).to(device, memory_format=torch.channels_last)
+    seen = Composer(images, meta, held_out)
+    module = build(start).to(device, memory_format=torch.channels_last)
     folder = work / "scenes-judge"
     training = Training(module.train(), RECIPE, budget, folder / "checkpoint.pt", seed=SEED)
 
     def loss(generator: torch.Generator) -> Tensor:
-        x, things, colours = batch(seen, generator)
+        x, shown, colours = batch(seen, generator)
         with vae.autocast(device):
             logits = module(x.to(device, memory_format=torch.channels_last)).logits.float().cpu()
-        of_colours = F.cross_entropy(logits[:, len(concepts) :], colours, ignore_index=-1)
-        return F.cross_entropy(logits[:, : len(concepts)], things, label_smoothing=0.05) + 0.5 * of_colours
+        of_colours = F.cross_entropy(logits[:, len(things()) :], colours, ignore_index=-1)
+        return F.cross_entropy(logits[:, : len(things())], shown, label_smoothing=0.05) + 0.5 * of_colours
 
     for p in training.run(loss, report_every=50):
         print(f"judge {p.share:4.0%} step {p.step} loss {p.loss:.4f} {p.steps_per_s * BATCH:.0f} img/s", flush=True)
 
-    final = build(start, len(concepts))
+    final = build(start)
     final.load_state_dict(training.averaged())
     measure_statistics(final, seen)
-    final.config.id2label = dict(enumerate([*concepts, *COLOURS]))
+    final.config.id2label = dict(enumerate([*things(), *COLOURS]))
     final.config.label2id = {name: i for i, name in final.config.id2label.items()}
     final.eval().save_pretrained(folder / "model")
+    others = set(range(len(meta))) - held_out
     figures = {
-        "halves of scenes of images that it never saw": accuracy(final, Composer(images, meta, sorted(held_out))),
+        "halves of scenes of images that it never saw": accuracy(final, Composer(images, meta, others)),
         "halves of scenes of images that it saw": accuracy(final, seen),
     }
     (folder / "accuracies.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
@@ -62,21 +62,18 @@ def train(work: Path, budget: Budget, device: torch.device, start: Path) -> None
         print(f"judge {name}: {count}, thing {thing:.3f}, colour {colour:.3f}", flush=True)
 
 
-def build(start: Path, concepts: int) -> ResNetForImageClassification:
-    """The judge of single things with outputs for the colours behind its own."""
-    model = judge.build(concepts + len(COLOURS))
+def build(start: Path) -> ResNetForImageClassification:
+    """The judge of single things with other outputs: the things of scenes, and the colours."""
+    model = judge.build(len(things()) + len(COLOURS))
     state = ResNetForImageClassification.from_pretrained(start, dtype=torch.float32).state_dict()
-    fresh = model.state_dict()
-    for name, value in state.items():
-        fresh[name] = torch.cat([value, 0 * fresh[name][concepts:]]) if name.startswith("classifier.") else value
-    model.load_state_dict(fresh)
+    model.load_state_dict({**model.state_dict(), **{k: v for k, v in state.items() if not k.startswith("classifier.")}})
     return model
 
 
 def batch(composer: Composer, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Augmented halves (BATCH, 3, 64, 64) in about [-1, 1], their things (BATCH,), and colours, -1 for an own one."""
-    x, things, colours = halves(composer, BATCH // 2, generator)
-    return augment(x, generator), things, colours
+    x, shown, colours = halves(composer, BATCH // 2, generator)
+    return augment(x, generator), shown, colours
 
 
 def halves(composer: Composer, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,9 +81,9 @@ def halves(composer: Composer, count: int, generator: torch.Generator) -> tuple[
     scenes: list[Scene] = [composer.scene(generator, pair=1.0) for _ in range(count)]
     images = vae.to_tensor(np.stack([composer.image(s.things, generator) for s in scenes]))
     shown = [t for s in scenes for t in s.things]
-    colours = [list(COLOURS).index(t.colour) if t.colour else -1 for t in shown]
-    things = torch.tensor([composer.meta[t.index].concept for t in shown])
-    return scene_judge.halves(images), things, torch.tensor(colours)
+    colours = [COLOURS.index(t.colour) if t.colour else -1 for t in shown]
+    numbers = [things().index(composer.meta[t.index].phrase) for t in shown]
+    return scene_judge.halves(images), torch.tensor(numbers), torch.tensor(colours)
 
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -117,10 +114,9 @@ def measure_statistics(model: ResNetForImageClassification, composer: Composer, 
 def accuracy(model: ResNetForImageClassification, composer: Composer, count: int = 400) -> tuple[float, float, int]:
     """Shares of halves whose thing, and of dyed ones whose colour, is the likeliest; and how many halves."""
     generator = torch.Generator().manual_seed(SEED + 1)
-    x, things, colours = halves(composer, count // 2, generator)
+    x, shown, colours = halves(composer, count // 2, generator)
     logits = torch.cat([model(part).logits for part in x.split(64)])
-    concepts = logits.shape[1] - len(COLOURS)
     dyed = colours >= 0
-    thing = (logits[:, :concepts].argmax(1) == things).float().mean()
-    colour = (logits[:, concepts:].argmax(1) == colours)[dyed].float().mean()
+    thing = (logits[:, : len(things())].argmax(1) == shown).float().mean()
+    colour = (logits[:, len(things()) :].argmax(1) == colours)[dyed].float().mean()
     return float(thing), float(colour), len(x)

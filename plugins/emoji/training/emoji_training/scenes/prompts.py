@@ -1,4 +1,4 @@
-"""Writes the prompt lists of scenes: pairs of the things of `emoji-train`, and of those of `emoji-heldout`."""
+"""Writes the prompt lists of scenes: pairs of things of `emoji-train`, and of those of `emoji-heldout`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from draft_emoji.scene_words import COLOURS, STYLE, dyeable, phrase
 
 from .. import pictures
-from .composing import hidden
+from .composing import hidden, things
 
 SEED = 5
 DYED = 0.5  # share of the things that can be
@@ -26,7 +26,7 @@ def write(folder: Path) -> None:
     for name, count in COUNTS.items():
         lines = (folder / f"emoji-{name}.txt").read_text(encoding="utf-8").splitlines()
         listed = {STYLE.sub("", line) for line in lines}
-        numbers = [i for i, thing in enumerate(concepts) if thing in listed]
+        numbers = [i for i, thing in enumerate(concepts) if thing in listed and thing in things()]
         lines = [prompt(concepts, pair, rng) for pair in pairs(numbers, count, unseen=name == "heldout", rng=rng)]
         (folder / f"scenes-{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
