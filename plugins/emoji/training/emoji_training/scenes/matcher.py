@@ -89,7 +89,7 @@ def altered(images: Tensor, generator: torch.Generator) -> Tensor:
 def nearly(composer: Composer, scene: Scene, generator: torch.Generator) -> tuple[Thing, ...]:
     """Other things than the scene's, by one change: whose words fit it almost."""
     things = list(scene.things)
-    at, which, kind, other = (int(torch.randint(2**30, (), generator=generator)) for _ in range(4))
+    at, which, kind = (int(torch.randint(2**30, (), generator=generator)) for _ in range(3))
     at %= len(things)
     colours = [t.colour for t in things]
     if kind % 4 < 2 and any(colours):
@@ -99,14 +99,12 @@ def nearly(composer: Composer, scene: Scene, generator: torch.Generator) -> tupl
         free = [c for c in (*COLOURS, "") if c != colours[at]]
         things[at] = Thing(things[at].index, free[which % len(free)])
         return tuple(things)
-    stranger = composer.choices[other % len(composer.choices)]
-    while composer.meta[stranger].concept in {composer.meta[t.index].concept for t in things}:
-        stranger = composer.choices[(stranger + 1) % len(composer.choices)]
+    new = stranger(composer, scene, generator)
     if len(things) == 1 and kind % 4 == 2:
-        return (things[0], Thing(stranger))
+        return (things[0], Thing(new))
     if len(things) == 2 and kind % 8 == 3:
         return (things[at],)
-    things[at] = Thing(stranger, things[at].colour if dyeable(composer.meta[stranger].phrase) else "")
+    things[at] = Thing(new, things[at].colour if dyeable(composer.meta[new].phrase) else "")
     return tuple(things)
 
 
