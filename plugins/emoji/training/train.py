@@ -1,8 +1,9 @@
 """Makes the embedded model from nothing: `train.py all` runs every stage that is not finished, in order.
 
-A stage that was interrupted goes on from its last checkpoint. `vae` and `clip` do not need each other and
-may run side by side, as one process each; so may `judge` and `preference`. The last four stages need the folder that
-`export` writes and no other stage before it but `data`: they make the scorers for the model that is shipped.
+A stage that was interrupted goes on from its last checkpoint. `vae` and `clip` do not need each other and may run side
+by side, as one process each; so may `judge` and `preference`, and the three stages of scenes. The stages after `export`
+need the folder that it writes and no other stage before it but `data`: they make the scorers for the model that is
+shipped, and from it the model of scenes and its scorers.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ STAGES = (
     "scenes",
     "scenes-matcher",
     "scenes-judge",
+    "scenes-export",
 )
 MINUTES = {  # about what was shipped took
     "vae": 25.0,
@@ -56,7 +58,7 @@ def run(stage: str, arguments: argparse.Namespace) -> None:
     """Run one stage, from its checkpoint if it has one."""
     from emoji_training import clip, drawn, export, judge, pictures, preference, unet, vae
     from emoji_training.loop import Budget
-    from emoji_training.scenes import denoiser, matcher
+    from emoji_training.scenes import denoiser, matcher, prompts
     from emoji_training.scenes import judge as scenes_judge
 
     work, device = arguments.work, torch.device(arguments.device)
@@ -87,6 +89,9 @@ def run(stage: str, arguments: argparse.Namespace) -> None:
     elif stage == "scenes-judge":
         start = arguments.model.with_name("judge")
         scenes_judge.train(work, Budget(minutes=arguments.scenes_judge_minutes), device, start)
+    elif stage == "scenes-export":
+        prompts.write(arguments.model.with_name("prompts"))
+        export.export_scenes(work, arguments.model)
 
 
 def parse() -> argparse.Namespace:

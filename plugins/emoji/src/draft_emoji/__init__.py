@@ -79,7 +79,7 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
         ),
         _clip_spec(
             "emoji-scene",
-            "whether an image shows the two things asked for, in their colours and well drawn, by a CLIP taught on scenes",
+            "whether an image shows both things asked for, in their colours and well drawn, by a CLIP",
             SceneConfig,
             unit="100 cosine",
             score_range="[-100, 100]",

@@ -16,7 +16,11 @@ from draft_emoji import FOLDER, EmojiClipConfig, EmojiPreferenceConfig, SceneCon
 
 SIDE = 64
 TOKENS = 24
-NETWORKS = {"emoji-clip": ("clip", 1.0), "emoji-preference": ("preference", 100.0), "emoji-scene": ("scene-clip", 100.0)}
+NETWORKS = {
+    "emoji-clip": ("clip", 1.0),
+    "emoji-preference": ("preference", 100.0),
+    "emoji-scene": ("scene-clip", 100.0),
+}
 
 
 class EmojiClip(FrozenModule):

@@ -80,14 +80,20 @@ class Composer:
         """A random scene; the things of a pair share a style, and no pair is a `hidden` one, or with `unseen` each."""
         draw = float(torch.rand((), generator=generator))
         chosen = [self.choices[int(torch.randint(len(self.choices), (), generator=generator))]]
-        while draw < pair and len(chosen) == 1:
-            others = self.by_style[self.meta[chosen[0]].style]
-            second = others[int(torch.randint(len(others), (), generator=generator))]
-            left, right = self.meta[chosen[0]].concept, self.meta[second].concept
-            if left != right and hidden(left, right) == unseen:
-                chosen.append(second)
+        partners = self.partners(chosen[0], unseen) if draw < pair else []
+        if partners:
+            chosen.append(partners[int(torch.randint(len(partners), (), generator=generator))])
         things = tuple(Thing(i, self.colour(i, generator)) for i in chosen)
         return Scene(things, self.caption(things, generator))
+
+    def partners(self, index: int, unseen: bool) -> list[int]:
+        """The pictures of other concepts in the style of this one with which it makes an allowed pair."""
+        own = self.meta[index]
+        return [
+            i
+            for i in self.by_style[own.style]
+            if self.meta[i].concept != own.concept and hidden(own.concept, self.meta[i].concept) == unseen
+        ]
 
     def colour(self, index: int, generator: torch.Generator) -> str:
         """A random colour for some pictures, "" for most."""
