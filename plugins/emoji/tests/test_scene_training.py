@@ -208,6 +208,7 @@ def test_the_stages_train_and_export_what_the_package_ships(work: Path, monkeypa
     export.write(pipeline, work / "words", model)
 
     monkeypatch.setattr(denoiser, "POOL", 64)
+    monkeypatch.setattr(matcher, "TESTED", 30)
     for module in (denoiser, matcher, scene_judge):
         monkeypatch.setattr(module, "BATCH", 18 if module is matcher else 4)
     denoiser.train(work, Budget(steps=2), CPU, model)
