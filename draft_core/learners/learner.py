@@ -34,6 +34,7 @@ class Loss:
         divergence: mean squared distance between the predictions of the tuned and the base denoiser, with gradient,
             (); the trainer adds it with the weight `regularizers.kl`. None where the sampler has no base model.
         report: further numbers, name -> value, whose means over images stand in `StepReport.learner`.
+        notes: what a person should know of it, one sentence each, for `StepReport.notes`.
     """
 
     value: torch.Tensor
@@ -43,6 +44,7 @@ class Loss:
     images: int = 1
     divergence: torch.Tensor | None = None
     report: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 class Ranks(Protocol):
@@ -70,8 +72,8 @@ class Batch:
     """What one process draws for one of the accumulated batches of an update.
 
     Arguments:
-        prompts: B prompts.
-        generators: noise sources on the CPU, one for each image: `images_per_prompt` in a row for every prompt.
+        prompts: B prompts; with `train.images_per_prompt` each of them so often in a row.
+        generators: noise sources on the CPU, one for each image: as many in a row for every prompt as the call makes.
         columns: what a prompt list says beside the prompt, name -> B values.
         update: how many updates have been made before this one.
         rng: for choices that all batches and processes of the update share, seeded by the run's seed and `update`.

@@ -123,10 +123,12 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
     for index, reward in enumerate(recipe.rewards if method.needs_gradient else ()):
         if not catalog.reward(reward.kind).spec.differentiable:
             trainable = [kind for kind, entry in catalog.rewards.items() if entry.spec.differentiable]
+            methods = [kind for kind, entry in catalog.methods.items() if not entry.spec.needs_gradient]
+            or_method = f"take a method that needs none ({', '.join(methods)}), or " if methods else ""
             raise RecipeError(
                 f"reward {reward.kind!r} has no gradient, which method {method.kind!r} needs",
                 where=f"{where}: rewards.{index}.kind",
-                next=f"train on one of {', '.join(trainable)}, and name {reward.kind!r} under metrics",
+                next=f"{or_method}train on one of {', '.join(trainable)}, and name {reward.kind!r} under metrics",
             )
     if recipe.train.normalize == "gradient" and not method.needs_gradient:
         raise RecipeError(

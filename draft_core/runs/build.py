@@ -36,7 +36,7 @@ from draft_core.tracking.trackers import require_trackers
 from draft_core.training.batches import images_per_prompt
 from draft_core.training.distributed import Processes
 from draft_core.training.precision import autocast
-from draft_core.training.scoring import check_spread
+from draft_core.training.scoring import check_images
 from draft_core.training.trainer import Trainer
 
 LEARNER_MEMBERS = ("needs_gradient", "yields_divergence", "losses", "modules", "state_dict", "load_state_dict")
@@ -290,5 +290,5 @@ def _check_machine(recipe: RecipeBase) -> None:
             _check_device(reward.device, where=f"{name}.device")
     processes = Processes(cpu=recipe.device == "cpu")
     autocast(processes.device, recipe.train.mixed_precision)  # refuses what the device cannot do
-    check_spread(recipe.train, images_per_prompt(recipe.model.call), processes.world_size)
+    check_images(recipe.train, images_per_prompt(recipe.model.call), processes.world_size)
     require_trackers(recipe.trackers)

@@ -14,11 +14,13 @@ from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch.utils.checkpoint import checkpoint
 
 from draft_core.errors import SamplerError, one_line
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits
+from draft_core.sampling.noise_levels import general_step
 from draft_core.sampling.randomness import Generator
 from draft_core.sampling.recomputation import convolutions_small, kept_small
 
@@ -35,6 +37,7 @@ class Settings(Protocol):
     gradient_checkpointing: Checkpointing
     decode: Decode
     base_model: Callable[[], AbstractContextManager[Any]] | None
+    noise: float
     call_kwargs: dict[str, Any]
 
 
@@ -158,6 +161,20 @@ class PipelineCall:
                 )
             self._require_gradient(images)
         return images
+
+    def stepped(self, call: seams.StepCall) -> Any:
+        """What the scheduler's own step gives, or with the sampler's `noise` the general one, drawn from the generator.
+
+        The scheduler's memory is then that after its own step.
+        """
+        if not self.sampler.noise:
+            return call.run()
+        gaussian = general_step(self.pipe.scheduler, call, self.sampler.noise)
+        mean, source = gaussian.mean, self.generator
+        noise = randn_tensor(mean.shape, generator=source, device=mean.device, dtype=mean.dtype)
+        output = call.run()
+        latents = (mean + gaussian.std * noise).to(seams.first_of(output, "prev_sample").dtype)
+        return seams.with_first(output, "prev_sample", latents)
 
     def _require_gradient(self, images: torch.Tensor) -> None:
         """That the images depend on a recorded prediction: a decoder that is trained gives them a gradient anyway."""

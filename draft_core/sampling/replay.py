@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
 from draft_core.errors import SamplerError
 from draft_core.sampling import pipelines, seams
@@ -15,11 +13,11 @@ from draft_core.sampling.chain import undecoded
 from draft_core.sampling.noise_levels import (
     Gaussian,
     check_told,
+    gaussian_of,
     general_step,
     noise_level,
     posterior_mean,
-    renoised,
-    step_gaussian,
+    prediction_of,
 )
 from draft_core.sampling.pipeline_call import Forward, PipelineCall, Settings, length
 from draft_core.sampling.randomness import repeated
@@ -33,6 +31,7 @@ class StepOutput:
         scheduler: in its state before the step.
         number: of the step, 0 the first.
         call: of `scheduler.step`.
+        noise: that the sampler adds, as its own `noise`.
 
     Attributes:
         number: of the step, 0 the first.
@@ -41,29 +40,31 @@ class StepOutput:
         prediction: of the denoiser, after guidance.
     """
 
-    def __init__(self, scheduler: Any, number: int, call: seams.StepCall) -> None:
+    def __init__(self, scheduler: Any, number: int, call: seams.StepCall, noise: float = 0.0) -> None:
         self.number = number
         self.timestep = call.timestep
         self.latents = call.sample
         self.prediction = call.model_output
         self._scheduler = scheduler
         self._call = call
+        self._noise = noise
         self._state = seams.scheduler_state(scheduler)
 
     def gaussian(self, eta: float | None = None) -> Gaussian:
         """The distribution of the latents after the step; each part shaped like the latents, mean with gradient.
 
         Arguments:
-            eta: None takes the noise that the scheduler draws itself. A number from 0 to 1 takes the general step
-                between the same two noise levels (`noise_levels.gaussian_between`), for a scheduler that draws none:
-                0 is its own deterministic step, 1 the ancestral one (Song et al. 2021, arXiv 2010.02502, equation 12).
+            eta: None takes the noise that the run drew: the scheduler's own, or the sampler's `noise`. A number from 0
+                to 1 takes the general step between the same two noise levels (`noise_levels.gaussian_between`), for a
+                scheduler that draws none: 0 is its own deterministic step, 1 the ancestral one (Song et al. 2021, arXiv
+                2010.02502, equation 12).
 
         Raises:
             SamplerError: if the scheduler draws its noise where it cannot be replaced; with `eta`, if it draws noise of
                 its own, its step builds on earlier predictions, or `eta` is outside 0..1.
         """
         if eta is None:
-            gaussian: Gaussian = self._asked(lambda: step_gaussian(self._scheduler, self._call))
+            gaussian: Gaussian = self._asked(lambda: gaussian_of(self._scheduler, self._call, self._noise))
             return gaussian
         check_told(self._scheduler, self._call.told)
         general: Gaussian = self._asked(lambda: general_step(self._scheduler, self._call, eta))
@@ -81,6 +82,23 @@ class StepOutput:
         )
         return mean
 
+    def prediction_for(self, x0: torch.Tensor) -> torch.Tensor:
+        """What the denoiser would predict if the latents, alpha x0 + sigma eps, were made of this x0; shaped like them.
+
+        The target of denoising score matching (Vincent 2011), in the units of the prediction: eps, x0, v or a flow.
+
+        Raises:
+            SamplerError: if what the scheduler's denoiser predicts is not known.
+        """
+        check_told(self._scheduler, self._call.told)
+
+        def target() -> torch.Tensor:
+            alpha, sigma = noise_level(self._scheduler, self.timestep, self.latents)
+            return prediction_of(self._scheduler, alpha, sigma, x0, (self.latents - alpha * x0) / sigma)
+
+        found: torch.Tensor = self._asked(target)
+        return found
+
     def _asked(self, question: Callable[[], Any]) -> Any:
         """The answer with the scheduler as it was before the step; afterwards it is as it is now."""
         now = seams.scheduler_state(self._scheduler)
@@ -90,9 +108,6 @@ class StepOutput:
         finally:
             seams.restore_scheduler(self._scheduler, now)
 
-
-# Of latents that are taken for noise alone: the most that x0 may weigh beside it, and their size be off.
-PURE = 0.1
 
 Visit = Callable[[StepOutput], None]
 
@@ -178,11 +193,11 @@ class Replay:
         if number in self.given:
             if number == 0:
                 self._check_start(sample)
-            self.visit(StepOutput(self.pipe.scheduler, number, call))
+            self.visit(StepOutput(self.pipe.scheduler, number, call, self.sampler.noise))
             if number == self.last:
                 if not self.decodes:
                     raise _Over
-                return call.run()
+                return self.call.stepped(call)
             sample = sample.detach()
         self.number += 1
         stub = None
@@ -240,41 +255,6 @@ class Replay:
 
 def unvisited(output: StepOutput) -> None:
     """A visit that does nothing."""
-
-
-def renoised_start(sampler: Settings, origin: Origin) -> torch.Tensor:
-    """x_1 = alpha_1 x0 + sigma_1 eps, like x0, at the noise level from which the last step starts."""
-    x0, start, remembering = origin.latents, origin.last, pipelines.remembering(sampler.pipe)
-    scale = _noise_scale(sampler, origin)
-    noise = randn_tensor(x0.shape, generator=origin.generator, device=x0.device, dtype=x0.dtype)
-    if start.state is not None:  # sigma schedulers look their level up by the current index
-        seams.restore_memory(remembering, start.state)
-    return renoised(sampler.pipe.scheduler, x0, start.timestep, noise if scale == 1 else scale * noise)
-
-
-def _noise_scale(sampler: Settings, origin: Origin) -> float:
-    """The deviation of the noise in the pipeline's latents, which its scheduler does not know: `noise_scale` of PRX.
-
-    Raises:
-        SamplerError: if the chain starts from noise of another size than this says.
-    """
-    pipe, start = sampler.pipe, origin.first
-    declared = float(getattr(getattr(pipe, "config", None), "noise_scale", 1.0))
-    if start is None or start.state is None or sampler.call_kwargs.get("latents") is not None:
-        return declared
-    seams.restore_memory(pipelines.remembering(pipe), start.state)
-    alpha, sigma = noise_level(pipe.scheduler, start.timestep, start.latents)
-    if bool(alpha > PURE * sigma):  # it starts from an image
-        return declared
-    found = float(start.latents.float().square().mean().sqrt() / sigma)
-    if abs(found / declared - 1) > PURE + 4 / math.sqrt(2 * start.latents.numel()):
-        raise SamplerError(
-            f"its chain starts from noise {found:.2g} times as large as its scheduler's level, so that the level to "
-            "re-noise to is not known",
-            where=type(pipe).__name__,
-            next="use a method without re-noising",
-        )
-    return declared
 
 
 def _enlarged(blank: Any, recorded: tuple[torch.Size, ...], shapes: tuple[torch.Size, ...], copies: int) -> Any:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 
 from draft_core.errors import SamplerError
+from draft_core.sampling import pipelines, seams
+from draft_core.sampling.noise_levels import noise_level, renoised
 from draft_core.sampling.pipeline_call import Settings
 
 
@@ -132,7 +136,13 @@ def identity(sampler: Settings) -> dict[str, Any]:
     parts = {
         name: getattr(pipe, name, None) for name in ("scheduler", "guider", "unet", "transformer", "transformer_2")
     }
-    return {"pipe": pipe, **parts, "num_inference_steps": sampler.num_inference_steps, **sampler.call_kwargs}
+    return {
+        "pipe": pipe,
+        **parts,
+        "num_inference_steps": sampler.num_inference_steps,
+        "noise": sampler.noise,
+        **sampler.call_kwargs,
+    }
 
 
 def check_same_sampler(origin: Origin, sampler: Settings) -> None:
@@ -200,3 +210,53 @@ def _check_latents(of_run: torch.Tensor, number: int, latents: Any) -> None:
             where="given",
             next="convert them with `latents.to(rollout.latents)`",
         )
+
+
+# Re-noising
+
+# Of latents that are taken for noise alone: the most that x0 may weigh beside it, and their size be off.
+PURE = 0.1
+
+
+def renoised_start(
+    sampler: Settings, origin: Origin, number: int | None = None, x0: torch.Tensor | None = None
+) -> torch.Tensor:
+    """alpha x0 + sigma eps, like x0, at the noise level from which a step starts.
+
+    Arguments:
+        number: of the step, kept by the run; the last one if left out.
+        x0: shaped like the run's latents; those after its last step if left out.
+    """
+    remembering = pipelines.remembering(sampler.pipe)
+    x0 = origin.latents if x0 is None else x0
+    start = origin.last if number is None else origin.starts[number]
+    scale = _noise_scale(sampler, origin)
+    noise = randn_tensor(x0.shape, generator=origin.generator, device=x0.device, dtype=x0.dtype)
+    if start.state is not None:  # sigma schedulers look their level up by the current index
+        seams.restore_memory(remembering, start.state)
+    return renoised(sampler.pipe.scheduler, x0, start.timestep, noise if scale == 1 else scale * noise)
+
+
+def _noise_scale(sampler: Settings, origin: Origin) -> float:
+    """The deviation of the noise in the pipeline's latents, which its scheduler does not know: `noise_scale` of PRX.
+
+    Raises:
+        SamplerError: if the chain starts from noise of another size than this says.
+    """
+    pipe, start = sampler.pipe, origin.first
+    declared = float(getattr(getattr(pipe, "config", None), "noise_scale", 1.0))
+    if start is None or start.state is None or sampler.call_kwargs.get("latents") is not None:
+        return declared
+    seams.restore_memory(pipelines.remembering(pipe), start.state)
+    alpha, sigma = noise_level(pipe.scheduler, start.timestep, start.latents)
+    if bool(alpha > PURE * sigma):  # it starts from an image
+        return declared
+    found = float(start.latents.float().square().mean().sqrt() / sigma)
+    if abs(found / declared - 1) > PURE + 4 / math.sqrt(2 * start.latents.numel()):
+        raise SamplerError(
+            f"its chain starts from noise {found:.2g} times as large as its scheduler's level, so that the level to "
+            "re-noise to is not known",
+            where=type(pipe).__name__,
+            next="use a method without re-noising",
+        )
+    return declared

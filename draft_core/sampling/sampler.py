@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any, get_args
 
 import torch
@@ -17,11 +18,12 @@ from draft_core.errors import SamplerError, one_line
 from draft_core.plan import Renoising, StepPlan, check_whole
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits
-from draft_core.sampling.chain import PlannedRun, ShortRun, lengths, watched
+from draft_core.sampling.chain import PlannedRun, See, ShortRun, lengths, unseen, watched
+from draft_core.sampling.noise_levels import check_eta, gaussian_of
 from draft_core.sampling.pipeline_call import Checkpointing, Decode, has_blocks
 from draft_core.sampling.randomness import Generator
-from draft_core.sampling.replay import Replay, Visit, renoised_start, unvisited
-from draft_core.sampling.rollout import Origin, Rollout, check_given, check_same_sampler
+from draft_core.sampling.replay import Replay, Visit, unvisited
+from draft_core.sampling.rollout import Origin, Rollout, check_given, check_same_sampler, renoised_start
 from draft_core.setting import SCHEDULES
 
 NO_RENOISING = Renoising()
@@ -47,11 +49,15 @@ class DifferentiableSampler:
             decodes and recomputes one image at a time, and the last bit may differ.
         base_model: makes a context inside which the denoiser is the untuned one; with it each rollout carries its
             `divergence` from that.
+        noise: 0 leaves the scheduler's steps as they are. Up to 1 it is the eta of the general step
+            (`noise_levels.gaussian_between`), which a scheduler that draws no noise then takes in the place of its own:
+            samples are other than the pipeline's, of the same distribution up to the size of the steps.
         call_kwargs: passed to every pipeline call (guidance_scale, height, negative_prompt, prompt_embeds, image, ...).
 
     Raises:
         SamplerError: if the pipeline cannot be driven, a keyword is not one its call takes, `num_inference_steps` is
-            not a whole number from 1 on, or `decode` or `gradient_checkpointing` is none of their values.
+            not a whole number from 1 on, `noise` is outside 0..1, or `decode` or `gradient_checkpointing` is none of
+            their values.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class DifferentiableSampler:
         gradient_checkpointing: Checkpointing = False,
         decode: Decode = "whole",
         base_model: Callable[[], AbstractContextManager[Any]] | None = None,
+        noise: float = 0.0,
         **call_kwargs: Any,
     ) -> None:
         pipelines.check_drivable(pipe)
@@ -76,6 +83,8 @@ class DifferentiableSampler:
         self.gradient_checkpointing = gradient_checkpointing
         self.decode = decode
         self.base_model = base_model
+        check_eta(noise, where="DifferentiableSampler.noise")
+        self.noise = noise
         self.call_kwargs = call_kwargs
 
     @property
@@ -93,6 +102,28 @@ class DifferentiableSampler:
     @cached_property
     def traits(self) -> CallTraits:
         """What the pipeline's call was seen to do in a run that calls the real denoiser only once."""
+        return self._watched(unseen)
+
+    @cached_property
+    def noisy_steps(self) -> frozenset[int]:
+        """The steps that draw noise, the scheduler's own or `noise`: those that have a log-probability.
+
+        Raises:
+            SamplerError: if the scheduler draws its noise where it cannot be replaced.
+        """
+        noisy = set[int]()
+
+        def see(number: int, call: seams.StepCall) -> None:
+            source = torch.Generator().manual_seed(number)  # a prediction of zeros would hide what a step remembers
+            prediction = torch.randn(call.model_output.shape, generator=source).to(call.model_output)
+            call = replace(call, model_output=prediction, run=partial(call.run, model_output=prediction))
+            if bool((gaussian_of(self.pipe.scheduler, call, self.noise).std > 0).all()):
+                noisy.add(number)
+
+        self._watched(see)
+        return frozenset(noisy)
+
+    def _watched(self, see: See) -> CallTraits:
         errors: list[Exception] = []
         alone = seams.in_use(self.pipe, pipelines.steered(self.pipe), before_call=True)
         traces = seams.state_restored(self.pipe, *pipelines.remembering(self.pipe))
@@ -100,7 +131,7 @@ class DifferentiableSampler:
             for real in (False, True):  # some look into their networks
                 for batch in [1, *lengths(self.call_kwargs)]:  # an `image` of two items, say, may need two prompts
                     try:
-                        return self._stepping(watched(self, batch, real=real))
+                        return self._stepping(watched(self, batch, see, real=real))
                     except Exception as error:
                         errors.append(error)
         raise errors[0]
@@ -177,7 +208,7 @@ class DifferentiableSampler:
                 next="make the plan with `method.plan(sampler.steps, rng)`",
             )
         generator = generator or self.call_kwargs.get("generator")
-        _check_renoising(plan, renoising)
+        renoising.check_follows(plan)
         self.traits.check_plan(self.pipe, plan, renoising, recomputes=self.gradient_checkpointing in (True, "blocks"))
         if plan.prefix is None:
             run = PlannedRun(self, prompts, plan, generator)
@@ -280,20 +311,6 @@ def _rollout(value: Any) -> Rollout:
     if not isinstance(value, Rollout):
         raise SamplerError(f"it is a {type(value).__name__}", where="rollout", next="give what `sampler(...)` returned")
     return value
-
-
-def _check_renoising(plan: StepPlan, renoising: Renoising) -> None:
-    if plan.stop_at is not None and renoising.copies:
-        raise SamplerError(
-            "a chain that is left early has no last step to re-noise to",
-            where="StepPlan.stop_at",
-            next="use either stop_at or re-noised copies",
-        )
-    if plan.prefix is not None and (not renoising.copies or renoising.max_drift is not None):
-        problem = "makes no samples to drift from" if renoising.copies else "gives no images without re-noised copies"
-        raise SamplerError(
-            f"a shortened prefix {problem}", where="StepPlan.prefix", next="use Renoising(copies=1), without max_drift"
-        )
 
 
 def _prompt_of_each(prompts: Sequence[str] | None, images: int) -> tuple[str, ...]:

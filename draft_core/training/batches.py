@@ -23,11 +23,12 @@ class Batches:
     Arguments:
         prompts: taken in an order shuffled anew each time all have been used.
         seed: of prompts, noise and plans.
-        batch_size: prompts in one batch of one process.
+        batch_size: items in one batch of one process: `repeats` for each of its prompts.
         accumulation: batches in one update.
-        images_per_prompt: how many images the pipeline's call makes of each prompt.
+        images_per_prompt: how many images the pipeline's call makes of each item.
         ranks: the processes that share an update.
         columns: what the prompt list says beside each prompt, name -> as many values as there are prompts.
+        repeats: how many items in a row have one prompt; divides `batch_size`.
     """
 
     prompts: Sequence[str]
@@ -37,16 +38,19 @@ class Batches:
     images_per_prompt: int
     ranks: Ranks
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    repeats: int = 1
 
     def draw(self, update: int) -> Iterator[Batch]:
         """This process' part of each batch of the update that follows `update` earlier ones."""
+        images = self.repeats * self.images_per_prompt  # of each prompt
         for micro_batch in range(self.accumulation):
             batch = (update * self.accumulation + micro_batch) * self.ranks.world_size + self.ranks.rank
-            indices = range(batch * self.batch_size, (batch + 1) * self.batch_size)
-            chosen = [self._prompt_index(index) for index in indices]
+            prompts = self.batch_size // self.repeats
+            indices = range(batch * prompts, (batch + 1) * prompts)
+            chosen = [self._prompt_index(index) for index in indices for _ in range(self.repeats)]
             yield Batch(
                 prompts=[self.prompts[index] for index in chosen],
-                generators=[self._noise(index, copy) for index in indices for copy in range(self.images_per_prompt)],
+                generators=[self._noise(index, copy) for index in indices for copy in range(images)],
                 columns={name: [column[index] for index in chosen] for name, column in self.columns.items()},
                 update=update,
                 rng=self.choices(update),

@@ -112,6 +112,8 @@ def checked(learner: Learner, loss: Any) -> Loss:
     for name, number in loss.report.items():
         if not (isinstance(name, str) and _is_number(number)):
             raise _breach(learner, f"{name!r} in the report of its loss is {type(number).__name__}, not a number")
+    if not isinstance(loss.notes, (list, tuple)) or not all(isinstance(note, str) for note in loss.notes):
+        raise _breach(learner, f"the notes of its loss are {loss.notes!r}, not sentences")
     return loss
 
 

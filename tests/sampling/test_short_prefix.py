@@ -238,7 +238,7 @@ def test_the_schedule_is_walked_without_a_network() -> None:
     short = ShortRun(sampler, None, plan_of(sampler.steps), seeded())
     short.origin()
     with replaced(pipe.unet, "forward", lambda forward, *args, **kwargs: pytest.fail("a network was called")):
-        whole = DryRun(sampler, None, short.blanks, last=STEPS - 1)
+        whole = DryRun(sampler, None, short.blanks, noted={STEPS - 1})
         whole.replay_encoders(short.encoded)
         assert whole.run().steps == STEPS
-    assert whole.start is not None
+    assert list(whole.starts) == [STEPS - 1]
