@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from draft_core.runs.pipeline_loading import load_pipeline
     from draft_core.runs.run import run_recipe
     from draft_core.runs.sample import sample
-    from draft_core.sampling.replay import StepOutput
+    from draft_core.sampling.rollout import StepOutput
     from draft_core.sampling.sampler import DifferentiableSampler
     from draft_core.training.checkpoints import load_checkpoint, save_checkpoint
     from draft_core.training.settings import TrainSettings
@@ -58,7 +58,7 @@ _HOMES = {
     "Renoising": "plan",
     "ShortPrefix": "registry.methods",
     "StepList": "registry.methods",
-    "StepOutput": "sampling.replay",
+    "StepOutput": "sampling.rollout",
     "StepPlan": "plan",
     "TrainSettings": "training.settings",
     "Trainer": "training.trainer",

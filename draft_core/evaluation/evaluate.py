@@ -16,8 +16,9 @@ from draft_core.errors import DraftError, SamplerError, list_of_prompts, require
 from draft_core.evaluation.settings import EvaluationSettings
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import Objective
-from draft_core.sampling.pipelines import IMAGE_COUNTS, call_inputs, has_float16, networks
+from draft_core.sampling.pipelines import call_inputs, has_float16, networks
 from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.setting import IMAGE_COUNTS
 
 
 class NotFiniteError(SamplerError):
@@ -61,7 +62,7 @@ def evaluate(
 
     An image depends on its prompt and its seed alone: plain diffusers makes the same one from
     `pipe(prompt, generator=torch.Generator("cpu").manual_seed(seed), ...)`. Where the sampler's call makes several
-    images of a prompt, it makes one here: the seeds say how many there are.
+    images of a prompt, it makes one here: the seeds say how many there are. The sampler's `noise` is left out.
 
     Arguments:
         sampler: of the pipeline, with or without a LoRA.
@@ -91,7 +92,7 @@ def evaluate(
     if not seeds:
         raise DraftError("there are no seeds", where="evaluate", next="give at least one")
     require_from_one(batch_size, where="evaluate: batch_size")
-    sampler = one_image_each(sampler)
+    sampler = as_evaluated(sampler)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     rank, world_size = share
     rounds = math.ceil(len(pairs) / world_size)
@@ -144,9 +145,10 @@ def evaluation_sampler(sampler: DifferentiableSampler, settings: EvaluationSetti
     )
 
 
-def one_image_each(sampler: DifferentiableSampler) -> DifferentiableSampler:
-    """The sampler with one image for each prompt and generator, whatever its call says."""
+def as_evaluated(sampler: DifferentiableSampler) -> DifferentiableSampler:
+    """The sampler with one image for each prompt and generator, whatever its call says, and without added noise."""
     single = copy.copy(sampler)
+    single.noise = 0.0
     single.call_kwargs = {**sampler.call_kwargs, **{name: 1 for name in IMAGE_COUNTS if name in sampler.call_kwargs}}
     return single
 

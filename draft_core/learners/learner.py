@@ -105,7 +105,9 @@ class Score(Protocol):
 class Learner(Protocol):
     """A method at work: it samples, scores, and says what to minimise.
 
-    A `MethodSpec` names a callable that makes one of a method's config.
+    A `MethodSpec` names a callable that makes one of a method's config. It may have two members more: `check(sampler)`,
+    which a run calls before it draws anything, and which raises a `DraftError` if the sampler does not suit; and
+    `needs_base_model`, true if it takes `sampler.base_model` also without a weight of `regularizers.kl`.
 
     Attributes:
         needs_gradient: whether it backpropagates through the rewards; where not, they need not be differentiable.

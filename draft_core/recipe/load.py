@@ -19,10 +19,18 @@ from draft_core.recipe.schema import LARGEST_FLOAT, LARGEST_INTEGER, RecipeBase,
 from draft_core.recipe.yaml_text import dump_yaml, plain_copy, read_yaml, set_field, short
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
-from draft_core.setting import SCHEDULES
+from draft_core.setting import SCHEDULES, images_per_prompt
 
 # What the sampler is given beside the arguments of the call.
-OF_SAMPLER = ("pipe", "num_inference_steps", "guidance_scale", "gradient_checkpointing", "decode", "base_model")
+OF_SAMPLER = (
+    "pipe",
+    "num_inference_steps",
+    "guidance_scale",
+    "gradient_checkpointing",
+    "decode",
+    "base_model",
+    "noise",
+)
 
 
 def load_recipe(
@@ -136,6 +144,11 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             where=f"{where}: train.normalize",
             next="use scale, or none",
         )
+    of_each_prompt = recipe.train.images_per_prompt * images_per_prompt(recipe.model.call)
+    try:
+        recipe.method.check_batch(recipe.train.batch_size, of_each_prompt)
+    except RecipeError as error:
+        raise RecipeError(error.what, where=f"{where}: {error.where}", next=error.next) from None
     if recipe.regularizers.kl and not method.yields_divergence:
         raise RecipeError(
             f"method {method.kind!r} does not say how far it is from the base model, so the term would have no effect",

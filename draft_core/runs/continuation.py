@@ -18,7 +18,7 @@ from draft_core.recipe.schema import RecipeBase
 from draft_core.recipe.yaml_text import parse_yaml
 from draft_core.reporting.run_record import FACTS, PROMPTS, RECIPE
 from draft_core.runs.folder import CHECKPOINTS, is_run_file, require_unlocked
-from draft_core.training.batches import images_per_prompt
+from draft_core.setting import images_per_prompt
 
 # What may change between the parts of a run without changing what it computes.
 HARMLESS = (

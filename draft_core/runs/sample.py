@@ -147,7 +147,15 @@ def _settings(name: str, lora: Path | None, steps: int | None, guidance: float |
         evaluated = {field: evaluation[field] for field in OF_EVALUATION if evaluation.get(field) is not None}
         own = name == fields.get("pretrained")
         kept = {field: value for field, value in fields.items() if own or field not in SOURCE}
-        drawn = {**kept, "pretrained": name, "gradient_checkpointing": False, "lora": {}, **evaluated, **given}
+        drawn = {
+            **kept,
+            "pretrained": name,
+            "gradient_checkpointing": False,
+            "lora": {},
+            "noise": 0.0,
+            **evaluated,
+            **given,
+        }
         return _Settings(validate(ModelConfig, drawn, catalog, where=str(run / RECIPE)), run, mixed)
     known = catalog.pretrained.get(name)
     call = dict(known.spec.call) if known else {}

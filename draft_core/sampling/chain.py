@@ -14,7 +14,7 @@ from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.noise_levels import check_told, posterior_mean
 from draft_core.sampling.pipeline_call import Forward, PipelineCall, Settings, length
 from draft_core.sampling.randomness import Generator, noted, state_of
-from draft_core.sampling.rollout import Origin, StepRecord, StepStart, identity
+from draft_core.sampling.rollout import Origin, StepOutput, StepRecord, StepStart, identity
 
 PROBE_PROMPT = "a photograph"
 See = Callable[[int, seams.StepCall], None]
@@ -105,6 +105,7 @@ class PlannedRun:
         if keeps or self.number == self.plan.steps - 1:
             start = StepStart(self.number, call.timestep, call.sample.detach(), *self.before)
             self.starts[self.number] = start
+        taken = StepOutput(self.pipe.scheduler, self.number, call, self.call.sampler.noise) if keeps else None
         if self.number == self.plan.stop_at:
             check_told(self.pipe.scheduler, call.told)
             mean = posterior_mean(self.pipe.scheduler, call.model_output, call.timestep, call.sample)
@@ -112,9 +113,9 @@ class PlannedRun:
             output = seams.with_first(self.last_output, "prev_sample", mean)
         else:
             output = self.last_output = self.call.stepped(call)
-        if keeps:
+        if taken is not None:
             after = seams.first_of(output, "prev_sample").detach()
-            self.trajectory.append(StepRecord(start, call.model_output.detach(), after))
+            self.trajectory.append(StepRecord(start, taken, call.model_output.detach(), after))
         self.number += 1
         if keeps or self.number == self.plan.steps - 1:
             self.before = after_step(output, self.pipe)

@@ -20,9 +20,6 @@ IMAGE_FILTERS = ("safety_checker", "watermark")
 # change models on the way have a second one, such as transformer_2.
 DENOISERS = ("unet", "transformer")
 
-# Arguments of a call that say how many images it makes of each prompt.
-IMAGE_COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
-
 
 def find_denoiser(pipe: Any) -> tuple[str, Any]:
     """The pipeline's denoiser and the attribute it sits under; of several, the first.

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
 from draft_core.errors import SamplerError
-from draft_core.sampling import pipelines, seams
-from draft_core.sampling.noise_levels import noise_level, renoised
+from draft_core.sampling import seams
+from draft_core.sampling.noise_levels import (
+    Gaussian,
+    check_told,
+    gaussian_of,
+    general_step,
+    noise_level,
+    posterior_mean,
+    prediction_of,
+)
 from draft_core.sampling.pipeline_call import Settings
 
 
@@ -35,17 +41,104 @@ class StepStart:
     output: Any
 
 
+class StepOutput:
+    """One step: its prediction, and what the scheduler makes of it, with gradient if the caller records.
+
+    Arguments:
+        scheduler: in its state before the step.
+        number: of the step, 0 the first.
+        call: of `scheduler.step`.
+        noise: that the sampler adds, as its own `noise`.
+
+    Attributes:
+        number: of the step, 0 the first.
+        timestep: as the pipeline gave it to the scheduler.
+        latents: before the step, as they were given.
+        prediction: of the denoiser, after guidance.
+    """
+
+    def __init__(self, scheduler: Any, number: int, call: seams.StepCall, noise: float = 0.0) -> None:
+        self.number = number
+        self.timestep = call.timestep
+        self.latents = call.sample
+        self.prediction = call.model_output
+        self._scheduler = scheduler
+        self._call = call
+        self._noise = noise
+        self._state = seams.scheduler_state(scheduler)
+
+    def gaussian(self, eta: float | None = None) -> Gaussian:
+        """The distribution of the latents after the step; each part shaped like the latents, mean with gradient.
+
+        Arguments:
+            eta: None takes the noise that the run drew: the scheduler's own, or the sampler's `noise`. A number from 0
+                to 1 takes the general step between the same two noise levels (`noise_levels.gaussian_between`), for a
+                scheduler that draws none: 0 is its own deterministic step, 1 the ancestral one (Song et al. 2021, arXiv
+                2010.02502, equation 12).
+
+        Raises:
+            SamplerError: if the scheduler draws its noise where it cannot be replaced; with `eta`, if it draws noise of
+                its own, its step builds on earlier predictions, or `eta` is outside 0..1.
+        """
+        if eta is None:
+            gaussian: Gaussian = self._asked(lambda: gaussian_of(self._scheduler, self._call, self._noise))
+            return gaussian
+        check_told(self._scheduler, self._call.told)
+        general: Gaussian = self._asked(lambda: general_step(self._scheduler, self._call, eta))
+        return general
+
+    def posterior_mean(self) -> torch.Tensor:
+        """E[x0 | x_t], shaped like the latents.
+
+        Raises:
+            SamplerError: if it is not known for the scheduler's prediction type.
+        """
+        check_told(self._scheduler, self._call.told)
+        mean: torch.Tensor = self._asked(
+            lambda: posterior_mean(self._scheduler, self.prediction, self.timestep, self.latents)
+        )
+        return mean
+
+    def prediction_for(self, x0: torch.Tensor) -> torch.Tensor:
+        """What the denoiser would predict if the latents, alpha x0 + sigma eps, were made of this x0; shaped like them.
+
+        The target of denoising score matching (Vincent 2011), in the units of the prediction: eps, x0, v or a flow.
+
+        Raises:
+            SamplerError: if what the scheduler's denoiser predicts is not known.
+        """
+        check_told(self._scheduler, self._call.told)
+
+        def target() -> torch.Tensor:
+            alpha, sigma = noise_level(self._scheduler, self.timestep, self.latents)
+            return prediction_of(self._scheduler, alpha, sigma, x0, (self.latents - alpha * x0) / sigma)
+
+        found: torch.Tensor = self._asked(target)
+        return found
+
+    def _asked(self, question: Callable[[], Any]) -> Any:
+        """The answer with the scheduler as it was before the step; afterwards it is as it is now."""
+        now = seams.scheduler_state(self._scheduler)
+        seams.restore_scheduler(self._scheduler, self._state)
+        try:
+            return question()
+        finally:
+            seams.restore_scheduler(self._scheduler, now)
+
+
 @dataclass(frozen=True)
 class StepRecord:
     """One step of a run as it was taken.
 
     Arguments:
         start: where it started.
+        output: what the scheduler made of the prediction, as a replay gives it.
         prediction: of the denoiser, after guidance, detached.
         after: latents after it, detached.
     """
 
     start: StepStart
+    output: StepOutput
     prediction: torch.Tensor
     after: torch.Tensor
 
@@ -210,53 +303,3 @@ def _check_latents(of_run: torch.Tensor, number: int, latents: Any) -> None:
             where="given",
             next="convert them with `latents.to(rollout.latents)`",
         )
-
-
-# Re-noising
-
-# Of latents that are taken for noise alone: the most that x0 may weigh beside it, and their size be off.
-PURE = 0.1
-
-
-def renoised_start(
-    sampler: Settings, origin: Origin, number: int | None = None, x0: torch.Tensor | None = None
-) -> torch.Tensor:
-    """alpha x0 + sigma eps, like x0, at the noise level from which a step starts.
-
-    Arguments:
-        number: of the step, kept by the run; the last one if left out.
-        x0: shaped like the run's latents; those after its last step if left out.
-    """
-    remembering = pipelines.remembering(sampler.pipe)
-    x0 = origin.latents if x0 is None else x0
-    start = origin.last if number is None else origin.starts[number]
-    scale = _noise_scale(sampler, origin)
-    noise = randn_tensor(x0.shape, generator=origin.generator, device=x0.device, dtype=x0.dtype)
-    if start.state is not None:  # sigma schedulers look their level up by the current index
-        seams.restore_memory(remembering, start.state)
-    return renoised(sampler.pipe.scheduler, x0, start.timestep, noise if scale == 1 else scale * noise)
-
-
-def _noise_scale(sampler: Settings, origin: Origin) -> float:
-    """The deviation of the noise in the pipeline's latents, which its scheduler does not know: `noise_scale` of PRX.
-
-    Raises:
-        SamplerError: if the chain starts from noise of another size than this says.
-    """
-    pipe, start = sampler.pipe, origin.first
-    declared = float(getattr(getattr(pipe, "config", None), "noise_scale", 1.0))
-    if start is None or start.state is None or sampler.call_kwargs.get("latents") is not None:
-        return declared
-    seams.restore_memory(pipelines.remembering(pipe), start.state)
-    alpha, sigma = noise_level(pipe.scheduler, start.timestep, start.latents)
-    if bool(alpha > PURE * sigma):  # it starts from an image
-        return declared
-    found = float(start.latents.float().square().mean().sqrt() / sigma)
-    if abs(found / declared - 1) > PURE + 4 / math.sqrt(2 * start.latents.numel()):
-        raise SamplerError(
-            f"its chain starts from noise {found:.2g} times as large as its scheduler's level, so that the level to "
-            "re-noise to is not known",
-            where=type(pipe).__name__,
-            next="use a method without re-noising",
-        )
-    return declared

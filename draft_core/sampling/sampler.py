@@ -17,13 +17,13 @@ import torch
 from draft_core.errors import SamplerError, one_line
 from draft_core.plan import Renoising, StepPlan, check_whole
 from draft_core.sampling import pipelines, seams
-from draft_core.sampling.call_traits import CallTraits
+from draft_core.sampling.call_traits import CallTraits, has_density
 from draft_core.sampling.chain import PlannedRun, See, ShortRun, lengths, unseen, watched
-from draft_core.sampling.noise_levels import check_eta, gaussian_of
+from draft_core.sampling.noise_levels import check_eta
 from draft_core.sampling.pipeline_call import Checkpointing, Decode, has_blocks
 from draft_core.sampling.randomness import Generator
-from draft_core.sampling.replay import Replay, Visit, unvisited
-from draft_core.sampling.rollout import Origin, Rollout, check_given, check_same_sampler, renoised_start
+from draft_core.sampling.replay import Replay, Visit, renoised_start, unvisited
+from draft_core.sampling.rollout import Origin, Rollout, check_given, check_same_sampler
 from draft_core.setting import SCHEDULES
 
 NO_RENOISING = Renoising()
@@ -109,7 +109,7 @@ class DifferentiableSampler:
         """The steps that draw noise, the scheduler's own or `noise`: those that have a log-probability.
 
         Raises:
-            SamplerError: if the scheduler draws its noise where it cannot be replaced.
+            SamplerError: if `call_traits.has_density` refuses a step.
         """
         noisy = set[int]()
 
@@ -117,7 +117,7 @@ class DifferentiableSampler:
             source = torch.Generator().manual_seed(number)  # a prediction of zeros would hide what a step remembers
             prediction = torch.randn(call.model_output.shape, generator=source).to(call.model_output)
             call = replace(call, model_output=prediction, run=partial(call.run, model_output=prediction))
-            if bool((gaussian_of(self.pipe.scheduler, call, self.noise).std > 0).all()):
+            if has_density(self.pipe.scheduler, call, self.noise):
                 noisy.add(number)
 
         self._watched(see)

@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
 
 import torch
 
 from draft_core.learners.learner import Batch, Ranks
-from draft_core.sampling.pipelines import IMAGE_COUNTS
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,3 @@ class Batches:
         order = list(range(len(self.prompts)))
         Random(f"prompts {self.seed} {epoch}").shuffle(order)
         return order[position]
-
-
-def images_per_prompt(call: Mapping[str, Any]) -> int:
-    """How many images a pipeline's call with these arguments makes of each prompt."""
-    return next((int(call[name]) for name in IMAGE_COUNTS if call.get(name)), 1)

@@ -55,6 +55,19 @@ def require_fit(
         )
 
 
+def require_suitable(learner: Learner, sampler: DifferentiableSampler) -> None:
+    """That a run can be drawn as the learner needs it: its own `check`, and the noise that was asked for.
+
+    Raises:
+        DraftError: if the learner or the scheduler refuses.
+    """
+    if sampler.noise:
+        sampler.noisy_steps  # noqa: B018  a scheduler to which none can be added says so
+    if check := getattr(learner, "check", None):
+        with in_one_sentence(learner, "check()"):
+            check(sampler)
+
+
 def modules_of(learner: Learner) -> Mapping[str, torch.nn.Module]:
     """What `modules()` returned, if the trainer can train it.
 

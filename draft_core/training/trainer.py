@@ -19,7 +19,8 @@ from draft_core.learners.learner import ADAPTER, Learner, Loss
 from draft_core.rewards.objective import Objective
 from draft_core.sampling.pipelines import networks
 from draft_core.sampling.sampler import DifferentiableSampler
-from draft_core.training.batches import Batches, images_per_prompt
+from draft_core.setting import images_per_prompt
+from draft_core.training.batches import Batches
 from draft_core.training.checkpoints import Checkpoint
 from draft_core.training.distributed import Processes
 from draft_core.training.learner_contract import (

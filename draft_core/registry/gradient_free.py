@@ -1,0 +1,113 @@
+"""Methods that need no gradient of the reward: any program, person or file size can be one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from draft_core.errors import RecipeError
+from draft_core.registry.config import Field, MethodConfig
+from draft_core.registry.specs import MethodSpec
+
+
+class PolicyGradientConfig(MethodConfig):
+    """What the policy gradients share: the clipped loss, and how often a batch is used."""
+
+    clip_range: float = Field(
+        1e-4,
+        gt=0,
+        lt=1,
+        description="How far the ratio of a step's probabilities now and then may leave 1 before it earns no more; of "
+        "probabilities a dimension, which move little.",
+    )
+    advantage_clip: float = Field(5.0, gt=0, description="Largest advantage, in standard deviations.")
+    inner_epochs: int = Field(1, ge=1, le=64, description="How often an update goes over its images.")
+    minibatches: int = Field(
+        1, ge=1, description="Optimiser steps in one inner epoch, each on an equal part of train.batch_size."
+    )
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="How many steps of the chain are trained, drawn anew for each inner epoch; left out, all that draw "
+        "noise.",
+    )
+
+    def check_batch(self, images: int, of_each_prompt: int) -> None:
+        """Refuses a batch that the minibatches do not divide.
+
+        Raises:
+            RecipeError: naming both numbers.
+        """
+        if images % self.minibatches:
+            raise RecipeError(
+                f"{self.minibatches} minibatches do not divide a batch of {images} images",
+                where="method.minibatches",
+                next=f"make train.batch_size a multiple of {self.minibatches}",
+            )
+
+
+class DDPO(PolicyGradientConfig):
+    """DDPO-IS: clipped policy gradient, advantages by the last rewards of each prompt (Black et al. 2023, 2305.13301)."""
+
+    kind: Literal["ddpo"] = "ddpo"
+    history: int = Field(32, ge=2, description="How many rewards of each prompt are remembered.")
+    least: int = Field(
+        16,
+        ge=2,
+        description="With fewer rewards of a prompt than this, its images are compared with the whole batch.",
+    )
+
+    def check_batch(self, images: int, of_each_prompt: int) -> None:
+        """Refuses also a number of rewards that the memory cannot hold.
+
+        Raises:
+            RecipeError: naming both numbers.
+        """
+        super().check_batch(images, of_each_prompt)
+        if self.least > self.history:
+            raise RecipeError(
+                f"least = {self.least} exceeds history = {self.history}, so that no prompt would ever have enough",
+                where="method.least",
+                next="lower it",
+            )
+
+
+class GRPO(PolicyGradientConfig):
+    """Flow-GRPO: the same, advantages by the images of one prompt in a batch (Liu et al. 2025, arXiv 2505.05470)."""
+
+    kind: Literal["grpo"] = "grpo"
+
+    def check_batch(self, images: int, of_each_prompt: int) -> None:
+        """Refuses groups of one image.
+
+        Raises:
+            RecipeError: naming the field to raise.
+        """
+        super().check_batch(images, of_each_prompt)
+        if of_each_prompt < 2:
+            raise RecipeError(
+                "grpo compares the images of one prompt, and each prompt of a batch has one",
+                where="train.images_per_prompt",
+                next="set it to 2 or more, such as 4",
+            )
+
+
+LEARNER = "draft_core.learners.policy_gradient"
+
+GRADIENT_FREE = (
+    MethodSpec(
+        kind="ddpo",
+        config=DDPO,
+        summary="DDPO: policy gradient, images compared with earlier ones of their prompt; any reward",
+        learner=f"{LEARNER}:ddpo",
+        needs_gradient=False,
+        yields_divergence=True,
+    ),
+    MethodSpec(
+        kind="grpo",
+        config=GRPO,
+        summary="GRPO: policy gradient, images compared with the others of their prompt; any reward",
+        learner=f"{LEARNER}:grpo",
+        needs_gradient=False,
+        yields_divergence=True,
+    ),
+)
