@@ -163,7 +163,7 @@ def clipped_loss(ratio: torch.Tensor, advantages: torch.Tensor, clip_range: floa
 def divergence(
     sampler: DifferentiableSampler, base: BaseModel, rollout: Rollout, number: int, now: Gaussian
 ) -> torch.Tensor:
-    """KL divergence of a step's Gaussian from the base model's, with gradient, (): nats, mean over images and dimensions.
+    """KL divergence of a step's Gaussian from the base model's, with gradient, (): nats, mean over all dimensions.
 
     Both have one deviation, so that it is the squared distance of the means over twice their variance.
     """

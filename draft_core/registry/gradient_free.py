@@ -46,7 +46,7 @@ class PolicyGradientConfig(MethodConfig):
 
 
 class DDPO(PolicyGradientConfig):
-    """DDPO-IS: clipped policy gradient, advantages by the last rewards of each prompt (Black et al. 2023, 2305.13301)."""
+    """DDPO: clipped policy gradient, advantages by the last rewards of each prompt (Black et al. 2023, 2305.13301)."""
 
     kind: Literal["ddpo"] = "ddpo"
     history: int = Field(32, ge=2, description="How many rewards of each prompt are remembered.")
@@ -91,6 +91,51 @@ class GRPO(PolicyGradientConfig):
             )
 
 
+class Importance(MethodConfig):
+    """Iterative importance fine-tuning: regression on accepted samples (Denker et al. 2025, arXiv 2502.04468).
+
+    Without path weights it is RAFT (Dong et al. 2023, arXiv 2304.06767); with `weighting: softmax` as well,
+    reward-weighted regression.
+    """
+
+    kind: Literal["importance"] = "importance"
+    temperature: float = Field(
+        1.0, gt=0, description="The target is the base model's distribution times exp(reward / temperature)."
+    )
+    path_weights: bool = Field(
+        True,
+        description="Weigh each sample also by how much more probable its path is under the base model, so that the "
+        "target stays where it is while the model moves. Needs steps that draw noise.",
+    )
+    weighting: Literal["rejection", "softmax"] = Field(
+        "rejection", description="Samples are accepted or not, or all count by their weights."
+    )
+    acceptance_rate: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of the samples that rejection accepts; lower comes nearer to the target. Left out, 0.25.",
+    )
+    buffer: int = Field(
+        64,
+        ge=0,
+        description="How many chosen samples are remembered, with their paths, and weighed anew beside fresh ones.",
+    )
+    fits: int = Field(4, ge=1, le=64, description="Optimiser steps of an update.")
+    levels: int = Field(4, ge=1, le=64, description="Noise levels at which each of them compares predictions.")
+
+    def check_batch(self, images: int, of_each_prompt: int) -> None:
+        """Refuses a rate of acceptance where nothing is rejected.
+
+        Raises:
+            RecipeError: naming the field to leave out.
+        """
+        if self.weighting == "softmax" and self.acceptance_rate is not None:
+            raise RecipeError(
+                "with weighting softmax no sample is rejected", where="method.acceptance_rate", next="leave it out"
+            )
+
+
 LEARNER = "draft_core.learners.policy_gradient"
 
 GRADIENT_FREE = (
@@ -107,6 +152,14 @@ GRADIENT_FREE = (
         config=GRPO,
         summary="GRPO: policy gradient, images compared with the others of their prompt; any reward",
         learner=f"{LEARNER}:grpo",
+        needs_gradient=False,
+        yields_divergence=True,
+    ),
+    MethodSpec(
+        kind="importance",
+        config=Importance,
+        summary="importance fine-tuning, RAFT: regression on the best own samples; any reward",
+        learner="draft_core.learners.weighted_regression:WeightedRegression",
         needs_gradient=False,
         yields_divergence=True,
     ),

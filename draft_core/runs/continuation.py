@@ -38,7 +38,7 @@ UNSEEN = ("evaluation.every", "evaluation.tolerance", "model.gradient_checkpoint
 UNSEEN_ENDINGS = (".weight", ".cap", ".device")
 
 # Fields of methods that judge the images of a pass together, so that its size counts.
-OF_A_PASS = ("max_drift", "advantage_clip", "acceptance")
+OF_A_PASS = ("max_drift", "advantage_clip", "temperature")
 
 
 @dataclass(frozen=True)

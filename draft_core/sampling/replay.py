@@ -197,6 +197,13 @@ def unvisited(output: StepOutput) -> None:
     """A visit that does nothing."""
 
 
+def renoise(sampler: Settings, rollout: Rollout, number: int, x0: torch.Tensor) -> torch.Tensor:
+    """alpha x0 + sigma eps at the level of a step that the rollout kept; as `renoised_start`."""
+    assert rollout.origin is not None
+    with seams.in_use(sampler.pipe, pipelines.steered(sampler.pipe), before_call=True):
+        return renoised_start(sampler, rollout.origin, number, x0)
+
+
 def renoised_start(
     sampler: Settings, origin: Origin, number: int | None = None, x0: torch.Tensor | None = None
 ) -> torch.Tensor:

@@ -1,0 +1,277 @@
+"""Importance fine-tuning: regression on own samples, weighted by how much better than their frequency they are.
+
+The target is the base model's distribution times exp(reward / temperature), reached with neither the reward's gradient
+nor one through the sampler (Denker et al. 2025, arXiv 2502.04468). Without path weights it is RAFT (Dong et al. 2023,
+arXiv 2304.06767), and with a softmax reward-weighted regression (Peters and Schaal 2007).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Protocol
+
+import torch
+
+from draft_core.errors import RecipeError, SamplerError
+from draft_core.learners.importance_weights import acceptance, effective_share, normalised
+from draft_core.learners.learner import Batch, Loss, Score
+from draft_core.learners.path_samples import PathSample, log_density, log_density_then, path_of
+from draft_core.learners.recorded_runs import BaseModel, apart, record, require_noise
+from draft_core.sampling.randomness import from_seed
+from draft_core.sampling.replay import outline, renoise
+from draft_core.sampling.rollout import Rollout, StepOutput
+from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.setting import images_per_prompt
+
+ACCEPTED = 0.25  # share of the samples, where none is said
+FEW = 0.1  # of the samples; with a lower effective share a few of them stand for all
+
+
+class RegressionSettings(Protocol):
+    """What the method's config says, `registry.gradient_free.Importance`."""
+
+    temperature: float
+    path_weights: bool
+    weighting: str
+    acceptance_rate: float | None
+    buffer: int
+    fits: int
+    levels: int
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A sample of the pool.
+
+    Arguments:
+        log_weight: logarithm of its importance weight; minus infinity where the reward is not finite.
+        rank: of the process that learns from it.
+    """
+
+    sample: PathSample
+    log_weight: float
+    rank: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Samples that one denoiser call takes, with their weights, (B,), and an outline of their prompts."""
+
+    samples: Sequence[PathSample]
+    weights: torch.Tensor
+    rollout: Rollout
+
+
+class WeightedRegression:
+    """Denoising score matching on samples that are accepted, or weighted, by their importance.
+
+    The logarithm of a weight is reward / temperature, and with path weights also the sum over the noisy steps of
+    log N(after; base mean, std) - log N(after; mean, std), exact for the chain of steps. A step without noise has no
+    density: it stays as the present model takes it. What is fitted is the prediction after guidance, by which samples
+    are drawn.
+    """
+
+    needs_gradient = False
+    yields_divergence = True
+
+    def __init__(self, settings: RegressionSettings) -> None:
+        self.settings = settings
+        self.needs_base_model = settings.path_weights
+        self.buffer: list[PathSample] = []
+        self.blanks: dict[Any, Any] = {}  # of outlines
+
+    def check(self, sampler: DifferentiableSampler) -> None:
+        """Refuses a sampler whose paths cannot be weighed.
+
+        Raises:
+            SamplerError: if paths are to be weighed, and steps have no probabilities or there is no base model.
+            RecipeError: if a call makes several images of a prompt.
+        """
+        sampler.traits.check_replay(sampler.pipe)
+        if images_per_prompt(sampler.call_kwargs) > 1:
+            raise RecipeError(
+                "the method remembers images one by one, and a call makes several of each prompt",
+                where="model.call",
+                next="set train.images_per_prompt instead",
+            )
+        if self.settings.path_weights:
+            require_noise(sampler)
+            if sampler.base_model is None:
+                raise SamplerError(
+                    "the sampler knows no base model to weigh paths by",
+                    where="DifferentiableSampler.base_model",
+                    next="give it one, or leave out path weights",
+                )
+
+    def losses(self, batch: Batch, sampler: DifferentiableSampler, score: Score) -> Iterator[Loss]:
+        """`fits` optimiser steps, each on `levels` noise levels of the samples that were chosen.
+
+        The effective share of the samples, and with rejection the rate of acceptance, stand in the report of each loss.
+        Its divergence is the mean squared difference between the predictions of tuned and base denoiser, where the
+        sampler has a base model.
+        """
+        self.check(sampler)
+        sampler, base = apart(sampler)
+        fresh = _joined(batch, self._draw(batch, sampler, base, score))
+        pool = [*fresh, *self._weighed_anew(batch, sampler, fresh)]
+        if not any(math.isfinite(one.log_weight) for one in pool):
+            return  # the trainer has seen the scores, and names them
+        weights, report = self._weights(pool, batch.update)
+        kept = [one.sample for one, weight in zip(fresh, weights, strict=False) if weight]
+        self.buffer = [*self.buffer, *kept][-self.settings.buffer :] if self.settings.buffer else []
+        chunks = list(self._chunks(batch, sampler, pool, weights))
+        scarce = report["effective_share"] < FEW
+        for _ in range(self.settings.fits):
+            for left in reversed(range(self.settings.levels)):
+                number = batch.rng.randrange(sampler.steps)
+                for chunk in chunks:
+                    value, divergence = _fit(sampler, base, chunk, number)
+                    yield Loss(
+                        value,
+                        share=float(chunk.weights.sum()) * batch.ranks.world_size / sum(weights) / self.settings.levels,
+                        step=not left and chunk is chunks[-1],
+                        images=len(chunk.samples),
+                        divergence=divergence,
+                        report=report,
+                        notes=[_note(report["effective_share"], len(pool), self.settings)] if scarce else (),
+                    )
+
+    def _draw(
+        self, batch: Batch, sampler: DifferentiableSampler, base: BaseModel | None, score: Score
+    ) -> list[Weighed]:
+        """Fresh samples of this process."""
+        (rollout,) = record(sampler, batch)
+        with torch.no_grad():
+            rewards = score(rollout.images, rollout.prompts).total.tolist()
+        assert rollout.latents is not None
+        paths: list[torch.Tensor | None] = [None] * len(rewards)
+        under_base, log_ratios = [0.0] * len(rewards), [0.0] * len(rewards)
+        if self.settings.path_weights and base is not None:
+            steps = sorted(sampler.noisy_steps)
+            path = path_of(rollout, steps)
+            with base():
+                density = log_density(sampler, rollout, steps, path)
+            paths[:], under_base = path.cpu().unbind(), density.tolist()
+            log_ratios = (density - log_density_then(rollout, steps)).tolist()
+        seeds = [generator.initial_seed() for generator in batch.generators]
+        samples = map(PathSample, rollout.prompts, seeds, rewards, rollout.latents.cpu().unbind(), paths, under_base)
+        return [self._weighed(sample, ratio, batch) for sample, ratio in zip(samples, log_ratios, strict=True)]
+
+    def _weighed(self, sample: PathSample, log_ratio: float, batch: Batch) -> Weighed:
+        """A sample, from the logarithm of its path's density under the base model over that under the present one."""
+        log_weight = sample.reward / self.settings.temperature + log_ratio
+        return Weighed(sample, log_weight if math.isfinite(log_weight) else -math.inf, batch.ranks.rank)
+
+    def _weighed_anew(self, batch: Batch, sampler: DifferentiableSampler, fresh: Sequence[Weighed]) -> list[Weighed]:
+        """As many remembered samples as there are fresh ones, or all, weighed by the present model."""
+        count = min(len(self.buffer), len(fresh))
+        if not count:
+            return []
+        chosen = Random(f"replay {fresh[0].sample.seed}").sample(self.buffer, count)
+        size = math.ceil(count / batch.ranks.world_size)
+        first = batch.ranks.rank * size
+        own = [chosen[place % count] for place in range(first, first + size)]
+        weighed = []
+        for start in range(0, size, len(batch.prompts)):
+            samples = own[start : start + len(batch.prompts)]
+            log_ratios = [0.0] * len(samples)
+            if self.settings.path_weights:
+                rollout = self._outline(sampler, samples, batch.update)
+                path = torch.stack([sample.path for sample in samples if sample.path is not None])
+                density = log_density(sampler, rollout, sorted(sampler.noisy_steps), path.to(rollout.images))
+                log_ratios = [sample.base - found for sample, found in zip(samples, density.tolist(), strict=True)]
+            weighed += [self._weighed(sample, ratio, batch) for sample, ratio in zip(samples, log_ratios, strict=True)]
+        return _joined(batch, weighed)[:count]
+
+    def _weights(self, pool: Sequence[Weighed], update: int) -> tuple[list[float], dict[str, float]]:
+        """How much each sample counts in the fit, and what is reported of that."""
+        log_weights = [one.log_weight for one in pool]
+        report = {"effective_share": effective_share(log_weights)}
+        if self.settings.weighting == "softmax":
+            return normalised(log_weights), report
+        chances = acceptance(log_weights, self.settings.acceptance_rate or ACCEPTED)
+        draws = [Random(f"accept {one.sample.seed} {update}").random() for one in pool]
+        accepted = [float(draw < chance) for draw, chance in zip(draws, chances, strict=True)]
+        if not any(accepted):
+            accepted[log_weights.index(max(log_weights))] = 1.0
+        return accepted, {**report, "acceptance_rate": sum(accepted) / len(accepted)}
+
+    def _chunks(
+        self, batch: Batch, sampler: DifferentiableSampler, pool: Sequence[Weighed], weights: Sequence[float]
+    ) -> Iterator[Chunk]:
+        """This process' samples that count, at most a batch at once; all processes have as many and as large ones."""
+        counted = [
+            [(one.sample, weight) for one, weight in zip(pool, weights, strict=True) if one.rank == rank]
+            for rank in range(batch.ranks.world_size)
+        ]
+        most = max(sum(weight > 0 for _, weight in part) for part in counted)
+        size = min(most, len(batch.prompts))
+        own = [(sample, weight) for sample, weight in counted[batch.ranks.rank] if weight]
+        own += [(counted[batch.ranks.rank][0][0], 0.0)] * (math.ceil(most / size) * size - len(own))
+        for first in range(0, len(own), size):
+            samples = [sample for sample, _ in own[first : first + size]]
+            rollout = self._outline(sampler, samples, batch.update)
+            yield Chunk(samples, torch.tensor([weight for _, weight in own[first : first + size]]), rollout)
+
+    def _outline(self, sampler: DifferentiableSampler, samples: Sequence[PathSample], update: int) -> Rollout:
+        """Of the prompts of these samples; their noise depends on the samples and the update alone."""
+        seeds = [Random(f"fit {sample.seed} {update}").getrandbits(62) for sample in samples]
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        with from_seed(seeds[0]):
+            return outline(sampler, [sample.prompt for sample in samples], sampler.steps, generators, self.blanks)
+
+    def modules(self) -> Mapping[str, torch.nn.Module]:
+        """None: the adapter is all that is trained."""
+        return {}
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """The remembered samples with their paths."""
+        return {"buffer": [sample.state() for sample in self.buffer]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from a `state_dict()`."""
+        self.buffer = [PathSample(**sample) for sample in state["buffer"]]
+
+
+def _joined(batch: Batch, own: list[Weighed]) -> list[Weighed]:
+    """Of all processes, by rank."""
+    return [one for part in batch.ranks.gather(own) for one in part]
+
+
+def _fit(
+    sampler: DifferentiableSampler, base: BaseModel | None, chunk: Chunk, number: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weighted mean of |prediction - target|^2 over the samples at the level of a step, and the divergence, each ()."""
+    assert chunk.rollout.origin is not None
+    x0 = torch.stack([sample.latents for sample in chunk.samples]).to(chunk.rollout.origin.latents)
+    given = {number: renoise(sampler, chunk.rollout, number, x0)}
+    found: list[torch.Tensor] = []
+
+    def visit(output: StepOutput) -> None:
+        target = output.prediction_for(x0)
+        prediction = output.prediction
+        if prediction.ndim > 1 and prediction.shape[1] == 2 * target.shape[1]:  # it also predicts a variance
+            prediction = prediction.chunk(2, dim=1)[0]
+        found.extend((prediction, target))
+
+    sampler.replay(chunk.rollout, given, visit)
+    prediction, target = found
+    distances = (prediction - target).float().square().flatten(1).mean(1)
+    weights = chunk.weights.to(distances)
+    value = (weights * distances).sum() / weights.sum().clamp(min=1e-30)
+    if base is None:
+        return value, None
+    with torch.no_grad(), base():
+        sampler.replay(chunk.rollout, given, visit)
+    return value, (prediction - found[2]).float().square().mean()
+
+
+def _note(share: float, samples: int, settings: RegressionSettings) -> str:
+    cause = "temperature, or leave out path weights" if settings.path_weights else "temperature"
+    return (
+        f"the weights of {samples} samples are worth {share * samples:.1f}: few of them stand for all; raise "
+        f"method.{cause}"
+    )
