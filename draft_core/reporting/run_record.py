@@ -119,6 +119,11 @@ class RunRecord:
         return self.rule.best(self.evaluations)
 
     @property
+    def reward_queries(self) -> int:
+        """How many images the rewards scored in training; 0 of a record that does not say."""
+        return sum(report.reward_queries for report in self.reports)
+
+    @property
     def rule(self) -> CollapseRule:
         """By which the run's evaluations are judged."""
         return CollapseRule(self.facts.rewards, self.facts.tolerance, caps=self.facts.caps)
