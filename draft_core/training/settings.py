@@ -68,8 +68,9 @@ class RegularizerSettings:
 
     # The KL of two Gaussians of equal variance is their squared distance (DRaFT+, NVIDIA NeMo).
     kl: Annotated[float, Ge(0)] = setting(
-        "Mean squared difference between tuned and base denoiser along the grad steps (DRaFT+). Costs "
-        "one more denoiser call for each recorded one, and no memory for a second model.",
+        "Mean squared difference between tuned and base denoiser along the grad steps (DRaFT+); for ddpo and grpo the "
+        "KL divergence of their steps, in nats a dimension. Costs one more denoiser call for each recorded one, and no "
+        "memory for a second model.",
         0.0,
     )
     lora_norm: Annotated[float, Ge(0)] = setting("Squared Frobenius norm of what the LoRA adds to the weights.", 0.0)
