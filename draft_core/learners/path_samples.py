@@ -1,10 +1,9 @@
-"""Samples with the path that led to them: how probable a model finds a path, and what of one is remembered."""
+"""Samples with what is known of the path that led to them: how probable a model finds it, and what is remembered."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -22,27 +21,15 @@ class PathSample:
         seed: of its noise; what is drawn for it later depends on this.
         reward: the weighted total.
         latents: x0, (...).
-        path: latents before and after each of K noisy steps, (2, K, ...); None where paths are not weighed.
-        base: log-density of the path under the base model; 0 where paths are not weighed.
+        log_ratio: logarithm of the density of its path under the base model over that under the model that drew it; 0
+            where paths are not weighed.
     """
 
     prompt: str
     seed: int
     reward: float
     latents: torch.Tensor
-    path: torch.Tensor | None = None
-    base: float = 0.0
-
-    def state(self) -> Mapping[str, Any]:
-        """As a checkpoint holds it."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-def path_of(rollout: Rollout, steps: Sequence[int]) -> torch.Tensor:
-    """Latents before and after these steps of every image, (B, 2, K, ...)."""
-    taken = [rollout.trajectory[number] for number in steps]
-    before, after = (torch.stack(part, dim=1) for part in ([s.before for s in taken], [s.after for s in taken]))
-    return torch.stack([before, after], dim=1)
+    log_ratio: float = 0.0
 
 
 def log_density_then(rollout: Rollout, steps: Sequence[int]) -> torch.Tensor:
@@ -51,22 +38,14 @@ def log_density_then(rollout: Rollout, steps: Sequence[int]) -> torch.Tensor:
     return torch.stack(each).sum(0) * rollout.trajectory[0].before[0].numel()
 
 
-def log_density(
-    sampler: DifferentiableSampler, rollout: Rollout, steps: Sequence[int], path: torch.Tensor
-) -> torch.Tensor:
-    """Log-density of paths under the present weights, (B,) in float64, without gradient.
-
-    Arguments:
-        rollout: of the same prompts, whose steps are replayed: the paths' own, or an outline.
-        path: (B, 2, K, ...) of the K steps.
-    """
-    total = torch.zeros(len(path), dtype=torch.float64, device=path.device)
-    after = {number: path[:, 1, index] for index, number in enumerate(steps)}
+def log_density(sampler: DifferentiableSampler, rollout: Rollout, steps: Sequence[int]) -> torch.Tensor:
+    """The same under the present weights, without gradient: one denoiser call for each of these steps."""
+    found: list[torch.Tensor] = []
 
     def add(output: StepOutput) -> None:
-        nonlocal total
-        total = total + output.gaussian().log_probability(after[output.number]).double()
+        after = rollout.trajectory[output.number].after
+        found.append(output.gaussian().log_probability(after).double())
 
     with torch.no_grad():
-        sampler.replay(rollout, {number: path[:, 0, index] for index, number in enumerate(steps)}, add)
-    return total * path[0, 0, 0].numel()
+        sampler.replay(rollout, {number: rollout.trajectory[number].before for number in steps}, add)
+    return torch.stack(found).sum(0) * rollout.trajectory[0].before[0].numel()

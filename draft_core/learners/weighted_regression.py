@@ -18,7 +18,7 @@ import torch
 from draft_core.errors import RecipeError, SamplerError
 from draft_core.learners.importance_weights import acceptance, effective_share, normalised
 from draft_core.learners.learner import Batch, Loss, Score
-from draft_core.learners.path_samples import PathSample, log_density, log_density_then, path_of
+from draft_core.learners.path_samples import PathSample, log_density, log_density_then
 from draft_core.learners.recorded_runs import BaseModel, apart, record, require_noise
 from draft_core.sampling.randomness import from_seed
 from draft_core.sampling.replay import outline, renoise
@@ -68,10 +68,11 @@ class Chunk:
 class WeightedRegression:
     """Denoising score matching on samples that are accepted, or weighted, by their importance.
 
-    The logarithm of a weight is reward / temperature, and with path weights also the sum over the noisy steps of
-    log N(after; base mean, std) - log N(after; mean, std), exact for the chain of steps. A step without noise has no
-    density: it stays as the present model takes it. What is fitted is the prediction after guidance, by which samples
-    are drawn.
+    The samples are fresh ones and as many remembered ones. The logarithm of a weight is reward / temperature, and with
+    path weights also the sum over the noisy steps of log N(after; base mean, std) - log N(after; mean, std), the second
+    of the model that drew the sample: exact for the chain of steps, however old the sample is. A step without noise has
+    no density: it stays as the model takes it. What is fitted is the prediction after guidance, by which samples are
+    drawn.
     """
 
     needs_gradient = False
@@ -115,13 +116,14 @@ class WeightedRegression:
         """
         self.check(sampler)
         sampler, base = apart(sampler)
-        fresh = _joined(batch, self._draw(batch, sampler, base, score))
-        pool = [*fresh, *self._weighed_anew(batch, sampler, fresh)]
+        parts = batch.ranks.gather(self._draw(batch, sampler, base, score))
+        fresh = [self._weighed(sample, rank) for rank, part in enumerate(parts) for sample in part]
+        pool = [*fresh, *self._remembered(fresh, batch)]
+        drawn = [one.sample for one in fresh if math.isfinite(one.log_weight)]
+        self.buffer = [*self.buffer, *drawn][-self.settings.buffer :] if self.settings.buffer else []
         if not any(math.isfinite(one.log_weight) for one in pool):
             return  # the trainer has seen the scores, and names them
         weights, report = self._weights(pool, batch.update)
-        kept = [one.sample for one, weight in zip(fresh, weights, strict=False) if weight]
-        self.buffer = [*self.buffer, *kept][-self.settings.buffer :] if self.settings.buffer else []
         chunks = list(self._chunks(batch, sampler, pool, weights))
         scarce = report["effective_share"] < FEW
         for _ in range(self.settings.fits):
@@ -141,50 +143,31 @@ class WeightedRegression:
 
     def _draw(
         self, batch: Batch, sampler: DifferentiableSampler, base: BaseModel | None, score: Score
-    ) -> list[Weighed]:
+    ) -> list[PathSample]:
         """Fresh samples of this process."""
         (rollout,) = record(sampler, batch)
         with torch.no_grad():
             rewards = score(rollout.images, rollout.prompts).total.tolist()
         assert rollout.latents is not None
-        paths: list[torch.Tensor | None] = [None] * len(rewards)
-        under_base, log_ratios = [0.0] * len(rewards), [0.0] * len(rewards)
+        log_ratios = [0.0] * len(rewards)
         if self.settings.path_weights and base is not None:
             steps = sorted(sampler.noisy_steps)
-            path = path_of(rollout, steps)
             with base():
-                density = log_density(sampler, rollout, steps, path)
-            paths[:], under_base = path.cpu().unbind(), density.tolist()
-            log_ratios = (density - log_density_then(rollout, steps)).tolist()
+                under_base = log_density(sampler, rollout, steps)
+            log_ratios = (under_base - log_density_then(rollout, steps)).tolist()
         seeds = [generator.initial_seed() for generator in batch.generators]
-        samples = map(PathSample, rollout.prompts, seeds, rewards, rollout.latents.cpu().unbind(), paths, under_base)
-        return [self._weighed(sample, ratio, batch) for sample, ratio in zip(samples, log_ratios, strict=True)]
+        return list(map(PathSample, rollout.prompts, seeds, rewards, rollout.latents.cpu().unbind(), log_ratios))
 
-    def _weighed(self, sample: PathSample, log_ratio: float, batch: Batch) -> Weighed:
-        """A sample, from the logarithm of its path's density under the base model over that under the present one."""
-        log_weight = sample.reward / self.settings.temperature + log_ratio
-        return Weighed(sample, log_weight if math.isfinite(log_weight) else -math.inf, batch.ranks.rank)
+    def _weighed(self, sample: PathSample, rank: int) -> Weighed:
+        log_weight = sample.reward / self.settings.temperature + sample.log_ratio
+        return Weighed(sample, log_weight if math.isfinite(log_weight) else -math.inf, rank)
 
-    def _weighed_anew(self, batch: Batch, sampler: DifferentiableSampler, fresh: Sequence[Weighed]) -> list[Weighed]:
-        """As many remembered samples as there are fresh ones, or all, weighed by the present model."""
+    def _remembered(self, fresh: Sequence[Weighed], batch: Batch) -> list[Weighed]:
+        """As many remembered samples as there are fresh ones, or all, shared out among the processes."""
         count = min(len(self.buffer), len(fresh))
-        if not count:
-            return []
         chosen = Random(f"replay {fresh[0].sample.seed}").sample(self.buffer, count)
-        size = math.ceil(count / batch.ranks.world_size)
-        first = batch.ranks.rank * size
-        own = [chosen[place % count] for place in range(first, first + size)]
-        weighed = []
-        for start in range(0, size, len(batch.prompts)):
-            samples = own[start : start + len(batch.prompts)]
-            log_ratios = [0.0] * len(samples)
-            if self.settings.path_weights:
-                rollout = self._outline(sampler, samples, batch.update)
-                path = torch.stack([sample.path for sample in samples if sample.path is not None])
-                density = log_density(sampler, rollout, sorted(sampler.noisy_steps), path.to(rollout.images))
-                log_ratios = [sample.base - found for sample, found in zip(samples, density.tolist(), strict=True)]
-            weighed += [self._weighed(sample, ratio, batch) for sample, ratio in zip(samples, log_ratios, strict=True)]
-        return _joined(batch, weighed)[:count]
+        share = math.ceil(count / batch.ranks.world_size)
+        return [self._weighed(sample, place // share) for place, sample in enumerate(chosen)]
 
     def _weights(self, pool: Sequence[Weighed], update: int) -> tuple[list[float], dict[str, float]]:
         """How much each sample counts in the fit, and what is reported of that."""
@@ -228,17 +211,12 @@ class WeightedRegression:
         return {}
 
     def state_dict(self) -> Mapping[str, Any]:
-        """The remembered samples with their paths."""
-        return {"buffer": [sample.state() for sample in self.buffer]}
+        """The remembered samples."""
+        return {"buffer": [vars(sample) for sample in self.buffer]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from a `state_dict()`."""
         self.buffer = [PathSample(**sample) for sample in state["buffer"]]
-
-
-def _joined(batch: Batch, own: list[Weighed]) -> list[Weighed]:
-    """Of all processes, by rank."""
-    return [one for part in batch.ranks.gather(own) for one in part]
 
 
 def _fit(

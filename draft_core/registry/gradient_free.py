@@ -119,7 +119,7 @@ class Importance(MethodConfig):
     buffer: int = Field(
         64,
         ge=0,
-        description="How many chosen samples are remembered, with their paths, and weighed anew beside fresh ones.",
+        description="How many of the last samples are remembered, and chosen from anew beside fresh ones.",
     )
     fits: int = Field(4, ge=1, le=64, description="Optimiser steps of an update.")
     levels: int = Field(4, ge=1, le=64, description="Noise levels at which each of them compares predictions.")

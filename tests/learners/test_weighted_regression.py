@@ -15,7 +15,7 @@ from draft_core import DifferentiableSampler, Objective, Trainer
 from draft_core.adapters.lora import adapters_off, add_lora, lora_state
 from draft_core.errors import RecipeError, SamplerError
 from draft_core.learners.importance_weights import acceptance, effective_share, normalised
-from draft_core.learners.path_samples import log_density, log_density_then, path_of
+from draft_core.learners.path_samples import log_density, log_density_then
 from draft_core.learners.recorded_runs import apart, record
 from draft_core.learners.weighted_regression import WeightedRegression
 from draft_core.plan import StepPlan
@@ -122,7 +122,7 @@ def test_the_mean_weight_of_another_chain_is_that_of_the_base_chain() -> None:
     steps = sorted(alone.noisy_steps)
     assert steps == list(range(STEPS))
     with base():
-        under_base = log_density(alone, rollout, steps, path_of(rollout, steps))
+        under_base = log_density(alone, rollout, steps)
         (of_base,) = record(alone, batch_of(4000, 1))
     log_ratio = under_base - log_density_then(rollout, steps)
     assert float(log_ratio.std()) > 0.1, "the chains are the same"
