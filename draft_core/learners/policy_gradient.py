@@ -103,18 +103,15 @@ class PolicyGradient:
         self, batch: Batch, rollouts: list[Rollout], rewards: list[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
         """Of every rollout, (B,); the images of all processes are judged together, in the order of one."""
-        own = [
-            (prompt, float(reward))
-            for part, of in zip(rollouts, rewards, strict=True)
-            for prompt, reward in zip(part.prompts, of, strict=True)
-        ]
-        parts = batch.ranks.gather(own)
+        prompts = [prompt for together in zip(*(part.prompts for part in rollouts), strict=True) for prompt in together]
+        own = torch.stack(rewards, dim=1)  # (B, parts): a batch in its order, `record` deals it out
+        parts = batch.ranks.gather(list(zip(prompts, own.flatten().tolist(), strict=True)))
         pooled = [pair for part in parts for pair in part]
         found = self.advantages.of([prompt for prompt, _ in pooled], [reward for _, reward in pooled])
         first = sum(len(part) for part in parts[: batch.ranks.rank])
         bound = self.settings.advantage_clip
-        mine = rewards[0].new_tensor(found[first : first + len(own)]).clamp(-bound, bound)
-        return torch.split(mine, [len(of) for of in rewards])
+        mine = own.new_tensor(found[first : first + own.numel()]).clamp(-bound, bound)
+        return mine.view_as(own).unbind(dim=1)
 
     def _loss(
         self, rollout: Rollout, number: int, now: Gaussian, advantages: torch.Tensor

@@ -49,7 +49,7 @@ def require_noise(sampler: DifferentiableSampler) -> list[int]:
 def record(sampler: DifferentiableSampler, batch: Batch, parts: int = 1) -> list[Rollout]:
     """The images of a batch, drawn without gradient in equal parts, every step of each kept.
 
-    Noise that a scheduler draws from torch's global source is repeated by a resumed run.
+    Part p holds every `parts`-th prompt from number p on, so that several processes have the parts of one. Noise that a scheduler draws from torch's global source is repeated by a resumed run.
 
     Arguments:
         sampler: without its base model (`apart`).
@@ -66,10 +66,10 @@ def record(sampler: DifferentiableSampler, batch: Batch, parts: int = 1) -> list
 def _split(
     prompts: Sequence[str], generators: Sequence[torch.Generator], parts: int
 ) -> Iterator[tuple[list[str], list[torch.Generator]]]:
-    size, copies = len(prompts) // parts, len(generators) // len(prompts)
-    for first in range(0, len(prompts), size):
-        last = first + size
-        yield list(prompts[first:last]), list(generators[copies * first : copies * last])
+    copies = len(generators) // len(prompts)
+    of_each = [generators[first : first + copies] for first in range(0, len(generators), copies)]
+    for part in range(parts):
+        yield list(prompts[part::parts]), [generator for some in of_each[part::parts] for generator in some]
 
 
 def again(sampler: DifferentiableSampler, rollout: Rollout, number: int) -> StepOutput:

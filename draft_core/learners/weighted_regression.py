@@ -135,7 +135,7 @@ class WeightedRegression:
                         value,
                         share=float(chunk.weights.sum()) * batch.ranks.world_size / sum(weights) / self.settings.levels,
                         step=not left and chunk is chunks[-1],
-                        images=len(chunk.samples),
+                        images=max(1, int((chunk.weights > 0).sum())),
                         divergence=divergence,
                         report=report,
                         notes=[_note(report["effective_share"], len(pool), self.settings)] if scarce else (),
@@ -239,7 +239,7 @@ def _fit(
     prediction, target = found
     distances = (prediction - target).float().square().flatten(1).mean(1)
     weights = chunk.weights.to(distances)
-    value = (weights * distances).sum() / weights.sum().clamp(min=1e-30)
+    value = (weights * distances).sum() / weights.sum() if weights.any() else distances.mean()
     if base is None:
         return value, None
     with torch.no_grad(), base():

@@ -39,9 +39,9 @@ CASES: dict[str, dict[str, Any]] = {
     "sharded": {"method": DraftLV(resamples=1), "gradient_accumulation_steps": 2, "sharding": "full"},
     "ddpo": {"method": DDPO(minibatches=2, least=2), "kl": 0.5, "steps": 3},
     "grpo": {"method": GRPO(inner_epochs=2, steps=1), "images_per_prompt": 2, "gradient_accumulation_steps": 2},
-    "importance": {"method": Importance(fits=2, levels=2, buffer=5), "kl": 0.5, "steps": 3},
+    "importance": {"method": Importance(fits=2, levels=2, buffer=5, acceptance_rate=0.5), "kl": 0.5, "steps": 3},
     "importance of all": {"method": Importance(fits=1, weighting="softmax", path_weights=False)},
-    "sharded importance": {"method": Importance(fits=1, levels=1), "kl": 0.5, "sharding": "full"},
+    "sharded importance": {"method": Importance(fits=1, levels=1, acceptance_rate=1.0), "kl": 0.5, "sharding": "full"},
     "sharded and recomputed": {"method": DraftK(k=2), "sharding": "full", "recompute": True, "kl": 0.5},
 }
 
