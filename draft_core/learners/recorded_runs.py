@@ -49,7 +49,8 @@ def require_noise(sampler: DifferentiableSampler) -> list[int]:
 def record(sampler: DifferentiableSampler, batch: Batch, parts: int = 1) -> list[Rollout]:
     """The images of a batch, drawn without gradient in equal parts, every step of each kept.
 
-    Part p holds every `parts`-th prompt from number p on, so that several processes have the parts of one. Noise that a scheduler draws from torch's global source is repeated by a resumed run.
+    Part p holds every `parts`-th prompt from number p on, so that several processes have the parts of one. Noise that a
+    scheduler draws from torch's global source is repeated by a resumed run.
 
     Arguments:
         sampler: without its base model (`apart`).

@@ -1,4 +1,4 @@
-"""A sampler that adds noise to deterministic steps: against DDIM's own eta and Flow-GRPO's step, and only in training."""
+"""A sampler that adds noise to deterministic steps: against DDIM's eta and Flow-GRPO's step, and only in training."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ PATIENCE = 300  # seconds, on a machine that is loaded; usual are 30
 SOON = 60  # seconds until the processes of a run have ended after one of them was killed; usual are 3
 
 # Of gradients; probabilities of small steps magnify what other batches round otherwise.
-TOLERANCE = {"ddpo": 1e-3, "grpo": 1e-3, "importance": 1e-3}
+TOLERANCE = {"ddpo": 1e-4, "grpo": 1e-4}
 
 # A plugin that offers what the tiny catalog holds, and tells which process is which.
 PLUGIN = """
