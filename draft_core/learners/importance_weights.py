@@ -16,7 +16,7 @@ def effective_share(log_weights: Sequence[float]) -> float:
         log_weights: n of them; minus infinity is a weight of zero, and at least one is larger.
     """
     highest = max(log_weights)
-    weights = [math.exp(one - highest) for one in log_weights]
+    weights = [math.exp(log_weight - highest) for log_weight in log_weights]
     return sum(weights) ** 2 / (len(weights) * sum(weight**2 for weight in weights))
 
 
@@ -30,7 +30,7 @@ def acceptance(log_weights: Sequence[float], rate: float) -> list[float]:
         log_weights: as in `effective_share`.
         rate: in (0, 1]; samples of weight zero are never accepted, so that it may not be reached.
     """
-    finite = [one for one in log_weights if one > -math.inf]
+    finite = [log_weight for log_weight in log_weights if log_weight > -math.inf]
     low, high = min(finite), max(finite) + math.log(len(log_weights) / rate)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
@@ -44,9 +44,9 @@ def acceptance(log_weights: Sequence[float], rate: float) -> list[float]:
 def normalised(log_weights: Sequence[float]) -> list[float]:
     """The weights, scaled to a mean of 1: a softmax times their number."""
     highest = max(log_weights)
-    weights = [math.exp(one - highest) for one in log_weights]
+    weights = [math.exp(log_weight - highest) for log_weight in log_weights]
     return [weight * len(weights) / sum(weights) for weight in weights]
 
 
 def _accepted(log_weights: Sequence[float], threshold: float) -> list[float]:
-    return [math.exp(min(0.0, one - threshold)) for one in log_weights]
+    return [math.exp(min(0.0, log_weight - threshold)) for log_weight in log_weights]

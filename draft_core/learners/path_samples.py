@@ -34,8 +34,8 @@ class PathSample:
 
 def log_density_then(rollout: Rollout, steps: Sequence[int]) -> torch.Tensor:
     """Log-density of a recorded path when it was drawn, (B,) in float64: a sum over these steps and all dimensions."""
-    each = [log_probability_then(rollout, number).double() for number in steps]
-    return torch.stack(each).sum(0) * rollout.trajectory[0].before[0].numel()
+    by_step = [log_probability_then(rollout, number).double() for number in steps]
+    return torch.stack(by_step).sum(0) * rollout.trajectory[0].before[0].numel()
 
 
 def log_density(sampler: DifferentiableSampler, rollout: Rollout, steps: Sequence[int]) -> torch.Tensor:

@@ -119,9 +119,9 @@ class WeightedRegression:
         parts = batch.ranks.gather(self._draw(batch, sampler, base, score))
         fresh = [self._weighed(sample, rank) for rank, part in enumerate(parts) for sample in part]
         pool = [*fresh, *self._remembered(fresh, batch)]
-        drawn = [one.sample for one in fresh if math.isfinite(one.log_weight)]
+        drawn = [item.sample for item in fresh if math.isfinite(item.log_weight)]
         self.buffer = [*self.buffer, *drawn][-self.settings.buffer :] if self.settings.buffer else []
-        if not any(math.isfinite(one.log_weight) for one in pool):
+        if not any(math.isfinite(item.log_weight) for item in pool):
             return  # the trainer has seen the scores, and names them
         weights, report = self._weights(pool, batch.update)
         chunks = list(self._chunks(batch, sampler, pool, weights))
@@ -171,12 +171,12 @@ class WeightedRegression:
 
     def _weights(self, pool: Sequence[Weighed], update: int) -> tuple[list[float], dict[str, float]]:
         """How much each sample counts in the fit, and what is reported of that."""
-        log_weights = [one.log_weight for one in pool]
+        log_weights = [item.log_weight for item in pool]
         report = {"effective_share": effective_share(log_weights)}
         if self.settings.weighting == "softmax":
             return normalised(log_weights), report
         chances = acceptance(log_weights, self.settings.acceptance_rate or ACCEPTED)
-        draws = [Random(f"accept {one.sample.seed} {update}").random() for one in pool]
+        draws = [Random(f"accept {item.sample.seed} {update}").random() for item in pool]
         accepted = [float(draw < chance) for draw, chance in zip(draws, chances, strict=True)]
         if not any(accepted):
             accepted[log_weights.index(max(log_weights))] = 1.0
@@ -187,7 +187,7 @@ class WeightedRegression:
     ) -> Iterator[Chunk]:
         """This process' samples that count, at most a batch at once; all processes have as many and as large ones."""
         counted = [
-            [(one.sample, weight) for one, weight in zip(pool, weights, strict=True) if one.rank == rank]
+            [(item.sample, weight) for one, weight in zip(pool, weights, strict=True) if item.rank == rank]
             for rank in range(batch.ranks.world_size)
         ]
         most = max(sum(weight > 0 for _, weight in part) for part in counted)

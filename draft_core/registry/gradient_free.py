@@ -46,7 +46,7 @@ class PolicyGradientConfig(MethodConfig):
 
 
 class DDPO(PolicyGradientConfig):
-    """DDPO: clipped policy gradient, advantages by the last rewards of each prompt (Black et al. 2023, 2305.13301)."""
+    """DDPO: clipped policy gradient, advantages by a prompt's last rewards (Black et al. 2023, arXiv 2305.13301)."""
 
     kind: Literal["ddpo"] = "ddpo"
     history: int = Field(32, ge=2, description="How many rewards of each prompt are remembered.")

@@ -104,6 +104,9 @@ class StepOutput:
 
         The target of denoising score matching (Vincent 2011), in the units of the prediction: eps, x0, v or a flow.
 
+        Arguments:
+            x0: finished latents, shaped like `latents`.
+
         Raises:
             SamplerError: if what the scheduler's denoiser predicts is not known.
         """
