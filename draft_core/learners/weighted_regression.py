@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Protocol
 
@@ -121,12 +121,14 @@ class WeightedRegression:
         pool = [*fresh, *self._remembered(fresh, batch)]
         drawn = [item.sample for item in fresh if math.isfinite(item.log_weight)]
         self.buffer = [*self.buffer, *drawn][-self.settings.buffer :] if self.settings.buffer else []
+        fits = self.settings.fits
         if not any(math.isfinite(item.log_weight) for item in pool):
-            return  # the trainer has seen the scores, and names them
+            # the trainer has seen the scores, and skips the step
+            pool, fits = [replace(item, log_weight=0.0) for item in pool], 1
         weights, report = self._weights(pool, batch.update)
         chunks = list(self._chunks(batch, sampler, pool, weights))
         scarce = report["effective_share"] < FEW
-        for _ in range(self.settings.fits):
+        for _ in range(fits):
             for left in reversed(range(self.settings.levels)):
                 number = batch.rng.randrange(sampler.steps)
                 for chunk in chunks:
@@ -187,7 +189,7 @@ class WeightedRegression:
     ) -> Iterator[Chunk]:
         """This process' samples that count, at most a batch at once; all processes have as many and as large ones."""
         counted = [
-            [(item.sample, weight) for one, weight in zip(pool, weights, strict=True) if item.rank == rank]
+            [(item.sample, weight) for item, weight in zip(pool, weights, strict=True) if item.rank == rank]
             for rank in range(batch.ranks.world_size)
         ]
         most = max(sum(weight > 0 for _, weight in part) for part in counted)

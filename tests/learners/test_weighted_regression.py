@@ -22,7 +22,7 @@ from draft_core.plan import StepPlan
 from draft_core.training.checkpoints import load_checkpoint, save_checkpoint
 from draft_core.training.settings import RegularizerSettings, TrainSettings
 from tests.support.chains import Mixture, batch_of, ddim, points, scored
-from tests.support.tiny import Brightness, ClockConfig, byte_tokenizer, tiny_pipe
+from tests.support.tiny import Brightness, ClockConfig, Nan, RednessConfig, byte_tokenizer, tiny_pipe
 
 SETTINGS: dict[str, Any] = {
     "temperature": 1.0,
@@ -218,6 +218,17 @@ def test_few_samples_that_stand_for_all_are_said(tokenizer: Any) -> None:
         "the weights of 12 samples are worth 1.0: few of them stand for all; raise method.temperature, or leave out "
         "path weights"
     )
+
+
+def test_rewards_that_are_not_finite_skip_the_step_and_are_forgotten(tokenizer: Any) -> None:
+    one = trainer(tokenizer, WeightedRegression(settings(path_weights=False)))
+    one.scoring.objective = Objective({"redness": Nan(RednessConfig(), calls={1})})
+    first, second = one.train_step(), one.train_step()
+    assert first.optimizer_steps == 0
+    (problem,) = first.skipped
+    assert "reward 'redness' of the prompt" in problem
+    assert second.optimizer_steps == 2
+    assert len(one.learner.buffer) == 3
 
 
 def test_paths_that_cannot_be_weighed_are_refused(tokenizer: Any) -> None:
