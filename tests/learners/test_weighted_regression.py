@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from draft_core import DifferentiableSampler, Objective, Trainer
-from draft_core.adapters.lora import adapters_off, add_lora, lora_state
+from draft_core.adapters.lora import adapters_off, add_lora, lora_state, trainable
 from draft_core.errors import RecipeError, SamplerError
 from draft_core.learners.importance_weights import acceptance, effective_share, normalised
 from draft_core.learners.path_samples import log_density, log_density_then
@@ -22,6 +23,7 @@ from draft_core.plan import StepPlan
 from draft_core.training.checkpoints import load_checkpoint, save_checkpoint
 from draft_core.training.settings import RegularizerSettings, TrainSettings
 from tests.support.chains import Mixture, batch_of, ddim, points, scored
+from tests.support.families import FAMILIES
 from tests.support.tiny import Brightness, ClockConfig, Nan, RednessConfig, byte_tokenizer, tiny_pipe
 
 SETTINGS: dict[str, Any] = {
@@ -207,6 +209,34 @@ def test_a_resumed_run_is_the_uninterrupted_one_in_every_bit(tokenizer: Any, tmp
     assert (report.loss, report.learner) == (reports[2].loss, reports[2].learner)
     states = [lora_state(one.sampler.pipe) for one in (second, whole)]
     assert all(torch.equal(mine, other) for mine, other in zip(*(state.values() for state in states), strict=True))
+
+
+@pytest.mark.parametrize("name", ["Stable Diffusion 3", "FLUX.1"])
+def test_an_update_of_a_flow_model(name: str) -> None:
+    family = next(family for family in FAMILIES if family.name.startswith(name))
+    pipe = family.pipe()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        add_lora(pipe, rank=2)
+        for weight in trainable(pipe):
+            torch.nn.init.normal_(weight, std=0.1)
+    sampler = DifferentiableSampler(
+        pipe, num_inference_steps=3, noise=1.0, base_model=partial(adapters_off, pipe), **family.call(torch.float32)
+    )
+    batch = replace(batch_of(2, 0), prompts=["a cat", "a red dog"])
+    learner = WeightedRegression(settings(acceptance_rate=1.0, fits=1, levels=3))
+    score = scored(lambda x: x.mean(1))
+    for update in range(2):  # the second chooses among remembered samples too
+        losses = list(learner.losses(replace(batch, update=update), sampler, score))
+        assert [loss.step for loss in losses][-1]
+        for loss in losses:
+            assert loss.divergence is not None
+            assert loss.divergence.item() > 0
+            gradients = torch.autograd.grad(loss.value, trainable(pipe), retain_graph=True, allow_unused=True)
+            assert sum(float(part.norm()) for part in gradients if part is not None) > 0
+    ratios = [sample.log_ratio for sample in learner.buffer]
+    assert len(ratios) == 4
+    assert all(ratio != 0 and math.isfinite(ratio) for ratio in ratios)
 
 
 def test_few_samples_that_stand_for_all_are_said(tokenizer: Any) -> None:
