@@ -1,4 +1,4 @@
-"""Runs that start from given latents: the plain call's images, the gradient against differences, and what is refused."""
+"""Runs that start from given latents: the plain call's images, gradients against differences, what is refused."""
 
 from __future__ import annotations
 
