@@ -293,10 +293,9 @@ def _write(asked: _Asked, found: Found, output: Path) -> None:
     from draft_core.search.latents_file import SavedLatents
 
     record, folder, noise = _beside(output)
-    before, after = found.headings
+    group = found.before.shape[1] if found.before.shape[1] == found.after.shape[1] else 0
     with writing(output):
-        headings = [before, *[""] * (found.before.shape[1] - 1), after]
-        draw_grid(found.rows(), headings=headings).save(output)
+        draw_grid(found.rows(), headings=found.headings, group=group).save(output)
     with writing(folder):
         found.save_images(folder)
     with writing(record):
