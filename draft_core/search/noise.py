@@ -169,7 +169,7 @@ def norm_log_likelihood(latents: Tensor) -> Tensor:
 
     The norm of such noise has a chi distribution: log p(r) = (d - 1) log r - r^2 / 2 - (d / 2 - 1) log 2 - log Gamma(d
     / 2), largest at r = sqrt(d - 1). It keeps the noise in the shell that the denoiser was trained on (Samuel et al.
-    2023, arXiv 2306.08687; ReNO, section 3.3).
+    2023, arXiv 2306.08687; ReNO).
     """
     flat = latents.flatten(1)
     size = flat.shape[1]
