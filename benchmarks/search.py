@@ -40,6 +40,7 @@ PROMPTS, EVERY = "emoji-hard", 4  # every fourth of the list
 STEPS, GUIDANCE = 4, 1.0  # as `draft demo`
 N, STARTS = 16, 3  # seeds of a search, and searches of a prompt
 COUNTS, ITERATIONS = (4, 16), (10, 25, 50)
+SHOWN = 7  # prompts in the image
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def main() -> None:
     rows += by_noise(sampler, prompts, rewards, kept)
     publish({"gains": table(rows)}, None if words.print else PAGE)
     if not words.print:
-        shown = [(prompt, [row.images[place, 0] for row in rows]) for place, prompt in enumerate(prompts)]
+        shown = [(prompt, [row.images[place, 0] for row in rows]) for place, prompt in enumerate(prompts[:SHOWN])]
         draw_grid(shown, headings=[row.name.removesuffix(" iterations") for row in rows]).save(IMAGE)
 
 

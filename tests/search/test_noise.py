@@ -92,6 +92,25 @@ def test_it_starts_at_the_seeds_image_and_its_latents_make_the_best_one_again(ca
     assert found.skipped.tolist() == [[0, 0], [0, 0]]
 
 
+class Wavy(Redness):
+    """A score that steps of this size leap over."""
+
+    def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return torch.cos(300 * super().forward(images, prompts))
+
+
+def test_the_best_iterate_is_kept_where_later_ones_are_worse(catalog: Any) -> None:
+    sampler, rewards = sampler_of(catalog), Objective({"redness": Wavy(RednessConfig())})
+    found = optimise_noise(
+        sampler, rewards, ["a cat"], [0, 1, 2], ascent=Ascent(iterations=5, learning_rate=30.0), batch_size=3
+    )
+    assert bool((found.best_iteration < 5).all())
+    assert bool((found.best_iteration > 0).any())
+    again = images_from(sampler, ["a cat"] * 3, [0, 1, 2], found.latents[0], batch_size=3)
+    torch.testing.assert_close(again, found.images[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(rewards(again, [""] * 3).total, found.totals[0].max(-1).values, atol=1e-2, rtol=0)
+
+
 @pytest.mark.parametrize("how", [{"gradient_checkpointing": True, "decode": "checkpointed"}, {"decode": "sliced"}])
 def test_recomputation_is_honoured_and_changes_no_iterate(catalog: Any, how: dict[str, Any]) -> None:
     ascent = Ascent(iterations=2)
