@@ -272,7 +272,7 @@ def _found(asked: _Asked, drawn: Drawing, objective: Objective, progress: Progre
     ascent, seeds = Ascent(asked.iterations), seeds_from(asked.seed, asked.images, where="--seed")
     noise = optimise_noise(drawn.sampler, objective, asked.prompts, seeds, ascent=ascent, **how)
     if skipped := int(noise.skipped.sum()):
-        out.print(f"{skipped} gradients were left out, they were not finite", highlight=False)
+        out.print(f"{skipped} steps were left out: their gradient was zero or not finite", highlight=False)
     return of_noise(noise, ascent)
 
 

@@ -231,7 +231,13 @@ def _sampler(pipeline: Any, model: ModelConfig, catalog: Catalog) -> Differentia
     if isinstance(pipeline, str):
         return build_sampler(model, catalog=catalog)
     call = {**model.call, **guided(pipeline, model.guidance_scale)}
-    return DifferentiableSampler(pipeline, num_inference_steps=model.num_inference_steps, **call)
+    return DifferentiableSampler(
+        pipeline,
+        num_inference_steps=model.num_inference_steps,
+        gradient_checkpointing=model.gradient_checkpointing,
+        decode=model.decode,
+        **call,
+    )
 
 
 def _shown(settings: _Settings) -> str:

@@ -72,7 +72,8 @@ class OptimisedNoise:
         totals: weighted sum of the rewards after 0 to I steps, (P, S, I + 1).
         scores: reward name -> its scores before its weight, (P, S, I + 1).
         norms: norm of the latents over the root of their number, about 1 for noise, (P, S, I + 1).
-        skipped: how many iterates had no finite gradient, and were left by momentum alone, (P, S).
+        skipped: how many iterates had a gradient of zero, or one that is not finite, and were left by momentum alone,
+            (P, S); I for an image whose score is flat, such as one above its cap.
     """
 
     prompts: tuple[str, ...]
@@ -127,7 +128,8 @@ def optimise_noise(
 
     Raises:
         DraftError: if there is no reward, prompt or seed, or a number is out of its range.
-        RewardError: if a reward gives no gradient, or breaks its contract.
+        RewardError: if a reward breaks its contract or gives no gradient, or gives none of the first images one other
+            than zero.
         SamplerError: if the pipeline's call takes no latents, or gives them no gradient.
     """
     prompts = list_of_prompts(prompts, where="optimise_noise")
@@ -137,13 +139,15 @@ def optimise_noise(
         raise DraftError("there are no seeds", where="optimise_noise", next="give at least one")
     sampler = one_image_each(sampler)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
-    total, climbs = len(pairs) * (ascent.iterations + 1), []
+    total, climbs = len(pairs) * (ascent.iterations + 1), list[_Climb]()
     with _frozen(networks(sampler.pipe).values()):
         for first in range(0, len(pairs), batch_size):
             names, numbers = zip(*pairs[first : first + batch_size], strict=True)
             climb = _Climb(sampler, rewards, list(names), start_of(sampler, names, numbers), ascent, autocast)
             for iteration in range(ascent.iterations + 1):
                 climb.iterate(last=iteration == ascent.iterations)
+                if not climbs and iteration == 0:
+                    climb.require_way_up()
                 progress(first * (ascent.iterations + 1) + (iteration + 1) * len(names), total)
             climbs.append(climb)
 
@@ -187,7 +191,7 @@ class _Climb:
         before: images of the first, (B, 3, H, W).
         totals, norms: one (B,) for each iterate.
         scores: reward name -> the same.
-        skipped: how many iterates had no finite gradient, (B,).
+        skipped: how many iterates had a gradient of zero, or one that is not finite, (B,).
     """
 
     def __init__(
@@ -233,8 +237,7 @@ class _Climb:
             self._keep(images.detach(), scores, given.detach())
             if not last:
                 self._require_gradient(scores)
-                value = scores.total + self.ascent.norm_weight * norm_log_likelihood(self.point)
-                (gradient,) = torch.autograd.grad(value.sum(), self.point)
+                (gradient,) = torch.autograd.grad(scores.total.sum(), self.point)
         if not last:
             self._step(gradient)
 
@@ -259,19 +262,30 @@ class _Climb:
                     next="search among seeds instead, with best_of_n (--best-of)",
                 )
 
+    def require_way_up(self) -> None:
+        """That the first iterate of one of the images had a gradient to go up.
+
+        Raises:
+            RewardError: if none had.
+        """
+        if bool(self.skipped.all()):
+            raise RewardError(
+                "its gradient in the noise is zero or not finite, so there is no way up",
+                where="optimise_noise",
+                next="use bfloat16 or float32 in the place of float16, raise a cap that is reached, or search among "
+                "seeds instead, with best_of_n (--best-of)",
+            )
+
     def _step(self, gradient: Tensor) -> None:
         lengths = gradient.flatten(1).norm(dim=1)
-        finite = lengths.isfinite()
-        if len(self.totals) == 1 and not bool((finite & (lengths > 0)).any()):
-            raise RewardError(
-                f"the gradient in the noise has norm {float(lengths.max())}, so there is no way up",
-                where="optimise_noise",
-                next="use bfloat16 or float32 where it is half precision, or search among seeds with best_of_n",
-            )
-        self.skipped += ~finite.cpu()
+        usable = lengths.isfinite() & (lengths > 0)
+        self.skipped += ~usable.cpu()
+        with torch.enable_grad():
+            likelihood = norm_log_likelihood(self.point).sum()
+        gradient = gradient + self.ascent.norm_weight * torch.autograd.grad(likelihood, self.point)[0]
         shape = [-1, *[1] * (gradient.ndim - 1)]
-        scale = (self.ascent.max_grad_norm / lengths).clamp(max=1.0).view(shape)
-        self.point.grad = torch.where(finite.view(shape), -scale * gradient, 0.0)
+        scale = (self.ascent.max_grad_norm / gradient.flatten(1).norm(dim=1)).clamp(max=1.0).view(shape)
+        self.point.grad = torch.where(usable.view(shape), -scale * gradient, 0.0)
         self.optimiser.step()
 
 

@@ -177,16 +177,28 @@ def test_a_weight_of_zero_is_scored_and_needs_no_gradient(catalog: Any) -> None:
 
 
 class Flat(Redness):
+    """Redness without a slope where the batch is of these prompts."""
+
+    prompts = ("a cat",)
+
     def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        return super().forward(images, prompts) * 0
+        flat = torch.tensor([0.0 if prompt in self.prompts else 1.0 for prompt in prompts])
+        return super().forward(images, prompts) * flat
+
+
+def test_an_image_whose_score_is_flat_stays_and_is_counted(catalog: Any) -> None:
+    flat = Objective({"redness": Flat(RednessConfig(contrast=100.0))})
+    found = optimise_noise(sampler_of(catalog), flat, ["a red dog", "a cat"], [0], ascent=Ascent(iterations=2))
+    assert found.skipped.tolist() == [[0], [2]]
+    assert torch.equal(found.images[1], found.before[1])
+    assert found.norms[1, 0].unique().numel() == 1
+    assert not torch.equal(found.images[0], found.before[0])
 
 
 def test_what_cannot_climb_is_refused(catalog: Any) -> None:
     flat = Objective({"redness": Flat(RednessConfig())})
-    with pytest.raises(
-        RewardError, match=r"optimise_noise: the gradient in the noise has norm 0\.0, so there is no way"
-    ):
-        optimise_noise(sampler_of(catalog), flat, ["a cat"], [0], ascent=Ascent(norm_weight=0.0))
+    with pytest.raises(RewardError, match=r"optimise_noise: its gradient in the noise is zero or not finite"):
+        optimise_noise(sampler_of(catalog), flat, ["a cat", "a red dog"], [0])
     family = BY_NAME["SD image to image"]
     sampler = DifferentiableSampler(family.pipe(), num_inference_steps=6, **family.call(torch.float32))
     with pytest.raises(SamplerError, match="its call takes no latents, so that its noise cannot be given"):
