@@ -11,6 +11,7 @@ from scipy import stats
 
 import draft_core
 from draft_core import Ascent, DifferentiableSampler, Objective, StepPlan, optimise_noise
+from draft_core.cost.peak_memory import peak_memory
 from draft_core.errors import DraftError, RewardError, SamplerError
 from draft_core.search.noise import norm_log_likelihood
 from draft_core.search.starts import images_from, start_of
@@ -118,6 +119,16 @@ def test_recomputation_is_honoured_and_changes_no_iterate(catalog: Any, how: dic
     small = optimise_noise(sampler_of(catalog, **how), redness(), ["a cat"], [0], ascent=ascent)
     torch.testing.assert_close(small.totals, plain.totals, atol=1e-5, rtol=0)
     torch.testing.assert_close(small.latents, plain.latents, atol=1e-3, rtol=0)
+
+
+def test_recomputation_takes_less_memory(catalog: Any) -> None:
+    def peak(**how: Any) -> int:
+        sampler = sampler_of(catalog, **how)
+        assert sampler.steps == 3
+        ascent = Ascent(iterations=1)
+        return peak_memory(lambda: optimise_noise(sampler, redness(), ["a cat"], [0], ascent=ascent))
+
+    assert peak(gradient_checkpointing=True, decode="checkpointed") < 0.6 * peak()
 
 
 @pytest.mark.parametrize("name", ["FLUX.1", "SDXL turbo", "Wan 2.1, video"])
