@@ -20,6 +20,7 @@ from tests.support.tiny import tiny_catalog
 SLOW = (
     "plugins/*/tests/test_reference.py",
     "plugins/adversarial/tests/test_contract.py",
+    "plugins/command/tests/test_training.py",
     "plugins/emoji/tests/test_alignment.py",
     "plugins/emoji/tests/test_emoji_model.py",
     "plugins/emoji/tests/test_emoji_training.py",
