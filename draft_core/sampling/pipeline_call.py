@@ -7,7 +7,6 @@ No method's name and no family's loop is known here. A `Steering` decides; the c
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
@@ -21,10 +20,10 @@ from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.randomness import Generator
 from draft_core.sampling.recomputation import convolutions_small, kept_small
+from draft_core.setting import TEXTS
 
 Decode = Literal["whole", "selective", "blocks", "checkpointed", "sliced"]
 Checkpointing = Literal[False, True, "selective", "blocks"]
-TEXTS = re.compile(r"(negative_)?prompt(_\d+)?")  # arguments with a text for each prompt, for one encoder of several
 
 
 class Settings(Protocol):
@@ -209,6 +208,13 @@ class PipelineCall:
         One text stands for every prompt, and one prompt is a bare string: some pipelines take no list at all.
         """
         further = {name: value for name, value in self.sampler.call_kwargs.items() if TEXTS.fullmatch(name)}
+        for name, value in further.items():
+            if isinstance(value, list) and len(value) not in (1, len(prompts)):
+                raise SamplerError(
+                    f"{name} has {len(value)} texts for {len(prompts)} {'prompt' if len(prompts) == 1 else 'prompts'}",
+                    where=type(self.pipe).__name__,
+                    next="give one text, which stands for every prompt, or one for each",
+                )
         texts = {name: text for name, value in further.items() if (text := _one_text(value)) is not None}
         if len(prompts) == 1:
             return {"prompt": prompts[0], **texts}
