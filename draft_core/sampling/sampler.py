@@ -20,10 +20,17 @@ from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits, has_density
 from draft_core.sampling.chain import PlannedRun, See, ShortRun, lengths, unseen, watched
 from draft_core.sampling.noise_levels import check_eta
-from draft_core.sampling.pipeline_call import Checkpointing, Decode, has_blocks
+from draft_core.sampling.pipeline_call import Checkpointing, Decode
 from draft_core.sampling.randomness import Generator
 from draft_core.sampling.replay import Replay, Visit, renoised_start, unvisited
-from draft_core.sampling.rollout import Origin, Rollout, check_given, check_same_sampler
+from draft_core.sampling.rollout import (
+    Origin,
+    Rollout,
+    check_given,
+    check_recorded,
+    check_same_sampler,
+    starting_from,
+)
 from draft_core.setting import SCHEDULES
 
 NO_RENOISING = Renoising()
@@ -77,7 +84,7 @@ class DifferentiableSampler:
             check_whole("DifferentiableSampler.num_inference_steps", num_inference_steps, at_least=1)
         _check_choice("decode", decode, get_args(Decode))
         _check_choice("gradient_checkpointing", gradient_checkpointing, get_args(Checkpointing))
-        _check_blocks(pipe, denoisers=gradient_checkpointing == "blocks", decoder=decode == "blocks")
+        pipelines.check_blocks(pipe, denoisers=gradient_checkpointing == "blocks", decoder=decode == "blocks")
         self.pipe = pipe
         self.num_inference_steps = num_inference_steps
         self.gradient_checkpointing = gradient_checkpointing
@@ -152,6 +159,7 @@ class DifferentiableSampler:
         plan: StepPlan,
         renoising: Renoising = NO_RENOISING,
         generator: Generator = None,
+        latents: torch.Tensor | None = None,
     ) -> Rollout:
         """The images of one run of `plan`, recorded as it says, the re-noised ones behind the samples.
 
@@ -161,11 +169,14 @@ class DifferentiableSampler:
             renoising: how many re-noised copies follow the samples; steps and drift in it are for the trainer.
             generator: source of the initial noise, as in the pipeline's call, and after it of the re-noisings;
                 None takes the one in `call_kwargs`, or torch's global state.
+            latents: to start from in the place of drawn noise, as the pipeline's call takes them: in its shape, before
+                they are scaled to the first noise level. The gradient reaches them if step 0 is a grad step.
 
         Raises:
-            SamplerError: if the plan's length is not the scheduler's, or the call gives no image tensor.
+            SamplerError: if the plan's length is not the scheduler's, the call gives no image tensor, or it cannot
+                start from the latents or give them the gradient that they require.
         """
-        passes = list(self.passes(prompts, plan=plan, renoising=renoising, generator=generator))
+        passes = list(self.passes(prompts, plan=plan, renoising=renoising, generator=generator, latents=latents))
         divergences = [rollout.divergence for rollout in passes if rollout.divergence is not None]
         return Rollout(
             images=torch.cat([rollout.images for rollout in passes]),
@@ -184,13 +195,14 @@ class DifferentiableSampler:
         plan: StepPlan,
         renoising: Renoising = NO_RENOISING,
         generator: Generator = None,
+        latents: torch.Tensor | None = None,
     ) -> Iterator[Rollout]:
         """The samples, unless the plan's prefix is short, and then the re-noised copies.
 
         Each is made when it is asked for, so that one can be backpropagated before the next is made.
 
         Arguments:
-            prompts, plan, renoising, generator: as in `__call__`.
+            prompts, plan, renoising, generator, latents: as in `__call__`.
 
         Raises:
             SamplerError: as in `__call__`.
@@ -207,8 +219,13 @@ class DifferentiableSampler:
                 where="plan",
                 next="make the plan with `method.plan(sampler.steps, rng)`",
             )
+        if latents is not None:
+            started = starting_from(self, latents)
+            yield from started.passes(prompts, plan=plan, renoising=renoising, generator=generator)
+            return
         generator = generator or self.call_kwargs.get("generator")
         renoising.check_follows(plan)
+        check_recorded(self.call_kwargs.get("latents"), plan)
         self.traits.check_plan(self.pipe, plan, renoising, recomputes=self.gradient_checkpointing in (True, "blocks"))
         if plan.prefix is None:
             run = PlannedRun(self, prompts, plan, generator)
@@ -263,10 +280,11 @@ class DifferentiableSampler:
                 where="rollout",
                 next="replay what `sampler(...)` gave for a plan without stop_at",
             )
-        check_same_sampler(origin, self)
+        sampler = starting_from(self, origin.made_by.get("latents"))
+        check_same_sampler(origin, sampler)
         check_given(origin, given, decode=decode)
         self.traits.check_replay(self.pipe)
-        replay = Replay(self, origin, given, visit)
+        replay = Replay(sampler, origin, given, visit)
         if decode:
             return replay.images()
         replay.steps()
@@ -325,15 +343,3 @@ def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
         raise SamplerError(
             f"{name} is {value!r}", where=f"DifferentiableSampler.{name}", next=f"use one of {list(choices)}"
         )
-
-
-def _check_blocks(pipe: Any, *, denoisers: bool, decoder: bool) -> None:
-    """That diffusers can checkpoint what is to be recomputed block by block."""
-    networks = list(pipelines.find_denoisers(pipe).values()) if denoisers else []
-    for network in [*networks, *([getattr(pipe, "vae", None)] if decoder else [])]:
-        if not has_blocks(network):
-            raise SamplerError(
-                f"{type(network).__name__} cannot be recomputed block by block",
-                where=type(pipe).__name__,
-                next="use another way to save memory",
-            )

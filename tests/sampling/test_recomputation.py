@@ -17,8 +17,7 @@ from draft_core import DifferentiableSampler, Draft, DraftK
 from draft_core.adapters.lora import add_lora, trainable
 from draft_core.cost.peak_memory import peak_memory
 from draft_core.errors import SamplerError
-from draft_core.sampling.pipeline_call import has_blocks
-from draft_core.sampling.pipelines import find_denoisers
+from draft_core.sampling.pipelines import find_denoisers, has_blocks
 from draft_core.sampling.recomputation import convolutions_small, kept_small
 from tests.support.drive import gradient, parameters, sampler_of, seeded
 from tests.support.families import FAMILIES, Family, sd
