@@ -88,7 +88,10 @@ def test_a_run_comes_back_when_the_one_that_was_to_replace_it_cannot_evaluate_or
         monkeypatch.setattr("tests.support.tiny.Redness", FailsEvaluated)
     if stage == "method":  # whose short prefix this scheduler's last step cannot do without
         method, scheduler = "{kind: short-prefix, prefix_steps: 1}", "{name: PNDMScheduler}"
-        overrides, sentence = [f"method={method}", f"model.scheduler={scheduler}"], "StableDiffusionPipeline: its call raised ValueError"
+        overrides, sentence = (
+            [f"method={method}", f"model.scheduler={scheduler}"],
+            "StableDiffusionPipeline: its call raised ValueError",
+        )
     if stage == "update":
         monkeypatch.setattr("tests.support.tiny.Redness", Fails)
         sentence = "no gradient today"
