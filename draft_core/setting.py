@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -12,6 +13,7 @@ from draft_core.errors import DraftError
 MOST_STEPS = 10_000  # of a sampler; pipelines are trained on 1000
 MOST = 100_000  # images of one pass or prompt, passes of one update, ranks of a LoRA
 SCHEDULES = ("timesteps", "sigmas")  # arguments of a call by which its steps are given whole: no other number counts
+TEXTS = re.compile(r"(negative_)?prompt(_\d+)?")  # arguments with a text for each prompt, for one encoder of several
 LARGEST_SEED = 2**62  # what is added to it still fits torch's generators
 
 CLOSED = {"extra": "forbid", "allow_inf_nan": False}  # how pydantic validates a settings class

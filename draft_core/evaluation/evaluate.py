@@ -104,9 +104,9 @@ def evaluate(
         generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in batch]
         with torch.no_grad(), autocast():
             samples = sampler(names, plan=plan, generator=generators).images
-            _require_finite(samples, sampler.pipe)
+            require_finite_images(samples, sampler.pipe)
             scores.append(rewards(samples, names).per_reward)
-        images.append(_still(samples).float().cpu())
+        images.append(still(samples).float().cpu())
         progress(min((first + len(batch)) * world_size, len(pairs)), len(pairs))
     joined = {name: torch.cat([batch_scores[name] for batch_scores in scores]).cpu() for name in scores[0]}
     parts = gather((torch.cat(images), joined))
@@ -151,7 +151,12 @@ def one_image_each(sampler: DifferentiableSampler) -> DifferentiableSampler:
     return single
 
 
-def _require_finite(images: Tensor, pipe: Any) -> None:
+def require_finite_images(images: Tensor, pipe: Any) -> None:
+    """Refuses images of which one holds NaN or an infinite number.
+
+    Raises:
+        NotFiniteError: with how many, and what may help.
+    """
     bad = int((~images.isfinite().flatten(1).all(1)).sum())
     if not bad:
         return
@@ -169,6 +174,6 @@ def _in_order(parts: Sequence[Tensor], total: int) -> Tensor:
     return torch.stack(list(parts), dim=1).flatten(0, 1)[:total]
 
 
-def _still(images: Tensor) -> Tensor:
+def still(images: Tensor) -> Tensor:
     """Images as they are; of videos (N, F, 3, H, W) the middle frame."""
     return images if images.ndim == 4 else images[:, images.shape[1] // 2]

@@ -19,7 +19,7 @@ from draft_core.recipe.schema import LARGEST_FLOAT, LARGEST_INTEGER, RecipeBase,
 from draft_core.recipe.yaml_text import dump_yaml, plain_copy, read_yaml, set_field, short
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
-from draft_core.setting import SCHEDULES
+from draft_core.setting import SCHEDULES, TEXTS
 
 # What the sampler is given beside the arguments of the call.
 OF_SAMPLER = ("pipe", "num_inference_steps", "guidance_scale", "gradient_checkpointing", "decode", "base_model")
@@ -103,6 +103,13 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             where=f"{where}: model.call",
             next=f"write model.{own[0]}" if own[0] in type(recipe.model).model_fields else "leave it out",
         )
+    for name, value in recipe.model.call.items():
+        if TEXTS.fullmatch(name) and isinstance(value, list) and len(value) != 1:
+            raise RecipeError(
+                f"it has {len(value)} texts, and which image would get which is left open",
+                where=f"{where}: model.call.{name}",
+                next="give one text: it stands for every prompt",
+            )
     whole = [name for name in SCHEDULES if recipe.model.call.get(name) is not None]
     if whole and recipe.evaluation and recipe.evaluation.num_inference_steps is not None:
         raise RecipeError(

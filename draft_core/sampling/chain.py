@@ -229,6 +229,7 @@ class DryRun:
         blanks: such outputs that are known already: network and shape of its input -> zeros that take no memory.
         last: a step whose start is noted, without decoding; None runs the whole call.
         real: every call of a network is made, for pipelines that read what is inside them.
+        generator: source of its noise; None takes one of its own.
     """
 
     def __init__(
@@ -238,8 +239,9 @@ class DryRun:
         blanks: dict[Any, Any],
         last: int | None = None,
         real: bool = False,
+        generator: Generator = None,
     ) -> None:
-        self.call = PipelineCall(sampler, prompts, torch.Generator().manual_seed(0))
+        self.call = PipelineCall(sampler, prompts, generator or torch.Generator().manual_seed(0))
         self.pipe = sampler.pipe
         self.blanks = blanks
         self.last = last

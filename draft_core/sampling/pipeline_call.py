@@ -7,7 +7,6 @@ No method's name and no family's loop is known here. A `Steering` decides; the c
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
@@ -21,10 +20,10 @@ from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.randomness import Generator
 from draft_core.sampling.recomputation import convolutions_small, kept_small
+from draft_core.setting import TEXTS
 
 Decode = Literal["whole", "selective", "blocks", "checkpointed", "sliced"]
 Checkpointing = Literal[False, True, "selective", "blocks"]
-TEXTS = re.compile(r"(negative_)?prompt(_\d+)?")  # arguments with a text for each prompt, for one encoder of several
 
 
 class Settings(Protocol):
@@ -115,6 +114,7 @@ class PipelineCall:
 
             def schedule(original: Any, *args: Any, **kwargs: Any) -> Any:
                 self.traits.saw_schedule()
+                self._set_recording(steering)  # of what a modular call makes of given latents
                 return original(*args, **kwargs)
 
             def network(module: Any, record: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
@@ -148,9 +148,10 @@ class PipelineCall:
             except (TypeError, ValueError) as error:  # how pipelines refuse their arguments
                 raise _refused(self.pipe, error) from error
             except Exception as error:
-                if type(error) is not Exception:
+                misshapen = self._latents() is not None and type(error) is RuntimeError
+                if type(error) is not Exception and not misshapen:
                     raise
-                raise _refused(self.pipe, error) from error  # an output type without tensors, of LDM3D
+                raise _refused(self.pipe, error) from error  # latents; or an output type without tensors, of LDM3D
             self.traits.two_streams = stepping.copied
             if not isinstance(images, torch.Tensor):
                 raise SamplerError(
@@ -161,6 +162,15 @@ class PipelineCall:
 
     def _require_gradient(self, images: torch.Tensor) -> None:
         """That the images depend on a recorded prediction: a decoder that is trained gives them a gradient anyway."""
+        latents = self._latents()
+        if self.caller_records and self.predicted and latents is not None and latents.requires_grad:
+            start = torch.autograd.graph.get_gradient_edge(latents).node
+            if not reaches(images.grad_fn, [start]):
+                raise SamplerError(
+                    "its images carry no gradient of the latents that it starts from",
+                    where=type(self.pipe).__name__,
+                    next="give latents.detach(); something in its call cuts them off",
+                )
         denoisers = pipelines.find_denoisers(self.pipe).values()
         trains = any(parameter.requires_grad for denoiser in denoisers for parameter in denoiser.parameters())
         if self.caller_records and trains and self.predicted and not reaches(images.grad_fn, self.predicted):
@@ -169,6 +179,10 @@ class PipelineCall:
                 where=type(self.pipe).__name__,
                 next="look for a no_grad or a detach in its loop and its decode",
             )
+
+    def _latents(self) -> torch.Tensor | None:
+        """What the call is given to start from; None where it draws that."""
+        return self.sampler.call_kwargs.get("latents")
 
     def _set_recording(self, steering: Steering) -> None:
         torch.set_grad_enabled(self.caller_records and steering.records())
@@ -194,6 +208,13 @@ class PipelineCall:
         One text stands for every prompt, and one prompt is a bare string: some pipelines take no list at all.
         """
         further = {name: value for name, value in self.sampler.call_kwargs.items() if TEXTS.fullmatch(name)}
+        for name, value in further.items():
+            if isinstance(value, list) and len(value) not in (1, len(prompts)):
+                raise SamplerError(
+                    f"{name} has {len(value)} texts for {len(prompts)} {'prompt' if len(prompts) == 1 else 'prompts'}",
+                    where=type(self.pipe).__name__,
+                    next="give one text, which stands for every prompt, or one for each",
+                )
         texts = {name: text for name, value in further.items() if (text := _one_text(value)) is not None}
         if len(prompts) == 1:
             return {"prompt": prompts[0], **texts}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from draft_core.errors import SamplerError
+from draft_core.plan import StepPlan
+from draft_core.sampling import pipelines
 from draft_core.sampling.pipeline_call import Settings
+
+AnySampler = TypeVar("AnySampler", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,39 @@ def identity(sampler: Settings) -> dict[str, Any]:
         name: getattr(pipe, name, None) for name in ("scheduler", "guider", "unet", "transformer", "transformer_2")
     }
     return {"pipe": pipe, **parts, "num_inference_steps": sampler.num_inference_steps, **sampler.call_kwargs}
+
+
+def starting_from(sampler: AnySampler, latents: Any) -> AnySampler:
+    """A copy of a sampler whose calls start from these latents; the sampler itself where its calls do already.
+
+    Raises:
+        SamplerError: if they are no tensor, or the pipeline's call takes none.
+    """
+    if latents is sampler.call_kwargs.get("latents"):
+        return sampler
+    if not isinstance(latents, torch.Tensor):
+        raise SamplerError(f"it is a {type(latents).__name__}", where="latents", next="give a tensor, or none")
+    pipelines.check_keywords(sampler.pipe, {"latents": latents}, takes_steps=False)
+    started = copy.copy(sampler)
+    started.call_kwargs = {**sampler.call_kwargs, "latents": latents}
+    return started
+
+
+def check_recorded(latents: Any, plan: StepPlan) -> None:
+    """That a plan records the whole way back to latents that require a gradient.
+
+    Raises:
+        SamplerError: naming the step from which it records.
+    """
+    requires = isinstance(latents, torch.Tensor) and latents.requires_grad and torch.is_grad_enabled()
+    if not requires or 0 in plan.grad_steps:
+        return
+    begins = f"records from step {min(plan.grad_steps)} on" if plan.grad_steps else "records nothing"
+    raise SamplerError(
+        f"they require a gradient, which needs step 0 recorded, and the plan {begins}",
+        where="latents",
+        next=f"use StepPlan({plan.steps}, grad_steps=range({plan.steps})), or give latents.detach()",
+    )
 
 
 def check_same_sampler(origin: Origin, sampler: Settings) -> None:

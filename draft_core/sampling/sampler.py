@@ -21,7 +21,14 @@ from draft_core.sampling.chain import PlannedRun, ShortRun, lengths, watched
 from draft_core.sampling.pipeline_call import Checkpointing, Decode, has_blocks
 from draft_core.sampling.randomness import Generator
 from draft_core.sampling.replay import Replay, Visit, renoised_start, unvisited
-from draft_core.sampling.rollout import Origin, Rollout, check_given, check_same_sampler
+from draft_core.sampling.rollout import (
+    Origin,
+    Rollout,
+    check_given,
+    check_recorded,
+    check_same_sampler,
+    starting_from,
+)
 from draft_core.setting import SCHEDULES
 
 NO_RENOISING = Renoising()
@@ -121,6 +128,7 @@ class DifferentiableSampler:
         plan: StepPlan,
         renoising: Renoising = NO_RENOISING,
         generator: Generator = None,
+        latents: torch.Tensor | None = None,
     ) -> Rollout:
         """The images of one run of `plan`, recorded as it says, the re-noised ones behind the samples.
 
@@ -130,11 +138,14 @@ class DifferentiableSampler:
             renoising: how many re-noised copies follow the samples; steps and drift in it are for the trainer.
             generator: source of the initial noise, as in the pipeline's call, and after it of the re-noisings;
                 None takes the one in `call_kwargs`, or torch's global state.
+            latents: to start from in the place of drawn noise, as the pipeline's call takes them: in its shape, before
+                they are scaled to the first noise level. The gradient reaches them if step 0 is a grad step.
 
         Raises:
-            SamplerError: if the plan's length is not the scheduler's, or the call gives no image tensor.
+            SamplerError: if the plan's length is not the scheduler's, the call gives no image tensor, or it cannot
+                start from the latents or give them the gradient that they require.
         """
-        passes = list(self.passes(prompts, plan=plan, renoising=renoising, generator=generator))
+        passes = list(self.passes(prompts, plan=plan, renoising=renoising, generator=generator, latents=latents))
         divergences = [rollout.divergence for rollout in passes if rollout.divergence is not None]
         return Rollout(
             images=torch.cat([rollout.images for rollout in passes]),
@@ -153,13 +164,14 @@ class DifferentiableSampler:
         plan: StepPlan,
         renoising: Renoising = NO_RENOISING,
         generator: Generator = None,
+        latents: torch.Tensor | None = None,
     ) -> Iterator[Rollout]:
         """The samples, unless the plan's prefix is short, and then the re-noised copies.
 
         Each is made when it is asked for, so that one can be backpropagated before the next is made.
 
         Arguments:
-            prompts, plan, renoising, generator: as in `__call__`.
+            prompts, plan, renoising, generator, latents: as in `__call__`.
 
         Raises:
             SamplerError: as in `__call__`.
@@ -176,8 +188,13 @@ class DifferentiableSampler:
                 where="plan",
                 next="make the plan with `method.plan(sampler.steps, rng)`",
             )
+        if latents is not None:
+            started = starting_from(self, latents)
+            yield from started.passes(prompts, plan=plan, renoising=renoising, generator=generator)
+            return
         generator = generator or self.call_kwargs.get("generator")
         _check_renoising(plan, renoising)
+        check_recorded(self.call_kwargs.get("latents"), plan)
         self.traits.check_plan(self.pipe, plan, renoising, recomputes=self.gradient_checkpointing in (True, "blocks"))
         if plan.prefix is None:
             run = PlannedRun(self, prompts, plan, generator)
@@ -232,10 +249,11 @@ class DifferentiableSampler:
                 where="rollout",
                 next="replay what `sampler(...)` gave for a plan without stop_at",
             )
-        check_same_sampler(origin, self)
+        sampler = starting_from(self, origin.made_by.get("latents"))
+        check_same_sampler(origin, sampler)
         check_given(origin, given, decode=decode)
         self.traits.check_replay(self.pipe)
-        replay = Replay(self, origin, given, visit)
+        replay = Replay(sampler, origin, given, visit)
         if decode:
             return replay.images()
         replay.steps()
