@@ -226,7 +226,7 @@ class PipelineCall:
         """
         further = {name: value for name, value in self.sampler.call_kwargs.items() if TEXTS.fullmatch(name)}
         for name, value in further.items():
-            if isinstance(value, list) and len(value) not in (1, len(prompts)):
+            if isinstance(value, list) and (not value or len(prompts) % len(value)):  # copies of a batch take turns
                 raise SamplerError(
                     f"{name} has {len(value)} texts for {len(prompts)} {'prompt' if len(prompts) == 1 else 'prompts'}",
                     where=type(self.pipe).__name__,
