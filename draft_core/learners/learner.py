@@ -30,7 +30,8 @@ class Loss:
             trainer divides by the number of accumulated batches and averages over processes.
         of: which part it trains: "adapter", or a name of `Learner.modules()`. No other part gets a gradient of it.
         step: whether the trainer takes an optimiser step of this part after it.
-        images: over how many images `value` is a mean: its weight in what the trainer reports.
+        images: over how many images `value` is a mean: its weight in what the trainer reports; 0 where this process
+            has none of them.
         divergence: mean squared distance between the predictions of the tuned and the base denoiser, with gradient,
             (); the trainer adds it with the weight `regularizers.kl`. None where the sampler has no base model.
         report: further numbers, name -> value, whose means over images stand in `StepReport.learner`.

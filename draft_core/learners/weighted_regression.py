@@ -137,7 +137,7 @@ class WeightedRegression:
                         value,
                         share=float(chunk.weights.sum()) * batch.ranks.world_size / sum(weights) / self.settings.levels,
                         step=not left and chunk is chunks[-1],
-                        images=max(1, int((chunk.weights > 0).sum())),
+                        images=int((chunk.weights > 0).sum()),
                         divergence=divergence,
                         report=report,
                         notes=[_note(report["effective_share"], len(pool), self.settings)] if scarce else (),

@@ -184,6 +184,7 @@ def _mean(rows: Sequence[tuple[int, Numbers]]) -> dict[str, float]:
     names = dict.fromkeys(name for _, values in rows for name in values)
     found = {name: [(count, values[name]) for count, values in rows if name in values] for name in names}
     return {
-        name: sum(count * value for count, value in pairs) / sum(count for count, _ in pairs)
+        name: sum(count * value for count, value in pairs) / images
         for name, pairs in found.items()
+        if (images := sum(count for count, _ in pairs))
     }

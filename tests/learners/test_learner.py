@@ -309,7 +309,7 @@ def test_a_number_that_is_not_finite_skips_its_own_part_and_no_other(tokenizer: 
         (lambda self, adapter, score: iter([Loss(1.0)]), "the value of its loss is float, not a tensor"),  # type: ignore[arg-type]
         (lambda self, adapter, score: iter([Loss(total(adapter), report={"a": "b"})]), "'a' in the report .* is str"),
         (lambda self, adapter, score: iter([Loss(total(adapter), report={"a": total(adapter)})]), "'a' .* is Tensor"),
-        (lambda self, adapter, score: iter([Loss(total(adapter), images=0)]), "the images of its loss are 0"),
+        (lambda self, adapter, score: iter([Loss(total(adapter), images=-1)]), "the images of its loss are -1"),
         (lambda self, adapter, score: iter([[Loss(total(adapter))]]), "it yielded list, not a Loss"),
         (lambda self, adapter, score: iter([Loss(torch.ones((), dtype=torch.int64))]), "is torch.int64 of shape"),
         (lambda self, adapter, score: iter([Loss(total(adapter), share="1")]), "the share of its loss is '1', not"),  # type: ignore[arg-type]
