@@ -253,16 +253,23 @@ def save_images(folder: Path, of: int | str, images: torch.Tensor) -> None:
         to_pil(image).save(images_folder / f"{number:03d}.png")
 
 
-def load_images(folder: Path, of: int | str) -> torch.Tensor:
+def load_images(folder: Path, of: int | str, count: int | None = None) -> torch.Tensor:
     """What `save_images` saved, in 8-bit levels.
+
+    Arguments:
+        count: how many images there were; if left out, that many as there are files.
 
     Raises:
         DraftError: if an image is missing or no image, or of another size than the first.
     """
     images_folder = _folder_of(folder, of)
-    files = sorted(images_folder.glob("*.png"))
-    if not files:
+    found = {file.name for file in images_folder.glob("*.png")}
+    if not found:
         raise CheckpointError("there are no images in it", where=str(images_folder), next="train the run again")
+    files = [images_folder / f"{number:03d}.png" for number in range(len(found) if count is None else count)]
+    for file in files:
+        if file.name not in found:
+            raise CheckpointError("the image is gone", where=str(file), next="copy the run again, or train it again")
     images = [read_image(file) for file in files]
     for file, image in zip(files, images, strict=True):
         if image.shape != images[0].shape:
