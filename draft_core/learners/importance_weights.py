@@ -15,8 +15,7 @@ def effective_share(log_weights: Sequence[float]) -> float:
     Arguments:
         log_weights: n of them; minus infinity is a weight of zero, and at least one is larger.
     """
-    highest = max(log_weights)
-    weights = [math.exp(log_weight - highest) for log_weight in log_weights]
+    weights = _relative(log_weights)
     return sum(weights) ** 2 / (len(weights) * sum(weight**2 for weight in weights))
 
 
@@ -43,9 +42,13 @@ def acceptance(log_weights: Sequence[float], rate: float) -> list[float]:
 
 def normalised(log_weights: Sequence[float]) -> list[float]:
     """The weights, scaled to a mean of 1: a softmax times their number."""
-    highest = max(log_weights)
-    weights = [math.exp(log_weight - highest) for log_weight in log_weights]
+    weights = _relative(log_weights)
     return [weight * len(weights) / sum(weights) for weight in weights]
+
+
+def _relative(log_weights: Sequence[float]) -> list[float]:
+    """The weights over the largest of them."""
+    return _accepted(log_weights, max(log_weights))
 
 
 def _accepted(log_weights: Sequence[float], threshold: float) -> list[float]:

@@ -34,8 +34,7 @@ class PathSample:
 
 def log_density_then(rollout: Rollout, steps: Sequence[int]) -> torch.Tensor:
     """Log-density of a recorded path when it was drawn, (B,) in float64: a sum over these steps and all dimensions."""
-    by_step = [log_probability_then(rollout, number).double() for number in steps]
-    return torch.stack(by_step).sum(0) * rollout.trajectory[0].before[0].numel()
+    return _of_path(rollout, [log_probability_then(rollout, number) for number in steps])
 
 
 def log_density(sampler: DifferentiableSampler, rollout: Rollout, steps: Sequence[int]) -> torch.Tensor:
@@ -44,8 +43,13 @@ def log_density(sampler: DifferentiableSampler, rollout: Rollout, steps: Sequenc
 
     def add(output: StepOutput) -> None:
         after = rollout.trajectory[output.number].after
-        found.append(output.gaussian().log_probability(after).double())
+        found.append(output.gaussian().log_probability(after))
 
     with torch.no_grad():
         sampler.replay(rollout, {number: rollout.trajectory[number].before for number in steps}, add)
-    return torch.stack(found).sum(0) * rollout.trajectory[0].before[0].numel()
+    return _of_path(rollout, found)
+
+
+def _of_path(rollout: Rollout, by_step: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sum over steps and dimensions, (B,) in float64, of means over dimensions, (B,) for each step."""
+    return torch.stack([mean.double() for mean in by_step]).sum(0) * rollout.trajectory[0].before[0].numel()

@@ -253,6 +253,18 @@ def save_images(folder: Path, of: int | str, images: torch.Tensor) -> None:
         to_pil(image).save(images_folder / f"{number:03d}.png")
 
 
+def image_files(folder: Path, of: int | str, count: int) -> list[Path]:
+    """The files of images that `save_images` saved, in their order.
+
+    Raises:
+        CheckpointError: if one of them is gone.
+    """
+    files = [_folder_of(folder, of) / f"{number:03d}.png" for number in range(count)]
+    if missing := next((file for file in files if not file.is_file()), None):
+        raise CheckpointError("there is no such file", where=str(missing), next="copy the run again, or train it again")
+    return files
+
+
 def load_images(folder: Path, of: int | str, count: int | None = None) -> torch.Tensor:
     """What `save_images` saved, in 8-bit levels.
 
@@ -263,13 +275,10 @@ def load_images(folder: Path, of: int | str, count: int | None = None) -> torch.
         DraftError: if an image is missing or no image, or of another size than the first.
     """
     images_folder = _folder_of(folder, of)
-    found = {file.name for file in images_folder.glob("*.png")}
+    found = len(list(images_folder.glob("*.png")))
     if not found:
         raise CheckpointError("there are no images in it", where=str(images_folder), next="train the run again")
-    files = [images_folder / f"{number:03d}.png" for number in range(len(found) if count is None else count)]
-    for file in files:
-        if file.name not in found:
-            raise CheckpointError("the image is gone", where=str(file), next="copy the run again, or train it again")
+    files = image_files(folder, of, found if count is None else count)
     images = [read_image(file) for file in files]
     for file, image in zip(files, images, strict=True):
         if image.shape != images[0].shape:

@@ -8,8 +8,7 @@ from itertools import chain, combinations, zip_longest
 from pathlib import Path
 from random import Random
 
-from draft_core.errors import CheckpointError
-from draft_core.reporting.run_record import IMAGES, RunRecord
+from draft_core.reporting.run_record import RunRecord, image_files
 
 
 @dataclass(frozen=True)
@@ -31,15 +30,12 @@ def evaluated_images(record: RunRecord) -> dict[str, list[Path]]:
     Raises:
         CheckpointError: if one of the files is gone.
     """
-    seeds = len(record.facts.seeds)
+    prompts, seeds = record.facts.prompts, len(record.facts.seeds)
     images: dict[str, list[Path]] = {}
     for evaluation in record.evaluations:
-        folder = record.folder / IMAGES / f"{evaluation.update:06d}"
-        for number, prompt in enumerate(record.facts.prompts):
-            files = [folder / f"{place:03d}.png" for place in range(number * seeds, (number + 1) * seeds)]
-            if missing := next((file for file in files if not file.is_file()), None):
-                raise CheckpointError("there is no such file", where=str(missing), next="copy the run again")
-            images.setdefault(prompt, []).extend(files)
+        files = image_files(record.folder, evaluation.update, len(prompts) * seeds)
+        for number, prompt in enumerate(prompts):
+            images.setdefault(prompt, []).extend(files[number * seeds : (number + 1) * seeds])
     return images
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from draft_core import DifferentiableSampler, Objective, Trainer, load_pipeline
-from draft_core.adapters.lora import adapters_off, add_lora, lora_state
+from draft_core.adapters.lora import adapters_off, lora_state
 from draft_core.errors import DraftError, RecipeError, SamplerError
 from draft_core.learners.advantages import ByGroup, ByPrompt
 from draft_core.learners.policy_gradient import PolicyGradient, clipped_loss, divergence, grpo
@@ -24,7 +24,7 @@ from draft_core.training.checkpoints import load_checkpoint, save_checkpoint
 from draft_core.training.settings import RegularizerSettings, TrainSettings
 from tests.support.chains import Affine, batch_of, ddim, points, scored
 from tests.support.families import FAMILIES
-from tests.support.tiny import Brightness, ClockConfig, byte_tokenizer, make_scheduler, tiny_pipe
+from tests.support.tiny import Brightness, ClockConfig, byte_tokenizer, make_scheduler, tiny_pipe, with_lora
 
 SETTINGS: dict[str, Any] = {
     "clip_range": 1e-4,
@@ -198,10 +198,7 @@ def trainer(
     tokenizer: Any, learner: Any, *, kl: float = 0.0, scheduler: Any = None, eta: float = 1.0, **more: Any
 ) -> Trainer:
     noise = more.pop("noise", 0.0)
-    pipe = tiny_pipe(scheduler, tokenizer=tokenizer)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        add_lora(pipe, rank=2)
+    pipe = with_lora(tiny_pipe(scheduler, tokenizer=tokenizer))
     call = {"eta": eta} if eta else {}
     base = (lambda: adapters_off(pipe)) if kl else None
     return Trainer(

@@ -24,7 +24,7 @@ from draft_core.training.checkpoints import load_checkpoint, save_checkpoint
 from draft_core.training.settings import RegularizerSettings, TrainSettings
 from tests.support.chains import Mixture, batch_of, ddim, points, scored
 from tests.support.families import FAMILIES
-from tests.support.tiny import Brightness, ClockConfig, Nan, RednessConfig, byte_tokenizer, tiny_pipe
+from tests.support.tiny import Brightness, ClockConfig, Nan, RednessConfig, byte_tokenizer, tiny_pipe, with_lora
 
 SETTINGS: dict[str, Any] = {
     "temperature": 1.0,
@@ -168,10 +168,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def trainer(tokenizer: Any, learner: Any, *, base: bool = True, kl: float = 0.0, **more: Any) -> Trainer:
-    pipe = tiny_pipe(tokenizer=tokenizer)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        add_lora(pipe, rank=2)
+    pipe = with_lora(tiny_pipe(tokenizer=tokenizer))
     sampler = DifferentiableSampler(
         pipe,
         num_inference_steps=3,

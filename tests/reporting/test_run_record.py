@@ -83,7 +83,7 @@ def test_an_image_that_is_gone_is_named_and_no_other_takes_its_place(run: Path, 
     record = read_run(run)
     gone = sorted((run / "images" / f"{record.last.update:06d}").iterdir())[place]
     gone.unlink()
-    with pytest.raises(CheckpointError, match=rf"{gone.name}: the image is gone; copy the run again"):
+    with pytest.raises(CheckpointError, match=rf"{gone.name}: there is no such file; copy the run again"):
         summarize(record)
 
 

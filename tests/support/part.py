@@ -26,7 +26,7 @@ from draft_core.registry.gradient_free import DDPO, GRPO, Importance
 from draft_core.runs.build import build_learner
 from draft_core.runs.run import run_recipe
 from draft_core.training.settings import RegularizerSettings, TrainSettings
-from tests.support.tiny import GOOD, Redness, RednessConfig, byte_tokenizer, tiny_catalog, tiny_pipe
+from tests.support.tiny import GOOD, Redness, RednessConfig, byte_tokenizer, tiny_catalog, tiny_pipe, with_lora
 
 # Name -> settings of a trainer; "images" are those of one pass in all processes together.
 CASES: dict[str, dict[str, Any]] = {
@@ -57,10 +57,7 @@ def make_trainer(
     """A trainer whose processes together make four images in a pass."""
     method, lora_norm = settings.pop("method"), settings.pop("lora_norm", 0.0)
     learner = build_learner(method, Catalog())
-    pipe = tiny_pipe(tokenizer=byte_tokenizer(folder))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        add_lora(pipe, rank=2)
+    pipe = with_lora(tiny_pipe(tokenizer=byte_tokenizer(folder)))
     sampler = DifferentiableSampler(
         pipe,
         num_inference_steps=2,

@@ -44,34 +44,31 @@ class CommandPerPromptConfig(_ProgramSettings):
     kind: Literal["command-per-prompt"] = "command-per-prompt"
 
 
-def _example(name: str) -> dict[str, tuple[str, ...]]:
-    """Fields that run one of the example programs."""
-    return {"command": (sys.executable, str(Path(__file__).with_name(name)))}
-
-
 @hookimpl
 def draft_register_rewards() -> Iterable[RewardSpec]:
     """The two rewards of this distribution."""
     return [
-        RewardSpec(
-            kind="command",
-            summary="what a program of yours answers for an image",
-            config=CommandConfig,
-            factory="draft_reward_command.reward:CommandReward",
-            unit="the program's own",
-            differentiable=False,
-            code_license="Apache-2.0",
-            small=_example("example.py"),
-        ),
-        RewardSpec(
-            kind="command-per-prompt",
-            summary="what a program of yours answers for an image and its prompt",
-            config=CommandPerPromptConfig,
-            factory="draft_reward_command.reward:CommandReward",
-            unit="the program's own",
-            differentiable=False,
+        _spec("command", CommandConfig, "an image", example="example.py"),
+        _spec(
+            "command-per-prompt",
+            CommandPerPromptConfig,
+            "an image and its prompt",
+            example="example_per_prompt.py",
             needs_prompt=True,
-            code_license="Apache-2.0",
-            small=_example("example_per_prompt.py"),
         ),
     ]
+
+
+def _spec(kind: str, config: type[RewardConfig], given: str, *, example: str, needs_prompt: bool = False) -> RewardSpec:
+    """A reward by a program that is given something; its small instance runs the example program of that name."""
+    return RewardSpec(
+        kind=kind,
+        summary=f"what a program of yours answers for {given}",
+        config=config,
+        factory="draft_reward_command.reward:CommandReward",
+        unit="the program's own",
+        differentiable=False,
+        needs_prompt=needs_prompt,
+        code_license="Apache-2.0",
+        small={"command": (sys.executable, str(Path(__file__).with_name(example)))},
+    )
