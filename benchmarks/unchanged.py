@@ -41,7 +41,7 @@ FORMER_WORDS = {"method": "estimator", "metrics": "measures", "batched": "togeth
 FORMER_MODULE = "draft_core.estimators"
 
 EVALUATIONS = ("evaluations.jsonl", "looks.jsonl")  # today's name, the former one
-IGNORED = {"seconds", "divisors"}
+IGNORED = {"seconds", "divisors", "reward_queries"}
 
 JPEG = {"kind": "jpeg", "quality": 80}
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # said, since the default may gain layers that a base commit leaves out

@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from draft_core.runs.pipeline_loading import load_pipeline
     from draft_core.runs.run import run_recipe
     from draft_core.runs.sample import sample
-    from draft_core.sampling.replay import StepOutput
+    from draft_core.sampling.rollout import StepOutput
     from draft_core.sampling.sampler import DifferentiableSampler
+    from draft_core.search.best_of_n import best_of_n
+    from draft_core.search.noise import Ascent, optimise_noise
     from draft_core.training.checkpoints import load_checkpoint, save_checkpoint
     from draft_core.training.settings import TrainSettings
     from draft_core.training.trainer import Trainer
@@ -44,6 +46,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AlignProp": "registry.methods",
+    "Ascent": "search.noise",
     "DRTune": "registry.methods",
     "DifferentiableSampler": "sampling.sampler",
     "DirectLearner": "learners.direct",
@@ -58,11 +61,12 @@ _HOMES = {
     "Renoising": "plan",
     "ShortPrefix": "registry.methods",
     "StepList": "registry.methods",
-    "StepOutput": "sampling.replay",
+    "StepOutput": "sampling.rollout",
     "StepPlan": "plan",
     "TrainSettings": "training.settings",
     "Trainer": "training.trainer",
     "add_lora": "adapters.lora",
+    "best_of_n": "search.best_of_n",
     "build": "runs.build",
     "evaluate": "evaluation.evaluate",
     "load_catalog": "registry.catalog",
@@ -71,6 +75,7 @@ _HOMES = {
     "load_pipeline": "runs.pipeline_loading",
     "load_recipe": "recipe.load",
     "load_reward": "runs.build",
+    "optimise_noise": "search.noise",
     "run_recipe": "runs.run",
     "sample": "runs.sample",
     "save_checkpoint": "training.checkpoints",
@@ -78,6 +83,7 @@ _HOMES = {
 
 __all__ = [
     "AlignProp",
+    "Ascent",
     "DRTune",
     "DifferentiableSampler",
     "DirectLearner",
@@ -97,6 +103,7 @@ __all__ = [
     "TrainSettings",
     "Trainer",
     "add_lora",
+    "best_of_n",
     "build",
     "evaluate",
     "load_catalog",
@@ -105,6 +112,7 @@ __all__ = [
     "load_pipeline",
     "load_recipe",
     "load_reward",
+    "optimise_noise",
     "run_recipe",
     "sample",
     "save_checkpoint",

@@ -122,6 +122,26 @@ class Renoising:
                 next="use either batched or step_each",
             )
 
+    def check_follows(self, plan: StepPlan) -> None:
+        """That these copies can follow a run of `plan`.
+
+        Raises:
+            SamplerError: if that leaves no last step to re-noise to, or no images.
+        """
+        if plan.stop_at is not None and self.copies:
+            raise SamplerError(
+                "a chain that is left early has no last step to re-noise to",
+                where="StepPlan.stop_at",
+                next="use either stop_at or re-noised copies",
+            )
+        if plan.prefix is not None and (not self.copies or self.max_drift is not None):
+            problem = "makes no samples to drift from" if self.copies else "gives no images without re-noised copies"
+            raise SamplerError(
+                f"a shortened prefix {problem}",
+                where="StepPlan.prefix",
+                next="use Renoising(copies=1), without max_drift",
+            )
+
     def _check_drift(self, bound: float) -> None:
         is_number = isinstance(bound, (int, float)) and not isinstance(bound, bool)
         if not is_number or not math.isfinite(bound) or bound < 0:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -12,6 +14,9 @@ from draft_core.errors import DraftError
 MOST_STEPS = 10_000  # of a sampler; pipelines are trained on 1000
 MOST = 100_000  # images of one pass or prompt, passes of one update, ranks of a LoRA
 SCHEDULES = ("timesteps", "sigmas")  # arguments of a call by which its steps are given whole: no other number counts
+# Arguments of a call that say how many images it makes of each prompt.
+IMAGE_COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
+TEXTS = re.compile(r"(negative_)?prompt(_\d+)?")  # arguments with a text for each prompt, for one encoder of several
 LARGEST_SEED = 2**62  # what is added to it still fits torch's generators
 
 CLOSED = {"extra": "forbid", "allow_inf_nan": False}  # how pydantic validates a settings class
@@ -112,3 +117,8 @@ class PromptFile:
 # What a recipe can say where prompts are asked for: the name of a plugin's list or of a file, the prompts themselves,
 # or a file with the column to read.
 Prompts = Annotated[str, RecipePath(of="file", absent="keep")] | tuple[str, ...] | PromptFile
+
+
+def images_per_prompt(call: Mapping[str, Any]) -> int:
+    """How many images a pipeline's call with these arguments makes of each prompt."""
+    return next((int(call[name]) for name in IMAGE_COUNTS if call.get(name)), 1)

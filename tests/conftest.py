@@ -20,6 +20,7 @@ from tests.support.tiny import tiny_catalog
 SLOW = (
     "plugins/*/tests/test_reference.py",
     "plugins/adversarial/tests/test_contract.py",
+    "plugins/command/tests/test_training.py",
     "plugins/emoji/tests/test_alignment.py",
     "plugins/emoji/tests/test_emoji_model.py",
     "plugins/emoji/tests/test_emoji_training.py",
@@ -36,10 +37,13 @@ SLOW = (
     "tests/cli/test_init.py::test_the_recipe_for_sdxl_says_what_draft_cost_says",
     "tests/cli/test_outputs.py::test_a_page_that_cannot_be_written_is_one_sentence",
     "tests/cli/test_runs.py",
+    "tests/cli/test_vote.py::test_a_server_that_is_killed_loses_no_answer_and_the_next_goes_on",
+    "tests/cli/test_vote.py::test_new_images_are_those_of_the_runs_lora_and_are_drawn_once",
     "tests/cost/test_card.py",
     "tests/cost/test_forecast.py",
     "tests/cost/test_room.py",
     "tests/cost/test_scale.py",
+    "tests/learners/test_weighted_regression.py::test_the_modes_get_the_weights_of_the_tilted_mixture",
     "tests/project/test_benchmarks.py",
     "tests/project/test_ecosystem.py",
     "tests/project/test_gallery.py",
@@ -58,6 +62,7 @@ SLOW = (
     "tests/reporting/test_page.py",
     "tests/runs/test_evaluator.py::test_every_image_of_an_evaluation_is_drawn_so_and_training_is_not",
     "tests/runs/test_faults.py",
+    "tests/runs/test_gradient_free_runs.py",
     "tests/runs/test_model_settings.py",
     "tests/runs/test_nothing_is_lost.py",
     "tests/runs/test_run.py",
@@ -81,6 +86,7 @@ SLOW = (
     "tests/training/test_precision.py",
     "tests/training/test_trainer.py::test_a_torn_checkpoint_is_refused",
     "tests/training/test_trainer.py::test_the_reward_rises",
+    "tests/voting/test_voting.py::test_a_browser_answers_by_keys",
 )
 
 # On a machine shared with others, two threads on small tensors can be many times slower than one.

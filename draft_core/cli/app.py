@@ -33,6 +33,7 @@ from draft_core.cli.terminal import (
     prints_aside,
     quiet_libraries,
 )
+from draft_core.cli.vote import vote
 from draft_core.errors import DraftError, Interrupted
 from draft_core.recipe.yaml_text import exists
 from draft_core.registry.catalog import load_catalog
@@ -69,6 +70,7 @@ app.add_typer(rewards_app, name="rewards")
 app.command()(init)
 app.command()(cost)
 app.add_typer(runs_app)
+app.command()(vote)
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in the output folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the output folder.")]

@@ -51,7 +51,7 @@ def list_rewards(ctx: typer.Context) -> None:
         weights = f"weights {spec.weights_license}" if spec.weights_license else "no weights"
         facts = [str(entry.distribution), f"code {spec.code_license}", weights]
         if not spec.differentiable:
-            facts.append("metric only")
+            facts.append("no gradient")
         table.add_row(kind, f"{escape(spec.summary)}\n[dim]{escape(', '.join(facts))}[/]")
     out.print(table)
     print_problems(catalog)
@@ -68,7 +68,7 @@ def show_reward(kind: Annotated[str, typer.Argument(help="A kind that `draft rew
     facts = {
         "from": str(entry.distribution),
         "score": f"{spec.unit}, {spec.score_range}, higher is better",
-        "trains": "yes" if spec.differentiable else "no, it only measures",
+        "trains": "yes" if spec.differentiable else "without a gradient: methods that need none",
         "prompt": "needed" if spec.needs_prompt else "not used",
         "native size": f"{spec.native_size} px" if spec.native_size else "any",
         "code licence": spec.code_license,

@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from draft_core.cli.outputs import require_image_file, writing
-from draft_core.cli.terminal import ProgressLines, out, quiet_libraries
-from draft_core.errors import DraftError, first_line, require_finite
-from draft_core.registry.catalog import Catalog, load_catalog
+from draft_core.cli.outputs import writing
+from draft_core.cli.sample import sample
+from draft_core.cli.terminal import number, out
+from draft_core.errors import DraftError, first_line
 
 runs_app = typer.Typer()
 
@@ -73,71 +73,7 @@ def _print_curves() -> None:
         )
 
 
-@runs_app.command()
-def sample(
-    model: Annotated[str, typer.Argument(help="An alias from a plugin, a folder in diffusers' format, or a hub name.")],
-    prompts: Annotated[
-        list[str], typer.Option("--prompts", "-p", help="A prompt, a plugin's list, or a file of prompts; repeatable.")
-    ],
-    lora: Annotated[
-        Path | None, typer.Option("--lora", help="The folder of a run, a lora folder, or a .safetensors file.")
-    ] = None,
-    scale: Annotated[
-        str, typer.Option("--scale", help="Factor of the LoRA; 0 is the base model. Several: 0,0.25,0.5,1.")
-    ] = "1",
-    images: Annotated[int, typer.Option("--images", min=1, help="Images of each prompt.")] = 4,
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Sampler steps; else those of the LoRA's run, or of the model.")
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option("--guidance", help="Guidance scale; else that of the LoRA's run, or of the model.")
-    ] = None,
-    seed: Annotated[
-        int, typer.Option("--seed", min=0, max=2**62, help="Image i starts from the noise of seed + i.")
-    ] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The image file to write, such as a .png.")] = Path(
-        "samples.png"
-    ),
-) -> None:
-    """Sample a grid of images, one row a prompt, with or without a LoRA; a group of columns for each scale of it.
-
-    Example: draft sample emoji --lora runs/demo --prompts "a red apple" --scale 0,0.5,1
-    """
-    scales = [_number(text, where=f"--scale {scale}") for text in scale.split(",")]
-    if guidance is not None:
-        require_finite(guidance, where="--guidance")
-    if lora is None and scales != [1.0]:
-        raise DraftError("there is no LoRA to scale", where=f"--scale {scale}", next="give one with --lora")
-
-    from draft_core.recipe.resolve import locate_pretrained
-
-    catalog = load_catalog()
-    locate_pretrained(model, catalog)
-    require_image_file(output)
-    texts = _texts(prompts, catalog)
-
-    from draft_core.reporting.image_grid import draw_grid
-    from draft_core.runs.sample import sample as draw_samples
-
-    quiet_libraries()
-    with ProgressLines() as progress:
-        made = draw_samples(
-            model,
-            texts,
-            lora=lora,
-            scales=scales,
-            images_per_prompt=images,
-            steps=steps,
-            guidance=guidance,
-            seed=seed,
-            catalog=catalog,
-            progress=progress,
-        )
-    rows = [(text, list(made[:, number].flatten(0, 1))) for number, text in enumerate(texts)]
-    headings = [f"scale {factor:g}" for factor in scales] if len(scales) > 1 else []
-    with writing(output):
-        draw_grid(rows, headings=headings, group=images).save(output)
-    out.print(f"wrote {output}", highlight=False, soft_wrap=True)
+runs_app.command()(sample)
 
 
 @runs_app.command()
@@ -227,25 +163,8 @@ def _publish(folder: Path, repo_id: str, *, private: bool) -> str:
     return str(repo)
 
 
-def _texts(prompts: list[str], catalog: Catalog) -> list[str]:
-    """The prompts that were given, with a plugin's list and a file of prompts read."""
-    from draft_core.recipe.resolve import given_prompts
-    from draft_core.recipe.yaml_text import short
-
-    return [text for given in prompts for text in given_prompts(given, catalog, where=f"--prompts {short(given)}")]
-
-
 def _weighed(source: str) -> tuple[Path, float]:
     path, colon, weight = source.rpartition(":")
     if not colon:
         raise DraftError("it has no weight", where=source, next=f"write for example {source}:0.5")
-    return Path(path), _number(weight, where=source)
-
-
-def _number(text: str, *, where: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        raise DraftError(f"{text!r} is not a number", where=where, next="write for example 0.5") from None
-    require_finite(number, where=where)
-    return number
+    return Path(path), number(weight, where=source)

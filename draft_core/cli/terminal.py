@@ -22,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from draft_core.errors import DraftError, require_finite
 from draft_core.json_text import json_text
 from draft_core.registry.catalog import Catalog
 
@@ -101,6 +102,20 @@ def given_fields(overrides: list[str]) -> dict[str, Any]:
     for override in overrides:
         set_field(fields, override)
     return fields
+
+
+def number(text: str, *, where: str) -> float:
+    """The finite number that a word of a command says.
+
+    Raises:
+        DraftError: if it says none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        raise DraftError(f"{text!r} is not a number", where=where, next="write for example 0.5") from None
+    require_finite(value, where=where)
+    return value
 
 
 def quiet_libraries() -> None:

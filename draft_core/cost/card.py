@@ -24,7 +24,8 @@ from draft_core.cost.published import MODELS, REWARD_ENCODERS, Model
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import Objective
 from draft_core.sampling.call_traits import CallTraits
-from draft_core.sampling.pipeline_call import Checkpointing, Decode, has_blocks
+from draft_core.sampling.pipeline_call import Checkpointing, Decode
+from draft_core.sampling.pipelines import has_blocks
 from draft_core.sampling.sampler import DifferentiableSampler
 
 GIB = 2**30

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from draft_core.cost.probe import Probe
-from draft_core.evaluation.evaluate import one_image_each
+from draft_core.evaluation.evaluate import as_evaluated
 from draft_core.evaluation.settings import EvaluationSettings
 from draft_core.rewards.objective import Objective
 from draft_core.sampling.sampler import DifferentiableSampler
@@ -40,7 +40,7 @@ def evaluation_cost(
         rewards: the trained ones and those that only measure.
         prompts: that are evaluated.
     """
-    probe, single = Probe(trainer), one_image_each(sampler)
+    probe, single = Probe(trainer), as_evaluated(sampler)
     probe.timed_image(single, rewards)  # the first one sets up caches
     calls, seconds = probe.timed_image(single, rewards)
     images = prompts * settings.images_per_prompt

@@ -14,7 +14,7 @@ from draft_core.errors import DraftError
 from draft_core.learners.direct import DirectLearner, images_per_noise
 from draft_core.plan import Method, Renoising, StepPlan
 from draft_core.sampling import pipelines
-from draft_core.sampling.pipeline_call import Checkpointing, Decode, has_blocks
+from draft_core.sampling.pipeline_call import Checkpointing, Decode
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.trainer import Trainer
 
@@ -239,8 +239,8 @@ def _options(trainer: Trainer, plan: StepPlan, probe: Probe, now: Memory) -> Ite
     """Each change that may lower the total, with the total it gives."""
     sampler, others = trainer.sampler, now.total - now.activations
     denoisers, decoder = pipelines.find_denoisers(sampler.pipe).values(), getattr(sampler.pipe, "vae", None)
-    checkpointings = [how for how in CHECKPOINTINGS if how != "blocks" or has_blocks(*denoisers)]
-    decodes = [how for how in LEANER_DECODES if how != "blocks" or has_blocks(decoder)]
+    checkpointings = [how for how in CHECKPOINTINGS if how != "blocks" or pipelines.has_blocks(*denoisers)]
+    decodes = [how for how in LEANER_DECODES if how != "blocks" or pipelines.has_blocks(decoder)]
     with _unchanged(sampler):
         for how in [how for how in checkpointings if how != sampler.gradient_checkpointing]:
             sampler.gradient_checkpointing = how

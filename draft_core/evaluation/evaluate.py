@@ -16,8 +16,9 @@ from draft_core.errors import DraftError, SamplerError, list_of_prompts, require
 from draft_core.evaluation.settings import EvaluationSettings
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import Objective
-from draft_core.sampling.pipelines import IMAGE_COUNTS, call_inputs, has_float16, networks
+from draft_core.sampling.pipelines import call_inputs, has_float16, networks
 from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.setting import IMAGE_COUNTS
 
 
 class NotFiniteError(SamplerError):
@@ -61,7 +62,7 @@ def evaluate(
 
     An image depends on its prompt and its seed alone: plain diffusers makes the same one from
     `pipe(prompt, generator=torch.Generator("cpu").manual_seed(seed), ...)`. Where the sampler's call makes several
-    images of a prompt, it makes one here: the seeds say how many there are.
+    images of a prompt, it makes one here: the seeds say how many there are. The sampler's `noise` is left out.
 
     Arguments:
         sampler: of the pipeline, with or without a LoRA.
@@ -91,7 +92,7 @@ def evaluate(
     if not seeds:
         raise DraftError("there are no seeds", where="evaluate", next="give at least one")
     require_from_one(batch_size, where="evaluate: batch_size")
-    sampler = one_image_each(sampler)
+    sampler = as_evaluated(sampler)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     rank, world_size = share
     rounds = math.ceil(len(pairs) / world_size)
@@ -104,9 +105,9 @@ def evaluate(
         generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in batch]
         with torch.no_grad(), autocast():
             samples = sampler(names, plan=plan, generator=generators).images
-            _require_finite(samples, sampler.pipe)
+            require_finite_images(samples, sampler.pipe)
             scores.append(rewards(samples, names).per_reward)
-        images.append(_still(samples).float().cpu())
+        images.append(still(samples).float().cpu())
         progress(min((first + len(batch)) * world_size, len(pairs)), len(pairs))
     joined = {name: torch.cat([batch_scores[name] for batch_scores in scores]).cpu() for name in scores[0]}
     parts = gather((torch.cat(images), joined))
@@ -144,14 +145,20 @@ def evaluation_sampler(sampler: DifferentiableSampler, settings: EvaluationSetti
     )
 
 
-def one_image_each(sampler: DifferentiableSampler) -> DifferentiableSampler:
-    """The sampler with one image for each prompt and generator, whatever its call says."""
+def as_evaluated(sampler: DifferentiableSampler) -> DifferentiableSampler:
+    """The sampler with one image for each prompt and generator, whatever its call says, and without added noise."""
     single = copy.copy(sampler)
+    single.noise = 0.0
     single.call_kwargs = {**sampler.call_kwargs, **{name: 1 for name in IMAGE_COUNTS if name in sampler.call_kwargs}}
     return single
 
 
-def _require_finite(images: Tensor, pipe: Any) -> None:
+def require_finite_images(images: Tensor, pipe: Any) -> None:
+    """Refuses images of which one holds NaN or an infinite number.
+
+    Raises:
+        NotFiniteError: with how many, and what may help.
+    """
     bad = int((~images.isfinite().flatten(1).all(1)).sum())
     if not bad:
         return
@@ -169,6 +176,6 @@ def _in_order(parts: Sequence[Tensor], total: int) -> Tensor:
     return torch.stack(list(parts), dim=1).flatten(0, 1)[:total]
 
 
-def _still(images: Tensor) -> Tensor:
+def still(images: Tensor) -> Tensor:
     """Images as they are; of videos (N, F, 3, H, W) the middle frame."""
     return images if images.ndim == 4 else images[:, images.shape[1] // 2]

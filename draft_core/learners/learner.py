@@ -30,10 +30,12 @@ class Loss:
             trainer divides by the number of accumulated batches and averages over processes.
         of: which part it trains: "adapter", or a name of `Learner.modules()`. No other part gets a gradient of it.
         step: whether the trainer takes an optimiser step of this part after it.
-        images: over how many images `value` is a mean: its weight in what the trainer reports.
+        images: over how many images `value` is a mean: its weight in what the trainer reports; 0 where this process
+            has none of them.
         divergence: mean squared distance between the predictions of the tuned and the base denoiser, with gradient,
             (); the trainer adds it with the weight `regularizers.kl`. None where the sampler has no base model.
         report: further numbers, name -> value, whose means over images stand in `StepReport.learner`.
+        notes: what a person should know of it, one sentence each, for `StepReport.notes`.
     """
 
     value: torch.Tensor
@@ -43,6 +45,7 @@ class Loss:
     images: int = 1
     divergence: torch.Tensor | None = None
     report: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 class Ranks(Protocol):
@@ -70,8 +73,8 @@ class Batch:
     """What one process draws for one of the accumulated batches of an update.
 
     Arguments:
-        prompts: B prompts.
-        generators: noise sources on the CPU, one for each image: `images_per_prompt` in a row for every prompt.
+        prompts: B prompts; with `train.images_per_prompt` each of them so often in a row.
+        generators: noise sources on the CPU, one for each image: as many in a row for every prompt as the call makes.
         columns: what a prompt list says beside the prompt, name -> B values.
         update: how many updates have been made before this one.
         rng: for choices that all batches and processes of the update share, seeded by the run's seed and `update`.
@@ -103,7 +106,9 @@ class Score(Protocol):
 class Learner(Protocol):
     """A method at work: it samples, scores, and says what to minimise.
 
-    A `MethodSpec` names a callable that makes one of a method's config.
+    A `MethodSpec` names a callable that makes one of a method's config. It may have two members more: `check(sampler)`,
+    which a run calls before it draws anything, and which raises a `DraftError` if the sampler does not suit; and
+    `needs_base_model`, true if it takes `sampler.base_model` also without a weight of `regularizers.kl`.
 
     Attributes:
         needs_gradient: whether it backpropagates through the rewards; where not, they need not be differentiable.

@@ -40,7 +40,7 @@ def update_of(recipe: RecipeBase) -> Update:
     """
     from draft_core.cost.card import Update, published_model
     from draft_core.cost.published import MODELS
-    from draft_core.training.batches import images_per_prompt
+    from draft_core.setting import images_per_prompt
 
     model, method = recipe.model, recipe.method
     published = published_model(model.pretrained)

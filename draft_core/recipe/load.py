@@ -19,10 +19,18 @@ from draft_core.recipe.schema import LARGEST_FLOAT, LARGEST_INTEGER, RecipeBase,
 from draft_core.recipe.yaml_text import dump_yaml, plain_copy, read_yaml, set_field, short
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
-from draft_core.setting import SCHEDULES
+from draft_core.setting import SCHEDULES, TEXTS, images_per_prompt
 
 # What the sampler is given beside the arguments of the call.
-OF_SAMPLER = ("pipe", "num_inference_steps", "guidance_scale", "gradient_checkpointing", "decode", "base_model")
+OF_SAMPLER = (
+    "pipe",
+    "num_inference_steps",
+    "guidance_scale",
+    "gradient_checkpointing",
+    "decode",
+    "base_model",
+    "noise",
+)
 
 
 def load_recipe(
@@ -103,6 +111,13 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             where=f"{where}: model.call",
             next=f"write model.{own[0]}" if own[0] in type(recipe.model).model_fields else "leave it out",
         )
+    for name, value in recipe.model.call.items():
+        if TEXTS.fullmatch(name) and isinstance(value, list) and len(value) != 1:
+            raise RecipeError(
+                f"it has {len(value)} texts, and which image would get which is left open",
+                where=f"{where}: model.call.{name}",
+                next="give one text: it stands for every prompt",
+            )
     whole = [name for name in SCHEDULES if recipe.model.call.get(name) is not None]
     if whole and recipe.evaluation and recipe.evaluation.num_inference_steps is not None:
         raise RecipeError(
@@ -123,10 +138,12 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
     for index, reward in enumerate(recipe.rewards if method.needs_gradient else ()):
         if not catalog.reward(reward.kind).spec.differentiable:
             trainable = [kind for kind, entry in catalog.rewards.items() if entry.spec.differentiable]
+            methods = [kind for kind, entry in catalog.methods.items() if not entry.spec.needs_gradient]
+            or_method = f"take a method that needs none ({', '.join(methods)}), or " if methods else ""
             raise RecipeError(
                 f"reward {reward.kind!r} has no gradient, which method {method.kind!r} needs",
                 where=f"{where}: rewards.{index}.kind",
-                next=f"train on one of {', '.join(trainable)}, and name {reward.kind!r} under metrics",
+                next=f"{or_method}train on one of {', '.join(trainable)}, and name {reward.kind!r} under metrics",
             )
     if recipe.train.normalize == "gradient" and not method.needs_gradient:
         raise RecipeError(
@@ -134,6 +151,11 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             where=f"{where}: train.normalize",
             next="use scale, or none",
         )
+    of_each_prompt = recipe.train.images_per_prompt * images_per_prompt(recipe.model.call)
+    try:
+        recipe.method.check_batch(recipe.train.batch_size, of_each_prompt)
+    except RecipeError as error:
+        raise RecipeError(error.what, where=f"{where}: {error.where}", next=error.next) from None
     if recipe.regularizers.kl and not method.yields_divergence:
         raise RecipeError(
             f"method {method.kind!r} does not say how far it is from the base model, so the term would have no effect",

@@ -87,6 +87,13 @@ class ModelConfig(Config):
     guidance_scale: float | None = Field(
         None, ge=0, description="As in the call; left out, the alias' own, or the pipeline's default."
     )
+    noise: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Noise that steps of a deterministic scheduler draw in training: 0 none, 1 as much as DDIM with "
+        "eta 1 or an ancestral step. Evaluations are drawn without it.",
+    )
     call: dict[str, CallValue] = Field(
         {},
         description="Further arguments of the call, such as height or negative_prompt; an image is `{file: PATH}`. "

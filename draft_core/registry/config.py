@@ -45,6 +45,17 @@ class MethodConfig(Config):
 
     kind: str = Field(description="Which method; `draft methods` lists them.")
 
+    def check_batch(self, images: int, of_each_prompt: int) -> None:
+        """Refuses batches that the method cannot use; here none.
+
+        Arguments:
+            images: in a batch of one process.
+            of_each_prompt: how many of them have one prompt.
+
+        Raises:
+            RecipeError: naming the field to change.
+        """
+
 
 class DirectConfig(MethodConfig):
     """A method of the DRaFT family, whose gradient flows through the sampler: it makes plans for `DirectLearner`."""

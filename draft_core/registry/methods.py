@@ -12,6 +12,7 @@ from typing import Literal
 from draft_core.errors import RecipeError
 from draft_core.plan import Renoising, StepPlan
 from draft_core.registry.config import DirectConfig, Field
+from draft_core.registry.gradient_free import GRADIENT_FREE
 from draft_core.registry.specs import MethodSpec
 
 
@@ -242,6 +243,7 @@ BUILT_IN = (
         kind="flowbp-sparse", config=FlowBPSparse, summary="FlowBP-Sparse: a random few steps with detached input"
     ),
     MethodSpec(kind="steps", config=StepList, summary="the steps that are named, for experiments"),
+    *GRADIENT_FREE,
 )
 
 

@@ -12,6 +12,8 @@ PUBLISHED = {
     "adversarial-top1": "draft-reward-adversarial",
     "aesthetic": "draft-reward-aesthetic",
     "clipscore": "draft-reward-clipscore",
+    "command": "draft-reward-command",
+    "command-per-prompt": "draft-reward-command",
     "emoji": "draft-emoji",
     "emoji-clip": "draft-emoji",
     "emoji-hard": "draft-emoji",

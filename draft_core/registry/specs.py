@@ -31,7 +31,8 @@ class RewardSpec:
         factory: "module:callable"; called with the config, it returns a `draft_core.rewards.protocol.Reward`.
         unit: what the score is counted in, such as "-kB" or "cosine".
         score_range: the range of scores in words or as an interval, for people.
-        differentiable: False for a metric without a gradient: it may be reported, and is refused in training.
+        differentiable: False for a metric without a gradient: it may be reported, and trained on by methods that need
+            none.
         surrogate_gradient: whether the gradient is by design another function's than the score's, as that of a
             staircase must be; it then need only point upwards.
         needs_prompt: whether the score depends on the prompt.

@@ -79,12 +79,14 @@ class Panel:
 
 
 def training_panels(record: RunRecord, marks: Sequence[Mark] = ()) -> list[Panel]:
-    """Each trained reward on the training batches, and the gradient norm."""
+    """Each trained reward on the training batches, the gradient norm, and what the method reports beside."""
     reports = record.reports
     if not reports:
         return []
     named = {f"{name}, training batches": [report.scores[name] for report in reports] for name in reports[0].scores}
     named["gradient norm"] = [report.grad_norm for report in reports]
+    for name in dict.fromkeys(name for report in reports for name in report.learner):
+        named[name.replace("_", " ")] = [report.learner.get(name, math.nan) for report in reports]
     return [Panel(title, [training_line(reports, values)], marks) for title, values in named.items()]
 
 

@@ -119,6 +119,11 @@ class RunRecord:
         return self.rule.best(self.evaluations)
 
     @property
+    def reward_queries(self) -> int:
+        """How many images the rewards scored in training; 0 of a record that does not say."""
+        return sum(report.reward_queries for report in self.reports)
+
+    @property
     def rule(self) -> CollapseRule:
         """By which the run's evaluations are judged."""
         return CollapseRule(self.facts.rewards, self.facts.tolerance, caps=self.facts.caps)
@@ -248,16 +253,32 @@ def save_images(folder: Path, of: int | str, images: torch.Tensor) -> None:
         to_pil(image).save(images_folder / f"{number:03d}.png")
 
 
-def load_images(folder: Path, of: int | str) -> torch.Tensor:
+def image_files(folder: Path, of: int | str, count: int) -> list[Path]:
+    """The files of images that `save_images` saved, in their order.
+
+    Raises:
+        CheckpointError: if one of them is gone.
+    """
+    files = [_folder_of(folder, of) / f"{number:03d}.png" for number in range(count)]
+    if missing := next((file for file in files if not file.is_file()), None):
+        raise CheckpointError("there is no such file", where=str(missing), next="copy the run again, or train it again")
+    return files
+
+
+def load_images(folder: Path, of: int | str, count: int | None = None) -> torch.Tensor:
     """What `save_images` saved, in 8-bit levels.
+
+    Arguments:
+        count: how many images there were; if left out, that many as there are files.
 
     Raises:
         DraftError: if an image is missing or no image, or of another size than the first.
     """
     images_folder = _folder_of(folder, of)
-    files = sorted(images_folder.glob("*.png"))
-    if not files:
+    found = len(list(images_folder.glob("*.png")))
+    if not found:
         raise CheckpointError("there are no images in it", where=str(images_folder), next="train the run again")
+    files = image_files(folder, of, found if count is None else count)
     images = [read_image(file) for file in files]
     for file, image in zip(files, images, strict=True):
         if image.shape != images[0].shape:

@@ -95,8 +95,11 @@ def summarize(record: RunRecord, *, has_images: bool = True) -> RunSummary:
     best = record.best
     collapse = collapsed_at(record.rule, record.evaluations)
     shown = _shown(record, best)
+    count = len(record.facts.prompts) * len(record.facts.seeds)
     images = {
-        evaluation.update: load_images(record.folder, evaluation.update) for evaluation in shown.values() if has_images
+        evaluation.update: load_images(record.folder, evaluation.update, count)
+        for evaluation in shown.values()
+        if has_images
     }
     loras = {"lora": record.last, "lora-best": best}
     return RunSummary(

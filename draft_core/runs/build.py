@@ -32,11 +32,11 @@ from draft_core.runs.pipeline_loading import (
 from draft_core.sampling.pipelines import KeywordError, check_keywords
 from draft_core.sampling.prompt_cache import remember_prompts
 from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.setting import images_per_prompt
 from draft_core.tracking.trackers import require_trackers
-from draft_core.training.batches import images_per_prompt
 from draft_core.training.distributed import Processes
 from draft_core.training.precision import autocast
-from draft_core.training.scoring import check_spread
+from draft_core.training.scoring import check_images
 from draft_core.training.trainer import Trainer
 
 LEARNER_MEMBERS = ("needs_gradient", "yields_divergence", "losses", "modules", "state_dict", "load_state_dict")
@@ -63,12 +63,13 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Prompt
     objective = build_objective(recipe.rewards, catalog)
     sampler = build_sampler(recipe.model, catalog=catalog)
     adapter = build_adapter(recipe.model, sampler.pipe, seed=recipe.train.seed)
-    if recipe.regularizers.kl:
+    learner = build_learner(recipe.method, catalog, seed=recipe.train.seed)
+    if recipe.regularizers.kl or getattr(learner, "needs_base_model", False):
         sampler.base_model = adapter.base_model
     return Trainer(
         sampler,
         objective,
-        build_learner(recipe.method, catalog, seed=recipe.train.seed),
+        learner,
         prompts.prompts,
         recipe.train,
         regularizers=recipe.regularizers,
@@ -136,6 +137,7 @@ def build_sampler(model: ModelConfig, *, catalog: Catalog) -> DifferentiableSamp
             num_inference_steps=model.num_inference_steps,
             gradient_checkpointing=model.gradient_checkpointing,
             decode=model.decode,
+            noise=model.noise,
             **guidance,
             **with_tuples(pipe, call),
         )
@@ -290,5 +292,5 @@ def _check_machine(recipe: RecipeBase) -> None:
             _check_device(reward.device, where=f"{name}.device")
     processes = Processes(cpu=recipe.device == "cpu")
     autocast(processes.device, recipe.train.mixed_precision)  # refuses what the device cannot do
-    check_spread(recipe.train, images_per_prompt(recipe.model.call), processes.world_size)
+    check_images(recipe.train, images_per_prompt(recipe.model.call), processes.world_size)
     require_trackers(recipe.trackers)

@@ -18,7 +18,7 @@ from draft_core.recipe.schema import RecipeBase
 from draft_core.recipe.yaml_text import parse_yaml
 from draft_core.reporting.run_record import FACTS, PROMPTS, RECIPE
 from draft_core.runs.folder import CHECKPOINTS, is_run_file, require_unlocked
-from draft_core.training.batches import images_per_prompt
+from draft_core.setting import images_per_prompt
 
 # What may change between the parts of a run without changing what it computes.
 HARMLESS = (
@@ -34,8 +34,11 @@ HARMLESS = (
 
 
 # What may change without changing the images of an evaluation or their scores before weights.
-UNSEEN = ("evaluation.every", "evaluation.tolerance", "model.gradient_checkpointing", "model.decode")
+UNSEEN = ("evaluation.every", "evaluation.tolerance", "model.gradient_checkpointing", "model.decode", "model.noise")
 UNSEEN_ENDINGS = (".weight", ".cap", ".device")
+
+# Fields of methods that judge the images of a pass together, so that its size counts.
+OF_A_PASS = ("max_drift", "advantage_clip", "temperature")
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,8 @@ def _by_images(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe with the images of an update in place of their shares in processes and passes."""
     train = dict(recipe["train"])
     images = {"images per update": images_per_update(recipe)}
-    if train.get("normalize") == "scale" or recipe["method"].get("max_drift") is not None:  # of one pass
+    judged_together = any(recipe["method"].get(field) is not None for field in OF_A_PASS)
+    if train.get("normalize") == "scale" or judged_together:
         images["images per pass"] = images["images per update"] // train["gradient_accumulation_steps"]
     for field in ("batch_size", "gradient_accumulation_steps"):
         train.pop(field)

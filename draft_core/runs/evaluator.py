@@ -92,7 +92,7 @@ class Evaluator:
         """Images first, then the line that names them; for the main process."""
         save_images(self.folder.path, update, seen.images)
         if self.base_images is None:  # from the files, also in an uninterrupted run: both compare with the same levels
-            self.base_images = load_images(self.folder.path, 0)
+            self.base_images = load_images(self.folder.path, 0, len(seen.images))
         base = replace(seen, images=self.base_images)
         divisors = self.trainer.scoring.divisors if update else {}
         record = eval_record(seen, base, update, gradients=norms, cosines=cosines, divisors=divisors)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from draft_core.evaluation.collapse import CollapseRule, Verdict
-from draft_core.evaluation.evaluate import one_image_each
+from draft_core.evaluation.evaluate import as_evaluated
 from draft_core.recipe.resolve import ResolvedRecipe
 from draft_core.recipe.schema import ImageFile, RecipeBase
 from draft_core.registry.catalog import Catalog
@@ -75,6 +75,7 @@ def drawn_otherwise(recipe: RecipeBase, trained: DifferentiableSampler, evaluate
         for name, value in _call_of(recipe, evaluated).items()
         if in_training.get(name) != value
     ]
+    told += [f"no noise in the steps ({trained.noise:g} in training)"] if trained.noise else []
     return f"evaluations are drawn with {', '.join(told)}" if told else ""
 
 
@@ -82,7 +83,7 @@ def _call_of(recipe: RecipeBase, sampler: DifferentiableSampler) -> dict[str, An
     """The arguments that a sampler draws evaluations with, as `Facts.call` has them."""
     said = recipe.model.model_dump(mode="json")["call"]
     call: dict[str, Any] = {"num_inference_steps": sampler.num_inference_steps}
-    for name, value in one_image_each(sampler).call_kwargs.items():
+    for name, value in as_evaluated(sampler).call_kwargs.items():
         is_image = any(isinstance(part, ImageFile) for part in _listed(recipe.model.call.get(name)))
         call[name] = said[name] if is_image else {"tuple": list(value)} if isinstance(value, tuple) else value
     return call

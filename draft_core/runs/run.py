@@ -41,7 +41,7 @@ from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.tracking.trackers import Trackers
 from draft_core.training.checkpoints import checkpoints, require_savable
 from draft_core.training.distributed import Processes, another_is_gone, is_loss_of_another
-from draft_core.training.learner_contract import is_want_of_memory, remembered
+from draft_core.training.learner_contract import is_want_of_memory, remembered, require_suitable
 from draft_core.training.step_report import StepReport
 from draft_core.training.trainer import Trainer
 
@@ -291,8 +291,10 @@ def _require_call(recipe: RecipeBase, trainer: Trainer, evaluated: Differentiabl
     for where, sampler in samplers.items():
         try:
             steps = sampler.steps
-            if sampler is trainer.sampler and isinstance(recipe.method, DirectConfig):
-                recipe.method.plan(steps, Random(0))
+            if sampler is trainer.sampler:
+                if isinstance(recipe.method, DirectConfig):
+                    recipe.method.plan(steps, Random(0))
+                require_suitable(trainer.learner, sampler)
         except DraftError as error:
             if sampler is trainer.sampler:
                 raise

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,12 @@ from draft_core.adapters.files import load_lora, lora_files, run_around
 from draft_core.adapters.lora import adapters_scaled, is_adapted
 from draft_core.errors import DraftError, RecipeError, list_of_prompts, require_finite, require_from_one
 from draft_core.evaluation.evaluate import evaluate
+from draft_core.recipe.load import load_recipe
 from draft_core.recipe.messages import validate
 from draft_core.recipe.schema import ModelConfig
 from draft_core.recipe.yaml_text import read_yaml
 from draft_core.registry.catalog import Catalog, load_catalog
+from draft_core.registry.config import RewardConfig
 from draft_core.reporting.run_record import METRICS, RECIPE
 from draft_core.rewards.objective import Objective
 from draft_core.runs.build import build_sampler
@@ -26,10 +28,12 @@ from draft_core.runs.cut_prompts import cut_prompts
 from draft_core.runs.pipeline_loading import guided
 from draft_core.runs.progress import Progress, silent
 from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.search.starts import images_from
 from draft_core.training.precision import AUTOCAST
 
 STEPS = 50  # diffusers' own default; where neither the caller, nor the LoRA's run, nor the model's plugin says another
 SOURCE = ("pipeline", "config", "variant")  # of a recipe's model: they say how that one's files are read
+DRAWN_ONLY = {"gradient_checkpointing": False}  # there is no backward pass
 OF_EVALUATION = ("num_inference_steps", "guidance_scale")  # a run's evaluation may have its own
 
 
@@ -43,6 +47,7 @@ def sample(
     steps: int | None = None,
     guidance: float | None = None,
     seed: int = 0,
+    latents: torch.Tensor | None = None,
     catalog: Catalog | None = None,
     progress: Progress = silent,
 ) -> torch.Tensor:
@@ -59,21 +64,89 @@ def sample(
         images_per_prompt: S, 1 or more, from the seeds `seed`, `seed + 1`, ...
         steps: of the sampler, 1 or more; if left out as in the run of the LoRA, else the alias' own number, else 50.
         guidance: scale of the guidance; if left out likewise, at last the pipeline's default.
+        latents: what the images start from in the place of their seeds' noise, (P, S, ...), as `optimise_noise` finds
+            them; what the call draws beside it stays that of the seeds.
         catalog: what is installed; loaded if left out.
         progress: called with a stage, how many images are done, of how many, and a note.
 
     Raises:
         RecipeError: if there is no such model.
-        DraftError: if the LoRA cannot be loaded into it, or there is none to scale.
+        DraftError: if the LoRA cannot be loaded into it, or there is none to scale; if the latents do not fit.
     """
-    catalog = catalog if catalog is not None else load_catalog()
     prompts = list_of_prompts(prompts, where="sample")
-    pipeline = str(pipeline) if isinstance(pipeline, Path) else pipeline
-    lora = Path(lora) if lora is not None else None
     if not scales:
         raise DraftError("there are no scales", where="sample", next="give at least one, such as 1.0")
-    for count, name in ((images_per_prompt, "images_per_prompt"), (1 if steps is None else steps, "steps")):
-        require_from_one(count, where=f"sample: {name}")
+    require_from_one(images_per_prompt, where="sample: images_per_prompt")
+    if latents is not None and latents.shape[:2] != (len(prompts), images_per_prompt):
+        raise DraftError(
+            f"they are {tuple(latents.shape)} for {len(prompts)} prompts and {images_per_prompt} images of each",
+            where="sample: latents",
+            next="give (prompts, images of each, ...)",
+        )
+    seeds = range(seed, seed + images_per_prompt)
+    with drawing(
+        pipeline, prompts, lora=lora, scales=scales, steps=steps, guidance=guidance, catalog=catalog, progress=progress
+    ) as drawn:
+        made = []
+        for scale in scales:
+            told = _named("sample" if len(scales) == 1 else f"scale {scale:g}", progress)
+            how: dict[str, Any] = {"batch_size": images_per_prompt, "autocast": drawn.autocast, "progress": told}
+            with drawn.scaled(scale):
+                if latents is None:
+                    images = evaluate(drawn.sampler, Objective({}), prompts, seeds, **how).images
+                else:
+                    of_images = [prompt for prompt in prompts for _ in seeds]
+                    start = latents.flatten(0, 1)
+                    images = images_from(drawn.sampler, of_images, [*seeds] * len(prompts), start, **how)
+            made.append(images.view(len(prompts), images_per_prompt, *images.shape[1:]))
+    return torch.stack(made)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A pipeline that is loaded with its LoRA, and how it draws.
+
+    Arguments:
+        sampler: with the steps and the guidance that hold.
+        autocast: makes the precision context of its calls.
+    """
+
+    sampler: DifferentiableSampler
+    autocast: Callable[[], AbstractContextManager[Any]]
+
+    def scaled(self, scale: float) -> AbstractContextManager[Any]:
+        """The LoRA, where there is one, times `scale` inside."""
+        pipe = self.sampler.pipe
+        return adapters_scaled(pipe, scale) if is_adapted(pipe) else nullcontext()
+
+
+@contextmanager
+def drawing(
+    pipeline: Any,
+    prompts: Sequence[str],
+    *,
+    lora: Path | str | None = None,
+    scales: Sequence[float] = (1.0,),
+    steps: int | None = None,
+    guidance: float | None = None,
+    recomputes: Mapping[str, Any] = DRAWN_ONLY,
+    catalog: Catalog | None = None,
+    progress: Progress = silent,
+) -> Iterator[Drawing]:
+    """A pipeline to draw with inside, as `sample` takes it.
+
+    Arguments:
+        pipeline, prompts, lora, steps, guidance, catalog, progress: as in `sample`.
+        scales: those that the LoRA will be drawn at.
+        recomputes: fields of a recipe's model that say how a backward pass saves memory, over those of the LoRA's run.
+
+    Raises:
+        RecipeError, DraftError: as `sample`.
+    """
+    catalog = catalog if catalog is not None else load_catalog()
+    pipeline = str(pipeline) if isinstance(pipeline, Path) else pipeline
+    lora = Path(lora) if lora is not None else None
+    require_from_one(1 if steps is None else steps, where="sample: steps")
     for scale in scales:
         require_finite(scale, where=f"scales {list(scales)}")
     if lora:
@@ -85,31 +158,27 @@ def sample(
                 next="leave out `lora` to draw with that one, or take it off first, pipe.unload_lora_weights()",
             )
     name = pipeline if isinstance(pipeline, str) else type(pipeline).__name__
-    settings = _settings(name, lora, steps, guidance, catalog)
+    settings = _settings(name, lora, {"num_inference_steps": steps, "guidance_scale": guidance}, recomputes, catalog)
     sampler = _sampler(pipeline, settings.model, catalog)
     if lora:
         load_lora(sampler.pipe, lora)
     if settings.run:
         progress("note", 0, 0, f"as the run in {settings.run} was evaluated: {_shown(settings)}")
-    scaled = is_adapted(sampler.pipe)
-    if not scaled and list(scales) != [1.0]:
+    if not is_adapted(sampler.pipe) and list(scales) != [1.0]:
         raise DraftError("there is no LoRA to scale", where=f"scales {list(scales)}", next="give one as `lora`")
-    made = []
     with cut_prompts() as cut:
         cut.prompts, cut.progress = prompts, progress
-        for scale in scales:
-            with adapters_scaled(sampler.pipe, scale) if scaled else nullcontext():
-                evaluation = evaluate(
-                    sampler,
-                    Objective({}),
-                    prompts,
-                    range(seed, seed + images_per_prompt),
-                    batch_size=images_per_prompt,
-                    autocast=partial(_autocast, settings.mixed_precision, sampler.pipe.device.type),
-                    progress=_named("sample" if len(scales) == 1 else f"scale {scale:g}", progress),
-                )
-            made.append(evaluation.images.view(len(prompts), images_per_prompt, *evaluation.images.shape[1:]))
-    return torch.stack(made)
+        yield Drawing(sampler, partial(_autocast, settings.mixed_precision, sampler.pipe.device.type))
+
+
+def rewards_of(lora: Path, catalog: Catalog) -> Sequence[RewardConfig]:
+    """The rewards of the run that a LoRA lies in; none where it lies in no run.
+
+    Raises:
+        RecipeError, PluginError: as `load_recipe`, of that run's recipe.
+    """
+    run = run_around(lora, RECIPE, METRICS)
+    return load_recipe(run / RECIPE, catalog=catalog).rewards if run else ()
 
 
 @dataclass(frozen=True)
@@ -126,10 +195,11 @@ class _Settings:
     mixed_precision: str = "no"
 
 
-def _settings(name: str, lora: Path | None, steps: int | None, guidance: float | None, catalog: Catalog) -> _Settings:
+def _settings(
+    name: str, lora: Path | None, said: Mapping[str, Any], recomputes: Mapping[str, Any], catalog: Catalog
+) -> _Settings:
     """Those of the run that the LoRA lies in, else the alias' own, with what the caller says instead."""
-    given = {"num_inference_steps": steps, "guidance_scale": guidance}
-    given = {field: value for field, value in given.items() if value is not None}
+    given = {field: value for field, value in said.items() if value is not None}
     if lora is not None and (run := run_around(lora, RECIPE, METRICS)):
         _, _, recipe = read_yaml(run / RECIPE)
         fields, train = recipe.get("model"), recipe.get("train")
@@ -147,11 +217,11 @@ def _settings(name: str, lora: Path | None, steps: int | None, guidance: float |
         evaluated = {field: evaluation[field] for field in OF_EVALUATION if evaluation.get(field) is not None}
         own = name == fields.get("pretrained")
         kept = {field: value for field, value in fields.items() if own or field not in SOURCE}
-        drawn = {**kept, "pretrained": name, "gradient_checkpointing": False, "lora": {}, **evaluated, **given}
+        drawn = {**kept, "pretrained": name, "lora": {}, "noise": 0.0, **recomputes, **evaluated, **given}
         return _Settings(validate(ModelConfig, drawn, catalog, where=str(run / RECIPE)), run, mixed)
     known = catalog.pretrained.get(name)
     call = dict(known.spec.call) if known else {}
-    drawn = {"pretrained": name, "num_inference_steps": call.pop("num_inference_steps", STEPS), **given}
+    drawn = {"pretrained": name, "num_inference_steps": call.pop("num_inference_steps", STEPS), **recomputes, **given}
     call = {field: value for field, value in call.items() if field not in given}
     return _Settings(validate(ModelConfig, {**drawn, "call": call}, catalog, where="sample"))
 
@@ -161,7 +231,13 @@ def _sampler(pipeline: Any, model: ModelConfig, catalog: Catalog) -> Differentia
     if isinstance(pipeline, str):
         return build_sampler(model, catalog=catalog)
     call = {**model.call, **guided(pipeline, model.guidance_scale)}
-    return DifferentiableSampler(pipeline, num_inference_steps=model.num_inference_steps, **call)
+    return DifferentiableSampler(
+        pipeline,
+        num_inference_steps=model.num_inference_steps,
+        gradient_checkpointing=model.gradient_checkpointing,
+        decode=model.decode,
+        **call,
+    )
 
 
 def _shown(settings: _Settings) -> str:

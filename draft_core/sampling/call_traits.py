@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from draft_core.errors import SamplerError
 from draft_core.plan import Renoising, StepPlan
 from draft_core.sampling import seams
-from draft_core.sampling.noise_levels import check_told
+from draft_core.sampling.noise_levels import check_told, gaussian_of
 
 WHOLE = "use a method that runs the whole chain, without early stops and re-noising"
 
@@ -107,6 +109,29 @@ class CallTraits:
             raise _refusal(
                 pipe, "its call looks into its denoiser at every step, so that no step can be left out", WHOLE
             )
+
+
+def has_density(scheduler: Any, call: seams.StepCall, noise: float) -> bool:
+    """Whether a step draws noise, its own or `noise`: the latents after it then have a density given those before it.
+
+    Raises:
+        SamplerError: if its noise cannot be replaced, or the step builds on earlier predictions.
+    """
+    gaussian = gaussian_of(scheduler, call, noise)
+    if not bool((gaussian.std > 0).all()):
+        return False
+    before = seams.scheduler_state(scheduler)
+    seams.restore_scheduler(scheduler, seams.altered(before, call.sample.shape))
+    other = gaussian_of(scheduler, call, noise)
+    seams.restore_scheduler(scheduler, before)
+    if not torch.equal(gaussian.mean, other.mean):
+        raise SamplerError(
+            f"a step of {type(scheduler).__name__} builds on earlier predictions, so that it has no distribution given "
+            "its latents alone",
+            where="scheduler",
+            next="use a stochastic scheduler without memory (DDIM with eta, DDPM, Euler ancestral), or solver_order 1",
+        )
+    return True
 
 
 def _refusal(pipe: Any, what: str, advice: str) -> SamplerError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, final
 
 import torch
@@ -14,9 +14,14 @@ from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.noise_levels import check_told, posterior_mean
 from draft_core.sampling.pipeline_call import Forward, PipelineCall, Settings, length
 from draft_core.sampling.randomness import Generator, noted, state_of
-from draft_core.sampling.rollout import Origin, StepRecord, StepStart, identity
+from draft_core.sampling.rollout import Origin, StepOutput, StepRecord, StepStart, identity
 
 PROBE_PROMPT = "a photograph"
+See = Callable[[int, seams.StepCall], None]
+
+
+def unseen(number: int, call: seams.StepCall) -> None:
+    """A step that is looked at by nobody."""
 
 
 @final
@@ -100,16 +105,17 @@ class PlannedRun:
         if keeps or self.number == self.plan.steps - 1:
             start = StepStart(self.number, call.timestep, call.sample.detach(), *self.before)
             self.starts[self.number] = start
+        taken = StepOutput(self.pipe.scheduler, self.number, call, self.call.sampler.noise) if keeps else None
         if self.number == self.plan.stop_at:
             check_told(self.pipe.scheduler, call.told)
             mean = posterior_mean(self.pipe.scheduler, call.model_output, call.timestep, call.sample)
             self.last_output = call.run()
             output = seams.with_first(self.last_output, "prev_sample", mean)
         else:
-            output = self.last_output = call.run()
-        if keeps:
+            output = self.last_output = self.call.stepped(call)
+        if taken is not None:
             after = seams.first_of(output, "prev_sample").detach()
-            self.trajectory.append(StepRecord(start, call.model_output.detach(), after))
+            self.trajectory.append(StepRecord(start, taken, call.model_output.detach(), after))
         self.number += 1
         if keeps or self.number == self.plan.steps - 1:
             self.before = after_step(output, self.pipe)
@@ -164,11 +170,12 @@ class ShortRun:
         """
         with noted() as self.drawn:
             self.call.run(self)
-        whole = DryRun(self.call.sampler, self.call.prompts, self.blanks, last=self.plan.steps - 1)
+        last = self.plan.steps - 1
+        whole = DryRun(self.call.sampler, self.call.prompts, self.blanks, noted={last})
         whole.replay_encoders(self.encoded)
         whole.run()
-        assert whole.start is not None
-        memory = [tensor for tensor in seams.remembered(whole.start.state) if tensor.shape == self.latents.shape]
+        start = whole.starts[last]
+        memory = [tensor for tensor in seams.remembered(start.state) if tensor.shape == self.latents.shape]
         if memory:
             raise SamplerError(
                 f"the last step of {type(self.pipe.scheduler).__name__} builds on earlier ones, which a shortened "
@@ -183,7 +190,7 @@ class ShortRun:
             first=self.first,
             drawn=self.drawn[: self.drawn_before],
             latents=self.latents,
-            starts={whole.start.number: whole.start},
+            starts={last: start},
             encoded=self.encoded,
             blanks=self.blanks,
             made_by=self.made_by,
@@ -202,10 +209,10 @@ class ShortRun:
         return []
 
     def step(self, call: seams.StepCall) -> Any:
-        """The scheduler's own step."""
+        """The scheduler's own step, with the sampler's noise."""
         if self.first is None:
             self.first, self.drawn_before = first_start(self.pipe, call), len(self.drawn)
-        output = call.run()
+        output = self.call.stepped(call)
         self.latents = seams.first_of(output, "prev_sample").detach()
         return output
 
@@ -227,8 +234,10 @@ class DryRun:
 
     Arguments:
         blanks: such outputs that are known already: network and shape of its input -> zeros that take no memory.
-        last: a step whose start is noted, without decoding; None runs the whole call.
+        noted: steps whose starts are noted, without decoding; none runs the whole call.
         real: every call of a network is made, for pipelines that read what is inside them.
+        see: called with the number of each step and its call, before it is taken.
+        generator: of what the call draws; if left out one of its own.
     """
 
     def __init__(
@@ -236,18 +245,25 @@ class DryRun:
         sampler: Settings,
         prompts: Sequence[str] | None,
         blanks: dict[Any, Any],
-        last: int | None = None,
+        *,
+        noted: Collection[int] = (),
         real: bool = False,
+        see: See = unseen,
+        generator: Generator = None,
     ) -> None:
-        self.call = PipelineCall(sampler, prompts, torch.Generator().manual_seed(0))
+        self.call = PipelineCall(sampler, prompts, generator or torch.Generator().manual_seed(0))
         self.pipe = sampler.pipe
         self.blanks = blanks
-        self.last = last
+        self.noted = noted
         self.real = real
+        self.see = see
         self.number = 0
         self.before: tuple[list[seams.State] | None, Any] = None, None
-        self.start: StepStart | None = None
-        self.encoded: Iterator[Any] | None = None
+        self.first: StepStart | None = None
+        self.starts: dict[int, StepStart] = {}
+        self.latents: torch.Tensor  # after the last step so far
+        self.encoded: list[Any] = []  # what the encoders returned, call by call
+        self.known: Iterator[Any] | None = None
 
     def run(self) -> CallTraits:
         """What the call was seen to do, its steps counted."""
@@ -257,15 +273,15 @@ class DryRun:
 
     def replay_encoders(self, encoded: Sequence[Any]) -> None:
         """Gives these in the place of what the encoders would return, call by call."""
-        self.encoded = iter(encoded)
+        self.known = iter(encoded)
 
     def records(self) -> bool:
         """Nothing."""
         return False
 
     def arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Without the decoder where only a step's start is wanted."""
-        return arguments if self.last is None else {**arguments, **undecoded(self.pipe)}
+        """Without the decoder where only the starts of steps are wanted."""
+        return {**arguments, **undecoded(self.pipe)} if self.noted else arguments
 
     def further_seams(self) -> list[tuple[Any, str, Any]]:
         """No further ones."""
@@ -273,12 +289,16 @@ class DryRun:
 
     def step(self, call: seams.StepCall) -> Any:
         """The scheduler's own step, counted."""
-        if self.number == self.last:
-            self.start = StepStart(self.number, call.timestep, call.sample.detach(), *self.before)
+        if self.first is None:
+            self.first = first_start(self.pipe, call)
+        if self.number in self.noted:
+            self.starts[self.number] = StepStart(self.number, call.timestep, call.sample.detach(), *self.before)
+        self.see(self.number, call)
         output = call.run()
         self.number += 1
-        if self.number == self.last:
+        if self.number in self.noted:
             self.before = after_step(output, self.pipe)
+        self.latents = seams.first_of(output, "prev_sample").detach()
         return output
 
     def network(self, network: Any, record: Forward, forward: Forward, args: Any, kwargs: Any) -> Any:
@@ -292,14 +312,15 @@ class DryRun:
 
     def encode(self, encode: Callable[[], Any]) -> Any:
         """What the encoder returns, or returned before."""
-        return encode() if self.encoded is None else next(self.encoded)
+        self.encoded.append(encode() if self.known is None else next(self.known))
+        return self.encoded[-1]
 
 
-def watched(sampler: Settings, batch: int, *, real: bool) -> CallTraits:
-    """What a run of `batch` prompts does, with its networks or without."""
+def watched(sampler: Settings, batch: int, see: See, *, real: bool) -> CallTraits:
+    """What a run of `batch` prompts does, with its networks or without; each of its steps is seen."""
     wordless = "prompt" not in pipelines.call_inputs(sampler.pipe)
     embedded = sampler.call_kwargs.get("prompt_embeds") is not None
-    return DryRun(sampler, None if wordless or embedded else [PROBE_PROMPT] * batch, {}, real=real).run()
+    return DryRun(sampler, None if wordless or embedded else [PROBE_PROMPT] * batch, {}, real=real, see=see).run()
 
 
 def lengths(arguments: dict[str, Any]) -> list[int]:

@@ -123,7 +123,11 @@ def _unlimited_mean(
     if kind == "v_prediction":
         scale = (alpha.square() + sigma.square()).sqrt()
         return (alpha / scale) * (latents / scale) - (sigma / scale) * prediction
-    raise SamplerError(
+    raise _unknown(scheduler, kind)
+
+
+def _unknown(scheduler: Any, kind: Any) -> SamplerError:
+    return SamplerError(
         f"{type(scheduler).__name__} predicts {kind!r}, of which the posterior mean is not known",
         where="scheduler",
         next="use a method that runs the whole chain",
@@ -256,14 +260,13 @@ def general_step(scheduler: Any, call: StepCall, eta: float) -> Gaussian:
     Raises:
         SamplerError: if `eta` is outside 0..1, the scheduler draws noise, or its step is not of this kind.
     """
-    if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 0 <= eta <= 1:
-        raise SamplerError(f"eta is {eta!r}", where="gaussian", next="give a number from 0 to 1")
+    check_eta(eta, where="gaussian")
     own = step_gaussian(scheduler, call)
     if bool((own.std > 0).any()):
         raise SamplerError(
             f"{type(scheduler).__name__} draws noise of its own in this step",
             where="scheduler",
-            next="use `gaussian()`, without eta",
+            next="use `gaussian()`, without eta; leave out model.noise",
         )
     latents, before = call.sample, scheduler_state(scheduler)
     alpha, sigma = noise_level(scheduler, call.timestep, latents)
@@ -271,7 +274,8 @@ def general_step(scheduler: Any, call: StepCall, eta: float) -> Gaussian:
     there = []
     for clean, noisy in ((1.0, 0.0), (0.0, 1.0)):
         sample = (alpha * clean + sigma * noisy).expand_as(latents).contiguous()
-        prediction = _prediction_of(scheduler, call.model_output, alpha, sigma, clean, noisy)
+        prediction = prediction_of(scheduler, alpha, sigma, alpha.new_tensor(clean), alpha.new_tensor(noisy))
+        prediction = prediction.expand_as(call.model_output).contiguous()
         there.append(first_of(call.run(sample=sample, model_output=prediction), "prev_sample").detach())
         restore_scheduler(scheduler, before)
     plain = gaussian_between(latents, x0, (alpha, sigma), (there[0], there[1]), 0.0)
@@ -281,22 +285,47 @@ def general_step(scheduler: Any, call: StepCall, eta: float) -> Gaussian:
             f"this step of {type(scheduler).__name__} is none between two noise levels: it builds on earlier ones, or "
             "bounds x0",
             where="scheduler",
-            next="use `gaussian()`, or a scheduler of first order without memory (DDIM, Euler, flow Euler)",
+            next="use a scheduler of first order without memory (DDIM, Euler, flow Euler), or leave out the noise",
         )
     return gaussian_between(latents, x0, (alpha, sigma), (there[0], there[1]), float(eta))
 
 
-def _prediction_of(
-    scheduler: Any, like: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor, clean: float, noisy: float
+def prediction_of(
+    scheduler: Any, alpha: torch.Tensor, sigma: torch.Tensor, x0: torch.Tensor, eps: torch.Tensor
 ) -> torch.Tensor:
-    """The prediction, shaped like another, that says x0 = `clean` and eps = `noisy` everywhere."""
+    """The prediction that says that alpha x0 + sigma eps is made of this x0 and this eps, shaped like them.
+
+    Raises:
+        SamplerError: if what the scheduler's denoiser predicts is not known.
+    """
+    if hasattr(scheduler, "precondition_outputs"):
+        raise SamplerError(
+            f"{type(scheduler).__name__} scales what its denoiser predicts by a rule of its own",
+            where="scheduler",
+            next="use another scheduler",
+        )
     kind = getattr(scheduler.config, "prediction_type", None)
     if _is_inverted(scheduler):
-        value = torch.full_like(alpha, clean - noisy)
-    elif hasattr(scheduler, "scale_noise") or kind in FLOW:
-        value = torch.full_like(alpha, noisy - clean)
-    elif kind == "v_prediction":
-        value = (alpha * noisy - sigma * clean) / (alpha.square() + sigma.square()).sqrt()
-    else:
-        value = torch.full_like(alpha, clean if kind == "sample" else noisy)
-    return value.expand_as(like).contiguous()
+        return x0 - eps
+    if hasattr(scheduler, "scale_noise") or kind in FLOW:
+        return eps - x0
+    if kind == "v_prediction":
+        return (alpha * eps - sigma * x0) / (alpha.square() + sigma.square()).sqrt()
+    if kind in ("sample", "epsilon"):
+        return x0 if kind == "sample" else eps
+    raise _unknown(scheduler, kind)
+
+
+def check_eta(eta: Any, *, where: str) -> None:
+    """Refuses what is no number from 0 to 1.
+
+    Raises:
+        SamplerError: with what it is.
+    """
+    if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 0 <= eta <= 1:
+        raise SamplerError(f"it is {eta!r}", where=where, next="give a number from 0 to 1")
+
+
+def gaussian_of(scheduler: Any, call: StepCall, noise: float) -> Gaussian:
+    """The distribution of the latents after a step: the scheduler's own, or with `noise` the general step's."""
+    return general_step(scheduler, call, noise) if noise else step_gaussian(scheduler, call)

@@ -7,24 +7,25 @@ No method's name and no family's loop is known here. A `Steering` decides; the c
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch.utils.checkpoint import checkpoint
 
 from draft_core.errors import SamplerError, one_line
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits
+from draft_core.sampling.noise_levels import general_step
 from draft_core.sampling.randomness import Generator
 from draft_core.sampling.recomputation import convolutions_small, kept_small
+from draft_core.setting import TEXTS
 
 Decode = Literal["whole", "selective", "blocks", "checkpointed", "sliced"]
 Checkpointing = Literal[False, True, "selective", "blocks"]
-TEXTS = re.compile(r"(negative_)?prompt(_\d+)?")  # arguments with a text for each prompt, for one encoder of several
 
 
 class Settings(Protocol):
@@ -35,6 +36,7 @@ class Settings(Protocol):
     gradient_checkpointing: Checkpointing
     decode: Decode
     base_model: Callable[[], AbstractContextManager[Any]] | None
+    noise: float
     call_kwargs: dict[str, Any]
 
 
@@ -115,6 +117,7 @@ class PipelineCall:
 
             def schedule(original: Any, *args: Any, **kwargs: Any) -> Any:
                 self.traits.saw_schedule()
+                self._set_recording(steering)  # of what a modular call makes of given latents
                 return original(*args, **kwargs)
 
             def network(module: Any, record: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
@@ -148,9 +151,10 @@ class PipelineCall:
             except (TypeError, ValueError) as error:  # how pipelines refuse their arguments
                 raise _refused(self.pipe, error) from error
             except Exception as error:
-                if type(error) is not Exception:
+                misshapen = self._latents() is not None and type(error) is RuntimeError
+                if type(error) is not Exception and not misshapen:
                     raise
-                raise _refused(self.pipe, error) from error  # an output type without tensors, of LDM3D
+                raise _refused(self.pipe, error) from error  # latents; or an output type without tensors, of LDM3D
             self.traits.two_streams = stepping.copied
             if not isinstance(images, torch.Tensor):
                 raise SamplerError(
@@ -159,8 +163,31 @@ class PipelineCall:
             self._require_gradient(images)
         return images
 
+    def stepped(self, call: seams.StepCall) -> Any:
+        """What the scheduler's own step gives, or with the sampler's `noise` the general one, drawn from the generator.
+
+        The scheduler's memory is then that after its own step.
+        """
+        if not self.sampler.noise:
+            return call.run()
+        gaussian = general_step(self.pipe.scheduler, call, self.sampler.noise)
+        mean, source = gaussian.mean, self.generator
+        noise = randn_tensor(mean.shape, generator=source, device=mean.device, dtype=mean.dtype)
+        output = call.run()
+        latents = (mean + gaussian.std * noise).to(seams.first_of(output, "prev_sample").dtype)
+        return seams.with_first(output, "prev_sample", latents)
+
     def _require_gradient(self, images: torch.Tensor) -> None:
         """That the images depend on a recorded prediction: a decoder that is trained gives them a gradient anyway."""
+        latents = self._latents()
+        if self.caller_records and self.predicted and latents is not None and latents.requires_grad:
+            start = torch.autograd.graph.get_gradient_edge(latents).node
+            if not reaches(images.grad_fn, [start]):
+                raise SamplerError(
+                    "its images carry no gradient of the latents that it starts from",
+                    where=type(self.pipe).__name__,
+                    next="give latents.detach(); something in its call cuts them off",
+                )
         denoisers = pipelines.find_denoisers(self.pipe).values()
         trains = any(parameter.requires_grad for denoiser in denoisers for parameter in denoiser.parameters())
         if self.caller_records and trains and self.predicted and not reaches(images.grad_fn, self.predicted):
@@ -169,6 +196,10 @@ class PipelineCall:
                 where=type(self.pipe).__name__,
                 next="look for a no_grad or a detach in its loop and its decode",
             )
+
+    def _latents(self) -> torch.Tensor | None:
+        """What the call is given to start from; None where it draws that."""
+        return self.sampler.call_kwargs.get("latents")
 
     def _set_recording(self, steering: Steering) -> None:
         torch.set_grad_enabled(self.caller_records and steering.records())
@@ -194,6 +225,13 @@ class PipelineCall:
         One text stands for every prompt, and one prompt is a bare string: some pipelines take no list at all.
         """
         further = {name: value for name, value in self.sampler.call_kwargs.items() if TEXTS.fullmatch(name)}
+        for name, value in further.items():
+            if isinstance(value, list) and (not value or len(prompts) % len(value)):  # copies of a batch take turns
+                raise SamplerError(
+                    f"{name} has {len(value)} texts for {len(prompts)} {'prompt' if len(prompts) == 1 else 'prompts'}",
+                    where=type(self.pipe).__name__,
+                    next="give one text, which stands for every prompt, or one for each",
+                )
         texts = {name: text for name, value in further.items() if (text := _one_text(value)) is not None}
         if len(prompts) == 1:
             return {"prompt": prompts[0], **texts}
@@ -284,11 +322,6 @@ def _one_text(value: Any) -> str | None:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     return value if isinstance(value, str) else None
-
-
-def has_blocks(*networks: Any) -> bool:
-    """Whether diffusers can checkpoint each of these networks block by block."""
-    return all(getattr(network, "_supports_gradient_checkpointing", False) for network in networks)
 
 
 def _keeping(how: Any, network: Any) -> AbstractContextManager[Any]:

@@ -20,9 +20,6 @@ IMAGE_FILTERS = ("safety_checker", "watermark")
 # change models on the way have a second one, such as transformer_2.
 DENOISERS = ("unet", "transformer")
 
-# Arguments of a call that say how many images it makes of each prompt.
-IMAGE_COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
-
 
 def find_denoiser(pipe: Any) -> tuple[str, Any]:
     """The pipeline's denoiser and the attribute it sits under; of several, the first.
@@ -267,4 +264,21 @@ def check_keywords(pipe: Any, call_kwargs: dict[str, Any], *, takes_steps: bool)
                 keyword=keyword,
                 where=name,
                 next=f"did you mean {near[0]!r}?" if near else "see the pipeline's documentation",
+            )
+
+
+def has_blocks(*networks: Any) -> bool:
+    """Whether diffusers can checkpoint each of these networks block by block."""
+    return all(getattr(network, "_supports_gradient_checkpointing", False) for network in networks)
+
+
+def check_blocks(pipe: Any, *, denoisers: bool, decoder: bool) -> None:
+    """That diffusers can checkpoint what is to be recomputed block by block."""
+    networks = list(find_denoisers(pipe).values()) if denoisers else []
+    for network in [*networks, *([getattr(pipe, "vae", None)] if decoder else [])]:
+        if not has_blocks(network):
+            raise SamplerError(
+                f"{type(network).__name__} cannot be recomputed block by block",
+                where=type(pipe).__name__,
+                next="use another way to save memory",
             )

@@ -103,6 +103,14 @@ def noted() -> Iterator[list[torch.Size]]:
 
 
 @contextmanager
+def from_seed(seed: int) -> Iterator[None]:
+    """Torch's global source, from which some schedulers draw, starts at `seed` inside; afterwards it is as before."""
+    with torch.random.fork_rng(_cards()):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
 def repeated(
     generator: Generator, state: State, batch: int = 1, copies: int = 1, shapes: Sequence[torch.Size] = ()
 ) -> Iterator[Generator]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -11,85 +11,11 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from draft_core.errors import SamplerError
 from draft_core.sampling import pipelines, seams
-from draft_core.sampling.chain import undecoded
-from draft_core.sampling.noise_levels import (
-    Gaussian,
-    check_told,
-    general_step,
-    noise_level,
-    posterior_mean,
-    renoised,
-    step_gaussian,
-)
+from draft_core.sampling.chain import DryRun, undecoded
+from draft_core.sampling.noise_levels import noise_level, renoised
 from draft_core.sampling.pipeline_call import Forward, PipelineCall, Settings, length
-from draft_core.sampling.randomness import repeated
-from draft_core.sampling.rollout import Origin, StepStart
-
-
-class StepOutput:
-    """One replayed step: its prediction, and what the scheduler makes of it, with gradient if the caller records.
-
-    Arguments:
-        scheduler: in its state before the step.
-        number: of the step, 0 the first.
-        call: of `scheduler.step`.
-
-    Attributes:
-        number: of the step, 0 the first.
-        timestep: as the pipeline gave it to the scheduler.
-        latents: before the step, as they were given.
-        prediction: of the denoiser, after guidance.
-    """
-
-    def __init__(self, scheduler: Any, number: int, call: seams.StepCall) -> None:
-        self.number = number
-        self.timestep = call.timestep
-        self.latents = call.sample
-        self.prediction = call.model_output
-        self._scheduler = scheduler
-        self._call = call
-        self._state = seams.scheduler_state(scheduler)
-
-    def gaussian(self, eta: float | None = None) -> Gaussian:
-        """The distribution of the latents after the step; each part shaped like the latents, mean with gradient.
-
-        Arguments:
-            eta: None takes the noise that the scheduler draws itself. A number from 0 to 1 takes the general step
-                between the same two noise levels (`noise_levels.gaussian_between`), for a scheduler that draws none:
-                0 is its own deterministic step, 1 the ancestral one (Song et al. 2021, arXiv 2010.02502, equation 12).
-
-        Raises:
-            SamplerError: if the scheduler draws its noise where it cannot be replaced; with `eta`, if it draws noise of
-                its own, its step builds on earlier predictions, or `eta` is outside 0..1.
-        """
-        if eta is None:
-            gaussian: Gaussian = self._asked(lambda: step_gaussian(self._scheduler, self._call))
-            return gaussian
-        check_told(self._scheduler, self._call.told)
-        general: Gaussian = self._asked(lambda: general_step(self._scheduler, self._call, eta))
-        return general
-
-    def posterior_mean(self) -> torch.Tensor:
-        """E[x0 | x_t], shaped like the latents.
-
-        Raises:
-            SamplerError: if it is not known for the scheduler's prediction type.
-        """
-        check_told(self._scheduler, self._call.told)
-        mean: torch.Tensor = self._asked(
-            lambda: posterior_mean(self._scheduler, self.prediction, self.timestep, self.latents)
-        )
-        return mean
-
-    def _asked(self, question: Callable[[], Any]) -> Any:
-        """The answer with the scheduler as it was before the step; afterwards it is as it is now."""
-        now = seams.scheduler_state(self._scheduler)
-        seams.restore_scheduler(self._scheduler, self._state)
-        try:
-            return question()
-        finally:
-            seams.restore_scheduler(self._scheduler, now)
-
+from draft_core.sampling.randomness import Generator, repeated, state_of
+from draft_core.sampling.rollout import Origin, Rollout, StepOutput, StepStart, identity
 
 # Of latents that are taken for noise alone: the most that x0 may weigh beside it, and their size be off.
 PURE = 0.1
@@ -178,11 +104,11 @@ class Replay:
         if number in self.given:
             if number == 0:
                 self._check_start(sample)
-            self.visit(StepOutput(self.pipe.scheduler, number, call))
+            self.visit(StepOutput(self.pipe.scheduler, number, call, self.sampler.noise))
             if number == self.last:
                 if not self.decodes:
                     raise _Over
-                return call.run()
+                return self.call.stepped(call)
             sample = sample.detach()
         self.number += 1
         stub = None
@@ -238,13 +164,58 @@ class Replay:
         return (self.given[0], *prepared[1:])  # packed latents come with their position ids
 
 
+def outline(
+    sampler: Settings, prompts: Sequence[str] | None, steps: int, generator: Generator, blanks: dict[Any, Any]
+) -> Rollout:
+    """A run without its networks and without images: what replays need to start any step from latents of elsewhere.
+
+    Arguments:
+        prompts: B prompts.
+        steps: T of the sampler.
+        generator: as in the sampler's call; what is re-noised draws from it afterwards.
+        blanks: of earlier outlines by this sampler, or empty; a network of unknown output is called once, and added.
+    """
+    noise_state, made_by = state_of(generator), identity(sampler)
+    dry = DryRun(sampler, prompts, blanks, noted=range(steps), generator=generator)
+    with torch.no_grad():
+        dry.run()
+    origin = Origin(
+        prompts=prompts,
+        generator=generator,
+        noise_state=noise_state,
+        latents=dry.latents,
+        starts=dry.starts,
+        encoded=dry.encoded,
+        blanks=blanks,
+        first=dry.first,
+        made_by=made_by,
+    )
+    return Rollout(dry.latents.new_empty(0), (), sample_count=0, origin=origin)
+
+
 def unvisited(output: StepOutput) -> None:
     """A visit that does nothing."""
 
 
-def renoised_start(sampler: Settings, origin: Origin) -> torch.Tensor:
-    """x_1 = alpha_1 x0 + sigma_1 eps, like x0, at the noise level from which the last step starts."""
-    x0, start, remembering = origin.latents, origin.last, pipelines.remembering(sampler.pipe)
+def renoise(sampler: Settings, rollout: Rollout, number: int, x0: torch.Tensor) -> torch.Tensor:
+    """alpha x0 + sigma eps at the level of a step that the rollout kept; as `renoised_start`."""
+    assert rollout.origin is not None
+    with seams.in_use(sampler.pipe, pipelines.steered(sampler.pipe), before_call=True):
+        return renoised_start(sampler, rollout.origin, number, x0)
+
+
+def renoised_start(
+    sampler: Settings, origin: Origin, number: int | None = None, x0: torch.Tensor | None = None
+) -> torch.Tensor:
+    """alpha x0 + sigma eps, like x0, at the noise level from which a step starts.
+
+    Arguments:
+        number: of the step, kept by the run; the last one if left out.
+        x0: shaped like the run's latents; those after its last step if left out.
+    """
+    remembering = pipelines.remembering(sampler.pipe)
+    x0 = origin.latents if x0 is None else x0
+    start = origin.last if number is None else origin.starts[number]
     scale = _noise_scale(sampler, origin)
     noise = randn_tensor(x0.shape, generator=origin.generator, device=x0.device, dtype=x0.dtype)
     if start.state is not None:  # sigma schedulers look their level up by the current index

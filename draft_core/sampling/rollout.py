@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from draft_core.errors import SamplerError
+from draft_core.plan import StepPlan
+from draft_core.sampling import pipelines, seams
+from draft_core.sampling.noise_levels import (
+    Gaussian,
+    check_told,
+    gaussian_of,
+    general_step,
+    noise_level,
+    posterior_mean,
+    prediction_of,
+)
 from draft_core.sampling.pipeline_call import Settings
+
+AnySampler = TypeVar("AnySampler", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -31,17 +45,107 @@ class StepStart:
     output: Any
 
 
+class StepOutput:
+    """One step: its prediction, and what the scheduler makes of it, with gradient if the caller records.
+
+    Arguments:
+        scheduler: in its state before the step.
+        number: of the step, 0 the first.
+        call: of `scheduler.step`.
+        noise: that the sampler adds, as its own `noise`.
+
+    Attributes:
+        number: of the step, 0 the first.
+        timestep: as the pipeline gave it to the scheduler.
+        latents: before the step, as they were given.
+        prediction: of the denoiser, after guidance.
+    """
+
+    def __init__(self, scheduler: Any, number: int, call: seams.StepCall, noise: float = 0.0) -> None:
+        self.number = number
+        self.timestep = call.timestep
+        self.latents = call.sample
+        self.prediction = call.model_output
+        self._scheduler = scheduler
+        self._call = call
+        self._noise = noise
+        self._state = seams.scheduler_state(scheduler)
+
+    def gaussian(self, eta: float | None = None) -> Gaussian:
+        """The distribution of the latents after the step; each part shaped like the latents, mean with gradient.
+
+        Arguments:
+            eta: None takes the noise that the run drew: the scheduler's own, or the sampler's `noise`. A number from 0
+                to 1 takes the general step between the same two noise levels (`noise_levels.gaussian_between`), for a
+                scheduler that draws none: 0 is its own deterministic step, 1 the ancestral one (Song et al. 2021, arXiv
+                2010.02502, equation 12).
+
+        Raises:
+            SamplerError: if the scheduler draws its noise where it cannot be replaced; with `eta`, if it draws noise of
+                its own, its step builds on earlier predictions, or `eta` is outside 0..1.
+        """
+        if eta is None:
+            gaussian: Gaussian = self._asked(lambda: gaussian_of(self._scheduler, self._call, self._noise))
+            return gaussian
+        check_told(self._scheduler, self._call.told)
+        general: Gaussian = self._asked(lambda: general_step(self._scheduler, self._call, eta))
+        return general
+
+    def posterior_mean(self) -> torch.Tensor:
+        """E[x0 | x_t], shaped like the latents.
+
+        Raises:
+            SamplerError: if it is not known for the scheduler's prediction type.
+        """
+        check_told(self._scheduler, self._call.told)
+        mean: torch.Tensor = self._asked(
+            lambda: posterior_mean(self._scheduler, self.prediction, self.timestep, self.latents)
+        )
+        return mean
+
+    def prediction_for(self, x0: torch.Tensor) -> torch.Tensor:
+        """What the denoiser would predict if the latents, alpha x0 + sigma eps, were made of this x0; shaped like them.
+
+        The target of denoising score matching (Vincent 2011), in the units of the prediction: eps, x0, v or a flow.
+
+        Arguments:
+            x0: finished latents, shaped like `latents`.
+
+        Raises:
+            SamplerError: if what the scheduler's denoiser predicts is not known.
+        """
+        check_told(self._scheduler, self._call.told)
+
+        def target() -> torch.Tensor:
+            alpha, sigma = noise_level(self._scheduler, self.timestep, self.latents)
+            return prediction_of(self._scheduler, alpha, sigma, x0, (self.latents - alpha * x0) / sigma)
+
+        found: torch.Tensor = self._asked(target)
+        return found
+
+    def _asked(self, question: Callable[[], Any]) -> Any:
+        """The answer with the scheduler as it was before the step; afterwards it is as it is now."""
+        now = seams.scheduler_state(self._scheduler)
+        seams.restore_scheduler(self._scheduler, self._state)
+        try:
+            return question()
+        finally:
+            seams.restore_scheduler(self._scheduler, now)
+
+
 @dataclass(frozen=True)
 class StepRecord:
     """One step of a run as it was taken.
 
     Arguments:
         start: where it started.
+        output: what the scheduler made of the prediction, as a replay gives it.
         prediction: of the denoiser, after guidance, detached.
         after: latents after it, detached.
     """
 
     start: StepStart
+    output: StepOutput
     prediction: torch.Tensor
     after: torch.Tensor
 
@@ -132,7 +236,46 @@ def identity(sampler: Settings) -> dict[str, Any]:
     parts = {
         name: getattr(pipe, name, None) for name in ("scheduler", "guider", "unet", "transformer", "transformer_2")
     }
-    return {"pipe": pipe, **parts, "num_inference_steps": sampler.num_inference_steps, **sampler.call_kwargs}
+    return {
+        "pipe": pipe,
+        **parts,
+        "num_inference_steps": sampler.num_inference_steps,
+        "noise": sampler.noise,
+        **sampler.call_kwargs,
+    }
+
+
+def starting_from(sampler: AnySampler, latents: Any) -> AnySampler:
+    """A copy of a sampler whose calls start from these latents; the sampler itself where its calls do already.
+
+    Raises:
+        SamplerError: if they are no tensor, or the pipeline's call takes none.
+    """
+    if latents is sampler.call_kwargs.get("latents"):
+        return sampler
+    if not isinstance(latents, torch.Tensor):
+        raise SamplerError(f"it is a {type(latents).__name__}", where="latents", next="give a tensor, or none")
+    pipelines.check_keywords(sampler.pipe, {"latents": latents}, takes_steps=False)
+    started = copy.copy(sampler)
+    started.call_kwargs = {**sampler.call_kwargs, "latents": latents}
+    return started
+
+
+def check_recorded(latents: Any, plan: StepPlan) -> None:
+    """That a plan records the whole way back to latents that require a gradient.
+
+    Raises:
+        SamplerError: naming the step from which it records.
+    """
+    requires = isinstance(latents, torch.Tensor) and latents.requires_grad and torch.is_grad_enabled()
+    if not requires or 0 in plan.grad_steps:
+        return
+    begins = f"records from step {min(plan.grad_steps)} on" if plan.grad_steps else "records nothing"
+    raise SamplerError(
+        f"they require a gradient, which needs step 0 recorded, and the plan {begins}",
+        where="latents",
+        next=f"use StepPlan({plan.steps}, grad_steps=range({plan.steps})), or give latents.detach()",
+    )
 
 
 def check_same_sampler(origin: Origin, sampler: Settings) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any, get_args
 
 import torch
@@ -16,12 +17,20 @@ import torch
 from draft_core.errors import SamplerError, one_line
 from draft_core.plan import Renoising, StepPlan, check_whole
 from draft_core.sampling import pipelines, seams
-from draft_core.sampling.call_traits import CallTraits
-from draft_core.sampling.chain import PlannedRun, ShortRun, lengths, watched
-from draft_core.sampling.pipeline_call import Checkpointing, Decode, has_blocks
+from draft_core.sampling.call_traits import CallTraits, has_density
+from draft_core.sampling.chain import PlannedRun, See, ShortRun, lengths, unseen, watched
+from draft_core.sampling.noise_levels import check_eta
+from draft_core.sampling.pipeline_call import Checkpointing, Decode
 from draft_core.sampling.randomness import Generator
 from draft_core.sampling.replay import Replay, Visit, renoised_start, unvisited
-from draft_core.sampling.rollout import Origin, Rollout, check_given, check_same_sampler
+from draft_core.sampling.rollout import (
+    Origin,
+    Rollout,
+    check_given,
+    check_recorded,
+    check_same_sampler,
+    starting_from,
+)
 from draft_core.setting import SCHEDULES
 
 NO_RENOISING = Renoising()
@@ -47,11 +56,15 @@ class DifferentiableSampler:
             decodes and recomputes one image at a time, and the last bit may differ.
         base_model: makes a context inside which the denoiser is the untuned one; with it each rollout carries its
             `divergence` from that.
+        noise: 0 leaves the scheduler's steps as they are. Up to 1 it is the eta of the general step
+            (`noise_levels.gaussian_between`), which a scheduler that draws no noise then takes in the place of its own:
+            samples are other than the pipeline's, of the same distribution up to the size of the steps.
         call_kwargs: passed to every pipeline call (guidance_scale, height, negative_prompt, prompt_embeds, image, ...).
 
     Raises:
         SamplerError: if the pipeline cannot be driven, a keyword is not one its call takes, `num_inference_steps` is
-            not a whole number from 1 on, or `decode` or `gradient_checkpointing` is none of their values.
+            not a whole number from 1 on, `noise` is outside 0..1, or `decode` or `gradient_checkpointing` is none of
+            their values.
     """
 
     def __init__(
@@ -62,6 +75,7 @@ class DifferentiableSampler:
         gradient_checkpointing: Checkpointing = False,
         decode: Decode = "whole",
         base_model: Callable[[], AbstractContextManager[Any]] | None = None,
+        noise: float = 0.0,
         **call_kwargs: Any,
     ) -> None:
         pipelines.check_drivable(pipe)
@@ -70,12 +84,14 @@ class DifferentiableSampler:
             check_whole("DifferentiableSampler.num_inference_steps", num_inference_steps, at_least=1)
         _check_choice("decode", decode, get_args(Decode))
         _check_choice("gradient_checkpointing", gradient_checkpointing, get_args(Checkpointing))
-        _check_blocks(pipe, denoisers=gradient_checkpointing == "blocks", decoder=decode == "blocks")
+        pipelines.check_blocks(pipe, denoisers=gradient_checkpointing == "blocks", decoder=decode == "blocks")
         self.pipe = pipe
         self.num_inference_steps = num_inference_steps
         self.gradient_checkpointing = gradient_checkpointing
         self.decode = decode
         self.base_model = base_model
+        check_eta(noise, where="DifferentiableSampler.noise")
+        self.noise = noise
         self.call_kwargs = call_kwargs
 
     @property
@@ -93,6 +109,28 @@ class DifferentiableSampler:
     @cached_property
     def traits(self) -> CallTraits:
         """What the pipeline's call was seen to do in a run that calls the real denoiser only once."""
+        return self._watched(unseen)
+
+    @cached_property
+    def noisy_steps(self) -> frozenset[int]:
+        """The steps that draw noise, the scheduler's own or `noise`: those that have a log-probability.
+
+        Raises:
+            SamplerError: if `call_traits.has_density` refuses a step.
+        """
+        noisy = set[int]()
+
+        def see(number: int, call: seams.StepCall) -> None:
+            source = torch.Generator().manual_seed(number)  # a prediction of zeros would hide what a step remembers
+            prediction = torch.randn(call.model_output.shape, generator=source).to(call.model_output)
+            call = replace(call, model_output=prediction, run=partial(call.run, model_output=prediction))
+            if has_density(self.pipe.scheduler, call, self.noise):
+                noisy.add(number)
+
+        self._watched(see)
+        return frozenset(noisy)
+
+    def _watched(self, see: See) -> CallTraits:
         errors: list[Exception] = []
         alone = seams.in_use(self.pipe, pipelines.steered(self.pipe), before_call=True)
         traces = seams.state_restored(self.pipe, *pipelines.remembering(self.pipe))
@@ -100,7 +138,7 @@ class DifferentiableSampler:
             for real in (False, True):  # some look into their networks
                 for batch in [1, *lengths(self.call_kwargs)]:  # an `image` of two items, say, may need two prompts
                     try:
-                        return self._stepping(watched(self, batch, real=real))
+                        return self._stepping(watched(self, batch, see, real=real))
                     except Exception as error:
                         errors.append(error)
         raise errors[0]
@@ -121,6 +159,7 @@ class DifferentiableSampler:
         plan: StepPlan,
         renoising: Renoising = NO_RENOISING,
         generator: Generator = None,
+        latents: torch.Tensor | None = None,
     ) -> Rollout:
         """The images of one run of `plan`, recorded as it says, the re-noised ones behind the samples.
 
@@ -130,11 +169,14 @@ class DifferentiableSampler:
             renoising: how many re-noised copies follow the samples; steps and drift in it are for the trainer.
             generator: source of the initial noise, as in the pipeline's call, and after it of the re-noisings;
                 None takes the one in `call_kwargs`, or torch's global state.
+            latents: to start from in the place of drawn noise, as the pipeline's call takes them: in its shape, before
+                they are scaled to the first noise level. The gradient reaches them if step 0 is a grad step.
 
         Raises:
-            SamplerError: if the plan's length is not the scheduler's, or the call gives no image tensor.
+            SamplerError: if the plan's length is not the scheduler's, the call gives no image tensor, or it cannot
+                start from the latents or give them the gradient that they require.
         """
-        passes = list(self.passes(prompts, plan=plan, renoising=renoising, generator=generator))
+        passes = list(self.passes(prompts, plan=plan, renoising=renoising, generator=generator, latents=latents))
         divergences = [rollout.divergence for rollout in passes if rollout.divergence is not None]
         return Rollout(
             images=torch.cat([rollout.images for rollout in passes]),
@@ -153,13 +195,14 @@ class DifferentiableSampler:
         plan: StepPlan,
         renoising: Renoising = NO_RENOISING,
         generator: Generator = None,
+        latents: torch.Tensor | None = None,
     ) -> Iterator[Rollout]:
         """The samples, unless the plan's prefix is short, and then the re-noised copies.
 
         Each is made when it is asked for, so that one can be backpropagated before the next is made.
 
         Arguments:
-            prompts, plan, renoising, generator: as in `__call__`.
+            prompts, plan, renoising, generator, latents: as in `__call__`.
 
         Raises:
             SamplerError: as in `__call__`.
@@ -176,8 +219,13 @@ class DifferentiableSampler:
                 where="plan",
                 next="make the plan with `method.plan(sampler.steps, rng)`",
             )
+        if latents is not None:
+            started = starting_from(self, latents)
+            yield from started.passes(prompts, plan=plan, renoising=renoising, generator=generator)
+            return
         generator = generator or self.call_kwargs.get("generator")
-        _check_renoising(plan, renoising)
+        renoising.check_follows(plan)
+        check_recorded(self.call_kwargs.get("latents"), plan)
         self.traits.check_plan(self.pipe, plan, renoising, recomputes=self.gradient_checkpointing in (True, "blocks"))
         if plan.prefix is None:
             run = PlannedRun(self, prompts, plan, generator)
@@ -232,10 +280,11 @@ class DifferentiableSampler:
                 where="rollout",
                 next="replay what `sampler(...)` gave for a plan without stop_at",
             )
-        check_same_sampler(origin, self)
+        sampler = starting_from(self, origin.made_by.get("latents"))
+        check_same_sampler(origin, sampler)
         check_given(origin, given, decode=decode)
         self.traits.check_replay(self.pipe)
-        replay = Replay(self, origin, given, visit)
+        replay = Replay(sampler, origin, given, visit)
         if decode:
             return replay.images()
         replay.steps()
@@ -282,20 +331,6 @@ def _rollout(value: Any) -> Rollout:
     return value
 
 
-def _check_renoising(plan: StepPlan, renoising: Renoising) -> None:
-    if plan.stop_at is not None and renoising.copies:
-        raise SamplerError(
-            "a chain that is left early has no last step to re-noise to",
-            where="StepPlan.stop_at",
-            next="use either stop_at or re-noised copies",
-        )
-    if plan.prefix is not None and (not renoising.copies or renoising.max_drift is not None):
-        problem = "makes no samples to drift from" if renoising.copies else "gives no images without re-noised copies"
-        raise SamplerError(
-            f"a shortened prefix {problem}", where="StepPlan.prefix", next="use Renoising(copies=1), without max_drift"
-        )
-
-
 def _prompt_of_each(prompts: Sequence[str] | None, images: int) -> tuple[str, ...]:
     """The prompt of every image; pipelines keep the images of one prompt together."""
     prompts = prompts or [""]
@@ -308,15 +343,3 @@ def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
         raise SamplerError(
             f"{name} is {value!r}", where=f"DifferentiableSampler.{name}", next=f"use one of {list(choices)}"
         )
-
-
-def _check_blocks(pipe: Any, *, denoisers: bool, decoder: bool) -> None:
-    """That diffusers can checkpoint what is to be recomputed block by block."""
-    networks = list(pipelines.find_denoisers(pipe).values()) if denoisers else []
-    for network in [*networks, *([getattr(pipe, "vae", None)] if decoder else [])]:
-        if not has_blocks(network):
-            raise SamplerError(
-                f"{type(network).__name__} cannot be recomputed block by block",
-                where=type(pipe).__name__,
-                next="use another way to save memory",
-            )

@@ -311,6 +311,15 @@ def repeated(memory: Any, shape: torch.Size, copies: int) -> Any:
     return memory if copies == 1 else _snapshot(memory, repeat)
 
 
+def altered(state: State, shape: torch.Size) -> State:
+    """A `scheduler_state` with other numbers in its earlier outputs, tensors of the latents' `shape`."""
+
+    def alter(tensor: torch.Tensor) -> torch.Tensor:
+        return 2 * tensor + 1 if tensor.shape == shape and tensor.is_floating_point() else tensor
+
+    return {name: _snapshot(value, alter) for name, value in state.items()}
+
+
 def _snapshot(value: Any, change: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.detach) -> Any:
     if isinstance(value, torch.Tensor):
         return change(value)

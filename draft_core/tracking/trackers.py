@@ -108,6 +108,7 @@ class Trackers:
         """The numbers of an update."""
         values = {"loss": report.loss, "reward": report.reward, "grad_norm": report.grad_norm}
         values |= {"learning_rate": report.learning_rate, "seconds": report.seconds}
+        values |= {"reward_queries": report.reward_queries}
         for group, numbers in (("scores", report.scores), ("penalties", report.penalties), ("learner", report.learner)):
             values |= {f"{group}/{name}": number for name, number in numbers.items()}
         self._log(values, report.update)

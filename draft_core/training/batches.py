@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
 
 import torch
 
 from draft_core.learners.learner import Batch, Ranks
-from draft_core.sampling.pipelines import IMAGE_COUNTS
 
 
 @dataclass(frozen=True)
@@ -23,11 +21,12 @@ class Batches:
     Arguments:
         prompts: taken in an order shuffled anew each time all have been used.
         seed: of prompts, noise and plans.
-        batch_size: prompts in one batch of one process.
+        batch_size: items in one batch of one process: `repeats` for each of its prompts.
         accumulation: batches in one update.
-        images_per_prompt: how many images the pipeline's call makes of each prompt.
+        images_per_prompt: how many images the pipeline's call makes of each item.
         ranks: the processes that share an update.
         columns: what the prompt list says beside each prompt, name -> as many values as there are prompts.
+        repeats: how many items in a row have one prompt; divides `batch_size`.
     """
 
     prompts: Sequence[str]
@@ -37,16 +36,19 @@ class Batches:
     images_per_prompt: int
     ranks: Ranks
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    repeats: int = 1
 
     def draw(self, update: int) -> Iterator[Batch]:
         """This process' part of each batch of the update that follows `update` earlier ones."""
+        images = self.repeats * self.images_per_prompt  # of each prompt
         for micro_batch in range(self.accumulation):
             batch = (update * self.accumulation + micro_batch) * self.ranks.world_size + self.ranks.rank
-            indices = range(batch * self.batch_size, (batch + 1) * self.batch_size)
-            chosen = [self._prompt_index(index) for index in indices]
+            prompts = self.batch_size // self.repeats
+            indices = range(batch * prompts, (batch + 1) * prompts)
+            chosen = [self._prompt_index(index) for index in indices for _ in range(self.repeats)]
             yield Batch(
                 prompts=[self.prompts[index] for index in chosen],
-                generators=[self._noise(index, copy) for index in indices for copy in range(self.images_per_prompt)],
+                generators=[self._noise(index, copy) for index in indices for copy in range(images)],
                 columns={name: [column[index] for index in chosen] for name, column in self.columns.items()},
                 update=update,
                 rng=self.choices(update),
@@ -66,8 +68,3 @@ class Batches:
         order = list(range(len(self.prompts)))
         Random(f"prompts {self.seed} {epoch}").shuffle(order)
         return order[position]
-
-
-def images_per_prompt(call: Mapping[str, Any]) -> int:
-    """How many images a pipeline's call with these arguments makes of each prompt."""
-    return next((int(call[name]) for name in IMAGE_COUNTS if call.get(name)), 1)

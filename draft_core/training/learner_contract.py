@@ -55,6 +55,19 @@ def require_fit(
         )
 
 
+def require_suitable(learner: Learner, sampler: DifferentiableSampler) -> None:
+    """That a run can be drawn as the learner needs it: its own `check`, and the noise that was asked for.
+
+    Raises:
+        DraftError: if the learner or the scheduler refuses.
+    """
+    if sampler.noise:
+        sampler.noisy_steps  # noqa: B018  a scheduler to which none can be added says so
+    if check := getattr(learner, "check", None):
+        with in_one_sentence(learner, "check()"):
+            check(sampler)
+
+
 def modules_of(learner: Learner) -> Mapping[str, torch.nn.Module]:
     """What `modules()` returned, if the trainer can train it.
 
@@ -105,13 +118,15 @@ def checked(learner: Learner, loss: Any) -> Loss:
             )
     if not _is_number(loss.share) or not math.isfinite(loss.share):
         raise _breach(learner, f"the share of its loss is {loss.share!r}, not a finite number")
-    if not isinstance(loss.images, int) or loss.images < 1:
-        raise _breach(learner, f"the images of its loss are {loss.images!r}, not a number from 1 on")
+    if not isinstance(loss.images, int) or loss.images < 0:
+        raise _breach(learner, f"the images of its loss are {loss.images!r}, not a number from 0 on")
     if not isinstance(loss.report, Mapping):
         raise _breach(learner, f"the report of its loss is {type(loss.report).__name__}, not a mapping")
     for name, number in loss.report.items():
         if not (isinstance(name, str) and _is_number(number)):
             raise _breach(learner, f"{name!r} in the report of its loss is {type(number).__name__}, not a number")
+    if not isinstance(loss.notes, (list, tuple)) or not all(isinstance(note, str) for note in loss.notes):
+        raise _breach(learner, f"the notes of its loss are {loss.notes!r}, not sentences")
     return loss
 
 

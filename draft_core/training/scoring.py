@@ -142,12 +142,23 @@ def _scaled(
         factor = max(1.0, factor / 16)
 
 
-def check_spread(settings: TrainSettings, images_per_prompt: int, processes: int) -> None:
-    """That a pass of all processes holds two images where rewards are divided by the spread of its scores.
+def check_images(settings: TrainSettings, images_per_prompt: int, processes: int) -> None:
+    """That a pass holds images enough, and that how many each prompt has is said once.
+
+    Arguments:
+        images_per_prompt: that a call of the pipeline makes.
+        processes: that share a pass.
 
     Raises:
-        RecipeError: if it holds one.
+        RecipeError: if rewards are divided by the spread of a pass of one image, or both the settings and the call make
+            several images of each prompt.
     """
+    if settings.images_per_prompt > 1 and images_per_prompt > 1:
+        raise RecipeError(
+            f"the call makes {images_per_prompt} images of each prompt already",
+            where="train.images_per_prompt",
+            next="leave one of them out; train.images_per_prompt counts within train.batch_size",
+        )
     if settings.normalize == "scale" and settings.batch_size * images_per_prompt * processes < 2:
         raise RecipeError(
             "scale divides by the spread of a pass's scores, and a pass of one image has none",

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from draft_core.errors import RecipeError
 from draft_core.setting import CLOSED, LARGEST_SEED, MOST, check_bounds, setting
 
 Beta = Annotated[float, Ge(0), Lt(1)]
@@ -22,7 +23,10 @@ class TrainSettings:
     __pydantic_config__ = CLOSED
 
     steps: Annotated[int, Ge(1)] = setting("Number of updates.", 100)
-    batch_size: Annotated[int, Ge(1), Le(MOST)] = setting("Prompts in one pass, one image each.", 8)
+    batch_size: Annotated[int, Ge(1), Le(MOST)] = setting("Images in one pass.", 8)
+    images_per_prompt: Annotated[int, Ge(1), Le(MOST)] = setting(
+        "How many images of a pass have one prompt, side by side; it divides `batch_size`.", 1
+    )
     gradient_accumulation_steps: Annotated[int, Ge(1), Le(MOST)] = setting("Passes in one update.", 1)
     learning_rate: Annotated[float, Gt(0)] = setting("Rate after the warm-up.", 4e-4)
     warmup_steps: Annotated[int, Ge(0)] = setting("Updates over which the rate rises linearly.", 0)
@@ -46,8 +50,14 @@ class TrainSettings:
     )
 
     def __post_init__(self) -> None:
-        """Raises a `DraftError` if a field is out of its bounds."""
+        """Raises a `DraftError` if a field is out of its bounds, or a prompt's images do not divide a pass."""
         check_bounds(self)
+        if self.batch_size % self.images_per_prompt:
+            raise RecipeError(
+                f"{self.images_per_prompt} images of each prompt do not divide a pass of {self.batch_size} images",
+                where="train.images_per_prompt",
+                next=f"make train.batch_size a multiple of {self.images_per_prompt}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +68,9 @@ class RegularizerSettings:
 
     # The KL of two Gaussians of equal variance is their squared distance (DRaFT+, NVIDIA NeMo).
     kl: Annotated[float, Ge(0)] = setting(
-        "Mean squared difference between tuned and base denoiser along the grad steps (DRaFT+). Costs "
-        "one more denoiser call for each recorded one, and no memory for a second model.",
+        "Mean squared difference between tuned and base denoiser along the grad steps (DRaFT+); for ddpo and grpo the "
+        "KL divergence of their steps, in nats a dimension. Costs one more denoiser call for each recorded one, and no "
+        "memory for a second model.",
         0.0,
     )
     lora_norm: Annotated[float, Ge(0)] = setting("Squared Frobenius norm of what the LoRA adds to the weights.", 0.0)

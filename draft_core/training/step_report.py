@@ -37,6 +37,8 @@ class StepReport:
         notes: what else a person should know, one sentence each: a gradient of exactly zero, a reward that
             normalisation divides by nothing.
         learner: further numbers that the method reports, name -> mean over images.
+        reward_queries: images that the rewards scored, those of a round that was thrown away included; evaluations
+            are not counted.
     """
 
     update: int
@@ -51,6 +53,7 @@ class StepReport:
     skipped: tuple[str, ...] = ()
     learner: Numbers = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    reward_queries: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Tally:
         problems: what was not finite since a part's last optimiser step, by the part.
         unassigned: what was not finite among scores since the last loss; the next loss is of them.
         yielded: how many losses there were, of all parts.
+        queries: how many images were scored.
     """
 
     scored: list[tuple[int, float, Numbers]] = field(default_factory=list)
@@ -83,6 +87,7 @@ class Tally:
     problems: dict[str, list[str]] = field(default_factory=dict)
     unassigned: list[str] = field(default_factory=list)
     yielded: int = 0
+    queries: int = 0
     grad_norms: list[float] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -91,6 +96,7 @@ class Tally:
         """The scores of some images, and what is not finite: the images, or else their scores."""
         per_reward = {name: values.detach() for name, values in scores.per_reward.items()}
         means = {name: float(values.mean()) for name, values in per_reward.items()}
+        self.queries += len(scores.total)
         self.scored.append((len(scores.total), float(scores.total.detach().mean()), means))
         sound = images.detach().isfinite().flatten(1).all(1)
         for index in (~sound).nonzero().flatten().tolist():
@@ -108,6 +114,7 @@ class Tally:
             self.losses.append((loss.images, value, penalties))
         if loss.report:
             self.reported.append((loss.images, dict(loss.report)))
+        self.notes += loss.notes
         self.yielded += 1
         problems = self.problems.setdefault(loss.of, [])
         problems += self.unassigned
@@ -148,6 +155,7 @@ class Tally:
         self.losses = [row for tally in tallies for row in tally.losses]
         self.reported = [row for tally in tallies for row in tally.reported]
         self.notes = [note for tally in tallies for note in tally.notes]
+        self.queries = sum(tally.queries for tally in tallies)
 
     def report(self, update: int, regularizers: Numbers, *, learning_rate: float, seconds: float) -> StepReport:
         """The report of the update."""
@@ -167,6 +175,7 @@ class Tally:
             skipped=tuple(self.skipped),
             learner=_mean(self.reported),
             notes=tuple(dict.fromkeys(self.notes)),
+            reward_queries=self.queries,
         )
 
 
@@ -175,6 +184,7 @@ def _mean(rows: Sequence[tuple[int, Numbers]]) -> dict[str, float]:
     names = dict.fromkeys(name for _, values in rows for name in values)
     found = {name: [(count, values[name]) for count, values in rows if name in values] for name in names}
     return {
-        name: sum(count * value for count, value in pairs) / sum(count for count, _ in pairs)
+        name: sum(count * value for count, value in pairs) / images
         for name, pairs in found.items()
+        if (images := sum(count for count, _ in pairs))
     }

@@ -19,7 +19,8 @@ from draft_core.learners.learner import ADAPTER, Learner, Loss
 from draft_core.rewards.objective import Objective
 from draft_core.sampling.pipelines import networks
 from draft_core.sampling.sampler import DifferentiableSampler
-from draft_core.training.batches import Batches, images_per_prompt
+from draft_core.setting import images_per_prompt
+from draft_core.training.batches import Batches
 from draft_core.training.checkpoints import Checkpoint
 from draft_core.training.distributed import Processes
 from draft_core.training.learner_contract import (
@@ -34,7 +35,7 @@ from draft_core.training.learner_contract import (
 )
 from draft_core.training.optimization import TrainedPart, kept_from_others
 from draft_core.training.precision import autocast, needs_loss_scale
-from draft_core.training.scoring import Scoring, check_spread, norms_and_cosines, reward_gradients
+from draft_core.training.scoring import Scoring, check_images, norms_and_cosines, reward_gradients
 from draft_core.training.settings import RegularizerSettings, TrainSettings
 from draft_core.training.sharding import shard_denoisers
 from draft_core.training.step_report import StepReport, Tally
@@ -94,7 +95,7 @@ class Trainer:
         prompts = list_of_prompts(prompts, where="Trainer")
         copies = images_per_prompt(sampler.call_kwargs)
         require_fit(sampler, learner, settings, regularizers)
-        check_spread(settings, copies, self.processes.world_size)
+        check_images(settings, copies, self.processes.world_size)
         # Not accelerate's own backward pass and optimiser: the shell's variables would change what they compute.
         self.autocast = partial(autocast, self.device, settings.mixed_precision)
         self.autocast()  # refuses what the device cannot do
@@ -128,6 +129,7 @@ class Trainer:
             images_per_prompt=copies,
             ranks=self.processes,
             columns=columns,
+            repeats=settings.images_per_prompt,
         )
         self.skipped = 0
         self.done = 0

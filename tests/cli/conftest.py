@@ -10,14 +10,14 @@ from typer.testing import CliRunner
 
 from draft_core.cli import app as cli
 from draft_core.cli import rewards as cli_rewards
-from draft_core.cli import runs as cli_runs
+from draft_core.cli import sample as cli_sample
 from draft_core.registry.catalog import Catalog
 
 
 @pytest.fixture
 def draft(catalog: Catalog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, str]]:
     """Runs `draft` with the tiny catalog in an empty folder; gives the exit code and what was printed."""
-    for module in (cli, cli_rewards, cli_runs):
+    for module in (cli, cli_rewards, cli_sample):
         monkeypatch.setattr(module, "load_catalog", lambda: catalog)
     monkeypatch.setattr(cli.out, "width", 200)
     monkeypatch.chdir(tmp_path)

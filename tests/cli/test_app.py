@@ -61,7 +61,7 @@ def test_rewards_are_listed_with_origin_and_licences(draft: Any) -> None:
     assert code == 0
     lines = iter(text.splitlines())
     assert next(lines).split() == ["brightness", "the", "brightness", "of", "an", "image"]
-    assert next(lines).strip() == "tiny-plugin 1.2, code Apache-2.0, no weights, metric only"
+    assert next(lines).strip() == "tiny-plugin 1.2, code Apache-2.0, no weights, no gradient"
     assert next(lines).split() == ["redness", "the", "redness", "of", "an", "image"]
     assert next(lines).strip() == "tiny-plugin 1.2, code Apache-2.0, no weights"
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from draft_core.cli import app as cli
 from draft_core.cli import rewards as cli_rewards
-from draft_core.cli import runs as cli_runs
+from draft_core.cli import sample as cli_sample
 from draft_core.registry.catalog import Catalog, Distribution, Entry
 from draft_core.runs import pipeline_loading, run
 from tests.recipe.test_fuzz import limited
@@ -41,7 +41,7 @@ def everything(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> Catalog:
     """The tiny catalog and a reward that resizes; the pipeline is read once, runs are short, no curves are drawn."""
     entry = Entry(resized.spec(ResizedPromptConfig), Distribution("resized", "1"))
     catalog = replace(catalog, rewards={**catalog.rewards, "resized-prompt": entry})
-    for module in (cli, cli_rewards, cli_runs):
+    for module in (cli, cli_rewards, cli_sample):
         monkeypatch.setattr(module, "load_catalog", lambda: catalog)
     kept: dict[str, Any] = {}
     read = pipeline_loading._from_pretrained

@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from draft_core.cli import app as cli
-from draft_core.cli import runs as cli_runs
+from draft_core.cli import sample as cli_sample
 from draft_core.cli.outputs import require_file
 from draft_core.errors import DraftError
 from draft_core.reporting.run_record import read_run
@@ -24,7 +24,7 @@ Draft = Callable[..., tuple[int, str]]
 @pytest.fixture
 def draft(catalog: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Draft:
     """Runs `draft` in a folder with the file `taken`, the folder `folder` and the LoRA `lora`; exit code and output."""
-    for module in (cli, cli_runs):
+    for module in (cli, cli_sample):
         monkeypatch.setattr(module, "load_catalog", lambda: catalog)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").write_text("mine")

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from draft_core import DifferentiableSampler, DraftK, Objective, Trainer
-from draft_core.adapters.lora import adapters_off, add_lora, lora_state, trainable
+from draft_core.adapters.lora import adapters_off, lora_state, trainable
 from draft_core.errors import CheckpointError, DraftError, RewardError
 from draft_core.learners.direct import DirectLearner
 from draft_core.learners.learner import Batch, Loss, Score
 from draft_core.plan import StepPlan
 from draft_core.training.checkpoints import load_checkpoint, save_checkpoint
 from draft_core.training.settings import RegularizerSettings, TrainSettings
-from tests.support.tiny import Brightness, ClockConfig, Redness, RednessConfig, byte_tokenizer, tiny_pipe
+from tests.support.tiny import Brightness, ClockConfig, Redness, RednessConfig, byte_tokenizer, tiny_pipe, with_lora
 
 
 class Imitation:
@@ -66,10 +66,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def trainer(tokenizer: Any, learner: Any, reward: Any = None, kl: float = 0.0, **settings: Any) -> Trainer:
-    pipe = tiny_pipe(tokenizer=tokenizer)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        add_lora(pipe, rank=2)
+    pipe = with_lora(tiny_pipe(tokenizer=tokenizer))
     return Trainer(
         DifferentiableSampler(
             pipe, num_inference_steps=2, guidance_scale=3.0, base_model=partial(adapters_off, pipe) if kl else None
@@ -309,7 +306,7 @@ def test_a_number_that_is_not_finite_skips_its_own_part_and_no_other(tokenizer: 
         (lambda self, adapter, score: iter([Loss(1.0)]), "the value of its loss is float, not a tensor"),  # type: ignore[arg-type]
         (lambda self, adapter, score: iter([Loss(total(adapter), report={"a": "b"})]), "'a' in the report .* is str"),
         (lambda self, adapter, score: iter([Loss(total(adapter), report={"a": total(adapter)})]), "'a' .* is Tensor"),
-        (lambda self, adapter, score: iter([Loss(total(adapter), images=0)]), "the images of its loss are 0"),
+        (lambda self, adapter, score: iter([Loss(total(adapter), images=-1)]), "the images of its loss are -1"),
         (lambda self, adapter, score: iter([[Loss(total(adapter))]]), "it yielded list, not a Loss"),
         (lambda self, adapter, score: iter([Loss(torch.ones((), dtype=torch.int64))]), "is torch.int64 of shape"),
         (lambda self, adapter, score: iter([Loss(total(adapter), share="1")]), "the share of its loss is '1', not"),  # type: ignore[arg-type]

@@ -66,7 +66,7 @@ def test_commands_of_a_page_exist(page: Path) -> None:
                 assert rest.split()[0] in called.commands, f"{page.name} calls draft {command}"
                 called = called.commands[rest.split()[0]]
             options = {option for parameter in called.params for option in parameter.opts}
-            for option in re.findall(r"(?<!\S)--?[a-z]+", rest):
+            for option in re.findall(r"(?<!\S)--?[a-z][a-z-]*", rest):
                 assert option in options, f"{page.name} calls draft {command} with {option}"
 
 

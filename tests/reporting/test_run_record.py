@@ -12,6 +12,7 @@ from PIL import Image
 from draft_core.errors import CheckpointError, DraftError
 from draft_core.evaluation.collapse import EvalRecord
 from draft_core.reporting.run_record import EVALUATIONS, FACTS, METRICS, load_images, read_rows, read_run
+from draft_core.reporting.summary import summarize
 from tests.support.runs import made_run
 
 
@@ -75,6 +76,15 @@ def test_an_image_of_another_size_is_named(run: Path) -> None:
     Image.new("RGB", (64, 3)).save(run / "images" / "000010" / "002.png")
     with pytest.raises(DraftError, match=r"002\.png: it is 64 x 3 pixels, the first is 16 x 16; copy the run again"):
         load_images(run, 10)
+
+
+@pytest.mark.parametrize("place", [0, 1, -1], ids=["first", "middle", "last"])
+def test_an_image_that_is_gone_is_named_and_no_other_takes_its_place(run: Path, place: int) -> None:
+    record = read_run(run)
+    gone = sorted((run / "images" / f"{record.last.update:06d}").iterdir())[place]
+    gone.unlink()
+    with pytest.raises(CheckpointError, match=rf"{gone.name}: there is no such file; copy the run again"):
+        summarize(record)
 
 
 def test_brackets_without_end_are_no_record(run: Path) -> None:

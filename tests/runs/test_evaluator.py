@@ -102,6 +102,8 @@ def test_without_settings_of_its_own_it_is_the_samplers_very_self(catalog: Any) 
         ("evaluation.guidance=3", "did you mean 'guidance_scale'?"),
         ("model.call={timesteps: [9, 5]}", "evaluation.num_inference_steps: model.call.timesteps says which steps"),
         ("model.call={guidance_scale: 3}", "model.call: 'guidance_scale' cannot be given there; write model.guidance"),
+        ("model.call={negative_prompt: [ugly, pale]}", "model.call.negative_prompt: it has 2 texts, and which image"),
+        ("model.call={prompt_3: []}", "model.call.prompt_3: it has 0 texts, and which image would get which is left"),
         ("model.call={base_model: 3}", "model.call: 'base_model' cannot be given there; leave it out"),
     ],
 )

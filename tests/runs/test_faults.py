@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save
 from typer.testing import CliRunner
 
 from draft_core.cli import app as cli
-from draft_core.cli import runs as cli_runs
+from draft_core.cli import sample as cli_sample
 from draft_core.errors import CheckpointError, DraftError, RecipeError, RewardError
 from draft_core.recipe.load import load_recipe
 from draft_core.recipe.yaml_text import dump_yaml
@@ -613,7 +613,7 @@ def test_a_checkpoint_with_a_wrong_header_is_refused_although_its_digests_are_ri
 def test_a_lora_with_a_wrong_header_is_refused_in_one_sentence(
     catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli_runs, "load_catalog", lambda: catalog)
+    monkeypatch.setattr(cli_sample, "load_catalog", lambda: catalog)
     monkeypatch.setattr(cli.err, "width", 1000)
     good = saved_lora(tmp_path / "good")
     output = tmp_path / "out.safetensors"

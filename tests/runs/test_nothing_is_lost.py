@@ -68,21 +68,34 @@ class Fails(Redness):
         return super().forward(images, prompts)
 
 
+class FailsEvaluated(Redness):
+    """Redness that fails in the first evaluation."""
+
+    def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        if not images.requires_grad:
+            raise RuntimeError("no score today")
+        return super().forward(images, prompts)
+
+
 @pytest.mark.parametrize("stage", ["evaluation", "update", "method"])
 def test_a_run_comes_back_when_the_one_that_was_to_replace_it_cannot_evaluate_or_train(
     train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     train()
     before = contents(tmp_path / "run")
-    # two negative prompts go with a batch of two, which counting the steps tries, and not with one of three
-    overrides = ["model.call={negative_prompt: [ugly, pale]}", "train.batch_size=3"]
+    overrides, sentence = [], "no score today"
+    if stage == "evaluation":
+        monkeypatch.setattr("tests.support.tiny.Redness", FailsEvaluated)
     if stage == "method":  # whose short prefix this scheduler's last step cannot do without
         method, scheduler = "{kind: short-prefix, prefix_steps: 1}", "{name: PNDMScheduler}"
-        overrides = [f"method={method}", f"model.scheduler={scheduler}"]
+        overrides, sentence = (
+            [f"method={method}", f"model.scheduler={scheduler}"],
+            "StableDiffusionPipeline: its call raised ValueError",
+        )
     if stage == "update":
         monkeypatch.setattr("tests.support.tiny.Redness", Fails)
-        overrides = []
-    with pytest.raises(DraftError):
+        sentence = "no gradient today"
+    with pytest.raises(DraftError, match=sentence):
         train(*overrides, overwrite=True)
     assert contents(tmp_path / "run") == before
     assert read_run(tmp_path / "run").last.update == 2

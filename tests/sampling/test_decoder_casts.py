@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from draft_core import DifferentiableSampler, DraftK
-from draft_core.adapters.lora import add_lora, trainable
+from draft_core.adapters.lora import trainable
 from draft_core.errors import SamplerError
 from tests.support.drive import plain, seeded
 from tests.support.families import FAMILIES, PROMPTS
+from tests.support.tiny import with_lora
 
 STEPS = 2
 SDXL = next(family for family in FAMILIES if family.name == "Stable Diffusion XL")
@@ -30,11 +31,7 @@ def quiet() -> Iterator[None]:
 
 def pipeline(dtype: torch.dtype) -> Any:
     """With a LoRA, its frozen weights in `dtype`."""
-    pipe = SDXL.pipe(dtype)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        add_lora(pipe, rank=2)
-    return pipe
+    return with_lora(SDXL.pipe(dtype))
 
 
 def rollout(pipe: Any, dtype: torch.dtype, decode: Any = "whole") -> Any:

@@ -29,6 +29,7 @@ from tests.support.drive import (
 )
 from tests.support.families import FAMILIES, PROMPTS, Family, flux2_transformer, sd
 from tests.support.tiny import make_scheduler
+from tests.support.video_classes import WAN, hunyuan_video
 
 RNG = Random(0)
 SAME_DENOISER = (
@@ -188,6 +189,31 @@ def test_prompts_and_negative_prompts_are_of_one_type(prompts: list[str], negati
         output_type="pt",
     ).images
     assert torch.equal(rollout.samples, expected)
+
+
+def test_a_negative_prompt_that_a_call_leaves_a_string_stands_beside_every_prompt_as_a_list() -> None:
+    """HunyuanVideo encodes a string once for all prompts, which differs in the last bits from a list of it."""
+    call = {**WAN, "prompt_template": {"template": "{}", "crop_start": 0}, "true_cfg_scale": 4.0, "guidance_scale": 4.0}
+    pipe, negative = hunyuan_video(), ["ugly"] * len(PROMPTS)
+    plain = {**call, "num_inference_steps": 2, "generator": seeded(), "output_type": "pt"}
+    expected = pipe(list(PROMPTS), negative_prompt=negative, **plain).frames
+    sampler = DifferentiableSampler(pipe, num_inference_steps=2, negative_prompt="ugly", **call)
+    assert torch.equal(sampler(list(PROMPTS), plan=DraftK(k=1).plan(2, RNG), generator=seeded()).samples, expected)
+
+
+@pytest.mark.parametrize("texts", [["ugly", "pale"], []], ids=len)
+def test_texts_for_another_number_of_prompts_are_refused(texts: list[str]) -> None:
+    sampler = DifferentiableSampler(FAMILIES[0].pipe(), num_inference_steps=2, negative_prompt=texts)
+    with pytest.raises(SamplerError, match=f"negative_prompt has {len(texts)} texts for [13] prompts?; give one text"):
+        sampler(["a", "b", "c"], plan=DraftK(k=1).plan(2, RNG), generator=seeded())
+
+
+def test_a_text_for_each_prompt_stands_beside_its_own() -> None:
+    prompts, negative, pipe = ["a cat", "a red dog", "a hat"], ["ugly", "pale", "blurry"], FAMILIES[0].pipe()
+    sampler = DifferentiableSampler(pipe, num_inference_steps=2, guidance_scale=4.0, negative_prompt=negative)
+    plain = {"num_inference_steps": 2, "guidance_scale": 4.0, "generator": seeded(), "output_type": "pt"}
+    expected = pipe(prompts, negative_prompt=negative, **plain).images
+    assert torch.equal(sampler(prompts, plan=DraftK(k=1).plan(2, RNG), generator=seeded()).samples, expected)
 
 
 @families("Stable Diffusion 3")

@@ -11,7 +11,7 @@ import torch
 from draft_core import DifferentiableSampler, StepPlan
 from draft_core.errors import SamplerError
 from draft_core.sampling import seams
-from draft_core.sampling.replay import StepOutput
+from draft_core.sampling.rollout import StepOutput
 from tests.support.drive import seeded
 from tests.support.tiny import embeddings, make_scheduler, tiny_pipe
 

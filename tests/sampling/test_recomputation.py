@@ -14,15 +14,14 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from draft_core import DifferentiableSampler, Draft, DraftK
-from draft_core.adapters.lora import add_lora, trainable
+from draft_core.adapters.lora import trainable
 from draft_core.cost.peak_memory import peak_memory
 from draft_core.errors import SamplerError
-from draft_core.sampling.pipeline_call import has_blocks
-from draft_core.sampling.pipelines import find_denoisers
+from draft_core.sampling.pipelines import find_denoisers, has_blocks
 from draft_core.sampling.recomputation import convolutions_small, kept_small
 from tests.support.drive import gradient, parameters, sampler_of, seeded
 from tests.support.families import FAMILIES, Family, sd
-from tests.support.tiny import embeddings, tiny_pipe
+from tests.support.tiny import embeddings, tiny_pipe, with_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
 
@@ -247,11 +246,7 @@ def test_wider_copies_for_a_lora_are_not_kept() -> None:
 
 
 def adapted_pipe() -> Any:
-    pipe = tiny_pipe()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        add_lora(pipe, rank=2)
-    return pipe
+    return with_lora(tiny_pipe())
 
 
 def gradients_of(pipe: Any, steps: int = 2, **options: Any) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 from draft_core import DifferentiableSampler, DraftK, StepPlan
 from draft_core.errors import SamplerError
 from draft_core.sampling import randomness
-from draft_core.sampling.replay import StepOutput
+from draft_core.sampling.rollout import StepOutput
 from draft_core.sampling.seams import replaced, step_call
 from tests.support.drawing import DRAWING, Drawing
 from tests.support.drive import PROMPTS, gradient, newcomer_sampler, parameters, sampler_of, seeded

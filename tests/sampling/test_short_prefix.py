@@ -21,7 +21,7 @@ from tests.support.drive import PROMPTS, gradient, newcomer_sampler, parameters,
 from tests.support.families import FAMILIES, Family
 from tests.support.newcomer import newcomer
 from tests.support.schedules import SCHEDULES, Schedule
-from tests.support.tiny import Redness, RednessConfig, byte_tokenizer, embeddings, make_scheduler, tiny_pipe
+from tests.support.tiny import Redness, RednessConfig, byte_tokenizer, embeddings, make_scheduler, tiny_pipe, with_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -165,10 +165,7 @@ def test_the_share_of_each_batch_of_renoisings_adds_up_to_one(tmp_path: Any) -> 
     """Without a step after each: one gradient, the mean over all images, apart and together."""
     gradients = []
     for batched in (False, True):
-        pipe = tiny_pipe(tokenizer=byte_tokenizer(tmp_path))
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            add_lora(pipe, rank=2)
+        pipe = with_lora(tiny_pipe(tokenizer=byte_tokenizer(tmp_path)))
         plan = StepPlan(STEPS, frozenset({STEPS - 1}), prefix=PREFIX)
         trainer = Trainer(
             DifferentiableSampler(pipe, num_inference_steps=STEPS, guidance_scale=GUIDANCE),
@@ -238,7 +235,7 @@ def test_the_schedule_is_walked_without_a_network() -> None:
     short = ShortRun(sampler, None, plan_of(sampler.steps), seeded())
     short.origin()
     with replaced(pipe.unet, "forward", lambda forward, *args, **kwargs: pytest.fail("a network was called")):
-        whole = DryRun(sampler, None, short.blanks, last=STEPS - 1)
+        whole = DryRun(sampler, None, short.blanks, noted={STEPS - 1})
         whole.replay_encoders(short.encoded)
         assert whole.run().steps == STEPS
-    assert whole.start is not None
+    assert list(whole.starts) == [STEPS - 1]

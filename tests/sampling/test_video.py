@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from draft_core import DraftLV, Trainer
-from draft_core.adapters.lora import add_lora
 from draft_core.errors import RewardError
 from draft_core.learners.direct import DirectLearner
 from draft_core.rewards.objective import Objective
@@ -17,7 +16,7 @@ from draft_core.rewards.protocol import FrozenModule
 from draft_core.training.settings import TrainSettings
 from tests.support.drive import call_of, gradient, plain, sampler_of, seeded
 from tests.support.families import FAMILIES
-from tests.support.tiny import Redness, RednessConfig
+from tests.support.tiny import Redness, RednessConfig, with_lora
 
 WAN = next(family for family in FAMILIES if family.name == "Wan 2.1, video")
 
@@ -58,10 +57,7 @@ def test_a_reward_that_fails_on_frames_is_named() -> None:
 
 
 def test_a_video_model_is_trained_with_an_image_reward() -> None:
-    pipe = WAN.pipe()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        add_lora(pipe, rank=2)
+    pipe = with_lora(WAN.pipe())
     trainer = Trainer(
         sampler_of(WAN, pipe),
         Objective({"redness": Redness(RednessConfig())}),

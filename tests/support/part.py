@@ -21,9 +21,12 @@ from draft_core.adapters.lora import adapters_off, add_lora, lora_state
 from draft_core.errors import RecipeError
 from draft_core.learners.direct import DirectLearner
 from draft_core.recipe.load import load_recipe
+from draft_core.registry.catalog import Catalog
+from draft_core.registry.gradient_free import DDPO, GRPO, Importance
+from draft_core.runs.build import build_learner
 from draft_core.runs.run import run_recipe
 from draft_core.training.settings import RegularizerSettings, TrainSettings
-from tests.support.tiny import GOOD, Redness, RednessConfig, byte_tokenizer, tiny_catalog, tiny_pipe
+from tests.support.tiny import GOOD, Redness, RednessConfig, byte_tokenizer, tiny_catalog, tiny_pipe, with_lora
 
 # Name -> settings of a trainer; "images" are those of one pass in all processes together.
 CASES: dict[str, dict[str, Any]] = {
@@ -34,6 +37,11 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulation": {"method": DraftLV(resamples=1), "gradient_accumulation_steps": 2},
     "penalties and scale": {"method": DraftK(k=1), "kl": 0.5, "lora_norm": 0.1, "normalize": "scale"},
     "sharded": {"method": DraftLV(resamples=1), "gradient_accumulation_steps": 2, "sharding": "full"},
+    "ddpo": {"method": DDPO(minibatches=2, least=2), "kl": 0.5, "steps": 3},
+    "grpo": {"method": GRPO(inner_epochs=2, steps=1), "images_per_prompt": 2, "gradient_accumulation_steps": 2},
+    "importance": {"method": Importance(fits=2, levels=2, buffer=5, acceptance_rate=0.5), "kl": 0.5, "steps": 3},
+    "importance of all": {"method": Importance(fits=1, weighting="softmax", path_weights=False)},
+    "sharded importance": {"method": Importance(fits=1, levels=1, acceptance_rate=1.0), "kl": 0.5, "sharding": "full"},
     "sharded and recomputed": {"method": DraftK(k=2), "sharding": "full", "recompute": True, "kl": 0.5},
 }
 
@@ -48,14 +56,13 @@ def make_trainer(
 ) -> Trainer:
     """A trainer whose processes together make four images in a pass."""
     method, lora_norm = settings.pop("method"), settings.pop("lora_norm", 0.0)
-    pipe = tiny_pipe(tokenizer=byte_tokenizer(folder))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        add_lora(pipe, rank=2)
+    learner = build_learner(method, Catalog())
+    pipe = with_lora(tiny_pipe(tokenizer=byte_tokenizer(folder)))
     sampler = DifferentiableSampler(
         pipe,
         num_inference_steps=2,
         guidance_scale=3.0,
+        eta=0.0 if learner.needs_gradient else 1.0,
         gradient_checkpointing=recompute,
         base_model=partial(adapters_off, pipe) if kl else None,
     )
@@ -63,7 +70,7 @@ def make_trainer(
     return Trainer(
         sampler,
         Objective({"redness": Redness(RednessConfig())}),
-        DirectLearner(method),
+        learner,
         ["a", "b", "c"],
         TrainSettings(**{**shared, **settings}),
         regularizers=RegularizerSettings(kl=kl, lora_norm=lora_norm),

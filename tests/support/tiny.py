@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from draft_core.adapters.lora import add_lora
 from draft_core.plugin import Field, PretrainedSpec, RewardConfig, RewardSpec
 from draft_core.registry.catalog import Catalog, Distribution, Entry
 from draft_core.rewards import FrozenModule, checked_images
@@ -75,6 +76,14 @@ def tiny_pipe(scheduler: Any = None, dtype: torch.dtype = torch.float32, tokeniz
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def with_lora(pipe: Any, rank: int = 2) -> Any:
+    """The pipeline, with a LoRA of seeded weights on it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        add_lora(pipe, rank=rank)
     return pipe
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from draft_core import DifferentiableSampler, DraftK, Objective, Trainer
-from draft_core.adapters.lora import add_lora, lora_state
+from draft_core.adapters.lora import lora_state
 from draft_core.errors import RecipeError
 from draft_core.learners.direct import DirectLearner
 from draft_core.learners.learner import Batch, Loss, Score
@@ -22,7 +22,7 @@ from draft_core.runs.build import build
 from draft_core.training.checkpoints import load_checkpoint, save_checkpoint
 from draft_core.training.precision import LossScale, needs_loss_scale
 from draft_core.training.settings import TrainSettings
-from tests.support.tiny import GOOD, Redness, RednessConfig, byte_tokenizer, tiny_pipe
+from tests.support.tiny import GOOD, Redness, RednessConfig, byte_tokenizer, tiny_pipe, with_lora
 
 WEIGHTS = (1.0, 0.01, 0.001)
 
@@ -42,10 +42,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 def trainer(
     tokenizer: Any, dtype: torch.dtype, *, weight: float = 1.0, learner: Any = None, **settings: Any
 ) -> Trainer:
-    pipe = tiny_pipe(tokenizer=tokenizer, dtype=dtype)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        add_lora(pipe, rank=2)
+    pipe = with_lora(tiny_pipe(tokenizer=tokenizer, dtype=dtype))
     return Trainer(
         DifferentiableSampler(pipe, num_inference_steps=2, guidance_scale=3.0),
         Objective({"redness": Redness(RednessConfig())}, {"redness": weight}),

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from draft_core import DifferentiableSampler, DraftK, DraftLV, Objective, PrefixReuse, Trainer
-from draft_core.adapters.lora import adapters_off, add_lora, lora_state, squared_norm, trainable
+from draft_core.adapters.lora import adapters_off, lora_state, squared_norm, trainable
 from draft_core.errors import CheckpointError, DraftError, RewardError
 from draft_core.learners.direct import DirectLearner
 from draft_core.rewards.normalization import RunningScale
 from draft_core.training.checkpoints import FORMAT, load_checkpoint, read_checkpoint, save_checkpoint, write_checkpoint
 from draft_core.training.settings import RegularizerSettings, TrainSettings
-from tests.support.tiny import Nan, Redness, RednessConfig, byte_tokenizer, tiny_pipe
+from tests.support.tiny import Nan, Redness, RednessConfig, byte_tokenizer, tiny_pipe, with_lora
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +41,7 @@ def trainer(
     lora_norm: float = 0.0,
     **settings: Any,
 ) -> Trainer:
-    pipe = tiny_pipe(tokenizer=tokenizer)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        add_lora(pipe, rank=rank)
+    pipe = with_lora(tiny_pipe(tokenizer=tokenizer), rank=rank)
     return Trainer(
         DifferentiableSampler(
             pipe, num_inference_steps=2, guidance_scale=3.0, base_model=partial(adapters_off, pipe) if kl else None

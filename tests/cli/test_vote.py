@@ -1,0 +1,172 @@
+"""`draft vote`: it serves a run's images or new ones, a kill loses no answer, and what is wrong is said beforehand."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from draft_core.cli import vote as cli_vote
+from draft_core.registry.catalog import Catalog
+from draft_core.reporting.run_record import RunRecord
+from draft_core.rewards.images import read_image
+from draft_core.runs.sample import sample
+from draft_core.voting.server import VoteServer
+from draft_core.voting.vote_file import read_votes
+from tests.support.runs import made_run
+
+FINE = {"jpeg": [1, 2, 3]}
+RECIPE = "model: {pretrained: tiny, num_inference_steps: 2, guidance_scale: 2.0}\nprompts: tiny-train\n"
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> RunRecord:
+    return made_run(tmp_path / "run", FINE, trained={"jpeg": 1.0}, prompts=("a bird", "a fish"))
+
+
+@contextmanager
+def voting(run: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`draft vote` as a process of its own, and the address that it prints."""
+    command = [sys.executable, "-m", "draft_core", "vote", str(run), *words]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    ) as process:
+        try:
+            assert process.stdout is not None
+            lines = iter(process.stdout.readline, "")
+            yield process, next(found[1] for line in lines if (found := re.match(r"page: (http://\S+)", line)))
+        finally:
+            process.kill()
+
+
+def answer(address: str, pair: int, side: str) -> str:
+    form = urllib.parse.urlencode({"pair": pair, "answer": side}).encode()
+    with urllib.request.urlopen(f"{address}vote", form, timeout=60) as page:
+        return str(page.read().decode())
+
+
+def test_a_server_that_is_killed_loses_no_answer_and_the_next_goes_on(record: RunRecord) -> None:
+    path = record.folder / "votes.jsonl"
+    with voting(record.folder, "--count", "5") as (process, address):
+        answer(address, 0, "left")
+        assert "2 of 5 pairs answered" in answer(address, 1, "right")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    kept = read_votes(path)
+    assert len(kept) == 2
+    with voting(record.folder, "--count", "5") as (process, address):
+        assert "3 of 5 pairs answered" in answer(address, 2, "tie")
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        said = process.stdout.read()
+        assert process.wait(60) == 0
+    assert "3 of 5 pairs are answered" in said
+    assert f"{path} has 3" in said
+    votes = read_votes(path)
+    assert votes[:2] == kept
+    for vote in votes:
+        assert (path.parent / vote.winner).parent.parent == record.folder / "images"
+        assert (path.parent / vote.loser).is_file()
+
+
+@pytest.fixture
+def asked(draft: Callable[..., tuple[int, str]], catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs `draft vote` with the tiny model, and answers all that it asks by `left`."""
+
+    def answer_all(server: VoteServer, poll_interval: float = 0.5) -> None:
+        while (number := server.ballot.current) is not None:
+            server.ballot.answer(number, "left")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_vote, "load_catalog", lambda: catalog)
+    monkeypatch.setattr(VoteServer, "serve_forever", answer_all)
+    return lambda *words: draft("vote", *words)
+
+
+def test_new_images_are_those_of_the_runs_lora_and_are_drawn_once(
+    asked: Any, record: RunRecord, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (record.folder / "recipe.yaml").write_text(RECIPE)
+    code, said = asked(str(record.folder), "--samples", "3")
+    assert code == 0, said
+    assert "6 of 6 pairs are answered" in said
+    votes = read_votes(record.folder / "votes.jsonl")
+    expected = sample("tiny", ["a bird", "a fish"], lora=record.folder, images_per_prompt=3, seed=2, catalog=catalog)[0]
+    for number, prompt in enumerate(("a bird", "a fish")):
+        of_prompt = [vote for vote in votes if vote.prompt == prompt]
+        names = {name for vote in of_prompt for name in (vote.winner, vote.loser)}
+        assert len(of_prompt) == len(names) == 3
+        for name in names:
+            assert name.startswith("vote-images/000020/")
+            seed = int(Path(name).stem.rpartition("-")[2])
+            seen = read_image(record.folder / name)[0]
+            torch.testing.assert_close(seen, expected[number, seed - 2], atol=0.51 / 255, rtol=0)
+    drawn = {file: file.stat().st_mtime_ns for file in (record.folder / "vote-images").rglob("*.png")}
+    (again, *_) = drawn
+    again.unlink()
+    code, said = asked(str(record.folder), "--samples", "3", "--prompts", "a bird", "--prompts", "a dog")
+    assert code == 0, said
+    assert {vote.prompt for vote in read_votes(record.folder / "votes.jsonl")} == {"a bird", "a fish", "a dog"}
+    for file, written in drawn.items():
+        assert file == again or file.stat().st_mtime_ns == written, "a vote may be about it"
+    monkeypatch.setattr("draft_core.runs.sample.sample", lambda *words, **named: pytest.fail("drawn again"))
+    assert asked(str(record.folder), "--samples", "3", "--prompts", "a dog")[0] == 0
+
+
+def test_votes_in_another_folder_name_images_relative_to_it(asked: Any, record: RunRecord, tmp_path: Path) -> None:
+    code, said = asked(str(record.folder), "--count", "4", "--output", "elsewhere/mine.jsonl")
+    assert code == 0, said
+    votes = read_votes(tmp_path / "elsewhere" / "mine.jsonl")
+    assert len(votes) == 4
+    assert all((tmp_path / "elsewhere" / vote.winner).is_file() for vote in votes)
+    assert all(vote.winner.startswith("../run/images/") for vote in votes)
+    assert (
+        "4 of 4 pairs are answered; answers go to"
+        in asked(str(record.folder), "--count", "4", "--output", "elsewhere/mine.jsonl")[1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prompts", "a dog"], "--prompts: no image is drawn; add --samples, or leave it out"),
+        (["--seed", "3"], "--seed: no image is drawn"),
+        (["--samples", "1"], "--samples"),
+        (["--output", "run"], "run: it cannot be written (Is a directory)"),
+        (["--count", "0"], "--count"),
+    ],
+)
+def test_what_cannot_be_done_is_said(asked: Any, record: RunRecord, words: list[str], said: str) -> None:
+    code, text = asked("run", *words)
+    assert code == 2
+    assert said in " ".join(text.split())
+    assert not (record.folder / "votes.jsonl").exists()
+
+
+def test_a_folder_without_a_finished_run_is_refused(asked: Any, tmp_path: Path) -> None:
+    code, text = asked(str(tmp_path))
+    assert code == 2
+    assert "it holds no finished run, run.json is missing" in text
+
+
+def test_a_run_whose_images_are_all_the_same_is_refused(asked: Any, tmp_path: Path) -> None:
+    made_run(tmp_path / "run", FINE, trained={"jpeg": 1.0}, seeds=(0,), fading=0.0)
+    code, text = asked("run")
+    assert code == 2
+    assert "run: no prompt has two different images; draw some with --samples 4" in text
+
+
+def test_the_middle_frames_of_videos_are_said(asked: Any, tmp_path: Path) -> None:
+    made_run(tmp_path / "run", FINE, trained={"jpeg": 1.0}, facts={"output": "frames"})
+    assert "the model makes videos: their middle frames are shown" in asked("run", "--count", "1")[1]

@@ -1,0 +1,104 @@
+"""Whole runs on a reward without gradient: going on after a stop, the page, evaluations without noise."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from draft_core.errors import Interrupted, SamplerError
+from draft_core.recipe.load import load_recipe
+from draft_core.reporting.comparison import write_comparison
+from draft_core.reporting.run_record import read_run
+from draft_core.runs.run import run_recipe
+from tests.support.tiny import GOOD
+
+METHODS: dict[str, dict[str, Any]] = {
+    "ddpo": {"kind": "ddpo", "minibatches": 2, "least": 2},
+    "grpo": {"kind": "grpo", "steps": 2, "inner_epochs": 2},
+    "importance": {"kind": "importance", "buffer": 6, "fits": 2, "levels": 1},
+    "raft": {"kind": "importance", "path_weights": False, "fits": 1},
+}
+
+
+def recipe_of(catalog: Any, output: Path, method: dict[str, Any], **model: Any) -> Any:
+    data = {
+        "model": {**GOOD["model"], "noise": 0.7, **model},
+        "prompts": "tiny-train",
+        "method": method,
+        "rewards": [{"kind": "brightness"}],
+        "metrics": [{"kind": "redness"}],
+        "train": {"steps": 4, "batch_size": 4, "images_per_prompt": 2, "learning_rate": 1e-2},
+        "regularizers": {"kl": 0.1},
+        "evaluation": {
+            "prompts": "tiny-heldout",
+            "count": 2,
+            "images_per_prompt": 2,
+            "every": 2,
+            "on_collapse": "warn",
+        },
+        "checkpoint": {"every": 2, "keep": 9},
+        "device": "cpu",
+        "output": str(output),
+    }
+    return load_recipe(data, catalog=catalog)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_that_is_stopped_goes_on_in_every_bit(
+    name: str, catalog: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    whole = run_recipe(
+        recipe_of(catalog, tmp_path / "whole", METHODS[name]), catalog, progress=lambda *said: notes.append(said[3])
+    )
+    record = read_run(whole.folder)
+    assert record.reward_queries == 16
+    assert all(report.penalties["kl"] >= 0 for report in record.reports)
+    assert record.facts.drawn_otherwise == "evaluations are drawn with no noise in the steps (0.7 in training)"
+    assert record.facts.drawn_otherwise in notes
+    assert set(record.before.scores) == {"brightness", "redness"}
+
+    parts = recipe_of(catalog, tmp_path / "parts", METHODS[name])
+    with monkeypatch.context() as patch:
+
+        def stop_after_the_third(report: Any, *_: Any) -> None:
+            if report.update == 3:
+                signal.raise_signal(signal.SIGTERM)
+
+        patch.setattr("draft_core.runs.run._tell", stop_after_the_third)
+        with pytest.raises(Interrupted):
+            run_recipe(parts, catalog)
+    run_recipe(parts, catalog)
+    loras = [load_file(tmp_path / run / "lora/pytorch_lora_weights.safetensors") for run in ("whole", "parts")]
+    assert all(torch.equal(loras[0][key], loras[1][key]) for key in loras[0])
+    rows = [
+        [{**json.loads(line), "seconds": 0} for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("whole", "parts")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_the_pages_count_queries_and_show_what_the_method_reports(catalog: Any, tmp_path: Path) -> None:
+    runs = [run_recipe(recipe_of(catalog, tmp_path / name, METHODS[name]), catalog) for name in ("importance", "grpo")]
+    page = runs[0].report.read_text(encoding="utf-8")
+    assert "with 16 images scored in training" in page
+    assert "Curve of effective share against updates" in page
+    assert "Curve of acceptance rate against updates" in page
+    compared = write_comparison([read_run(run.folder) for run in runs], tmp_path / "comparison.html")
+    assert compared.read_text(encoding="utf-8").count("with 16 images scored in training") == 2
+
+
+def test_a_deterministic_scheduler_is_refused_before_anything_is_drawn(catalog: Any, tmp_path: Path) -> None:
+    recipe = recipe_of(catalog, tmp_path / "run", METHODS["ddpo"], noise=0.0)
+    with pytest.raises(SamplerError, match=r"model.scheduler: no step of DDIMScheduler draws noise"):
+        run_recipe(recipe, catalog)
+    assert not (tmp_path / "run" / "evaluations.jsonl").exists()
+    recipe = recipe_of(catalog, tmp_path / "run", METHODS["raft"], call={"eta": 1.0})
+    with pytest.raises(SamplerError, match=r"DDIMScheduler draws noise of its own"):
+        run_recipe(recipe, catalog)
