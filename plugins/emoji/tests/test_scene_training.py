@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from draft_emoji.scene_words import COLOURS, Asked, SceneWords, dyeable, phrase
+from draft_emoji.scene_words import COLOURS, Asked, SceneWords, dyeable, phrase, things
 from emoji_training import captions, clip, export, judge, pictures, unet, vae
 from emoji_training.loop import Budget
 from emoji_training.pictures import Picture
@@ -21,7 +21,7 @@ from transformers import CLIPModel, CLIPTextModel, ResNetForImageClassification
 pytestmark = pytest.mark.filterwarnings("ignore:.torch_dtype. is deprecated:FutureWarning")
 
 CPU = torch.device("cpu")
-THINGS = composing.things()[:8]
+THINGS = things()[:8]
 SQUARE = (slice(16, 48), slice(16, 48))
 
 
@@ -173,7 +173,7 @@ def test_the_lists_are_of_their_things_and_the_held_out_pairs_were_never_compose
     for name in ("emoji-train.txt", "emoji-heldout.txt"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     prompts.write(tmp_path)
-    words = SceneWords(composing.things())
+    words = SceneWords(things())
     numbers = {found: n for n, found, _ in pictures.read_concepts().values()}
     named: dict[str, set[str]] = {}
     for name, count in prompts.COUNTS.items():

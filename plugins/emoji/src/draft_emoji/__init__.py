@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from draft_core.plugin import PretrainedSpec, RewardConfig, RewardSpec, hookimpl
+from draft_core.plugin import Field, PretrainedSpec, RewardConfig, RewardSpec, hookimpl
 
 DRAFT_API_VERSION = 2
 
@@ -21,6 +21,15 @@ class EmojiClipConfig(RewardConfig):
     """Options of `emoji-clip`: there are none."""
 
     kind: Literal["emoji-clip"] = "emoji-clip"
+
+
+class EmojiContrastConfig(RewardConfig):
+    """Options of `emoji-contrast`."""
+
+    kind: Literal["emoji-contrast"] = "emoji-contrast"
+    scale: float = Field(
+        50.0, gt=0, le=1000, description="Factor of the cosines before the softmax; the CLIP itself learnt 19.9."
+    )
 
 
 class EmojiPreferenceConfig(RewardConfig):
@@ -47,6 +56,14 @@ class SceneConfig(RewardConfig):
     kind: Literal["emoji-scene"] = "emoji-scene"
 
 
+class SceneContrastConfig(RewardConfig):
+    """Options of `emoji-scene-contrast`."""
+
+    kind: Literal["emoji-scene-contrast"] = "emoji-scene-contrast"
+    scale: float = Field(50.0, gt=0, le=1000, description="Factor of the cosines before the softmax.")
+    near_misses: int = Field(32, ge=1, le=128, description="How many prompts that are almost the same it is told from.")
+
+
 class SceneJudgeConfig(RewardConfig):
     """Options of `emoji-scene-judge`: there are none."""
 
@@ -57,6 +74,9 @@ class SceneJudgeRightConfig(RewardConfig):
     """Options of `emoji-scene-judge-right`: there are none."""
 
     kind: Literal["emoji-scene-judge-right"] = "emoji-scene-judge-right"
+
+
+ClipConfig = EmojiClipConfig | EmojiContrastConfig | EmojiPreferenceConfig | SceneConfig | SceneContrastConfig
 
 
 @hookimpl
@@ -71,6 +91,15 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             score_range="[-1, 1]",
         ),
         _clip_spec(
+            "emoji-contrast",
+            "how sure that CLIP is that an emoji shows its prompt, among two hundred things",
+            EmojiContrastConfig,
+            unit="log-probability",
+            score_range="(-inf, 0]",
+            factory="draft_emoji.contrast:EmojiContrast",
+            reference="draft_emoji.reference:contrast",
+        ),
+        _clip_spec(
             "emoji-preference",
             "which of two emoji of a prompt a person would pick, by a CLIP taught on drawings good and bad",
             EmojiPreferenceConfig,
@@ -83,6 +112,16 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             SceneConfig,
             unit="100 cosine",
             score_range="[-100, 100]",
+        ),
+        _clip_spec(
+            "emoji-scene-contrast",
+            "how sure that CLIP is of both things and their colours, among prompts that are almost the same",
+            SceneContrastConfig,
+            unit="log-probability",
+            score_range="(-inf, 0]",
+            factory="draft_emoji.contrast:SceneContrast",
+            reference="draft_emoji.reference:contrast",
+            small_prompts=("a fox and an owl", "3d style, a blue fox and a red apple", "a green cactus and a pizza"),
         ),
         _judge_spec(
             "emoji-judge",
@@ -115,17 +154,17 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
     ]
 
 
-def _clip_spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> RewardSpec:
+def _clip_spec(
+    kind: str,
+    summary: str,
+    config: type[RewardConfig],
+    *,
+    factory: str = "draft_emoji.alignment:EmojiClip",
+    reference: str = "draft_emoji.reference:cosine",
+    **more: Any,
+) -> RewardSpec:
     """A score by a CLIP: it has a gradient, and transformers' own model to be compared with."""
-    return _spec(
-        kind,
-        summary,
-        config,
-        factory="draft_emoji.alignment:EmojiClip",
-        reference="draft_emoji.reference:reference",
-        tolerance=0.002,
-        **more,
-    )
+    return _spec(kind, summary, config, factory=factory, reference=reference, tolerance=0.002, **more)
 
 
 def _judge_spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> RewardSpec:
@@ -178,7 +217,7 @@ def draft_register_pretrained() -> Iterable[PretrainedSpec]:
             folder=FOLDER / "model",
             license=LICENSE,
             call={"num_inference_steps": 20, "guidance_scale": 4.0},
-            prompts=_prompts("emoji-train", "emoji-heldout", "emoji-hard"),
+            prompts=_prompts("emoji-train", "emoji-train-plain", "emoji-heldout", "emoji-hard"),
         ),
         PretrainedSpec(
             alias="emoji-scenes",

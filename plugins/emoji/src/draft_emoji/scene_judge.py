@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ResNetForImageClassification
 
-from draft_core.errors import RewardError
 from draft_core.rewards import FrozenModule, checked_images
 from draft_core.rewards.images import normalize, resize_like_pil
 from draft_core.rewards.weights import load_pretrained
@@ -48,7 +47,7 @@ class SceneJudge(FrozenModule):
                 not ask for two things.
         """
         images = checked_images(images, prompts, where=self.where)
-        asked = [self.asked(prompt) for prompt in prompts]
+        asked = [self.words.asked(prompt, where=self.where) for prompt in prompts]
         with torch.autocast(images.device.type, enabled=False):
             pixels = normalize(resize_like_pil(images, SIDE, SIDE), (0.5,) * 3, (0.5,) * 3)
             logits = self.network(halves(pixels)).logits.unflatten(0, (-1, 2))
@@ -66,21 +65,6 @@ class SceneJudge(FrozenModule):
         if self.right:
             return float(all(int(table[side].argmax()) == at for side, table, at in found))
         return float(torch.stack([table[side, at] for side, table, at in found]).mean())
-
-    def asked(self, prompt: str) -> tuple[Asked, Asked]:
-        """The two things of the prompt.
-
-        Raises:
-            RewardError: if it does not ask for two.
-        """
-        found = self.words.read(prompt)
-        if found is None:
-            raise RewardError(
-                f"the prompt {prompt!r} does not ask for two of its {len(self.things)} things",
-                where=self.where,
-                next="ask in the words of scenes-train: 'a fox and a blue apple', 'flat style, a fox and an owl'",
-            )
-        return found
 
 
 def halves(images: Tensor) -> Tensor:

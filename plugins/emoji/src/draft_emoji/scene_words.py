@@ -6,9 +6,18 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from draft_core.errors import RewardError
+from draft_emoji import FOLDER
+
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 NAMED = {*COLOURS, "black", "white", "grey", "gold", "golden", "blond"}  # a phrase with one of these is never dyed
 STYLE = re.compile(r"^\s*(noto|3d|flat) style\s*,\s*")
+
+
+def things() -> list[str]:
+    """The phrases of all things that scenes are made of."""
+    lines = (FOLDER / "scene-things.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if not line.startswith("#")]
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,8 @@ class SceneWords:
     """Reads prompts about pairs of the named things."""
 
     def __init__(self, things: Iterable[str]) -> None:
+        things = list(things)
+        self.count = len(things)
         self.meanings = {
             phrase(thing, colour): Asked(thing, colour)
             for thing in things
@@ -53,3 +64,18 @@ class SceneWords:
             if left and right:
                 return left, right
         return None
+
+    def asked(self, prompt: str, *, where: str) -> tuple[Asked, Asked]:
+        """The same two things.
+
+        Raises:
+            RewardError: if the prompt does not ask for two.
+        """
+        found = self.read(prompt)
+        if found is None:
+            raise RewardError(
+                f"the prompt {prompt!r} does not ask for two of its {self.count} things",
+                where=where,
+                next="ask in the words of scenes-train: 'a fox and a blue apple', 'flat style, a fox and an owl'",
+            )
+        return found

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from draft_emoji.scene_words import COLOURS, dyeable, phrase
+from draft_emoji.scene_words import COLOURS, dyeable, phrase, things
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -34,7 +33,6 @@ PAIRS, DYED, STYLED, EMPTY = 0.6, 0.35, 0.35, 0.1  # shares: of scenes, of thing
 SIDES = (27, 36)  # of one thing of two, in pixels
 WHITE = 250  # a level from which a pixel can be background
 HIDDEN_EVERY = 5  # of pairs
-THINGS = Path(__file__).with_name("things.txt")
 
 
 @dataclass(frozen=True)
@@ -51,11 +49,6 @@ class Scene:
 
     things: tuple[Thing, ...]
     caption: str
-
-
-def things() -> list[str]:
-    """The phrases of the concepts that scenes are made of."""
-    return [line for line in THINGS.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
 
 
 def hidden(left: int, right: int) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from draft_emoji import scene_judge
-from draft_emoji.scene_words import COLOURS
+from draft_emoji.scene_words import COLOURS, things
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
@@ -20,7 +20,7 @@ from transformers import ResNetForImageClassification
 
 from .. import clip, judge, pictures, vae
 from ..loop import Budget, Recipe, Training
-from .composing import Composer, Scene, things
+from .composing import Composer, Scene
 
 RECIPE = Recipe(lr=1e-3, weight_decay=5e-2, ema=0.998)
 BATCH = 48

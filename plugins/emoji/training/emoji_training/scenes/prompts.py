@@ -6,10 +6,10 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from draft_emoji.scene_words import COLOURS, STYLE, dyeable, phrase
+from draft_emoji.scene_words import COLOURS, STYLE, dyeable, phrase, things
 
 from .. import pictures
-from .composing import hidden, things
+from .composing import hidden
 
 SEED = 5
 DYED = 0.5  # share of the things that can be
