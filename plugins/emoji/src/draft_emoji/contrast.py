@@ -38,7 +38,7 @@ class EmojiContrast(EmojiClip):
         images = checked_images(images, prompts, where=self.where)
         with torch.autocast(images.device.type, enabled=False):
             texts = [text for prompt in prompts for text in self.choices(prompt)]
-            of_texts = self.text_features(texts, images.device).unflatten(0, (len(prompts), -1))
+            of_texts = self.text_features(texts, images.device).view(len(prompts), -1, self.clip.config.projection_dim)
             cosines = torch.einsum("bd,bnd->bn", self.image_features(images), of_texts)
             scores: Tensor = (self.scale * cosines).log_softmax(1)[:, 0]
         return scores
