@@ -54,6 +54,8 @@ class Shown:
 
 GALLERY = {
     "one-step": Shown(ROOT / "draft_core" / "cli" / "demo.yaml", every=5),
+    "two-steps": Shown(ROOT / "recipes" / "two-steps.yaml", every=5),
+    "two-things": Shown(ROOT / "recipes" / "two-things.yaml", every=4),
 }
 
 
