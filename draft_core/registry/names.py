@@ -12,6 +12,7 @@ PUBLISHED = {
     "adversarial-top1": "draft-reward-adversarial",
     "aesthetic": "draft-reward-aesthetic",
     "clipscore": "draft-reward-clipscore",
+    "colour-harmony": "draft-reward-colour",
     "command": "draft-reward-command",
     "command-per-prompt": "draft-reward-command",
     "emoji": "draft-emoji",
@@ -26,6 +27,7 @@ PUBLISHED = {
     "jpeg": "draft-reward-jpeg",
     "jpeg-distortion": "draft-reward-jpeg",
     "jpeg-size": "draft-reward-jpeg",
+    "palette": "draft-reward-colour",
     "pickscore": "draft-reward-pickscore",
 }
 
