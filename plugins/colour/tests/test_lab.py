@@ -36,7 +36,7 @@ def test_coordinates_and_distances_are_those_of_scikit_image() -> None:
     pixels = images.movedim(1, -1).numpy()
     expected = color.rgb2lab(pixels)
     np.testing.assert_allclose(found.movedim(1, -1).numpy(), expected, atol=0.03)
-    lightness, chroma, hue = np.moveaxis(color.lab2lch(expected), -1, 0)
+    _, chroma, hue = np.moveaxis(color.lab2lch(expected), -1, 0)
     ours = polar(found)
     np.testing.assert_allclose(ours.chroma.numpy(), chroma, atol=0.03)
     apart = (ours.hue.numpy() - np.degrees(hue) + 180) % 360 - 180

@@ -86,8 +86,8 @@ class ColourHarmonyConfig(RewardConfig):
     templates: tuple[Template, ...] = Field(
         ("i", "V", "L", "I", "T", "Y", "X"),
         min_length=1,
-        description="Which templates count; the nearest decides. i: one hue, V: neighbours, I: two opposite hues, L, T, "
-        "Y, X: wider ones.",
+        description="Which templates count; the nearest decides. i: one hue, V: neighbours, I: two opposite hues; "
+        "L, T, Y, X: wider ones.",
     )
 
     @field_validator("templates")
