@@ -65,7 +65,7 @@ def best_fit(hues: Tensor, weights: Tensor, templates: Sequence[str]) -> Tensor:
         spectrum = torch.fft.rfft(_counted(hues, weights))[:, None] * torch.fft.rfft(costs).conj()
         best = torch.fft.irfft(spectrum, n=STEPS).flatten(1).argmin(1)
         sectors = candidates[best // STEPS].clone()
-        sectors[..., 0] += (best % STEPS)[:, None] * (360 / STEPS)
+        sectors[..., 0] += (best % STEPS).to(hues)[:, None] * (360 / STEPS)
     return sectors
 
 
