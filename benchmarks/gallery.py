@@ -20,7 +20,7 @@ from statistics import fmean, stdev
 from tables import markdown, publish
 from torch import set_num_threads
 
-from draft_core import DifferentiableSampler, Objective, evaluate, load_catalog, load_pipeline, load_recipe, load_reward
+from draft_core import DifferentiableSampler, evaluate, load_catalog, load_pipeline, load_recipe
 from draft_core import run_recipe as train
 from draft_core.evaluation.collapse import EvalRecord
 from draft_core.evaluation.evaluate import Evaluation
@@ -28,6 +28,7 @@ from draft_core.evaluation.image_measures import diversity
 from draft_core.reporting.image_grid import draw_grid
 from draft_core.reporting.reference_curves import CURVES, save_curve
 from draft_core.reporting.run_record import RunRecord, load_images, read_run
+from draft_core.runs.build import build_objective
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "gallery.md"
@@ -56,6 +57,7 @@ GALLERY = {
     "two-things": Shown(ROOT / "draft_core" / "cli" / "demo.yaml", every=4),
     "one-step": Shown(ROOT / "recipes" / "one-step.yaml", every=6),
     "two-steps": Shown(ROOT / "recipes" / "two-steps.yaml", every=6),
+    "two-things-two-steps": Shown(ROOT / "recipes" / "two-things-two-steps.yaml", every=4),
     "palette": Shown(ROOT / "recipes" / "palette.yaml", every=6),
 }
 
@@ -72,13 +74,13 @@ def run(name: str, seed: int, folder: Path) -> RunRecord:
 def drawn_slowly(shown: Shown, record: RunRecord) -> Evaluation:
     """The base model's images of the run's prompts and seeds in the steps and with the guidance of the last column."""
     recipe, catalog = load_recipe(shown.recipe), load_catalog()
-    judged = {kind: load_reward(kind, catalog=catalog) for kind in record.before.scores}
+    judged = build_objective((*recipe.rewards, *recipe.metrics), catalog)
     sampler = DifferentiableSampler(
         load_pipeline(recipe.model.pretrained, catalog=catalog),
         num_inference_steps=shown.steps,
         guidance_scale=shown.guidance,
     )
-    return evaluate(sampler, Objective(judged), record.facts.prompts, record.facts.seeds, batch_size=8)
+    return evaluate(sampler, judged, record.facts.prompts, record.facts.seeds, batch_size=8)
 
 
 def table(records: Sequence[RunRecord], slow: Evaluation, heading: str) -> str:
