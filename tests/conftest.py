@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from fnmatch import fnmatchcase
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -88,6 +89,10 @@ SLOW = (
     "tests/training/test_trainer.py::test_the_reward_rises",
     "tests/voting/test_voting.py::test_a_browser_answers_by_keys",
 )
+
+# A shell's background job ignores SIGINT, and the commands that tests interrupt would ignore it too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # On a machine shared with others, two threads on small tensors can be many times slower than one.
 torch.set_num_threads(1)

@@ -37,11 +37,12 @@ def read_reference(name: str) -> RunRecord:
         return read_run(CURVES / name)
     if Path(name).is_dir():
         return read_run(Path(name))
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+    meant = f"did you mean {near[0]!r}? " if near else ""
     raise DraftError(
         f"{name!r} is neither a reference curve nor the folder of a run",
         where="--against",
-        next=f"did you mean {near[0]!r}?" if near else f"the curves are {', '.join(names)}",
+        next=f"{meant}the curves are {', '.join(names)}",
     )
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from draft_core.reporting.reference_curves import curve_names
 from draft_core.rewards.images import to_pil
 from tests.support.runs import made_run, saved_lora
 from tests.support.tiny import embeddings, tiny_pipe
@@ -202,9 +203,15 @@ def test_report_rebuilds_one_page_and_compares_several(draft: Any, tmp_path: Pat
     code, text = draft("report", "one", "--against", "other", "--against", "jpeg-demo", "-o", "three.html")
     assert code == 0, text
     assert "3 runs compared" in (tmp_path / "three.html").read_text()
+    names = curve_names()
+    assert "jpeg-demo" in names
     code, text = draft("report", "one", "--against", "nothing")
     assert code == 2
-    assert "'nothing' is neither a reference curve nor the folder of a run; the curves are jpeg-demo" in text
+    assert "'nothing' is neither a reference curve nor the folder of a run" in text
+    assert f"the curves are {', '.join(names)}" in text
+    code, text = draft("report", "one", "--against", "jpeg-deno")
+    assert code == 2
+    assert "did you mean 'jpeg-demo'? the curves are" in text
     code, text = draft("report", "--curves")
     assert code == 0, text
     assert "jpeg-demo: emoji tuned on jpeg + emoji-clip with draft-lv, 73 updates" in text
