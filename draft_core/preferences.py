@@ -40,7 +40,8 @@ def preferences(columns: Mapping[str, Sequence[str]], folder: Path) -> list[Pref
     for name in ("winner", "loser"):
         if name not in columns:
             raise DraftError(
-                f"it has no {name!r}", next="write an object with prompt, winner and loser in each line of a .jsonl file"
+                f"it has no {name!r}",
+                next="write an object with prompt, winner and loser in each line of a .jsonl file",
             )
     count = len(columns["winner"])
     optional = {name: columns.get(name, [""] * count) for name in ("tie", "grade")}

@@ -46,9 +46,7 @@ class Regression:
         return None if self.base is None else (self.prediction - self.base).float().square().mean()
 
 
-def outline_of(
-    sampler: DifferentiableSampler, prompts: list[str], seeds: list[int], blanks: dict[Any, Any]
-) -> Rollout:
+def outline_of(sampler: DifferentiableSampler, prompts: list[str], seeds: list[int], blanks: dict[Any, Any]) -> Rollout:
     """A run of these prompts without its networks, in which given images can be re-noised.
 
     Arguments:
@@ -88,8 +86,7 @@ def regress(
             sampler.replay(rollout, given, visit)
         of_base = [prediction for prediction, _ in found]
     return [
-        Regression(prediction, target, untuned)
-        for (prediction, target), untuned in zip(tuned, of_base, strict=True)
+        Regression(prediction, target, untuned) for (prediction, target), untuned in zip(tuned, of_base, strict=True)
     ]
 
 

@@ -132,7 +132,7 @@ class RecipeBase(Config):
     prompts: Prompts = Field(
         (),
         description="What to train on: a list, the name of a plugin's list (emoji-train), a file of prompts, or a file "
-        "and the column that holds them. Left out only with a method that names a file of its own, such as dpo's pairs.",
+        "and the column that holds them. Left out only where the method names a file of its own, as dpo with pairs.",
     )
     method: MethodConfig = Field(DraftLV(), description="How scores become a gradient.")
     rewards: Sequence[RewardConfig]

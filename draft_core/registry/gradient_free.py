@@ -209,7 +209,9 @@ class DPO(MethodConfig):
         for number, pair in enumerate(preferences(columns, self.pairs.parent), 1):
             for image in (pair.winner, pair.loser):
                 if not image.is_file():
-                    raise DraftError(f"pair {number}: there is no file {image}", next="correct it, or leave that pair out")
+                    raise DraftError(
+                        f"pair {number}: there is no file {image}", next="correct it, or leave that pair out"
+                    )
 
     def check_batch(self, images: int, of_each_prompt: int) -> None:
         """Refuses prompts of one image where images are compared, and several of each where a pair belongs to one.

@@ -37,6 +37,7 @@ HARMLESS = (
 UNSEEN = ("evaluation.every", "evaluation.tolerance", "model.gradient_checkpointing", "model.decode", "model.noise")
 UNSEEN_ENDINGS = (".weight", ".cap", ".device")
 
+
 @dataclass(frozen=True)
 class Continuation:
     """How a run begins in its folder.
