@@ -46,11 +46,12 @@ def image_size(path: Path) -> tuple[int, int]:
         DraftError: as `read_image`.
     """
     with _opened(path) as opened:
+        opened.verify()  # which closes the file
+    with _opened(path) as opened:
         width, height = opened.size
-        if opened.getexif().get(ORIENTATION, 1) in LYING:
-            width, height = height, width
-        opened.verify()
-    return height, width
+        in_head = opened.format != "PNG" or "exif" in opened.info  # else Pillow decodes a PNG to look behind its pixels
+        is_lying = in_head and opened.getexif().get(ORIENTATION) in LYING
+    return (width, height) if is_lying else (height, width)
 
 
 @contextmanager

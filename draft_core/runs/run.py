@@ -161,7 +161,15 @@ def run_recipe(
                 evaluator.draw_scales(run.scales)
                 report = folder.finish(run.facts(verdict, run.scales), records, page.finish)
             processes.leave_at_exit()
-    return RunResult(recipe.output, report, records[0], best, records[-1], verdict, judged(rule, records))
+    return RunResult(
+        recipe.output,
+        report,
+        records[0],
+        best,
+        records[-1],
+        verdict,
+        judged(rule, records, role=run.facts(verdict).role),
+    )
 
 
 @dataclass(frozen=True)
@@ -249,7 +257,7 @@ def _train(run: _Run, progress: Progress, stop: Stop) -> Verdict:
 
 
 def _tell(report: StepReport, steps: int, progress: Progress) -> None:
-    progress("train", report.update, steps, f"reward {report.reward:.4g}")
+    progress("train", report.update, steps, report.headline)
     for problem in report.skipped:
         progress("note", 0, 0, f"update {report.update}: skipped, {problem}")
     for note in report.notes:
