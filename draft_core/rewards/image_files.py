@@ -49,8 +49,9 @@ def image_size(path: Path) -> tuple[int, int]:
         opened.verify()  # which closes the file
     with _opened(path) as opened:
         width, height = opened.size
-        in_head = opened.format != "PNG" or "exif" in opened.info  # else Pillow decodes a PNG to look behind its pixels
-        is_lying = in_head and opened.getexif().get(ORIENTATION) in LYING
+        # Pillow turns the size of a TIFF itself, and decodes a PNG to look for EXIF data behind its pixels.
+        turns = opened.format != "TIFF" and (opened.format != "PNG" or "exif" in opened.info)
+        is_lying = turns and opened.getexif().get(ORIENTATION) in LYING
     return (width, height) if is_lying else (height, width)
 
 
