@@ -56,6 +56,7 @@ GALLERY = {
     "two-things": Shown(ROOT / "draft_core" / "cli" / "demo.yaml", every=4),
     "one-step": Shown(ROOT / "recipes" / "one-step.yaml", every=6),
     "two-steps": Shown(ROOT / "recipes" / "two-steps.yaml", every=6),
+    "palette": Shown(ROOT / "recipes" / "palette.yaml", every=6),
 }
 
 

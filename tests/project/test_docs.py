@@ -74,7 +74,7 @@ def test_commands_of_a_page_exist(page: Path) -> None:
     "path", [*ROOT.glob("recipes/*.yaml"), ROOT / "draft_core" / "cli" / "demo.yaml"], ids=lambda p: p.name
 )
 def test_recipes_are_valid_with_the_plugins_of_this_repository(path: Path, tmp_path: Path) -> None:
-    require_installed("draft-emoji", "draft-reward-adversarial", "draft-reward-jpeg")
+    require_installed("draft-emoji", "draft-reward-adversarial", "draft-reward-colour", "draft-reward-jpeg")
     copied = tmp_path / "recipes" / path.name
     shutil.copytree(ROOT / "recipes", copied.parent)
     shutil.copy(path, copied)

@@ -22,7 +22,7 @@ Scorer = Callable[[list[Image.Image], list[str]], Tensor]
 Numbers = npt.NDArray[np.float64]
 
 # Borders of the sectors in degrees, first and last, of templates that are not turned.
-BORDERS = {
+BORDERS: dict[str, list[tuple[float, float]]] = {
     "i": [(-9, 9)],
     "V": [(-46.8, 46.8)],
     "L": [(-9, 9), (50.4, 129.6)],
