@@ -106,9 +106,11 @@ class Score(Protocol):
 class Learner(Protocol):
     """A method at work: it samples, scores, and says what to minimise.
 
-    A `MethodSpec` names a callable that makes one of a method's config. It may have two members more: `check(sampler)`,
-    which a run calls before it draws anything, and which raises a `DraftError` if the sampler does not suit; and
-    `needs_base_model`, true if it takes `sampler.base_model` also without a weight of `regularizers.kl`.
+    A `MethodSpec` names a callable that makes one of a method's config. It may have three members more:
+    `check_columns(columns)`, which a run calls before it loads a model, and which raises a `DraftError` if it cannot
+    use what the prompt list says beside the prompts; `check(sampler)`, which a run calls before it draws anything, and
+    which raises one if the sampler does not suit; and `needs_base_model`, true if it takes `sampler.base_model` also
+    without a weight of `regularizers.kl`.
 
     Attributes:
         needs_gradient: whether it backpropagates through the rewards; where not, they need not be differentiable.

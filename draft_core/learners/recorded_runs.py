@@ -46,7 +46,9 @@ def require_noise(sampler: DifferentiableSampler) -> list[int]:
     )
 
 
-def record(sampler: DifferentiableSampler, batch: Batch, parts: int = 1) -> list[Rollout]:
+def record(
+    sampler: DifferentiableSampler, batch: Batch, parts: int = 1, *, keep_trajectory: bool = True
+) -> list[Rollout]:
     """The images of a batch, drawn without gradient in equal parts, every step of each kept.
 
     Part p holds every `parts`-th prompt from number p on, so that several processes have the parts of one. Noise that a
@@ -55,8 +57,9 @@ def record(sampler: DifferentiableSampler, batch: Batch, parts: int = 1) -> list
     Arguments:
         sampler: without its base model (`apart`).
         parts: calls of the pipeline, a divisor of the number of prompts.
+        keep_trajectory: False keeps the finished latents alone.
     """
-    plan = StepPlan(sampler.steps, frozenset(), keep_trajectory=True)
+    plan = StepPlan(sampler.steps, frozenset(), keep_trajectory=keep_trajectory)
     rollouts = []
     for prompts, generators in _split(batch.prompts, batch.generators, parts):
         with torch.no_grad(), from_seed(generators[0].initial_seed()):

@@ -20,9 +20,8 @@ from draft_core.learners.importance_weights import acceptance, effective_share, 
 from draft_core.learners.learner import Batch, Loss, Score
 from draft_core.learners.path_samples import PathSample, log_density, log_density_then
 from draft_core.learners.recorded_runs import BaseModel, apart, record, require_noise
-from draft_core.sampling.randomness import from_seed
-from draft_core.sampling.replay import outline, renoise
-from draft_core.sampling.rollout import Rollout, StepOutput
+from draft_core.learners.regression import outline_of, regress
+from draft_core.sampling.rollout import Rollout
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.setting import images_per_prompt
 
@@ -204,9 +203,7 @@ class WeightedRegression:
     def _outline(self, sampler: DifferentiableSampler, samples: Sequence[PathSample], update: int) -> Rollout:
         """Of the prompts of these samples; their noise depends on the samples and the update alone."""
         seeds = [Random(f"fit {sample.seed} {update}").getrandbits(62) for sample in samples]
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        with from_seed(seeds[0]):
-            return outline(sampler, [sample.prompt for sample in samples], sampler.steps, generators, self.blanks)
+        return outline_of(sampler, [sample.prompt for sample in samples], seeds, self.blanks)
 
     def modules(self) -> Mapping[str, torch.nn.Module]:
         """None: the adapter is all that is trained."""
@@ -227,26 +224,11 @@ def _fit(
     """Weighted mean of |prediction - target|^2 over the samples at the level of a step, and the divergence, each ()."""
     assert chunk.rollout.origin is not None
     x0 = torch.stack([sample.latents for sample in chunk.samples]).to(chunk.rollout.origin.latents)
-    given = {number: renoise(sampler, chunk.rollout, number, x0)}
-    found: list[torch.Tensor] = []
-
-    def visit(output: StepOutput) -> None:
-        target = output.prediction_for(x0)
-        prediction = output.prediction
-        if prediction.ndim > 1 and prediction.shape[1] == 2 * target.shape[1]:  # it also predicts a variance
-            prediction = prediction.chunk(2, dim=1)[0]
-        found.extend((prediction, target))
-
-    sampler.replay(chunk.rollout, given, visit)
-    prediction, target = found
-    distances = (prediction - target).float().square().flatten(1).mean(1)
+    (regression,) = regress(sampler, base, chunk.rollout, x0, {number})
+    distances = regression.errors
     weights = chunk.weights.to(distances)
     value = (weights * distances).sum() / weights.sum() if weights.any() else distances.mean()
-    if base is None:
-        return value, None
-    with torch.no_grad(), base():
-        sampler.replay(chunk.rollout, given, visit)
-    return value, (prediction - found[2]).float().square().mean()
+    return value, regression.divergence
 
 
 def _note(share: float, samples: int, settings: RegressionSettings) -> str:

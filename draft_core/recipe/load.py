@@ -14,12 +14,12 @@ from pydantic import BaseModel
 from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised
 from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import base_of, with_absolute_paths
-from draft_core.recipe.resolve import locate_pretrained, resolve_prompts
+from draft_core.recipe.resolve import locate_pretrained, resolve_prompt_list, resolve_prompts
 from draft_core.recipe.schema import LARGEST_FLOAT, LARGEST_INTEGER, RecipeBase, recipe_type
 from draft_core.recipe.yaml_text import dump_yaml, plain_copy, read_yaml, set_field, short
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
-from draft_core.setting import SCHEDULES, TEXTS, images_per_prompt
+from draft_core.setting import SCHEDULES, TEXTS, PromptFile, images_per_prompt
 
 # What the sampler is given beside the arguments of the call.
 OF_SAMPLER = (
@@ -60,7 +60,7 @@ def load_recipe(
         recipe = with_absolute_paths(
             recipe, base_of(base, overrides), where=name, names=_names_that_are_no_paths(catalog)
         )
-        recipe = _with_call_of_alias(recipe, catalog)
+        recipe = _with_prompts_of_method(_with_call_of_alias(recipe, catalog), name)
         _check(recipe, catalog, name)
     except DraftError as error:
         if missing := _missing(data.get("versions"), catalog):
@@ -85,6 +85,28 @@ def _with_call_of_alias(recipe: RecipeBase, catalog: Catalog) -> RecipeBase:
     data.update({name: value for name, value in own.items() if name not in said})
     complete = type(model).model_validate({**data, "call": {**call, **model.call}})
     return recipe.model_copy(update={"model": complete})
+
+
+def _with_prompts_of_method(recipe: RecipeBase, where: str) -> RecipeBase:
+    """With the prompts in the file that the method names, where it names one.
+
+    Raises:
+        RecipeError: if the recipe says others, or none and the method neither.
+    """
+    file = recipe.method.prompt_file
+    if file is None:
+        if "prompts" in recipe.model_fields_set:
+            return recipe
+        raise RecipeError("the field is missing", where=f"{where}: prompts", next="give a list, or a file of prompts")
+    if "prompts" not in recipe.model_fields_set:
+        return recipe.model_copy(update={"prompts": PromptFile(file=str(file))})
+    if str(file) not in (recipe.prompts, getattr(recipe.prompts, "file", None)):
+        raise RecipeError(
+            f"method {recipe.method.kind!r} trains on the prompts in {file.name}",
+            where=f"{where}: prompts",
+            next="leave them out",
+        )
+    return recipe
 
 
 def dump_recipe(recipe: BaseModel) -> str:
@@ -125,10 +147,15 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             where=f"{where}: evaluation.num_inference_steps",
             next="leave one of them out",
         )
-    trained = resolve_prompts(recipe.prompts, catalog, where=f"{where}: prompts")
+    trained = resolve_prompt_list(recipe.prompts, catalog, where=f"{where}: prompts")
+    try:
+        recipe.method.check_prompts(trained.columns)
+    except DraftError as error:
+        source = recipe.method.prompt_file or "prompts"
+        raise RecipeError(error.what, where=f"{where}: {source}", next=error.next) from None
     if recipe.evaluation:
         held_out = resolve_prompts(recipe.evaluation.prompts, catalog, where=f"{where}: evaluation.prompts")
-        if both := [prompt for prompt in held_out if prompt in set(trained)]:
+        if both := [prompt for prompt in held_out if prompt in set(trained.prompts)]:
             raise RecipeError(
                 f"{len(both)} of its prompts are also trained on, first {both[0]!r}",
                 where=f"{where}: evaluation.prompts",
@@ -145,6 +172,12 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
                 where=f"{where}: rewards.{index}.kind",
                 next=f"{or_method}train on one of {', '.join(trainable)}, and name {reward.kind!r} under metrics",
             )
+    if recipe.train.normalize != "none" and not recipe.method.trains_on_rewards:
+        raise RecipeError(
+            f"method {method.kind!r} scores no image in training, as it is set here",
+            where=f"{where}: train.normalize",
+            next="leave it out",
+        )
     if recipe.train.normalize == "gradient" and not method.needs_gradient:
         raise RecipeError(
             f"method {method.kind!r} takes no gradient of the rewards",

@@ -192,4 +192,6 @@ def resolve_evaluation(recipe: RecipeBase, catalog: Catalog) -> tuple[Evaluation
     """
     evaluation = recipe.evaluation or EvaluationSettings(prompts=recipe.prompts, count=EVALUATED_PROMPTS)
     evaluated = resolve_prompts(evaluation.prompts, catalog, where="evaluation.prompts")
+    if recipe.evaluation is None:
+        evaluated = list(dict.fromkeys(evaluated))  # a file of pairs may hold a prompt several times
     return evaluation, tuple(evaluated[: evaluation.count])

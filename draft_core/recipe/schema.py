@@ -130,8 +130,9 @@ class RecipeBase(Config):
 
     model: ModelConfig = Field(description="The pipeline to tune, and how it samples.")
     prompts: Prompts = Field(
+        (),
         description="What to train on: a list, the name of a plugin's list (emoji-train), a file of prompts, or a file "
-        "and the column that holds them."
+        "and the column that holds them. Left out only where the method names a file of its own, as dpo with pairs.",
     )
     method: MethodConfig = Field(DraftLV(), description="How scores become a gradient.")
     rewards: Sequence[RewardConfig]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from random import Random
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -44,6 +46,31 @@ class MethodConfig(Config):
     """
 
     kind: str = Field(description="Which method; `draft methods` lists them.")
+
+    @property
+    def compares_images(self) -> bool:
+        """Whether it judges the images of a pass together: a run then goes on with passes of the same size alone."""
+        return False
+
+    @property
+    def trains_on_rewards(self) -> bool:
+        """Whether it scores images in training; where not, rewards judge the evaluations alone."""
+        return True
+
+    @property
+    def prompt_file(self) -> Path | None:
+        """The file that brings the training prompts, for a method whose fields name one; the recipe then needs none."""
+        return None
+
+    def check_prompts(self, columns: Mapping[str, Sequence[str]]) -> None:
+        """Refuses a prompt list that lacks what the method reads beside the prompts; here none.
+
+        Arguments:
+            columns: of the training prompts, name -> as many texts as there are prompts.
+
+        Raises:
+            DraftError: that says what is missing.
+        """
 
     def check_batch(self, images: int, of_each_prompt: int) -> None:
         """Refuses batches that the method cannot use; here none.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
 
-from draft_core.errors import RecipeError
+from draft_core.errors import DraftError, RecipeError
+from draft_core.preferences import preferences
 from draft_core.registry.config import Field, MethodConfig
 from draft_core.registry.specs import MethodSpec
+from draft_core.setting import RecipePath
 
 
 class PolicyGradientConfig(MethodConfig):
@@ -30,6 +34,11 @@ class PolicyGradientConfig(MethodConfig):
         description="How many steps of the chain are trained, drawn anew for each inner epoch; left out, all that draw "
         "noise.",
     )
+
+    @property
+    def compares_images(self) -> bool:
+        """Advantages are relative to the other images."""
+        return True
 
     def check_batch(self, images: int, of_each_prompt: int) -> None:
         """Refuses a batch that the minibatches do not divide.
@@ -124,6 +133,11 @@ class Importance(MethodConfig):
     fits: int = Field(4, ge=1, le=64, description="Optimiser steps of an update.")
     levels: int = Field(4, ge=1, le=64, description="Noise levels at which each of them compares predictions.")
 
+    @property
+    def compares_images(self) -> bool:
+        """Weights are relative to the other images."""
+        return True
+
     def check_batch(self, images: int, of_each_prompt: int) -> None:
         """Refuses a rate of acceptance where nothing is rejected.
 
@@ -133,6 +147,89 @@ class Importance(MethodConfig):
         if self.weighting == "softmax" and self.acceptance_rate is not None:
             raise RecipeError(
                 "with weighting softmax no sample is rejected", where="method.acceptance_rate", next="leave it out"
+            )
+
+
+class DPO(MethodConfig):
+    """Diffusion-DPO: learns from pairs of images of which one is better (Wallace et al. 2024, arXiv 2311.12908).
+
+    The pairs are those of a file, or the best and the worst of each prompt's own samples by the rewards.
+    """
+
+    kind: Literal["dpo"] = "dpo"
+    pairs: Annotated[Path, RecipePath(of="file")] | None = Field(
+        None,
+        description="A file of pairs, such as the `votes.jsonl` of `draft vote`, whose prompts are then those of the "
+        "training: `prompt`, `winner` and `loser` in each line, image files relative to the file's folder. Left out, "
+        "samples are drawn and ranked by the rewards.",
+    )
+    loss: Literal["sigmoid", "ipo"] = Field(
+        "sigmoid",
+        description="-log sigmoid of the margin, or with ipo its squared distance from 1/2, which bounds how far the "
+        "model goes where all answers agree (Azar et al. 2023, arXiv 2310.12036).",
+    )
+    beta: float = Field(
+        2000.0,
+        gt=0,
+        description="How closely the base model is kept to, T times the beta of the paper, as published settings give "
+        "it (2000 to 5000): half of it is the factor of the mean squared errors in the margin. Larger keeps closer.",
+    )
+    fits: int = Field(1, ge=1, le=64, description="Optimiser steps of an update, each with fresh noise on its pairs.")
+    levels: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Noise levels over which the margin of a pair is averaged: more make it less noisy, and take that "
+        "many denoiser calls at once.",
+    )
+
+    @property
+    def compares_images(self) -> bool:
+        """Own samples are ranked."""
+        return self.pairs is None
+
+    @property
+    def trains_on_rewards(self) -> bool:
+        """They rank own samples; pairs of a file are ranked already."""
+        return self.pairs is None
+
+    @property
+    def prompt_file(self) -> Path | None:
+        """That of the pairs."""
+        return self.pairs
+
+    def check_prompts(self, columns: Mapping[str, Sequence[str]]) -> None:
+        """Refuses pairs that do not say which image is better, or whose images are not there.
+
+        Raises:
+            DraftError: naming the pair, and the file that is missing.
+        """
+        if self.pairs is None:
+            return
+        for number, pair in enumerate(preferences(columns, self.pairs.parent), 1):
+            for image in (pair.winner, pair.loser):
+                if not image.is_file():
+                    raise DraftError(
+                        f"pair {number}: there is no file {image}", next="correct it, or leave that pair out"
+                    )
+
+    def check_batch(self, images: int, of_each_prompt: int) -> None:
+        """Refuses prompts of one image where images are compared, and several of each where a pair belongs to one.
+
+        Raises:
+            RecipeError: naming the field to change.
+        """
+        if self.pairs is None and of_each_prompt < 2:
+            raise RecipeError(
+                "dpo compares the images of one prompt, and each prompt of a batch has one",
+                where="train.images_per_prompt",
+                next="set it to 2 or more, such as 4; or name a file of pairs in method.pairs",
+            )
+        if self.pairs is not None and of_each_prompt > 1:
+            raise RecipeError(
+                "each pair of method.pairs has one prompt, and no image is drawn in training",
+                where="train.images_per_prompt",
+                next="leave it out, and num_images_per_prompt; train.batch_size counts pairs",
             )
 
 
@@ -160,6 +257,14 @@ GRADIENT_FREE = (
         config=Importance,
         summary="importance fine-tuning, RAFT: regression on the best own samples; any reward",
         learner="draft_core.learners.weighted_regression:WeightedRegression",
+        needs_gradient=False,
+        yields_divergence=True,
+    ),
+    MethodSpec(
+        kind="dpo",
+        config=DPO,
+        summary="Diffusion-DPO: pairs of images of which one is better, from a file or ranked by any reward",
+        learner="draft_core.learners.preference:PreferenceLearner",
         needs_gradient=False,
         yields_divergence=True,
     ),

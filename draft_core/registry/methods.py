@@ -79,6 +79,11 @@ class PrefixReuse(DirectConfig):
         "square over pixels in [0, 1].",
     )
 
+    @property
+    def compares_images(self) -> bool:
+        """The drift is that of a pass."""
+        return self.max_drift is not None
+
     def plan(self, steps: int, rng: Random) -> StepPlan:
         """The last step recorded, and `updates - 1` re-noisings, each with its own step; draws nothing from `rng`."""
         return StepPlan(steps=steps, grad_steps=_last(1, steps))

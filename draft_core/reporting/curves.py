@@ -111,7 +111,7 @@ def evaluation_panels(record: RunRecord, marks: Sequence[Mark] = ()) -> list[Pan
     """Each score and each measure of the evaluations' images, with the standard error over prompts."""
     panels = []
     for name in record.before.scores:
-        role = "trained" if name in record.facts.rewards else "held out"
+        role = record.facts.role if name in record.facts.rewards else "held out"
         panels.append(Panel(f"{name} ({role})", [evaluation_line(record.evaluations, score(name))], marks))
     for title, values in IMAGE_MEASURES.items():
         if values(record.before):

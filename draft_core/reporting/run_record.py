@@ -45,7 +45,7 @@ class Facts:
         model: as in the recipe.
         location: what `DiffusionPipeline.from_pretrained` takes for the model.
         method: its kind.
-        rewards: name -> weight of what was trained on; every other score is held out.
+        rewards: name -> weight of what was trained on, or with `trained_on` of what judges; other scores are held out.
         prompts: of the evaluations, P.
         seeds: of the evaluations, S for each prompt.
         prompts_are_unseen: whether these prompts were kept out of training.
@@ -66,6 +66,7 @@ class Facts:
         caps: name -> score above which a trained reward counts no more.
         source: how the model was loaded beside its location: "pipeline", "config" and "variant", where they were said.
         scheduler: "name" and "settings" of the scheduler, where it was not the pipeline's own.
+        trained_on: name of the file that was trained on in the place of rewards, which then judge alone; empty if none.
     """
 
     model: str
@@ -91,6 +92,12 @@ class Facts:
     source: Mapping[str, str] = field(default_factory=dict)
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     drawn_otherwise: str = ""
+    trained_on: str = ""
+
+    @property
+    def role(self) -> str:
+        """Of the rewards: "trained", or "judging" where nothing was trained on them."""
+        return "judging" if self.trained_on else "trained"
 
 
 @dataclass(frozen=True)

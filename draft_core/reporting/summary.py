@@ -21,7 +21,7 @@ class Row:
     """One line of the table: means over prompts with their standard errors, and the paired change.
 
     Arguments:
-        role: "trained", "held out", or "images" for what is measured of them without a reward.
+        role: "trained" or "judging", "held out", or "images" for what is measured of them without a reward.
         change: from before to the last evaluation.
     """
 
@@ -75,9 +75,11 @@ class RunSummary:
         """What the page and the card say alike."""
         facts = self.record.facts
         weights = facts.rewards.items()
+        rewards = " + ".join(name if weight == 1 else f"{weight:g} x {name}" for name, weight in weights)
         return {
             "method": METHODS.get(facts.method, facts.method),
-            "aim": " + ".join(name if weight == 1 else f"{weight:g} x {name}" for name, weight in weights),
+            "aim": f"on {facts.trained_on}, judged by {rewards}" if facts.trained_on else f"to raise {rewards}",
+            "items": "rows" if facts.trained_on else "samples",
             "image_count": len(facts.prompts) * len(facts.seeds),
             "which_prompts": "prompts kept out of training" if facts.prompts_are_unseen else "training prompts",
         }
@@ -105,7 +107,7 @@ def summarize(record: RunRecord, *, has_images: bool = True) -> RunSummary:
     return RunSummary(
         record=record,
         best=best,
-        verdict=judged(record.rule, record.evaluations),
+        verdict=judged(record.rule, record.evaluations, role=record.facts.role),
         rows=_rows(record, best),
         marks=_marks(record, best, collapse),
         shown=shown,
@@ -125,7 +127,8 @@ def _rows(record: RunRecord, best: EvalRecord) -> tuple[Row, ...]:
     named = [*trained, *(name for name in record.before.scores if name not in trained)]
     three = (record.before, best, record.last)
     series = [
-        (name, "trained" if name in trained else "held out", [seen.scores[name] for seen in three]) for name in named
+        (name, record.facts.role if name in trained else "held out", [seen.scores[name] for seen in three])
+        for name in named
     ]
     for name, values in IMAGE_MEASURES.items():
         before, at_best, last = (values(seen) for seen in three)

@@ -42,19 +42,20 @@ class RunVerdict:
         return f"Beyond chance: {found}." if found else "Nothing rose or fell beyond chance."
 
 
-def judged(rule: CollapseRule, evaluations: Sequence[EvalRecord]) -> RunVerdict:
+def judged(rule: CollapseRule, evaluations: Sequence[EvalRecord], *, role: str = "trained") -> RunVerdict:
     """The verdict of a run.
 
     Arguments:
         rule: by which its evaluations are judged.
         evaluations: the base model's first.
+        role: of the reward that the rule goes by, "trained" or "judging".
     """
     first, last = evaluations[0], evaluations[-1]
     if last is first:
         return RunVerdict("idle", "No update is evaluated yet", (), (), "These are the base model's images.", "")
     judgement = rule.verdict(first, last)
     before, gain = rule.gain(first, last)
-    moved = f"the trained reward went from {before:.4g} to {before + gain.mean:.4g}"
+    moved = f"the {role} reward went from {before:.4g} to {before + gain.mean:.4g}"
     unjudged = "".join(f" {_sentence(why)}." for why in judgement.unjudged)
     advice = _advice(rule.best(evaluations), first, last)
 
@@ -70,9 +71,9 @@ def judged(rule: CollapseRule, evaluations: Sequence[EvalRecord]) -> RunVerdict:
         return verdict("idle", "One prompt tells little", f"{moved}; no error can be given")
     if not gain.believed or gain.mean < 0:
         beyond = "fell" if gain.believed else "did not change beyond chance"
-        return verdict("idle", f"The trained reward {beyond}", f"{moved} ({plus_minus(gain)})")
+        return verdict("idle", f"The {role} reward {beyond}", f"{moved} ({plus_minus(gain)})")
     if judgement.fell:
-        return verdict("costly", "The trained reward rose, at a cost", f"{moved}, while other things fell")
+        return verdict("costly", f"The {role} reward rose, at a cost", f"{moved}, while other things fell")
     kept = "no score and no measure of the images fell beyond chance"
     if not set(first.scores) - set(rule.trained):
         kept += "; no held-out score was there to tell more"

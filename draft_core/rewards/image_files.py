@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from draft_core.errors import DraftError, first_line
 COLOUR = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")  # Pillow's modes of 8 bits
 WHITE_16_BIT = 65535
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
+ORIENTATION, LYING = 274, (5, 6, 7, 8)  # tag of EXIF, and its values for an image that lies on its side
 
 
 def read_image(path: Path) -> torch.Tensor:
@@ -28,12 +31,38 @@ def read_image(path: Path) -> torch.Tensor:
     Raises:
         DraftError: if the file is missing, damaged, no image, too large for Pillow, or does not say what is white.
     """
+    with _opened(path) as opened:
+        opened.load()
+        levels = _grey(opened, path) if opened.mode[0] in "IF" else _colour(opened, path)
+    return torch.from_numpy(levels).permute(2, 0, 1)[None]
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width in pixels of the image that `read_image` gives, upright, from the head of its file.
+
+    What can be found without decoding the image is checked: that it is one, and the checksums of a PNG.
+
+    Raises:
+        DraftError: as `read_image`.
+    """
+    with _opened(path) as opened:
+        opened.verify()  # which closes the file
+    with _opened(path) as opened:
+        width, height = opened.size
+        # Pillow turns the size of a TIFF itself, and decodes a PNG to look for EXIF data behind its pixels.
+        turns = opened.format != "TIFF" and (opened.format != "PNG" or "exif" in opened.info)
+        is_lying = turns and opened.getexif().get(ORIENTATION) in LYING
+    return (width, height) if is_lying else (height, width)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The file as Pillow opens it, whose errors inside become sentences."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, on damaged metadata and on sizes that it reads nevertheless
             with Image.open(path) as opened:
-                opened.load()
-                levels = _grey(opened, path) if opened.mode[0] in "IF" else _colour(opened, path)
+                yield opened
     except DraftError:
         raise
     except FileNotFoundError:
@@ -46,7 +75,6 @@ def read_image(path: Path) -> torch.Tensor:
             where=str(path),
             next="check that it opens elsewhere, and save it again as PNG or JPEG",
         ) from error
-    return torch.from_numpy(levels).permute(2, 0, 1)[None]
 
 
 def _colour(opened: Image.Image, path: Path) -> np.ndarray[Any, Any]:

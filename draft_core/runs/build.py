@@ -35,6 +35,7 @@ from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.setting import images_per_prompt
 from draft_core.tracking.trackers import require_trackers
 from draft_core.training.distributed import Processes
+from draft_core.training.learner_contract import require_columns
 from draft_core.training.precision import autocast
 from draft_core.training.scoring import check_images
 from draft_core.training.trainer import Trainer
@@ -60,10 +61,11 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Prompt
     evaluated = recipe.evaluation.guidance_scale if recipe.evaluation else None
     check_model(recipe.model, catalog, evaluated_guidance=evaluated)
     prompts = prompts if prompts is not None else resolve_prompt_list(recipe.prompts, catalog)
+    learner = build_learner(recipe.method, catalog, seed=recipe.train.seed)
+    require_columns(learner, prompts.columns)
     objective = build_objective(recipe.rewards, catalog)
     sampler = build_sampler(recipe.model, catalog=catalog)
     adapter = build_adapter(recipe.model, sampler.pipe, seed=recipe.train.seed)
-    learner = build_learner(recipe.method, catalog, seed=recipe.train.seed)
     if recipe.regularizers.kl or getattr(learner, "needs_base_model", False):
         sampler.base_model = adapter.base_model
     return Trainer(

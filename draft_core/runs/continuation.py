@@ -37,9 +37,6 @@ HARMLESS = (
 UNSEEN = ("evaluation.every", "evaluation.tolerance", "model.gradient_checkpointing", "model.decode", "model.noise")
 UNSEEN_ENDINGS = (".weight", ".cap", ".device")
 
-# Fields of methods that judge the images of a pass together, so that its size counts.
-OF_A_PASS = ("max_drift", "advantage_clip", "temperature")
-
 
 @dataclass(frozen=True)
 class Continuation:
@@ -138,13 +135,14 @@ def _require_writable(folder: Path, where: str) -> None:
 
 def _differences(folder: Path, resolved: ResolvedRecipe) -> dict[str, str]:
     """What the run in the folder was started with and would now be otherwise: field -> "then -> now"."""
+    of_a_pass = resolved.recipe.method.compares_images
     try:
-        then = _by_images(parse_yaml((folder / RECIPE).read_text(encoding="utf-8")))
+        then = _by_images(parse_yaml((folder / RECIPE).read_text(encoding="utf-8")), of_a_pass)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"it cannot be read ({one_line(error)})", where=str(folder / RECIPE), next="use --overwrite"
         ) from error
-    now = _by_images(parse_yaml(dump_recipe(resolved.recipe)))
+    now = _by_images(parse_yaml(dump_recipe(resolved.recipe)), of_a_pass)
     before, after = _flat(then), _flat(now)
     fields = {
         name: f"{before.get(name, 'nothing')} -> {after.get(name, 'nothing')}"
@@ -182,12 +180,15 @@ def _sources(field: str, recipe: RecipeBase) -> tuple[str, ...]:
     return ("evaluation.prompts", "evaluation.count")
 
 
-def _by_images(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with the images of an update in place of their shares in processes and passes."""
+def _by_images(recipe: Mapping[str, Any], of_a_pass: bool) -> dict[str, Any]:
+    """The recipe with the images of an update in place of their shares in processes and passes.
+
+    Arguments:
+        of_a_pass: the method judges the images of a pass together, so that its size counts.
+    """
     train = dict(recipe["train"])
     images = {"images per update": images_per_update(recipe)}
-    judged_together = any(recipe["method"].get(field) is not None for field in OF_A_PASS)
-    if train.get("normalize") == "scale" or judged_together:
+    if train.get("normalize") == "scale" or of_a_pass:
         images["images per pass"] = images["images per update"] // train["gradient_accumulation_steps"]
     for field in ("batch_size", "gradient_accumulation_steps"):
         train.pop(field)

@@ -64,7 +64,14 @@ def facts_of(
         output="frames" if hasattr(trainer.sampler.pipe, "video_processor") else "images",
         source=recipe.model.model_dump(include={"pipeline", "config", "variant"}, exclude_none=True),
         scheduler=recipe.model.scheduler.model_dump() if recipe.model.scheduler else {},
+        trained_on=trained_on(recipe),
     )
+
+
+def trained_on(recipe: RecipeBase) -> str:
+    """The name of the file that is trained on in the place of rewards; empty if none is."""
+    file = recipe.method.prompt_file
+    return "" if recipe.method.trains_on_rewards or file is None else file.name
 
 
 def drawn_otherwise(recipe: RecipeBase, trained: DifferentiableSampler, evaluated: DifferentiableSampler) -> str:

@@ -159,9 +159,11 @@ def run_recipe(
                 best = rule.best(records)
                 folder.save_adapter(trainer.adapter, last=trainer.done, best=best.update)
                 evaluator.draw_scales(run.scales)
-                report = folder.finish(run.facts(verdict, run.scales), records, page.finish)
+                facts = run.facts(verdict, run.scales)
+                report = folder.finish(facts, records, page.finish)
             processes.leave_at_exit()
-    return RunResult(recipe.output, report, records[0], best, records[-1], verdict, judged(rule, records))
+    outcome = judged(rule, records, role=facts.role)
+    return RunResult(recipe.output, report, records[0], best, records[-1], verdict, outcome)
 
 
 @dataclass(frozen=True)
@@ -249,10 +251,8 @@ def _train(run: _Run, progress: Progress, stop: Stop) -> Verdict:
 
 
 def _tell(report: StepReport, steps: int, progress: Progress) -> None:
-    progress("train", report.update, steps, f"reward {report.reward:.4g}")
-    for problem in report.skipped:
-        progress("note", 0, 0, f"update {report.update}: skipped, {problem}")
-    for note in report.notes:
+    progress("train", report.update, steps, report.headline)
+    for note in [*(f"skipped, {problem}" for problem in report.skipped), *report.notes]:
         progress("note", 0, 0, f"update {report.update}: {note}")
 
 

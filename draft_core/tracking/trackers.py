@@ -106,7 +106,9 @@ class Trackers:
 
     def update(self, report: StepReport) -> None:
         """The numbers of an update."""
-        values = {"loss": report.loss, "reward": report.reward, "grad_norm": report.grad_norm}
+        values = {"loss": report.loss, "grad_norm": report.grad_norm}
+        if report.scores:
+            values["reward"] = report.reward
         values |= {"learning_rate": report.learning_rate, "seconds": report.seconds}
         values |= {"reward_queries": report.reward_queries}
         for group, numbers in (("scores", report.scores), ("penalties", report.penalties), ("learner", report.learner)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any
@@ -66,6 +66,17 @@ def require_suitable(learner: Learner, sampler: DifferentiableSampler) -> None:
     if check := getattr(learner, "check", None):
         with in_one_sentence(learner, "check()"):
             check(sampler)
+
+
+def require_columns(learner: Learner, columns: Mapping[str, Sequence[str]]) -> None:
+    """That the learner can use what stands beside the prompts: its own `check_columns`.
+
+    Raises:
+        DraftError: if the learner refuses.
+    """
+    if check := getattr(learner, "check_columns", None):
+        with in_one_sentence(learner, "check_columns()"):
+            check(columns)
 
 
 def modules_of(learner: Learner) -> Mapping[str, torch.nn.Module]:

@@ -25,8 +25,9 @@ class StepReport:
         update: how many updates have been made, this one included.
         loss: mean loss of the adapter over images, plus the weighted penalties; for the methods of the DRaFT family
             minus the mean total score, plus the weighted penalties.
-        reward: mean weighted total score over the update's images, caps applied; higher is better.
-        scores: reward name -> mean score before its weight.
+        reward: mean weighted total score over the update's images, caps applied; higher is better. NaN where the
+            method scores no image.
+        scores: reward name -> mean score before its weight; empty where the method scores no image.
         grad_norm: L2 norm of the adapter's gradient before clipping, mean over its optimiser steps.
         learning_rate: the rate this update was made with.
         seconds: wall time of the update.
@@ -54,6 +55,11 @@ class StepReport:
     learner: Numbers = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     reward_queries: int = 0
+
+    @property
+    def headline(self) -> str:
+        """Its reward, or its loss where no image was scored."""
+        return f"reward {self.reward:.4g}" if self.scores else f"loss {self.loss:.4g}"
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
         (
             "rewards.0.kind=brightness",
             "reward 'brightness' has no gradient, which method 'draft-lv' needs; take a method that needs none (ddpo, "
-            "grpo, importance), or train on one of redness",
+            "grpo, importance, dpo), or train on one of redness",
         ),
         ("train.stpes=3", "recipe: train.stpes: unknown field 'stpes'; did you mean 'steps'?"),
         ("train.steps=many", "train.steps: input should be a valid integer"),
@@ -94,8 +94,10 @@ def test_aliases_that_unfold_without_end_are_refused(catalog: Catalog, tmp_path:
 
 
 def test_a_missing_field_is_named_and_further_problems_are_counted(catalog: Catalog) -> None:
-    sentence = refusal(["train.steps=x"], catalog, {"model": GOOD["model"], "rewards": GOOD["rewards"]})
-    assert sentence.startswith("recipe: prompts: the field is missing (and 1 more problem)")
+    sentence = refusal(["train.steps=x"], catalog, {"model": GOOD["model"], "prompts": GOOD["prompts"]})
+    assert sentence.startswith("recipe: rewards: the field is missing (and 1 more problem)")
+    sentence = refusal([], catalog, {"model": GOOD["model"], "rewards": GOOD["rewards"]})
+    assert sentence == "recipe: prompts: the field is missing; give a list, or a file of prompts."
 
 
 @pytest.mark.parametrize(

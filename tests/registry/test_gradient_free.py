@@ -12,7 +12,7 @@ from draft_core.recipe.yaml_text import parse_yaml
 from draft_core.registry.catalog import Catalog
 from tests.support.tiny import GOOD
 
-METHODS = ("ddpo", "grpo", "importance")
+METHODS = ("ddpo", "grpo", "importance", "dpo")
 MEASURED = {**GOOD, "rewards": [{"kind": "brightness"}], "train": {"images_per_prompt": 2}}
 
 
@@ -27,7 +27,10 @@ def test_a_reward_without_gradient_may_be_trained_on(kind: str, catalog: Catalog
 @pytest.mark.parametrize(
     ("method", "sentence"),
     [
-        ({"kind": "draft-k"}, r"take a method that needs none \(ddpo, grpo, importance\), or train on one of redness"),
+        (
+            {"kind": "draft-k"},
+            r"take a method that needs none \(ddpo, grpo, importance, dpo\), or train on one of redness",
+        ),
         ({"kind": "ddpo", "minibatches": 3}, r"method.minibatches: 3 minibatches do not divide a batch of 8 images"),
         ({"kind": "ddpo", "least": 40}, r"method.least: least = 40 exceeds history = 32"),
         ({"kind": "ddpo", "clip_range": 0}, r"clip_range"),

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from draft_core.errors import DraftError
-from draft_core.rewards.image_files import read_image
+from draft_core.rewards.image_files import image_size, read_image
 from draft_core.rewards.images import to_pil
 
 RAMP = np.linspace(0, 1, 48).reshape(6, 8)
@@ -155,3 +155,26 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         read_image(tmp_path / "none.png")
     with pytest.raises(DraftError, match=r"cannot be read as an image \(.*directory"):
         read_image(tmp_path)
+
+
+def test_a_size_is_that_of_the_image_that_is_read(tmp_path: Path) -> None:
+    image = Image.fromarray(np.zeros((9, 13, 3), dtype=np.uint8))
+    lying = Image.Exif()
+    lying[274] = 6
+    image.save(tmp_path / "upright.png")
+    for name in ("lying.png", "lying.jpg", "lying.tif"):
+        image.save(tmp_path / name, exif=lying)
+    for file in tmp_path.iterdir():
+        assert image_size(file) == tuple(read_image(file).shape[-2:]), file.name
+    assert image_size(tmp_path / "lying.jpg") == (13, 9)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_a_size_of_no_image_is_refused_as_the_image_is(content: bytes | None, tmp_path: Path) -> None:
+    file = tmp_path / "image.png"
+    Image.fromarray(np.zeros((9, 13, 3), dtype=np.uint8)).save(file)
+    file.write_bytes(file.read_bytes()[:-20] if content is None else content)
+    with pytest.raises(DraftError, match=r"image.png: cannot be read as an image"):
+        image_size(file)
+    with pytest.raises(DraftError, match=r"gone.png: no such file"):
+        image_size(tmp_path / "gone.png")

@@ -23,6 +23,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "grpo": {"kind": "grpo", "steps": 2, "inner_epochs": 2},
     "importance": {"kind": "importance", "buffer": 6, "fits": 2, "levels": 1},
     "raft": {"kind": "importance", "path_weights": False, "fits": 1},
+    "dpo": {"kind": "dpo", "fits": 2, "levels": 2},
 }
 
 

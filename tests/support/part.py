@@ -22,7 +22,7 @@ from draft_core.errors import RecipeError
 from draft_core.learners.direct import DirectLearner
 from draft_core.recipe.load import load_recipe
 from draft_core.registry.catalog import Catalog
-from draft_core.registry.gradient_free import DDPO, GRPO, Importance
+from draft_core.registry.gradient_free import DDPO, DPO, GRPO, Importance
 from draft_core.runs.build import build_learner
 from draft_core.runs.run import run_recipe
 from draft_core.training.settings import RegularizerSettings, TrainSettings
@@ -42,6 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
     "importance": {"method": Importance(fits=2, levels=2, buffer=5, acceptance_rate=0.5), "kl": 0.5, "steps": 3},
     "importance of all": {"method": Importance(fits=1, weighting="softmax", path_weights=False)},
     "sharded importance": {"method": Importance(fits=1, levels=1, acceptance_rate=1.0), "kl": 0.5, "sharding": "full"},
+    "dpo": {"method": DPO(fits=2), "kl": 0.5, "images_per_prompt": 2},
     "sharded and recomputed": {"method": DraftK(k=2), "sharding": "full", "recompute": True, "kl": 0.5},
 }
 
