@@ -1,4 +1,4 @@
-"""What a surrogate is fitted by: losses of its numbers against scores, the affine map between both, and rank agreement."""
+"""What a surrogate is fitted by: losses of its numbers against scores, an affine map, and rank correlation."""
 
 from __future__ import annotations
 

@@ -22,17 +22,18 @@ class SurrogateSettings:
         "latent",
     )
     loss: Literal["ranking", "regression"] = setting(
-        "What it is fitted by: which of two images has the higher score (Bradley-Terry), or the squared error.", "ranking"
+        "What it is fitted by: which of two images has the higher score (Bradley-Terry), or the squared error.",
+        "ranking",
     )
     pairs: Literal["auto", "any", "prompt"] = setting(
-        "Which images `ranking` compares: any two, or those of one prompt; `auto` takes those of one prompt for a reward "
-        "that reads it, else any.",
+        "Which images `ranking` compares: any two, or those of one prompt; `auto` takes those of one prompt for a "
+        "reward that reads it, else any.",
         "auto",
     )
     warmup: Annotated[int, Ge(16), Le(MOST)] = setting(
         "Images of the untrained model that the reward scores before the first update.", 256
     )
-    warmup_fits: Annotated[int, Ge(1), Le(MOST)] = setting("Optimiser steps of the network on those images.", 300)
+    warmup_fits: Annotated[int, Ge(1), Le(MOST)] = setting("Optimiser steps of the network on those images.", 150)
     refresh: Annotated[int, Ge(0), Le(MOST)] = setting(
         "Updates from one refresh to the next: the reward scores the newest images, and the network is fitted again; 0 "
         "never.",

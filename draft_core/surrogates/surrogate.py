@@ -99,6 +99,13 @@ class Surrogate:
         assert self.network is not None
         return self.slope * self.network(inputs, features) + self.offset
 
+    def to(self, device: torch.device) -> None:
+        """Computes there from now on."""
+        if self.network is not None and self.network.mean.device != device:
+            moments = self.optimizer.state_dict()
+            self.network.to(device)
+            self.optimizer.load_state_dict(moments)  # which puts them where the weights are
+
     def begin(self, rows: Scored, features: Features, device: torch.device) -> None:
         """Makes the network and fits it to the first scored images.
 
@@ -182,7 +189,9 @@ class Surrogate:
         with torch.autocast(inputs.device.type, enabled=False):
             numbers = torch.cat(
                 [
-                    self.network(inputs[place : place + size], None if features is None else features[place : place + size])
+                    self.network(
+                        inputs[place : place + size], None if features is None else features[place : place + size]
+                    )
                     for place in range(0, len(inputs), size)
                 ]
             )
@@ -207,13 +216,13 @@ class Surrogate:
             "offset": self.offset,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Continues from a `state_dict()`."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from a `state_dict()`, on the CPU."""
         if not state:
             self.network, self.seen = None, 0
             return
         channels, side, features = state["shape"]
-        self._make(channels, side, features, device)
+        self._make(channels, side, features, torch.device("cpu"))
         assert self.network is not None
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(dict(state["optimizer"]))
