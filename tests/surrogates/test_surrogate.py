@@ -1,4 +1,4 @@
-"""A surrogate alone: it learns functions that are known, on their own scale, and goes on from its state in every bit."""
+"""A surrogate alone: it learns known functions on their own scale, and goes on from its state in every bit."""
 
 from __future__ import annotations
 
