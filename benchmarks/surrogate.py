@@ -1,12 +1,12 @@
 """A real encoder's bytes, which have no gradient, lowered through a surrogate, and what an old surrogate is worth.
 
-    python benchmarks/surrogate.py                     # two runs on the embedded model, then the table and the picture
+    python benchmarks/surrogate.py                     # two runs on the embedded model, then the table and the diagram
     python benchmarks/surrogate.py --runs FOLDER       # where the runs lie; finished ones are read, others go on
     python benchmarks/surrogate.py --no-training       # of the updates that the runs have made so far
 
 Both runs train on `jpeg-size`, the bytes that Pillow writes, through a surrogate, and on `emoji-clip`, which has a
 gradient. One asks the encoder about the images of every update (`refresh: 1`), the other about those of the warm-up
-alone (`refresh: 0`). The judge is the encoder in both, on held-out prompts. The picture is docs/images/surrogate.png.
+alone (`refresh: 0`). The judge is the encoder in both, on held-out prompts. The diagram is docs/images/surrogate.png.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from draft_core.evaluation.collapse import EvalRecord
 from draft_core.reporting.run_record import EVALUATIONS, METRICS, read_rows
 from draft_core.training.step_report import StepReport
 
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "surrogate.png"
+DIAGRAM = Path(__file__).parents[1] / "docs" / "images" / "surrogate.png"
 REWARD, ALIGNMENT = "jpeg-size", "emoji-clip"
 REFRESHES = (1, 0)
 BLUE, RED = "#14507d", "#b3460b"
@@ -45,7 +45,7 @@ def main() -> None:
     runs = {refresh: read(folder) for refresh, folder in folders.items()}
     for refresh, run in runs.items():
         print_run(refresh, run)
-    save_picture(runs, PICTURE)
+    save_diagram(runs, DIAGRAM)
 
 
 def recipe(refresh: int, output: Path) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def print_run(refresh: int, run: Made) -> None:
         print(f"\nSpearman on new images before it is fitted to them, second half: {fmean(last):.2f}")
 
 
-def save_picture(runs: dict[int, Made], path: Path) -> None:
+def save_diagram(runs: dict[int, Made], path: Path) -> None:
     """The surrogate's opinion of training images, and the encoder's of held-out ones, over updates."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
