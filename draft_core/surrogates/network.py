@@ -13,7 +13,7 @@ LEAST = 1e-6  # deviation that something is divided by
 
 
 class ScoreNetwork(nn.Module):
-    """Means over the image of many small filters, and of a few deeper layers, through a linear and a hidden layer.
+    """Means over the image of many small filters and a few deeper layers, and a prompt, by a linear and a hidden layer.
 
     Of any image size. Many filters of three pixels, half of which see no mean, tell textures and edges apart from the
     beginning (random convolutional features); the deeper layers see shapes. Nothing is normalised by image, so that
@@ -27,13 +27,13 @@ class ScoreNetwork(nn.Module):
 
     Attributes:
         mean, std: of each channel, (1, C, 1, 1), by which inputs are standardised.
-        pooled_mean, pooled_std: of the means over the image, (1, F), by which they are standardised.
+        seen_mean, seen_std: of the means over the image and the prompt's features, (1, F), likewise.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
-    pooled_mean: torch.Tensor
-    pooled_std: torch.Tensor
+    seen_mean: torch.Tensor
+    seen_std: torch.Tensor
 
     def __init__(self, channels: int, side: int, features: int, width: int) -> None:
         super().__init__()
@@ -47,44 +47,40 @@ class ScoreNetwork(nn.Module):
             nn.Conv2d(coarse, fine, 3, stride=2, padding=1)
             for coarse, fine in zip([channels, *widths], widths, strict=False)
         )
-        pooled = TEXTURES * width + sum(widths)
-        for name, size in (("mean", (1, channels, 1, 1)), ("pooled_mean", (1, pooled))):
+        self.seen = TEXTURES * width + sum(widths) + features
+        for name, size in (("mean", (1, channels, 1, 1)), ("seen_mean", (1, self.seen))):
             self.register_buffer(name, torch.zeros(size))
             self.register_buffer(name.replace("mean", "std"), torch.ones(size))
-        self.text = nn.Linear(features, width) if features else None
-        self.hidden = nn.Linear(pooled, width)
-        self.linear = nn.Linear(pooled, 1)
+        self.hidden = nn.Linear(self.seen, width)
+        self.linear = nn.Linear(self.seen, 1)
         self.last = nn.Linear(width, 1)
 
     @torch.no_grad()
-    def standardise_like(self, inputs: torch.Tensor) -> None:
-        """Takes means and deviations from these inputs, (N, C, h, w)."""
+    def standardise_like(self, inputs: torch.Tensor, features: torch.Tensor | None) -> None:
+        """Takes means and deviations from these inputs, (N, C, h, w), and their prompts' features, (N, D)."""
         std, mean = torch.std_mean(inputs, dim=(0, 2, 3), keepdim=True, correction=0)
         self.mean.copy_(mean)
         self.std.copy_(std.clamp(min=LEAST))
-        std, mean = torch.std_mean(self._pooled(inputs), dim=0, keepdim=True, correction=0)
-        self.pooled_mean.copy_(mean)
-        self.pooled_std.copy_(std.clamp(min=LEAST))
+        std, mean = torch.std_mean(self._summary(inputs, features), dim=0, keepdim=True, correction=0)
+        self.seen_mean.copy_(mean)
+        self.seen_std.copy_(std.clamp(min=LEAST))
 
     def forward(self, inputs: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
         """One number for each input, (N,), in no unit.
 
         Arguments:
             inputs: (N, C, h, w), float32.
-            features: of the prompts, (N, D), if the network was made for them.
+            features: of the prompts, (N, D); None if the network was made for none.
         """
-        pooled = (self._pooled(inputs) - self.pooled_mean) / self.pooled_std
-        hidden = self.hidden(pooled)
-        if self.text is not None and features is not None:
-            hidden = hidden + self.text(features)
-        number: torch.Tensor = self.linear(pooled) + self.last(functional.silu(hidden))
+        seen = (self._summary(inputs, features) - self.seen_mean) / self.seen_std
+        number: torch.Tensor = self.linear(seen) + self.last(functional.silu(self.hidden(seen)))
         return number.squeeze(1)
 
-    def _pooled(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(N, F)."""
+    def _summary(self, inputs: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
+        """Means over the image, and the prompt's features, (N, F)."""
         x = (inputs - self.mean) / self.std
-        means = [functional.relu(self.textures(x)).mean(dim=(2, 3))]
+        parts = [functional.relu(self.textures(x)).mean(dim=(2, 3))]
         for halve in self.halvings:
             x = functional.silu(halve(x))
-            means.append(x.mean(dim=(2, 3)))
-        return torch.cat(means, dim=1)
+            parts.append(x.mean(dim=(2, 3)))
+        return torch.cat([*parts, *([] if features is None else [features])], dim=1)

@@ -113,11 +113,10 @@ class Surrogate:
             rows: at least two.
             features: prompts -> their features (N, D), or None.
         """
-        width = features(rows.prompts[:1])
-        inputs = self._as_seen(rows.inputs)
-        self._make(inputs.shape[1], min(inputs.shape[-2:]), 0 if width is None else width.shape[1], device)
+        inputs, of_prompts = self._as_seen(rows.inputs).to(device), features(rows.prompts)
+        self._make(inputs.shape[1], min(inputs.shape[-2:]), 0 if of_prompts is None else of_prompts.shape[1], device)
         assert self.network is not None
-        self.network.standardise_like(inputs.to(device))
+        self.network.standardise_like(inputs, None if of_prompts is None else of_prompts.to(device))
         self.rows, self.seen = rows, len(rows.scores)
         self._fit(self.settings.warmup_fits, features)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,9 +63,13 @@ def test_its_gradient_raises_the_reward() -> None:
 
 def test_it_sees_prompts_where_they_have_features() -> None:
     """The score is the prompt's alone, so that a network which does not see it can rank nothing."""
-    rows = rough(128, 0)
+    rows = rough(256, 0)
     value = {f"prompt {number}": float((5 * number) % 8) for number in range(8)}
-    of_prompts = Scored(torch.randn(128, 4, 8, 8), rows.prompts, [value[prompt] for prompt in rows.prompts])
+    of_prompts = Scored(
+        torch.randn(256, 4, 8, 8, generator=torch.Generator().manual_seed(4)),
+        rows.prompts,
+        [value[prompt] for prompt in rows.prompts],
+    )
 
     def features(prompts: Sequence[str]) -> torch.Tensor:
         return torch.nn.functional.one_hot(torch.tensor([int(prompt.split()[1]) for prompt in prompts]), 8).float()
@@ -89,7 +94,7 @@ def test_it_goes_on_from_its_state_in_every_bit(space: str) -> None:
     assert len(one.rows.scores) == 40
     assert one.rows.scores[-1] == rows[1].scores[-1]
     two = surrogate(**settings)
-    two.load_state_dict(one.state_dict())
+    two.load_state_dict(copy.deepcopy(one.state_dict()))
     for each in (one, two):
         each.learn(rows[2], wordless)
     assert one.network is not None
