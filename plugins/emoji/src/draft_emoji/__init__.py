@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from draft_core.plugin import PretrainedSpec, RewardConfig, RewardSpec, hookimpl
+from draft_core.plugin import Field, PretrainedSpec, RewardConfig, RewardSpec, hookimpl
 
 DRAFT_API_VERSION = 2
 
@@ -21,6 +21,15 @@ class EmojiClipConfig(RewardConfig):
     """Options of `emoji-clip`: there are none."""
 
     kind: Literal["emoji-clip"] = "emoji-clip"
+
+
+class EmojiContrastConfig(RewardConfig):
+    """Options of `emoji-contrast`."""
+
+    kind: Literal["emoji-contrast"] = "emoji-contrast"
+    scale: float = Field(
+        50.0, gt=0, le=1000, description="Factor of the cosines before the softmax; the CLIP itself learnt 19.9."
+    )
 
 
 class EmojiPreferenceConfig(RewardConfig):
@@ -41,9 +50,38 @@ class EmojiJudgeTop1Config(RewardConfig):
     kind: Literal["emoji-judge-top1"] = "emoji-judge-top1"
 
 
+class SceneConfig(RewardConfig):
+    """Options of `emoji-scene`: there are none."""
+
+    kind: Literal["emoji-scene"] = "emoji-scene"
+
+
+class SceneContrastConfig(RewardConfig):
+    """Options of `emoji-scene-contrast`."""
+
+    kind: Literal["emoji-scene-contrast"] = "emoji-scene-contrast"
+    scale: float = Field(50.0, gt=0, le=1000, description="Factor of the cosines before the softmax.")
+    near_misses: int = Field(32, ge=1, le=128, description="How many prompts that are almost the same it is told from.")
+
+
+class SceneJudgeConfig(RewardConfig):
+    """Options of `emoji-scene-judge`: there are none."""
+
+    kind: Literal["emoji-scene-judge"] = "emoji-scene-judge"
+
+
+class SceneJudgeRightConfig(RewardConfig):
+    """Options of `emoji-scene-judge-right`: there are none."""
+
+    kind: Literal["emoji-scene-judge-right"] = "emoji-scene-judge-right"
+
+
+ClipConfig = EmojiClipConfig | EmojiContrastConfig | EmojiPreferenceConfig | SceneConfig | SceneContrastConfig
+
+
 @hookimpl
 def draft_register_rewards() -> Iterable[RewardSpec]:
-    """What can be said of an image of the embedded model: two scores to train on, and a judge to be believed."""
+    """What can be said of an image of the embedded models: scores to train on, and judges to be believed."""
     return [
         _clip_spec(
             "emoji-clip",
@@ -53,11 +91,37 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             score_range="[-1, 1]",
         ),
         _clip_spec(
+            "emoji-contrast",
+            "how sure that CLIP is that an emoji shows its prompt, among two hundred things",
+            EmojiContrastConfig,
+            unit="log-probability",
+            score_range="(-inf, 0]",
+            factory="draft_emoji.contrast:EmojiContrast",
+            reference="draft_emoji.reference:contrast",
+        ),
+        _clip_spec(
             "emoji-preference",
             "which of two emoji of a prompt a person would pick, by a CLIP taught on drawings good and bad",
             EmojiPreferenceConfig,
             unit="100 cosine",
             score_range="[-100, 100]",
+        ),
+        _clip_spec(
+            "emoji-scene",
+            "whether an image shows both things asked for, in their colours and well drawn, by a CLIP",
+            SceneConfig,
+            unit="100 cosine",
+            score_range="[-100, 100]",
+        ),
+        _clip_spec(
+            "emoji-scene-contrast",
+            "how sure that CLIP is of both things and their colours, among prompts that are almost the same",
+            SceneContrastConfig,
+            unit="log-probability",
+            score_range="(-inf, 0]",
+            factory="draft_emoji.contrast:SceneContrast",
+            reference="draft_emoji.reference:contrast",
+            small_prompts=("a fox and an owl", "3d style, a blue fox and a red apple", "a green cactus and a slice of pizza"),
         ),
         _judge_spec(
             "emoji-judge",
@@ -73,20 +137,34 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             unit="share",
             score_range="0 or 1",
         ),
+        _scene_judge_spec(
+            "emoji-scene-judge",
+            "how sure an independent network is of both things asked for, and of their colours; to judge by",
+            SceneJudgeConfig,
+            unit="log-probability",
+            score_range="(-inf, 0]",
+        ),
+        _scene_judge_spec(
+            "emoji-scene-judge-right",
+            "whether an independent network sees both things asked for, in the colours asked for; to judge by",
+            SceneJudgeRightConfig,
+            unit="share",
+            score_range="0 or 1",
+        ),
     ]
 
 
-def _clip_spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> RewardSpec:
+def _clip_spec(
+    kind: str,
+    summary: str,
+    config: type[RewardConfig],
+    *,
+    factory: str = "draft_emoji.alignment:EmojiClip",
+    reference: str = "draft_emoji.reference:cosine",
+    **more: Any,
+) -> RewardSpec:
     """A score by a CLIP: it has a gradient, and transformers' own model to be compared with."""
-    return _spec(
-        kind,
-        summary,
-        config,
-        factory="draft_emoji.alignment:EmojiClip",
-        reference="draft_emoji.reference:reference",
-        tolerance=0.002,
-        **more,
-    )
+    return _spec(kind, summary, config, factory=factory, reference=reference, tolerance=0.002, **more)
 
 
 def _judge_spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> RewardSpec:
@@ -98,6 +176,19 @@ def _judge_spec(kind: str, summary: str, config: type[RewardConfig], **more: Any
         factory="draft_emoji.judge:EmojiJudge",
         differentiable=False,
         small_prompts=("a fox", "3d style, a red apple, fruit", "flat style, an owl"),
+        **more,
+    )
+
+
+def _scene_judge_spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> RewardSpec:
+    """A score by the judge of scenes: without a gradient, and only for prompts that ask for two things."""
+    return _spec(
+        kind,
+        summary,
+        config,
+        factory="draft_emoji.scene_judge:SceneJudge",
+        differentiable=False,
+        small_prompts=("a fox and an owl", "3d style, a blue fox and a red apple", "a green cactus and a slice of pizza"),
         **more,
     )
 
@@ -118,7 +209,7 @@ def _spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> R
 
 @hookimpl
 def draft_register_pretrained() -> Iterable[PretrainedSpec]:
-    """The one pipeline that this distribution carries."""
+    """The pipelines that this distribution carries."""
     return [
         PretrainedSpec(
             alias="emoji",
@@ -126,10 +217,18 @@ def draft_register_pretrained() -> Iterable[PretrainedSpec]:
             folder=FOLDER / "model",
             license=LICENSE,
             call={"num_inference_steps": 20, "guidance_scale": 4.0},
-            prompts={
-                "emoji-train": FOLDER / "prompts" / "emoji-train.txt",
-                "emoji-heldout": FOLDER / "prompts" / "emoji-heldout.txt",
-                "emoji-hard": FOLDER / "prompts" / "emoji-hard.txt",
-            },
-        )
+            prompts=_prompts("emoji-train", "emoji-train-plain", "emoji-heldout", "emoji-hard"),
+        ),
+        PretrainedSpec(
+            alias="emoji-scenes",
+            summary="64x64 images of two emoji side by side, in colours asked for; 22 MB, with prompts to be missed",
+            folder=FOLDER / "scenes-model",
+            license=LICENSE,
+            call={"num_inference_steps": 20, "guidance_scale": 4.0},
+            prompts=_prompts("scenes-train", "scenes-heldout"),
+        ),
     ]
+
+
+def _prompts(*names: str) -> dict[str, Path]:
+    return {name: FOLDER / "prompts" / f"{name}.txt" for name in names}
