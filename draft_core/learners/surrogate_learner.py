@@ -152,12 +152,7 @@ class SurrogateLearner:
         known: Mapping[str, torch.Tensor] = NOTHING,
     ) -> Scores:
         """The score that the method is given: surrogates' in the place of their rewards'."""
-        if self.of_latents and latents is None:
-            raise RewardError(
-                "the method does not say which latents its images were decoded from",
-                where=f"reward {self.of_latents[0]!r}: surrogate.space",
-                next="use image",
-            )
+        self._require_latents(latents)
         features = self._features(sampler)(prompts)
         guesses, inputs = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
         with torch.autocast(images.device.type, enabled=False):
@@ -170,6 +165,14 @@ class SurrogateLearner:
             kept = {name: self.surrogates[name].remembered(seen) for name, seen in inputs.items()}
             judged.append(Judged(images.detach(), prompts, kept, {name: it.detach() for name, it in guesses.items()}))
         return score(images, prompts, latents=latents, known={**known, **guesses})
+
+    def _require_latents(self, latents: torch.Tensor | None) -> None:
+        if self.of_latents and latents is None:
+            raise RewardError(
+                "it is not known which latents the images were decoded from",
+                where=f"reward {self.of_latents[0]!r}: surrogate.space",
+                next="use image",
+            )
 
     def _asked(self, name: str, images: torch.Tensor, prompts: Sequence[str]) -> list[float]:
         """What the reward itself says."""
@@ -213,14 +216,14 @@ class SurrogateLearner:
             rollout = _drawn(
                 sampler, [chosen[item // of_each] for item in items], [seeds[item] for item in items], copies
             )
+            self._require_latents(rollout.decoded)
             asked += len(rollout.images)
             for name, surrogate in self.surrogates.items():
                 count = max(0, min(items.stop, wanted[name]) - items.start) * copies
-                if count:
-                    seen = surrogate.input_of(rollout.images, rollout.decoded)
-                    inputs[name].append(surrogate.remembered(seen)[:count])
-                    texts[name] += rollout.prompts[:count]
-                    scores[name] += self._asked(name, rollout.images[:count], rollout.prompts[:count])
+                seen = surrogate.input_of(rollout.images, rollout.decoded)
+                inputs[name].append(surrogate.remembered(seen)[:count])
+                texts[name] += rollout.prompts[:count]
+                scores[name] += self._asked(name, rollout.images[:count], rollout.prompts[:count]) if count else []
         for name, surrogate in self.surrogates.items():
             rows = _sound(name, _pooled(torch.cat(inputs[name]), texts[name], scores[name], ranks), notes)
             if not surrogate.can_learn_from(rows):

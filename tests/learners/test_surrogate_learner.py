@@ -222,5 +222,5 @@ def test_what_a_surrogate_cannot_look_at_is_refused(tokenizer: Any) -> None:
     with pytest.raises(SamplerError, match="a surrogate looks at images, and StableDiffusionPipeline makes videos"):
         one.learner.check(one.sampler)
     judge = partial(one.learner._score, one.sampler, None, [])
-    with pytest.raises(RewardError, match=r"surrogate\.space: the method does not say which latents"):
+    with pytest.raises(RewardError, match=r"surrogate\.space: it is not known which latents"):
         judge(torch.rand(1, 3, 16, 16), ["a"])
