@@ -127,7 +127,7 @@ def demo(
     overrides: Overrides = [],
     resume: Resume = False,
 ) -> None:
-    """Tune the embedded emoji model until what it draws in one step can be told: a minute or two, no download.
+    """Tune an embedded model to draw two things as a prompt asks: a minute or two, no download.
 
     Needs the plugin draft-emoji. An earlier demonstration run is replaced.
     """

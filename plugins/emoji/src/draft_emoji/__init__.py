@@ -121,7 +121,11 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             score_range="(-inf, 0]",
             factory="draft_emoji.contrast:SceneContrast",
             reference="draft_emoji.reference:contrast",
-            small_prompts=("a fox and an owl", "3d style, a blue fox and a red apple", "a green cactus and a slice of pizza"),
+            small_prompts=(
+                "a fox and an owl",
+                "3d style, a blue fox and a red apple",
+                "a green cactus and a slice of pizza",
+            ),
         ),
         _judge_spec(
             "emoji-judge",
@@ -188,7 +192,11 @@ def _scene_judge_spec(kind: str, summary: str, config: type[RewardConfig], **mor
         config,
         factory="draft_emoji.scene_judge:SceneJudge",
         differentiable=False,
-        small_prompts=("a fox and an owl", "3d style, a blue fox and a red apple", "a green cactus and a slice of pizza"),
+        small_prompts=(
+            "a fox and an owl",
+            "3d style, a blue fox and a red apple",
+            "a green cactus and a slice of pizza",
+        ),
         **more,
     )
 
