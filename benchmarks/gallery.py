@@ -94,7 +94,7 @@ def table(records: Sequence[RunRecord], slow: Evaluation, heading: str) -> str:
         rows.append([f"`{name}`{', trained' if name in trained else ''}", *cells])
     spread = fmean(before.diversity)
     shares = [100 * fmean(record.last.diversity) / spread for record in records]
-    of_slow = 100 * float(diversity(slow.images.unflatten(0, (-1, images))).mean()) / spread
+    of_slow = 100 * float(diversity(slow.images.view(-1, images, *slow.images.shape[1:])).mean()) / spread
     rows.append(["diversity", "100 %", *(f"{share:.0f} %" for share in shares), f"{of_slow:.0f} %"])
     return markdown(heads, rows)
 
@@ -103,7 +103,8 @@ def _errors(now: EvalRecord, before: EvalRecord, name: str, images: int) -> floa
     """How many standard errors over prompts a score has risen."""
     gains = [a - b for a, b in zip(now.scores[name], before.scores[name], strict=True)]
     of_prompts = [fmean(gains[first : first + images]) for first in range(0, len(gains), images)]
-    return fmean(of_prompts) / (stdev(of_prompts) / len(of_prompts) ** 0.5)
+    error: float = stdev(of_prompts) / len(of_prompts) ** 0.5
+    return fmean(of_prompts) / error
 
 
 def _number(value: float) -> str:

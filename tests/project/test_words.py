@@ -48,6 +48,7 @@ ALLOWED = (
     ("tests/project/test_structure.py", "May import", "it looks for such lists"),
     ("plugins/emoji/training/*", "picture", "emoji are drawn pictures; the data set's files are named so"),
     ("plugins/emoji/tests/test_emoji_training.py", "picture", "it tests those programs"),
+    ("plugins/emoji/tests/test_scene_training.py", "picture", "it tests those programs"),
     ("plugins/emoji/tests/test_scorer_training.py", "picture", "it tests those programs"),
     ("plugins/emoji/tests/test_emoji_model.py", "picture", "it reads those programs' list of concepts"),
     ("plugins/emoji/LICENSES.md", "*", "licence texts are quoted"),

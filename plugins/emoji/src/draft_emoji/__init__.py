@@ -14,6 +14,7 @@ from draft_core.plugin import Field, PretrainedSpec, RewardConfig, RewardSpec, h
 DRAFT_API_VERSION = 2
 
 FOLDER = Path(__file__).parent
+SMALL_SCENES = ("a fox and an owl", "3d style, a blue fox and a red apple", "a green cactus and a slice of pizza")
 LICENSE = "Apache-2.0; trained on Noto Emoji (Apache-2.0) and Fluent Emoji (MIT)"
 
 
@@ -90,14 +91,11 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             unit="cosine",
             score_range="[-1, 1]",
         ),
-        _clip_spec(
+        _contrast_spec(
             "emoji-contrast",
             "how sure that CLIP is that an emoji shows its prompt, among two hundred things",
             EmojiContrastConfig,
-            unit="log-probability",
-            score_range="(-inf, 0]",
-            factory="draft_emoji.contrast:EmojiContrast",
-            reference="draft_emoji.reference:contrast",
+            "draft_emoji.contrast:EmojiContrast",
         ),
         _clip_spec(
             "emoji-preference",
@@ -113,19 +111,12 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             unit="100 cosine",
             score_range="[-100, 100]",
         ),
-        _clip_spec(
+        _contrast_spec(
             "emoji-scene-contrast",
             "how sure that CLIP is of both things and their colours, among prompts that are almost the same",
             SceneContrastConfig,
-            unit="log-probability",
-            score_range="(-inf, 0]",
-            factory="draft_emoji.contrast:SceneContrast",
-            reference="draft_emoji.reference:contrast",
-            small_prompts=(
-                "a fox and an owl",
-                "3d style, a blue fox and a red apple",
-                "a green cactus and a slice of pizza",
-            ),
+            "draft_emoji.contrast:SceneContrast",
+            SMALL_SCENES,
         ),
         _judge_spec(
             "emoji-judge",
@@ -158,17 +149,34 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
     ]
 
 
-def _clip_spec(
-    kind: str,
-    summary: str,
-    config: type[RewardConfig],
-    *,
-    factory: str = "draft_emoji.alignment:EmojiClip",
-    reference: str = "draft_emoji.reference:cosine",
-    **more: Any,
+def _clip_spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> RewardSpec:
+    """A cosine by a CLIP: it has a gradient, and transformers' own model to be compared with."""
+    return _spec(
+        kind,
+        summary,
+        config,
+        factory="draft_emoji.alignment:EmojiClip",
+        reference="draft_emoji.reference:cosine",
+        tolerance=0.002,
+        **more,
+    )
+
+
+def _contrast_spec(
+    kind: str, summary: str, config: type[RewardConfig], factory: str, small_prompts: tuple[str, ...] = ()
 ) -> RewardSpec:
-    """A score by a CLIP: it has a gradient, and transformers' own model to be compared with."""
-    return _spec(kind, summary, config, factory=factory, reference=reference, tolerance=0.002, **more)
+    """A log-probability by a CLIP, to be compared with the same model."""
+    return _spec(
+        kind,
+        summary,
+        config,
+        factory=factory,
+        reference="draft_emoji.reference:contrast",
+        tolerance=0.002,
+        unit="log-probability",
+        score_range="(-inf, 0]",
+        small_prompts=small_prompts,
+    )
 
 
 def _judge_spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> RewardSpec:
@@ -192,11 +200,7 @@ def _scene_judge_spec(kind: str, summary: str, config: type[RewardConfig], **mor
         config,
         factory="draft_emoji.scene_judge:SceneJudge",
         differentiable=False,
-        small_prompts=(
-            "a fox and an owl",
-            "3d style, a blue fox and a red apple",
-            "a green cactus and a slice of pizza",
-        ),
+        small_prompts=SMALL_SCENES,
         **more,
     )
 

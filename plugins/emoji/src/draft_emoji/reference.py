@@ -26,14 +26,6 @@ def cosine(reward: EmojiClip, config: ClipConfig) -> Score:
     return _one_by_one(lambda image, prompt: reward.scale * cosines(image, [prompt])[0])
 
 
-def contrast(reward: Contrast, config: ClipConfig) -> Score:
-    """The log-probability of the prompt, the first of the choices, from the same model's cosines with all of them."""
-    cosines = _cosines(reward)
-    return _one_by_one(
-        lambda image, prompt: torch.softmax(reward.scale * cosines(image, reward.choices(prompt)).double(), 0)[0].log()
-    )
-
-
 def _cosines(reward: EmojiClip) -> Callable[[Image.Image, list[str]], Tensor]:
     """Makes the cosines (N,) of one image with N texts, by transformers' model with the reward's weights."""
     model = CLIPModel.from_pretrained(FOLDER / "clip", dtype=torch.float32).eval()
@@ -54,3 +46,11 @@ def _cosines(reward: EmojiClip) -> Callable[[Image.Image, list[str]], Tensor]:
 
 def _one_by_one(score_one: Callable[[Image.Image, str], Tensor]) -> Score:
     return lambda images, prompts: torch.stack([score_one(*pair) for pair in zip(images, prompts, strict=True)])
+
+
+def contrast(reward: Contrast, config: ClipConfig) -> Score:
+    """The log-probability of the prompt, the first of the choices, from the same model's cosines with all of them."""
+    cosines = _cosines(reward)
+    return _one_by_one(
+        lambda image, prompt: torch.softmax(reward.scale * cosines(image, reward.choices(prompt)).double(), 0)[0].log()
+    )
