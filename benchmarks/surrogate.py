@@ -4,8 +4,7 @@
     python benchmarks/surrogate.py --runs FOLDER       # where the runs lie; finished ones are read, others go on
     python benchmarks/surrogate.py --no-training       # of the updates that the runs have made so far
 
-Both runs train on `jpeg-size`, the bytes that Pillow writes, through a surrogate, and on `emoji-clip`, which has a
-gradient. One asks the encoder about the images of every update (`refresh: 1`), the other about those of the warm-up
+Both runs train on `jpeg-size`, the bytes that Pillow writes, through a surrogate; `emoji-clip` only judges. One asks the encoder about the images of every update (`refresh: 1`), the other about those of the warm-up
 alone (`refresh: 0`). The judge is the encoder in both, on held-out prompts. The diagram is docs/images/surrogate.png.
 """
 
@@ -55,14 +54,14 @@ def recipe(refresh: int, output: Path) -> dict[str, Any]:
         "method": {"kind": "draft-k", "k": 1},
         "rewards": [
             {"kind": REWARD, "quality": 80, "surrogate": {"refresh": refresh}},
-            {"kind": ALIGNMENT, "weight": 0.5},
         ],
+        "metrics": [{"kind": ALIGNMENT}],
         "train": {"steps": 60, "batch_size": 8, "learning_rate": 1.0e-3, "seed": 0},
         "evaluation": {
             "prompts": "emoji-heldout",
             "count": 16,
             "images_per_prompt": 2,
-            "every": 10,
+            "every": 5,
             "on_collapse": "warn",
         },
         "checkpoint": {"every": 5},

@@ -31,7 +31,7 @@ class PromptFeatures:
         self.pipe = pipe
         self.cache = TextFeatureCache()
         self.missing: str | None = None
-        self.encode = getattr(pipe, "encode_prompt", None)
+        self.encode: Any = getattr(pipe, "encode_prompt", None)
         taken = inspect.signature(self.encode).parameters if callable(self.encode) else {}
         given = {**HOW, "prompt": "", "device": None}
         required = [

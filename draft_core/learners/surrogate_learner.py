@@ -296,8 +296,11 @@ def _drawn(sampler: DifferentiableSampler, prompts: Sequence[str], seeds: Sequen
 def _pooled(inputs: torch.Tensor, prompts: Sequence[str], scores: Sequence[float], ranks: Ranks) -> Scored:
     """The scored images of all processes, by rank."""
     parts = ranks.gather((inputs, list(prompts), list(scores)))
-    texts, values = ([item for part in parts for item in part[column]] for column in (1, 2))
-    return Scored(torch.cat([part[0] for part in parts]), texts, values)
+    return Scored(
+        torch.cat([seen for seen, _, _ in parts]),
+        [text for _, texts, _ in parts for text in texts],
+        [value for _, _, values in parts for value in values],
+    )
 
 
 def _sound(name: str, rows: Scored, notes: list[str]) -> Scored:

@@ -97,7 +97,8 @@ class Surrogate:
             features: of their prompts, (N, D), or None.
         """
         assert self.network is not None
-        return self.slope * self.network(inputs, features) + self.offset
+        numbers: torch.Tensor = self.network(inputs, features)
+        return self.slope * numbers + self.offset
 
     def to(self, device: torch.device) -> None:
         """Computes there from now on."""

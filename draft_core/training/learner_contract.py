@@ -118,9 +118,9 @@ def checked(learner: Learner, loss: Any) -> Loss:
             )
     if not _is_number(loss.share) or not math.isfinite(loss.share):
         raise _breach(learner, f"the share of its loss is {loss.share!r}, not a finite number")
-    for name, number in (("images", loss.images), ("queries", loss.queries)):
-        if not isinstance(number, int) or number < 0:
-            raise _breach(learner, f"the {name} of its loss are {number!r}, not a number from 0 on")
+    for name, count in (("images", loss.images), ("queries", loss.queries)):
+        if not isinstance(count, int) or count < 0:
+            raise _breach(learner, f"the {name} of its loss are {count!r}, not a number from 0 on")
     if not isinstance(loss.report, Mapping):
         raise _breach(learner, f"the report of its loss is {type(loss.report).__name__}, not a mapping")
     for name, number in loss.report.items():
