@@ -145,7 +145,7 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             raise RecipeError(
                 f"reward {reward.kind!r} has no gradient, which method {method.kind!r} needs",
                 where=f"{where}: rewards.{index}.kind",
-                next=f"{or_method}give it a surrogate that has one (`surrogate: {{}}`), or train on one of "
+                next=f"{or_method}set surrogate, or train on one of "
                 f"{', '.join(trainable)}, and name {reward.kind!r} under metrics",
             )
     if recipe.train.normalize == "gradient" and not method.needs_gradient:

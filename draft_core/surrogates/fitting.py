@@ -57,13 +57,13 @@ def affine_fit(numbers: torch.Tensor, scores: torch.Tensor) -> tuple[float, floa
     return slope, float(y.mean()) - slope * float(x.mean())
 
 
-def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+def rank_correlation(these: Sequence[float], those: Sequence[float]) -> float:
     """Spearman's, in [-1, 1], equal values sharing their mean rank; NaN for fewer than 3 values, or where all of one
     side are equal.
     """
-    if len(one) < 3:
+    if len(these) < 3:
         return math.nan
-    x, y = (_ranks(torch.tensor(list(values), dtype=torch.float64)) for values in (one, other))
+    x, y = (_ranks(torch.tensor(list(values), dtype=torch.float64)) for values in (these, those))
     x, y = x - x.mean(), y - y.mean()
     size = float(x.norm() * y.norm())
     return float(x @ y) / size if size > 0 else math.nan
