@@ -27,7 +27,10 @@ def test_a_reward_without_gradient_may_be_trained_on(kind: str, catalog: Catalog
 @pytest.mark.parametrize(
     ("method", "sentence"),
     [
-        ({"kind": "draft-k"}, r"take a method that needs none \(ddpo, grpo, importance\), set surrogate, or train on one of redness"),
+        (
+            {"kind": "draft-k"},
+            r"take a method that needs none \(ddpo, grpo, importance\), set surrogate, or train on one of redness",
+        ),
         ({"kind": "ddpo", "minibatches": 3}, r"method.minibatches: 3 minibatches do not divide a batch of 8 images"),
         ({"kind": "ddpo", "least": 40}, r"method.least: least = 40 exceeds history = 32"),
         ({"kind": "ddpo", "clip_range": 0}, r"clip_range"),
