@@ -4,9 +4,9 @@
     python benchmarks/surrogate.py --runs FOLDER       # where the runs lie; finished ones are read, others go on
     python benchmarks/surrogate.py --no-training       # of the updates that the runs have made so far
 
-Both runs train on `jpeg-size`, the bytes that Pillow writes, through a surrogate; `emoji-clip` only judges. One asks the
-encoder about the images of every update (`refresh: 1`), the other about those of the warm-up alone (`refresh: 0`). The
-judge is the encoder in both, on held-out prompts. The diagram is docs/images/surrogate.png.
+Both runs train on `jpeg-size`, the bytes that Pillow writes, through a surrogate; `emoji-clip` only judges. One asks
+the encoder about the images of every update (`refresh: 1`), the other about those of the warm-up alone (`refresh: 0`).
+The judge is the encoder in both, on held-out prompts. The diagram is docs/images/surrogate.png.
 """
 
 from __future__ import annotations
