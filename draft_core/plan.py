@@ -153,6 +153,18 @@ class Renoising:
         raise SamplerError(problem, where="Renoising.max_drift", next=advice)
 
 
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Refuses a setting of a sampler that is none of the values that it can have; 1 is not True.
+
+    Raises:
+        SamplerError: naming the values.
+    """
+    if not any(value == choice and type(value) is type(choice) for choice in choices):
+        raise SamplerError(
+            f"{name} is {value!r}", where=f"DifferentiableSampler.{name}", next=f"use one of {list(choices)}"
+        )
+
+
 def check_whole(where: str, number: Any, *, at_least: int | None = None) -> None:
     """Refuses what is not a whole number, or is below a bound.
 

@@ -48,7 +48,8 @@ class DirectLearner:
         samples = None
         # prompts -> images, with gradient
         for rollout in sampler.passes(batch.prompts, plan=plan, renoising=renoising, generator=list(batch.generators)):
-            scores = score(rollout.images, rollout.prompts)  # images -> a score for each, (N,)
+            # images -> a score for each, (N,)
+            scores = score(rollout.images, rollout.prompts, latents=rollout.decoded)
             _require_gradient(scores.per_reward)
             yield Loss(
                 -scores.total.mean(),  # higher reward is better

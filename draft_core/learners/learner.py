@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from draft_core.rewards.objective import Scores
+from draft_core.rewards.objective import NOTHING, Scores
 from draft_core.sampling.sampler import DifferentiableSampler
 
 T = TypeVar("T")
@@ -36,6 +36,7 @@ class Loss:
             (); the trainer adds it with the weight `regularizers.kl`. None where the sampler has no base model.
         report: further numbers, name -> value, whose means over images stand in `StepReport.learner`.
         notes: what a person should know of it, one sentence each, for `StepReport.notes`.
+        queries: images that this process had a reward score for it otherwise than by `score`.
     """
 
     value: torch.Tensor
@@ -46,6 +47,7 @@ class Loss:
     divergence: torch.Tensor | None = None
     report: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    queries: int = 0
 
 
 class Ranks(Protocol):
@@ -92,10 +94,21 @@ class Batch:
 class Score(Protocol):
     """Scores images by the run's rewards, normalised and weighted; what it has scored is in the update's report."""
 
-    def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> Scores:
+    def __call__(
+        self,
+        images: torch.Tensor,
+        prompts: Sequence[str],
+        *,
+        latents: torch.Tensor | None = None,
+        known: Mapping[str, torch.Tensor] = NOTHING,
+    ) -> Scores:
         """The scores of images (N, 3, H, W) in [0, 1], or of videos (N, F, 3, H, W), for their N prompts.
 
         They carry the gradient of the images where the rewards have one.
+
+        Arguments:
+            latents: what the decoder made the images of, `Rollout.decoded`, for surrogates that look at these.
+            known: reward name -> scores, (N,), that are taken in the place of that reward's own.
 
         Raises:
             RewardError: if a reward raises, or returns anything but one float32 score for each image.

@@ -19,6 +19,7 @@ from draft_core.recipe.schema import LARGEST_FLOAT, LARGEST_INTEGER, RecipeBase,
 from draft_core.recipe.yaml_text import dump_yaml, plain_copy, read_yaml, set_field, short
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
+from draft_core.registry.specs import MethodSpec
 from draft_core.setting import SCHEDULES, TEXTS, PromptFile, images_per_prompt
 
 # What the sampler is given beside the arguments of the call.
@@ -162,15 +163,17 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
                 next="evaluate on prompts that are not trained on",
             )
     method = catalog.method(recipe.method.kind).spec
+    _check_surrogates(recipe, method, where)
     for index, reward in enumerate(recipe.rewards if method.needs_gradient else ()):
-        if not catalog.reward(reward.kind).spec.differentiable:
+        if not catalog.reward(reward.kind).spec.differentiable and reward.surrogate is None:
             trainable = [kind for kind, entry in catalog.rewards.items() if entry.spec.differentiable]
             methods = [kind for kind, entry in catalog.methods.items() if not entry.spec.needs_gradient]
-            or_method = f"take a method that needs none ({', '.join(methods)}), or " if methods else ""
+            or_method = f"take a method that needs none ({', '.join(methods)}), " if methods else ""
             raise RecipeError(
                 f"reward {reward.kind!r} has no gradient, which method {method.kind!r} needs",
                 where=f"{where}: rewards.{index}.kind",
-                next=f"{or_method}train on one of {', '.join(trainable)}, and name {reward.kind!r} under metrics",
+                next=f"{or_method}set surrogate, or train on one of "
+                f"{', '.join(trainable)}, and name {reward.kind!r} under metrics",
             )
     if recipe.train.normalize != "none" and not recipe.method.trains_on_rewards:
         raise RecipeError(
@@ -205,6 +208,33 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             where=f"{where}: model.call",
             next="give numbers, texts, lists and mappings",
         ) from error
+
+
+def _check_surrogates(recipe: RecipeBase, method: MethodSpec, where: str) -> None:
+    """That every surrogate is trained on, and divided by what it has."""
+    for index, metric in enumerate(recipe.metrics):
+        if metric.surrogate is not None:
+            raise RecipeError(
+                "a metric is not trained on, so that a surrogate would have no effect",
+                where=f"{where}: metrics.{index}.surrogate",
+                next="leave it out",
+            )
+    for index, reward in enumerate(recipe.rewards):
+        if reward.surrogate is None:
+            continue
+        if not method.needs_gradient:
+            raise RecipeError(
+                f"method {method.kind!r} needs no gradient and asks the reward itself, so that a surrogate would have "
+                "no effect",
+                where=f"{where}: rewards.{index}.surrogate",
+                next="leave it out, or take a method whose gradient flows through the reward, such as draft-k",
+            )
+        if reward.surrogate.space == "latent" and recipe.train.normalize == "gradient":
+            raise RecipeError(
+                f"the surrogate of {reward.kind!r} looks at latents, and gives images no gradient to be divided by",
+                where=f"{where}: train.normalize",
+                next=f"use scale, or none, or rewards.{index}.surrogate.space: image",
+            )
 
 
 def _check_plan(recipe: RecipeBase, catalog: Catalog, where: str) -> None:

@@ -9,6 +9,7 @@ from random import Random
 from pydantic import BaseModel, ConfigDict, Field
 
 from draft_core.plan import Renoising, StepPlan
+from draft_core.surrogates.settings import SurrogateSettings
 
 __all__ = ["Config", "DirectConfig", "Field", "MethodConfig", "RewardConfig"]
 
@@ -35,6 +36,11 @@ class RewardConfig(Config):
     )
     cap: float | None = Field(
         None, description="Scores above it earn no more: their gradient is zero, so that nothing is over-optimised."
+    )
+    surrogate: SurrogateSettings | None = Field(
+        None,
+        description="Train on a small network that learns this reward's scores on the way, in the place of the reward, "
+        "which then needs no gradient; `{}` takes the defaults. The reward itself judges the evaluations.",
     )
 
 

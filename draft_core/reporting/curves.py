@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from draft_core.evaluation.collapse import EvalRecord, over_prompts
+from draft_core.learners.surrogate_learner import TEACHER
 from draft_core.reporting.run_record import RunRecord
 from draft_core.training.step_report import StepReport
 
@@ -79,15 +80,30 @@ class Panel:
 
 
 def training_panels(record: RunRecord, marks: Sequence[Mark] = ()) -> list[Panel]:
-    """Each trained reward on the training batches, the gradient norm, and what the method reports beside."""
+    """Each trained reward on the training batches, the gradient norm, and what the method reports beside.
+
+    Of a reward with a surrogate one panel shows what the surrogate and what the reward itself said.
+    """
     reports = record.reports
     if not reports:
         return []
-    named = {f"{name}, training batches": [report.scores[name] for report in reports] for name in reports[0].scores}
-    named["gradient norm"] = [report.grad_norm for report in reports]
-    for name in dict.fromkeys(name for report in reports for name in report.learner):
-        named[name.replace("_", " ")] = [report.learner.get(name, math.nan) for report in reports]
-    return [Panel(title, [training_line(reports, values)], marks) for title, values in named.items()]
+    named = {name: [report.learner.get(name, math.nan) for report in reports] for name in _reported(reports)}
+    panels = []
+    for name in reports[0].scores:
+        line, judged = training_line(reports, [report.scores[name] for report in reports]), TEACHER.format(name)
+        lines = [line]
+        if judged in named:
+            lines = [replace(line, label="surrogate"), training_line(reports, named.pop(judged), "the reward itself")]
+        panels.append(Panel(f"{name}, training batches", lines, marks))
+    further = {"gradient norm": [report.grad_norm for report in reports], **named}
+    return panels + [
+        Panel(name.replace("_", " "), [training_line(reports, values)], marks) for name, values in further.items()
+    ]
+
+
+def _reported(reports: Sequence[StepReport]) -> list[str]:
+    """The names of the numbers that the method reports."""
+    return list(dict.fromkeys(name for report in reports for name in report.learner))
 
 
 def training_line(reports: Sequence[StepReport], values: Sequence[float], label: str = "") -> Line:

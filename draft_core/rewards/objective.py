@@ -11,6 +11,8 @@ import torch
 from draft_core.errors import DraftError, RewardError, raised
 from draft_core.rewards.protocol import FrozenModule
 
+NOTHING: Mapping[str, torch.Tensor] = {}
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -57,19 +59,30 @@ class Objective(FrozenModule):
         self.caps = caps
         self.eval()  # the rewards too, which need not be frozen modules themselves
 
-    def forward(self, images: torch.Tensor, prompts: Sequence[str]) -> Scores:
+    def forward(
+        self, images: torch.Tensor, prompts: Sequence[str], known: Mapping[str, torch.Tensor] = NOTHING
+    ) -> Scores:
         """The scores of `images`, (N, 3, H, W) in [0, 1], for their N `prompts`.
 
         Of a video, (N, F, 3, H, W), every frame is scored by itself with its prompt, and the score is the mean.
 
+        Arguments:
+            known: reward name -> scores, (N,), that are taken in the place of that reward's own.
+
         Raises:
             RewardError: if a reward raises, or returns anything but one float32 score for each image.
         """
-        score = checked_scores if images.ndim == 4 else _mean_over_frames
-        per_reward = {name: score(name, reward, images, prompts) for name, reward in self.rewards.items()}
+        per_reward = {
+            name: known[name] if name in known else self.scores_of(name, images, prompts) for name in self.rewards
+        }
         if not per_reward:
             return Scores(torch.zeros(len(images), device=images.device), per_reward)
         return Scores(self.total(per_reward, {}), per_reward)
+
+    def scores_of(self, name: str, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """The scores (N,) of one reward, before weight and cap; as `forward`."""
+        score = checked_scores if images.ndim == 4 else _mean_over_frames
+        return score(name, self.rewards[name], images, prompts)
 
     def total(self, per_reward: Mapping[str, torch.Tensor], divisors: Mapping[str, float]) -> torch.Tensor:
         """The weighted sum of some rewards' scores, capped, (N,).

@@ -11,6 +11,7 @@ from draft_core.adapters.adapter import Adapter
 from draft_core.adapters.lora_adapter import Lora
 from draft_core.errors import DraftError, PluginError, RecipeError, raised_at, with_type
 from draft_core.learners.learner import Learner
+from draft_core.learners.surrogate_learner import SurrogateLearner
 from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import with_absolute_paths, working_directory
 from draft_core.recipe.prompt_lists import PromptList
@@ -33,6 +34,7 @@ from draft_core.sampling.pipelines import KeywordError, check_keywords
 from draft_core.sampling.prompt_cache import remember_prompts
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.setting import images_per_prompt
+from draft_core.surrogates.surrogate import Surrogate
 from draft_core.tracking.trackers import require_trackers
 from draft_core.training.distributed import Processes
 from draft_core.training.learner_contract import require_columns
@@ -66,6 +68,8 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Prompt
     objective = build_objective(recipe.rewards, catalog)
     sampler = build_sampler(recipe.model, catalog=catalog)
     adapter = build_adapter(recipe.model, sampler.pipe, seed=recipe.train.seed)
+    if any(reward.surrogate is not None for reward in recipe.rewards):
+        learner = with_surrogates(learner, recipe, objective, prompts.prompts, catalog)
     if recipe.regularizers.kl or getattr(learner, "needs_base_model", False):
         sampler.base_model = adapter.base_model
     return Trainer(
@@ -187,6 +191,31 @@ def build_learner(config: MethodConfig, catalog: Catalog, *, seed: int = 0) -> L
             )
     made: Learner = learner
     return made
+
+
+def with_surrogates(
+    learner: Learner, recipe: RecipeBase, objective: Objective, prompts: Sequence[str], catalog: Catalog
+) -> SurrogateLearner:
+    """The learner, trained on the surrogates that rewards of the recipe have.
+
+    Arguments:
+        objective: the recipe's rewards, in its order.
+        prompts: of the training.
+    """
+    seed = recipe.train.seed
+    surrogates = {
+        name: Surrogate(reward.surrogate, seed=seed, within_prompt=_within_prompt(reward, catalog))
+        for name, reward in zip(objective.rewards, recipe.rewards, strict=True)
+        if reward.surrogate is not None
+    }
+    batch_size = recipe.train.batch_size
+    return SurrogateLearner(learner, surrogates, objective, prompts=prompts, seed=seed, batch_size=batch_size)
+
+
+def _within_prompt(reward: RewardConfig, catalog: Catalog) -> bool:
+    """Whether the reward's scores are compared between images of one prompt alone."""
+    pairs = reward.surrogate.pairs if reward.surrogate else "any"
+    return pairs == "prompt" or (pairs == "auto" and catalog.reward(reward.kind).spec.needs_prompt)
 
 
 def build_objective(configs: Sequence[RewardConfig], catalog: Catalog, *, beside: Objective | None = None) -> Objective:

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from torch.utils.checkpoint import checkpoint
 
 from draft_core.errors import SamplerError, one_line
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.noise_levels import general_step
 from draft_core.sampling.randomness import Generator
-from draft_core.sampling.recomputation import convolutions_small, kept_small
+from draft_core.sampling.recomputation import keeping, recomputed
 from draft_core.setting import TEXTS
 
-Decode = Literal["whole", "selective", "blocks", "checkpointed", "sliced"]
+Decode = Literal["whole", "selective", "blocks", "checkpointed", "sliced", "unrecorded"]
 Checkpointing = Literal[False, True, "selective", "blocks"]
 
 
@@ -87,6 +86,7 @@ class PipelineCall:
     Attributes:
         traits: what the call was seen to do; complete afterwards.
         divergences: squared distance of the base model's prediction, one for each recorded denoiser call.
+        decoded: what the decoder was given, one for each of its calls, with gradient.
     """
 
     def __init__(self, sampler: Settings, prompts: Sequence[str] | None, generator: Generator) -> None:
@@ -99,6 +99,7 @@ class PipelineCall:
         self.divergences: list[torch.Tensor] = []
         self.predicted: list[Any] = []  # the graph nodes of what recorded denoiser calls returned
         self.decoder_types: list[torch.dtype] = []  # of the decoder's weights at the start of the call
+        self.decoded: list[torch.Tensor] = []
 
     def run(self, steering: Steering) -> Any:
         """What the call returns: images (N, 3, H, W) in [0, 1], or latents where the steering asks for those."""
@@ -178,8 +179,13 @@ class PipelineCall:
         return seams.with_first(output, "prev_sample", latents)
 
     def _require_gradient(self, images: torch.Tensor) -> None:
-        """That the images depend on a recorded prediction: a decoder that is trained gives them a gradient anyway."""
+        """That the images depend on a recorded prediction: a decoder that is trained gives them a gradient anyway.
+
+        Where the decoder is not recorded, what it is given must.
+        """
         latents = self._latents()
+        if self.sampler.decode == "unrecorded" and self.decoded:
+            images = self.decoded[0]
         if self.caller_records and self.predicted and latents is not None and latents.requires_grad:
             start = torch.autograd.graph.get_gradient_edge(latents).node
             if not reaches(images.grad_fn, [start]):
@@ -207,6 +213,10 @@ class PipelineCall:
     def mean_divergence(self) -> torch.Tensor | None:
         """Over the recorded denoiser calls; None without a base model, or where nothing is recorded."""
         return torch.stack(self.divergences).mean() if self.divergences else None
+
+    def decoded_once(self) -> torch.Tensor | None:
+        """What the decoder was given, if it was called once."""
+        return self.decoded[0] if len(self.decoded) == 1 else None
 
     def _arguments(self) -> dict[str, Any]:
         prompt = {} if self.prompts is None else self._texts(self.prompts)
@@ -240,22 +250,26 @@ class PipelineCall:
     def _decode(self, decode: Any, latents: Any, *args: Any, **kwargs: Any) -> Any:
         """The decoder's output, its graph kept as the sampler's `decode` says."""
         how, network = self.sampler.decode, self.pipe.vae
+        self.decoded.append(latents)
+        if how == "unrecorded":
+            with torch.no_grad():
+                return decode(latents, *args, **kwargs)
         if torch.is_grad_enabled() and _types(network) != self.decoder_types:
             network = _kept_as_it_is(network)
             decode = network.decode
         if how in ("whole", "selective", "blocks") or not isinstance(latents, torch.Tensor):
-            with _keeping(how, network):
+            with keeping(how, network):
                 return decode(latents, *args, **kwargs)
         slices = torch.split(latents, 1) if how == "sliced" else [latents]
-        outputs = [_recomputed(network, decode, piece, *args, **kwargs) for piece in slices]
+        outputs = [recomputed(network, decode, piece, *args, **kwargs) for piece in slices]
         images = torch.cat([seams.first_of(output, "sample") for output in outputs])
         return seams.with_first(outputs[0], "sample", images)
 
     def _denoise(self, denoiser: Any, forward: Any, args: Any, kwargs: Any) -> Any:
         """A recorded denoiser call, and beside it how far it is from the base model's."""
         how = self.sampler.gradient_checkpointing
-        with _keeping(how, denoiser):
-            output = _recomputed(denoiser, forward, *args, **kwargs) if how is True else forward(*args, **kwargs)
+        with keeping(how, denoiser):
+            output = recomputed(denoiser, forward, *args, **kwargs) if how is True else forward(*args, **kwargs)
         self.predicted += [tensor.grad_fn for tensor in seams.tensors_in(output)]
         if self.sampler.base_model is not None and self.caller_records:
             with torch.no_grad(), self.sampler.base_model():
@@ -322,26 +336,6 @@ def _one_text(value: Any) -> str | None:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     return value if isinstance(value, str) else None
-
-
-def _keeping(how: Any, network: Any) -> AbstractContextManager[Any]:
-    """What is recorded inside keeps as much as is asked for."""
-    if how == "blocks" and torch.is_grad_enabled() and not network.is_gradient_checkpointing:
-        # It stays on, for the backward pass may ask again; without recording it does nothing.
-        network.enable_gradient_checkpointing()
-    return kept_small() if how == "selective" else nullcontext()
-
-
-def _recomputed(network: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
-    """The output of the network's function, its intermediate results computed again in the backward pass."""
-    if not torch.is_grad_enabled():
-        return function(*args, **kwargs)
-
-    def smaller(*args: Any, **kwargs: Any) -> Any:  # what the backward pass computes again takes less memory too
-        with convolutions_small(network):
-            return function(*args, **kwargs)
-
-    return checkpoint(smaller, *args, use_reentrant=False, **kwargs)
 
 
 def length(value: Any) -> int:

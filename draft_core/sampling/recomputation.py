@@ -9,7 +9,7 @@ is computed again; `convolutions_small` does the first alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 # The gradient of a convolution's input is the transposed convolution of its output's gradient.
 TRANSPOSED: dict[Any, Callable[..., torch.Tensor]] = {
@@ -70,6 +71,26 @@ def convolutions_small(network: nn.Module) -> Iterator[None]:
     finally:
         for layer, _ in layers:
             layer.__dict__.pop("_conv_forward", None)
+
+
+def keeping(how: Any, network: Any) -> AbstractContextManager[Any]:
+    """What is recorded inside keeps as much as is asked for."""
+    if how == "blocks" and torch.is_grad_enabled() and not network.is_gradient_checkpointing:
+        # It stays on, for the backward pass may ask again; without recording it does nothing.
+        network.enable_gradient_checkpointing()
+    return kept_small() if how == "selective" else nullcontext()
+
+
+def recomputed(network: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+    """The output of the network's function, its intermediate results computed again in the backward pass."""
+    if not torch.is_grad_enabled():
+        return function(*args, **kwargs)
+
+    def smaller(*args: Any, **kwargs: Any) -> Any:  # what the backward pass computes again takes less memory too
+        with convolutions_small(network):
+            return function(*args, **kwargs)
+
+    return checkpoint(smaller, *args, use_reentrant=False, **kwargs)
 
 
 def _layer_forward(layer: Any, func: Any, input: Any, weight: Any, bias: Any) -> torch.Tensor:

@@ -212,6 +212,8 @@ class Rollout:
             recorded calls, with gradient, (); None unless the sampler was given a base model.
         latents: x0 of the samples, after the last step, detached, in the shape that the scheduler sees; None of
             re-noised images alone, and where the chain was left early.
+        decoded: what the decoder made the images of, with gradient, (N, C, h, w), unpacked and in the decoder's units;
+            None where `vae.decode` was not called just once.
         trajectory: the steps that were taken, in order, where the plan says `keep_trajectory`; else empty.
         origin: for `DifferentiableSampler.replay`; None of re-noised images alone.
     """
@@ -221,6 +223,7 @@ class Rollout:
     sample_count: int
     divergence: torch.Tensor | None = None
     latents: torch.Tensor | None = None
+    decoded: torch.Tensor | None = None
     trajectory: tuple[StepRecord, ...] = ()
     origin: Origin | None = None
 

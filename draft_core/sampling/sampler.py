@@ -15,7 +15,7 @@ from typing import Any, get_args
 import torch
 
 from draft_core.errors import SamplerError, one_line
-from draft_core.plan import Renoising, StepPlan, check_whole
+from draft_core.plan import Renoising, StepPlan, check_choice, check_whole
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits, has_density
 from draft_core.sampling.chain import PlannedRun, See, ShortRun, lengths, unseen, watched
@@ -53,7 +53,8 @@ class DifferentiableSampler:
             whole; "selective" only what costs next to nothing, `recomputation.kept_small`.
         decode: "whole" stores all that the decoder's backward pass needs, for all images; "selective" recomputes of it
             what costs next to nothing, "blocks" one block after another, and "checkpointed" all of it at once; "sliced"
-            decodes and recomputes one image at a time, and the last bit may differ.
+            decodes and recomputes one image at a time, and the last bit may differ. "unrecorded" gives the images no
+            gradient, for who takes that of `Rollout.decoded`.
         base_model: makes a context inside which the denoiser is the untuned one; with it each rollout carries its
             `divergence` from that.
         noise: 0 leaves the scheduler's steps as they are. Up to 1 it is the eta of the general step
@@ -82,8 +83,8 @@ class DifferentiableSampler:
         pipelines.check_keywords(pipe, call_kwargs, takes_steps=num_inference_steps is not None)
         if num_inference_steps is not None:
             check_whole("DifferentiableSampler.num_inference_steps", num_inference_steps, at_least=1)
-        _check_choice("decode", decode, get_args(Decode))
-        _check_choice("gradient_checkpointing", gradient_checkpointing, get_args(Checkpointing))
+        check_choice("decode", decode, get_args(Decode))
+        check_choice("gradient_checkpointing", gradient_checkpointing, get_args(Checkpointing))
         pipelines.check_blocks(pipe, denoisers=gradient_checkpointing == "blocks", decoder=decode == "blocks")
         self.pipe = pipe
         self.num_inference_steps = num_inference_steps
@@ -178,12 +179,14 @@ class DifferentiableSampler:
         """
         passes = list(self.passes(prompts, plan=plan, renoising=renoising, generator=generator, latents=latents))
         divergences = [rollout.divergence for rollout in passes if rollout.divergence is not None]
+        decoded = [rollout.decoded for rollout in passes if rollout.decoded is not None]
         return Rollout(
             images=torch.cat([rollout.images for rollout in passes]),
             prompts=tuple(prompt for rollout in passes for prompt in rollout.prompts),
             sample_count=passes[0].sample_count,
             divergence=torch.stack(divergences).mean() if divergences else None,
             latents=passes[0].latents,
+            decoded=torch.cat(decoded) if len(decoded) == len(passes) else None,
             trajectory=passes[0].trajectory,
             origin=passes[0].origin,
         )
@@ -237,6 +240,7 @@ class DifferentiableSampler:
                 sample_count=len(samples),
                 divergence=run.call.mean_divergence(),
                 latents=None if origin is None else origin.latents,
+                decoded=run.call.decoded_once(),
                 trajectory=tuple(run.trajectory),
                 origin=origin,
             )
@@ -307,7 +311,8 @@ class DifferentiableSampler:
             with _batchable(self.pipe) if replay.copies > 1 else nullcontext():
                 images = replay.images()
             names = _prompt_of_each(origin.prompts, len(images) // replay.copies) * replay.copies
-            yield Rollout(images, names, sample_count=0, divergence=replay.call.mean_divergence())
+            call = replay.call
+            yield Rollout(images, names, sample_count=0, divergence=call.mean_divergence(), decoded=call.decoded_once())
 
 
 @contextmanager
@@ -335,11 +340,3 @@ def _prompt_of_each(prompts: Sequence[str] | None, images: int) -> tuple[str, ..
     """The prompt of every image; pipelines keep the images of one prompt together."""
     prompts = prompts or [""]
     return tuple(prompt for prompt in prompts for _ in range(images // len(prompts)))
-
-
-def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """That a setting is one of the values that it can have; 1 is not True."""
-    if not any(value == choice and type(value) is type(choice) for choice in choices):
-        raise SamplerError(
-            f"{name} is {value!r}", where=f"DifferentiableSampler.{name}", next=f"use one of {list(choices)}"
-        )

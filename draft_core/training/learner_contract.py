@@ -129,8 +129,9 @@ def checked(learner: Learner, loss: Any) -> Loss:
             )
     if not _is_number(loss.share) or not math.isfinite(loss.share):
         raise _breach(learner, f"the share of its loss is {loss.share!r}, not a finite number")
-    if not isinstance(loss.images, int) or loss.images < 0:
-        raise _breach(learner, f"the images of its loss are {loss.images!r}, not a number from 0 on")
+    for name, count in (("images", loss.images), ("queries", loss.queries)):
+        if not isinstance(count, int) or count < 0:
+            raise _breach(learner, f"the {name} of its loss are {count!r}, not a number from 0 on")
     if not isinstance(loss.report, Mapping):
         raise _breach(learner, f"the report of its loss is {type(loss.report).__name__}, not a mapping")
     for name, number in loss.report.items():

@@ -13,7 +13,7 @@ import torch
 from draft_core.errors import RecipeError
 from draft_core.learners.learner import Learner
 from draft_core.rewards.normalization import RunningScale
-from draft_core.rewards.objective import Objective, Scores
+from draft_core.rewards.objective import NOTHING, Objective, Scores
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.batches import Batches
 from draft_core.training.distributed import Processes
@@ -46,17 +46,30 @@ class Scoring:
         """Reward name -> what it is divided by now; a name that is missing is divided by nothing."""
         return self.scale.divisors if self.scale else {}
 
-    def score(self, tally: Tally, images: torch.Tensor, prompts: Sequence[str]) -> Scores:
-        """The scores of images, each reward divided by its running scale, and their numbers into `tally`."""
+    def score(
+        self,
+        tally: Tally,
+        images: torch.Tensor,
+        prompts: Sequence[str],
+        *,
+        latents: torch.Tensor | None = None,
+        known: Mapping[str, torch.Tensor] = NOTHING,
+    ) -> Scores:
+        """The scores of images, each reward divided by its running scale, and their numbers into `tally`.
+
+        Arguments:
+            latents: of the images; no reward looks at them.
+            known: reward name -> scores, (N,), in the place of that reward's own.
+        """
         if self.scale is not None and self.scale.by == "gradient":
             images = images.float()  # the gradient in float16 images would fall below what float16 holds
-        scores: Scores = self.objective(images, prompts)
+        scores: Scores = self.objective(images, prompts, known)
         if self.scale is not None:
             self._measure(self.scale, scores, images)
             undivided = [name for name in scores.per_reward if name not in self.divisors]
             tally.notes += [f"reward {name!r} is divided by nothing: {MEASURED[self.scale.by]}" for name in undivided]
             scores = Scores(self.objective.total(scores.per_reward, self.divisors), scores.per_reward)
-        tally.add_scores(scores, images, prompts)
+        tally.add_scores(scores, images, prompts, asked=bool(scores.per_reward.keys() - known.keys()))
         return scores
 
     def _measure(self, scale: RunningScale, scores: Scores, images: torch.Tensor) -> None:
@@ -94,8 +107,8 @@ def reward_gradients(
     running, before = scoring.state(), remembered(learner)
     with_gradient: list[Scores] = []
 
-    def score(images: torch.Tensor, prompts: Sequence[str]) -> Scores:
-        scores = scoring.score(Tally(), images, prompts)
+    def score(images: torch.Tensor, prompts: Sequence[str], **more: Any) -> Scores:
+        scores = scoring.score(Tally(), images, prompts, **more)
         if scores.total.requires_grad:
             with_gradient.append(scores)
         return scores

@@ -27,7 +27,8 @@ class StepReport:
             minus the mean total score, plus the weighted penalties.
         reward: mean weighted total score over the update's images, caps applied; higher is better. NaN where the
             method scores no image.
-        scores: reward name -> mean score before its weight; empty where the method scores no image.
+        scores: reward name -> mean score before its weight, of a reward with a surrogate what that gave; empty where
+            the method scores no image.
         grad_norm: L2 norm of the adapter's gradient before clipping, mean over its optimiser steps.
         learning_rate: the rate this update was made with.
         seconds: wall time of the update.
@@ -38,8 +39,8 @@ class StepReport:
         notes: what else a person should know, one sentence each: a gradient of exactly zero, a reward that
             normalisation divides by nothing.
         learner: further numbers that the method reports, name -> mean over images.
-        reward_queries: images that the rewards scored, those of a round that was thrown away included; evaluations
-            are not counted.
+        reward_queries: images that the rewards scored, also for a surrogate, those of a round that was thrown away
+            included; evaluations are not counted.
     """
 
     update: int
@@ -98,11 +99,15 @@ class Tally:
     skipped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add_scores(self, scores: Scores, images: torch.Tensor, prompts: Sequence[str]) -> None:
-        """The scores of some images, and what is not finite: the images, or else their scores."""
+    def add_scores(self, scores: Scores, images: torch.Tensor, prompts: Sequence[str], *, asked: bool = True) -> None:
+        """The scores of some images, and what is not finite: the images, or else their scores.
+
+        Arguments:
+            asked: whether a reward itself gave one of them.
+        """
         per_reward = {name: values.detach() for name, values in scores.per_reward.items()}
         means = {name: float(values.mean()) for name, values in per_reward.items()}
-        self.queries += len(scores.total)
+        self.queries += len(scores.total) * asked
         self.scored.append((len(scores.total), float(scores.total.detach().mean()), means))
         sound = images.detach().isfinite().flatten(1).all(1)
         for index in (~sound).nonzero().flatten().tolist():
@@ -121,6 +126,7 @@ class Tally:
         if loss.report:
             self.reported.append((loss.images, dict(loss.report)))
         self.notes += loss.notes
+        self.queries += loss.queries
         self.yielded += 1
         problems = self.problems.setdefault(loss.of, [])
         problems += self.unassigned

@@ -39,7 +39,7 @@ def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
         (
             "rewards.0.kind=brightness",
             "reward 'brightness' has no gradient, which method 'draft-lv' needs; take a method that needs none (ddpo, "
-            "grpo, importance, dpo), or train on one of redness",
+            "grpo, importance, dpo), set surrogate, or train on one of redness",
         ),
         ("train.stpes=3", "recipe: train.stpes: unknown field 'stpes'; did you mean 'steps'?"),
         ("train.steps=many", "train.steps: input should be a valid integer"),

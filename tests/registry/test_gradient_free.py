@@ -29,7 +29,7 @@ def test_a_reward_without_gradient_may_be_trained_on(kind: str, catalog: Catalog
     [
         (
             {"kind": "draft-k"},
-            r"take a method that needs none \(ddpo, grpo, importance, dpo\), or train on one of redness",
+            r"take a method that needs none \(ddpo, grpo, importance, dpo\), set surrogate, or train on one of redness",
         ),
         ({"kind": "ddpo", "minibatches": 3}, r"method.minibatches: 3 minibatches do not divide a batch of 8 images"),
         ({"kind": "ddpo", "least": 40}, r"method.least: least = 40 exceeds history = 32"),
