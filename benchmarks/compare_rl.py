@@ -2,7 +2,7 @@
 
     python benchmarks/compare_rl.py            # all runs, hours on one core; goes on where it stopped
     python benchmarks/compare_rl.py --plot     # table and image of the runs that are there
-    python benchmarks/compare_rl.py --quick    # one update of each kind of method, to see that it works
+    python benchmarks/compare_rl.py --quick    # two updates of three methods, to see that it works
 
 One reward has a gradient (`jpeg`), two have none: the bytes of a real file (`jpeg-size`), and whether a network that
 nobody trained the model on sees the prompt's thing first (`emoji-judge-top1`). Judges are the reward itself on images of
@@ -21,7 +21,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
@@ -41,7 +41,7 @@ from draft_core import Trainer, build, load_catalog, load_checkpoint, load_recip
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "measurements" / "rl.md"
 IMAGE = ROOT / "docs" / "images" / "compare-rl.png"
-MODEL = {"pretrained": "emoji", "num_inference_steps": 10, "guidance_scale": 4.0, "call": {"eta": 1.0}}
+MODEL = {"pretrained": "emoji", "guidance_scale": 4.0, "call": {"eta": 1.0}, "lora": {"rank": 8}}
 LEVELS = (1, 2, 3, 5, 8)  # gains whose price the table says
 
 
@@ -79,6 +79,7 @@ class Task:
         mark: gain at which a run ends.
         budget: queries of a run.
         images: held-out prompts that are judged, one image each.
+        steps: of the sampler.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Task:
     entries: tuple[Entry, ...]
     budget: int = 2048
     images: int = 16
+    steps: int = 10
 
 
 @dataclass(frozen=True)
@@ -187,11 +189,12 @@ QUICK = (
         judge=BYTES,
         unit="%",
         mark=100,
-        budget=4,
+        budget=8,
         images=1,
+        steps=2,
         entries=tuple(
-            Entry(entry.name, entry.method, {"batch_size": 4, "images_per_prompt": 2}, (1e-3,), (0,), judged_every=4)
-            for entry in (DRAFT_1, *FREE)
+            replace(entry, train={"batch_size": 4, "images_per_prompt": 2}, rates=(1e-3,), seeds=(0,), judged_every=4)
+            for entry in (DRAFT_1, GRPO, RAFT)
         ),
     ),
 )
@@ -216,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--plot", action="store_true", help="train nothing: table and image of what is there")
-    parser.add_argument("--quick", action="store_true", help="one update of each kind of method, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="two updates of three methods, to see that it works")
     names = list(dict.fromkeys(entry.name for task in TASKS for entry in task.entries))
     parser.add_argument("--methods", nargs="+", choices=names, help="only these; left out, all")
     parser.add_argument("--only", choices=[task.name for task in (*TASKS, *QUICK)], help="only this comparison")
@@ -269,7 +272,7 @@ def train(run: Run, folder: Path) -> Run:
 
 def make_trainer(run: Run) -> Trainer:
     recipe = {
-        "model": {**MODEL, "lora": {"rank": 8}},
+        "model": {**MODEL, "num_inference_steps": run.task.steps},
         "prompts": "emoji-train",
         "method": run.entry.method,
         "rewards": [{**run.task.reward, **run.entry.reward}],
@@ -279,7 +282,7 @@ def make_trainer(run: Run) -> Trainer:
     catalog = load_catalog()
     trainer = build(load_recipe(recipe, catalog=catalog), catalog=catalog)
     trainer.sampler.pipe.set_progress_bar_config(disable=True)
-    assert trainer.sampler.steps == MODEL["num_inference_steps"]  # counted now, so that no update need do so
+    assert trainer.sampler.steps == run.task.steps  # counted now, so that no update need do so
     return trainer
 
 
@@ -305,7 +308,7 @@ def print_progress(run: Run) -> None:
 
 
 def runs_of(task: Task, entry: Entry, runs: Path) -> list[Run]:
-    """The entry's runs at its best rate, those that have been made; `rates` that were begun count too."""
+    """The entry's runs at its best rate, those that have been begun."""
     tried = [read_run(Run(task, entry, rate, entry.seeds[0]), runs / task.name) for rate in entry.rates]
     made = [run for run in tried if len(run.points) > 1]
     if not made:
@@ -316,12 +319,9 @@ def runs_of(task: Task, entry: Entry, runs: Path) -> list[Run]:
 
 
 def table(task: Task, runs: Path) -> str:
-    """What each entry gained above the floor, and the queries and seconds at each gain; the first one's are the unit.
-
-    A gain that no run reached has the largest number of queries that were tried as its lower bound.
-    """
-    heads = ["method", "rate", "seeds", "queries tried", "largest gain", "alignment there, %"]
-    heads += [f"queries to {level} {task.unit}" for level in LEVELS if level <= task.mark]
+    """What each entry gained above the floor, and what each gain had cost when it was reached."""
+    levels = [level for level in LEVELS if level <= task.mark]
+    heads = ["method", "rate", "seeds", "queries", "largest gain", "alignment there, %"]
     rows = []
     for entry in task.entries:
         made = runs_of(task, entry, runs)
@@ -333,18 +333,20 @@ def table(task: Task, runs: Path) -> str:
                 *(entry.name, f"{made[0].rate:g}", f"{len(made)}", f"{max(run.points[-1].queries for run in made)}"),
                 spread([run.gain(point) for run, point in zip(made, best, strict=True)], ".1f"),
                 spread([run.kept(point) for run, point in zip(made, best, strict=True)], ".1f"),
-                *(price_cell(made, level) for level in LEVELS if level <= task.mark),
+                *(price_cell(made, level) for level in levels),
             ]
         )
-    return markdown(heads, rows)
+    return markdown([*heads, *(f"to {level} {task.unit}" for level in levels)], rows)
 
 
 def price_cell(made: Sequence[Run], level: float) -> str:
-    """Queries, and seconds in brackets, of the runs that reached a gain."""
+    """Mean queries at a gain and seconds in brackets, of the runs that reached it; where none did, how far they went."""
     prices = [price for run in made if (price := run.price(level))]
     if not prices:
-        return f"> {max(run.above_floor()[-1].queries for run in made)}"
-    some = "" if len(prices) == len(made) else f", {len(prices)} of {len(made)}"
+        last = max(run.above_floor()[-1].queries for run in made)
+        fell = all(len(run.above_floor()) < len(run.points) for run in made)
+        return f"floor after {last}" if fell else f"> {last}"
+    some = "" if len(prices) == len(made) else f"; {len(prices)} of {len(made)}"
     return f"{spread([queries for queries, _ in prices], '.0f')} ({fmean(seconds for _, seconds in prices):.0f} s{some})"
 
 
