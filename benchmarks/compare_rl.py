@@ -6,9 +6,9 @@
 
 One reward has a gradient (`jpeg`), two have none: the bytes of a real file (`jpeg-size`), and whether a network that
 nobody trained the model on sees the prompt's thing first (`emoji-judge-top1`). Judges are the reward itself on images of
-held-out prompts from fixed seeds, bytes for `jpeg`, and the alignment `emoji-clip`. A run ends where it has gained what
-its task asks for, below 93 % of the base model's alignment, or when its queries are used up; a query is one image that
-the reward scored in training. Each method has its own best learning rate of those that are tried on its first seed.
+held-out prompts from fixed seeds, real bytes for `jpeg`, and the alignment `emoji-clip`. A run ends where it has gained
+what its task asks for, below 93 % of the base model's alignment, or when its queries are used up; a query is an image
+that the reward scored in training. Each method has its own best learning rate of those that are tried on its first seed.
 
 A run is a file of JSON lines, one for each time it was judged, with a checkpoint beside it while it is not over.
 """
@@ -340,14 +340,16 @@ def table(task: Task, runs: Path) -> str:
 
 
 def price_cell(made: Sequence[Run], level: float) -> str:
-    """Mean queries at a gain and seconds in brackets, of the runs that reached it; where none did, how far they went."""
+    """Mean queries at a gain, and seconds, of the runs that reached it; where none did, how far they went."""
     prices = [price for run in made if (price := run.price(level))]
     if not prices:
         last = max(run.above_floor()[-1].queries for run in made)
         fell = all(len(run.above_floor()) < len(run.points) for run in made)
         return f"floor after {last}" if fell else f"> {last}"
     some = "" if len(prices) == len(made) else f"; {len(prices)} of {len(made)}"
-    return f"{spread([queries for queries, _ in prices], '.0f')} ({fmean(seconds for _, seconds in prices):.0f} s{some})"
+    return (
+        f"{spread([queries for queries, _ in prices], '.0f')} ({fmean(seconds for _, seconds in prices):.0f} s{some})"
+    )
 
 
 def spread(values: Sequence[float], form: str) -> str:

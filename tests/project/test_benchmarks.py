@@ -142,6 +142,7 @@ def test_methods_without_a_gradient_are_compared_and_a_killed_run_is_the_uninter
     ]
 
     monkeypatch.setattr(compare_rl, "make_trainer", None)
+    capsys.readouterr()
     compare_rl.main(words)
     assert capsys.readouterr().out == printed[printed.index("\n| method") :]
     page = tmp_path / "page.md"
@@ -183,5 +184,7 @@ def test_a_gain_has_its_price_where_the_line_crosses_it_above_the_floor(compare_
     )
     assert compare_rl.Run(top, top.entries[0], 1e-3, 0, shares).price(5) == pytest.approx((4, 2))
     assert not compare_rl.Run(top, top.entries[0], 1e-3, 0, shares).is_over()
-    cells = [compare_rl.price_cell(runs, 8) for runs in ([run, run], [run, back], [back], [replace(run, points=points[:2])])]
+    cells = [
+        compare_rl.price_cell(runs, 8) for runs in ([run, run], [run, back], [back], [replace(run, points=points[:2])])
+    ]
     assert cells == ["14 ± 0 (7 s)", "14 (7 s; 1 of 2)", "floor after 0", "> 8"]
