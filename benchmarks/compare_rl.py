@@ -5,10 +5,11 @@
     python benchmarks/compare_rl.py --quick    # two updates of three methods, to see that it works
 
 One reward has a gradient (`jpeg`), two have none: the bytes of a real file (`jpeg-size`), and whether a network that
-nobody trained the model on sees the prompt's thing first (`emoji-judge-top1`). Judges are the reward itself on images of
-held-out prompts from fixed seeds, real bytes for `jpeg`, and the alignment `emoji-clip`. A run ends where it has gained
-what its task asks for, below 93 % of the base model's alignment, or when its queries are used up; a query is an image
-that the reward scored in training. Each method has its own best learning rate of those that are tried on its first seed.
+nobody trained the model on sees the prompt's thing first (`emoji-judge-top1`). Judges are the reward itself on images
+of held-out prompts from fixed seeds, real bytes for `jpeg`, and the alignment `emoji-clip`. A run ends where it has
+gained what its task asks for, below 93 % of the base model's alignment, or when its queries are used up; a query is an
+image that the reward scored in training. Each method has the best of the learning rates that are tried on its first
+seed.
 
 A run is a file of JSON lines, one for each time it was judged, with a checkpoint beside it while it is not over.
 """

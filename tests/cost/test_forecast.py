@@ -147,7 +147,7 @@ def test_remembered_samples_are_expected_among_those_that_are_fitted(catalog: Ca
 def test_a_method_whose_calls_are_not_known_is_refused_by_name(catalog: Catalog) -> None:
     trainer = built(catalog, {})
     trainer.learner = SimpleNamespace()  # type: ignore[assignment]
-    with pytest.raises(DraftError, match="^method: what SimpleNamespace asks of the networks is not known before"):
+    with pytest.raises(DraftError, match=r"^method: what SimpleNamespace asks of the networks is not known before"):
         forecast(trainer)
 
 
