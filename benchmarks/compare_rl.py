@@ -121,7 +121,7 @@ class Run:
 
     def gain(self, point: Point) -> float:
         """By how many per cent files are smaller than the base model's, or by how many points a share is larger."""
-        before, now = (each.scores[self.task.judge] for each in (self.points[0], point))
+        before, now = (place.scores[self.task.judge] for place in (self.points[0], point))
         return 100 * (1 - now / before) if self.task.judge == BYTES else 100 * (now - before)
 
     def kept(self, point: Point) -> float:
@@ -169,8 +169,8 @@ GROUPS = {"batch_size": 32, "images_per_prompt": 4}
 ONE_PROMPT = {"batch_size": 16, "images_per_prompt": 16, "gradient_accumulation_steps": 4}
 SELECTION = {"kind": "importance", "temperature": 0.01, "buffer": 0}  # kB: a third of the spread within a prompt
 
-DRAFT_1 = Entry("DRaFT-1", {"kind": "draft-k", "k": 1}, GRADIENT, (4e-3,), judged_every=8)
-DRAFT_LV = Entry("DRaFT-LV", {"kind": "draft-lv", "resamples": 2}, GRADIENT, (4e-3,), judged_every=24)
+DRAFT_1 = Entry("DRaFT-1", {"kind": "draft-k", "k": 1}, GRADIENT, (4e-3, 2e-3), judged_every=8)
+DRAFT_LV = Entry("DRaFT-LV", {"kind": "draft-lv", "resamples": 2}, GRADIENT, (4e-3, 2e-3), judged_every=24)
 # least: the images of one prompt in a batch are enough to compare them with each other.
 DDPO = Entry("DDPO", {"kind": "ddpo", "minibatches": 2, "least": 4}, GROUPS, (8e-3, 4e-3, 2e-3), seeds=(0,))
 GRPO = Entry("GRPO", {"kind": "grpo", "minibatches": 2}, GROUPS, (4e-3,), seeds=(0,))
@@ -385,8 +385,8 @@ def save_image(tasks: Sequence[Task], runs: Path, image: Path) -> None:
 def draw(axes: Axes, runs: Sequence[Run], over: str, colour: str) -> None:
     """Means over seeds at the points that all of them have, with standard deviations."""
     columns = list(zip(*([(run, point) for point in run.points] for run in runs), strict=False))[over != "gain" :]
-    xs = [[run.gain(point) if over == "gain" else getattr(point, over) for run, point in one] for one in columns]
-    ys = [[(run.kept if over == "gain" else run.gain)(point) for run, point in one] for one in columns]
+    xs = [[run.gain(point) if over == "gain" else getattr(point, over) for run, point in column] for column in columns]
+    ys = [[(run.kept if over == "gain" else run.gain)(point) for run, point in column] for column in columns]
     axes.errorbar(
         [fmean(one) for one in xs],
         [fmean(one) for one in ys],

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 from draft_core.cost.probe import RECOMPUTING, Probe, Times
 from draft_core.cost.work import Calls, Seconds
-from draft_core.learners.advantages import ByGroup
+from draft_core.learners.advantages import ByPrompt
 from draft_core.learners.learner import Learner
 from draft_core.learners.policy_gradient import PolicyGradient
 from draft_core.learners.weighted_regression import ACCEPTED, WeightedRegression
@@ -94,7 +94,7 @@ class PolicyGradientWork(WorkByScores):
 
     def __init__(self, trainer: Trainer, learner: PolicyGradient) -> None:
         settings, sampler = learner.settings, trainer.sampler
-        self.parts, self.learner = settings.minibatches, PolicyGradient(settings, ByGroup())
+        self.parts, self.learner = settings.minibatches, PolicyGradient(settings, ByPrompt(history=2, least=2))
         trained = len(sampler.noisy_steps) if settings.steps is None else settings.steps
         images = trainer.batch_size * trainer.batches.images_per_prompt / self.parts
         again = Phase(
