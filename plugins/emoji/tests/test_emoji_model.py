@@ -91,6 +91,10 @@ def test_prompt_lists_are_disjoint_in_concepts():
     assert not {concept_of(p) for p in train} & {concept_of(p) for p in held_out}
 
 
+def test_the_plain_list_is_the_training_list_without_styles():
+    assert lines("emoji-train-plain") == [concept_of(prompt) for prompt in lines("emoji-train")]
+
+
 def test_prompts_are_of_concepts_the_model_was_trained_on():
     from emoji_training.pictures import read_concepts
 

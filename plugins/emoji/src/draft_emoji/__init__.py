@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from draft_core.plugin import PretrainedSpec, RewardConfig, RewardSpec, hookimpl
+from draft_core.plugin import Field, PretrainedSpec, RewardConfig, RewardSpec, hookimpl
 
 DRAFT_API_VERSION = 2
 
@@ -21,6 +21,15 @@ class EmojiClipConfig(RewardConfig):
     """Options of `emoji-clip`: there are none."""
 
     kind: Literal["emoji-clip"] = "emoji-clip"
+
+
+class EmojiContrastConfig(RewardConfig):
+    """Options of `emoji-contrast`."""
+
+    kind: Literal["emoji-contrast"] = "emoji-contrast"
+    scale: float = Field(
+        50.0, gt=0, le=1000, description="Factor of the cosines before the softmax; the CLIP itself learnt 19.9."
+    )
 
 
 class EmojiPreferenceConfig(RewardConfig):
@@ -43,7 +52,7 @@ class EmojiJudgeTop1Config(RewardConfig):
 
 @hookimpl
 def draft_register_rewards() -> Iterable[RewardSpec]:
-    """What can be said of an image of the embedded model: two scores to train on, and a judge to be believed."""
+    """What can be said of an image of the embedded model: scores to train on, and a judge to be believed."""
     return [
         _clip_spec(
             "emoji-clip",
@@ -51,6 +60,15 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             EmojiClipConfig,
             unit="cosine",
             score_range="[-1, 1]",
+        ),
+        _clip_spec(
+            "emoji-contrast",
+            "how sure that CLIP is that an emoji shows its prompt, among two hundred things",
+            EmojiContrastConfig,
+            unit="log-probability",
+            score_range="(-inf, 0]",
+            factory="draft_emoji.contrast:EmojiContrast",
+            reference="draft_emoji.reference:contrast",
         ),
         _clip_spec(
             "emoji-preference",
@@ -76,17 +94,17 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
     ]
 
 
-def _clip_spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> RewardSpec:
+def _clip_spec(
+    kind: str,
+    summary: str,
+    config: type[RewardConfig],
+    *,
+    factory: str = "draft_emoji.alignment:EmojiClip",
+    reference: str = "draft_emoji.reference:cosine",
+    **more: Any,
+) -> RewardSpec:
     """A score by a CLIP: it has a gradient, and transformers' own model to be compared with."""
-    return _spec(
-        kind,
-        summary,
-        config,
-        factory="draft_emoji.alignment:EmojiClip",
-        reference="draft_emoji.reference:reference",
-        tolerance=0.002,
-        **more,
-    )
+    return _spec(kind, summary, config, factory=factory, reference=reference, tolerance=0.002, **more)
 
 
 def _judge_spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> RewardSpec:
@@ -128,6 +146,7 @@ def draft_register_pretrained() -> Iterable[PretrainedSpec]:
             call={"num_inference_steps": 20, "guidance_scale": 4.0},
             prompts={
                 "emoji-train": FOLDER / "prompts" / "emoji-train.txt",
+                "emoji-train-plain": FOLDER / "prompts" / "emoji-train-plain.txt",
                 "emoji-heldout": FOLDER / "prompts" / "emoji-heldout.txt",
                 "emoji-hard": FOLDER / "prompts" / "emoji-hard.txt",
             },

@@ -12,7 +12,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from draft_core.rewards import FrozenModule, TextFeatureCache, checked_images
 from draft_core.rewards.images import normalize, resize_like_pil
 from draft_core.rewards.weights import load_pretrained, load_tokenizer
-from draft_emoji import FOLDER, EmojiClipConfig, EmojiPreferenceConfig
+from draft_emoji import FOLDER, EmojiClipConfig, EmojiContrastConfig, EmojiPreferenceConfig
 
 SIDE = 64
 TOKENS = 24
@@ -25,7 +25,7 @@ class EmojiClip(FrozenModule):
     is odds of e to 1 that the higher one is picked.
     """
 
-    def __init__(self, config: EmojiClipConfig | EmojiPreferenceConfig) -> None:
+    def __init__(self, config: EmojiClipConfig | EmojiContrastConfig | EmojiPreferenceConfig) -> None:
         super().__init__()
         preference = isinstance(config, EmojiPreferenceConfig)
         self.scale = 100.0 if preference else 1.0
@@ -46,16 +46,22 @@ class EmojiClip(FrozenModule):
         """
         images = checked_images(images, prompts, where=self.where)
         with torch.autocast(images.device.type, enabled=False):
-            pixels = normalize(resize_like_pil(images, SIDE, SIDE), (0.5,) * 3, (0.5,) * 3)
-            # Not `get_image_features`: what that returns differs between transformers 4 and 5.
-            images = self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output)
-            texts = self.memory(prompts, lambda prompt: self.text_features(prompt, images.device), images.device)
-            scores: Tensor = self.scale * (unit_length(images) * texts).sum(1)
+            texts = self.text_features(prompts, images.device)
+            scores: Tensor = self.scale * (self.image_features(images) * texts).sum(1)
         return scores
 
-    def text_features(self, prompt: str, device: torch.device) -> Tensor:
-        """Embedding (D,) of unit length."""
-        tokens = self.tokenizer([prompt], padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
+    def image_features(self, images: Tensor) -> Tensor:
+        """Embeddings (B, D) of unit length of images (B, 3, H, W) in [0, 1]."""
+        pixels = normalize(resize_like_pil(images, SIDE, SIDE), (0.5,) * 3, (0.5,) * 3)
+        # Not `get_image_features`: what that returns differs between transformers 4 and 5.
+        return unit_length(self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output))
+
+    def text_features(self, texts: Sequence[str], device: torch.device) -> Tensor:
+        """Embeddings (N, D) of unit length, each made once."""
+        return self.memory(texts, lambda text: self._text_features(text, device), device)
+
+    def _text_features(self, text: str, device: torch.device) -> Tensor:
+        tokens = self.tokenizer([text], padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
         outputs = self.clip.text_model(input_ids=tokens["input_ids"].to(device))
         features: Tensor = self.clip.text_projection(outputs.pooler_output)
         return unit_length(features)[0]

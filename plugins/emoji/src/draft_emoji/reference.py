@@ -13,28 +13,44 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from draft_emoji import FOLDER, EmojiClipConfig, EmojiPreferenceConfig
+from draft_emoji import FOLDER, EmojiClipConfig, EmojiContrastConfig, EmojiPreferenceConfig
 from draft_emoji.alignment import SIDE, TOKENS, EmojiClip
+from draft_emoji.contrast import EmojiContrast
+
+Score = Callable[[list[Image.Image], list[str]], Tensor]
 
 
-def reference(
-    reward: EmojiClip, config: EmojiClipConfig | EmojiPreferenceConfig
-) -> Callable[[list[Image.Image], list[str]], Tensor]:
+def cosine(reward: EmojiClip, config: EmojiClipConfig | EmojiPreferenceConfig) -> Score:
     """CLIPModel's own cosine of an image that Pillow resized, one image at a time."""
+    cosines = _cosines(reward)
+    return _one_by_one(lambda image, prompt: reward.scale * cosines(image, [prompt])[0])
+
+
+def contrast(reward: EmojiContrast, config: EmojiContrastConfig) -> Score:
+    """The log-probability of the prompt, the first of the choices, from the same model's cosines with all of them."""
+    cosines = _cosines(reward)
+    return _one_by_one(
+        lambda image, prompt: torch.softmax(config.scale * cosines(image, reward.choices(prompt)).double(), 0)[0].log()
+    )
+
+
+def _cosines(reward: EmojiClip) -> Callable[[Image.Image, list[str]], Tensor]:
+    """Makes the cosines (N,) of one image with N texts, by transformers' model with the reward's weights."""
     model = CLIPModel.from_pretrained(FOLDER / "clip", dtype=torch.float32).eval()
     model.load_state_dict(reward.clip.state_dict())
     tokenizer = CLIPTokenizer.from_pretrained(FOLDER / "model" / "tokenizer")
 
     @torch.no_grad()
-    def score_one(image: Image.Image, prompt: str) -> Tensor:
+    def cosines(image: Image.Image, texts: list[str]) -> Tensor:
         levels = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.float32)
         pixels = torch.from_numpy(levels / 255 * 2 - 1).permute(2, 0, 1)[None]
-        tokens = tokenizer([prompt], padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
+        tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
         outputs = model(input_ids=tokens["input_ids"], pixel_values=pixels)
-        cosine: Tensor = reward.scale * (outputs.image_embeds * outputs.text_embeds).sum()
-        return cosine
+        embeddings: tuple[Tensor, Tensor] = outputs.text_embeds, outputs.image_embeds
+        return (embeddings[0] @ embeddings[1].T)[:, 0]
 
-    def score(images: list[Image.Image], prompts: list[str]) -> Tensor:
-        return torch.stack([score_one(*pair) for pair in zip(images, prompts, strict=True)])
+    return cosines
 
-    return score
+
+def _one_by_one(score_one: Callable[[Image.Image, str], Tensor]) -> Score:
+    return lambda images, prompts: torch.stack([score_one(*pair) for pair in zip(images, prompts, strict=True)])
