@@ -25,7 +25,7 @@ $(INSTALLED): $(PROJECTS) $(CONSTRAINTS)
 	  -e '.[dev]' $(addprefix -e ./,$(PLUGINS))
 	touch $@
 
-demo: install  ## tune the embedded model until four steps do for twenty: runs/demo/report.html
+demo: install  ## tune an embedded model to draw two things as asked: runs/demo/report.html
 	$(BIN)/draft demo
 
 check: lint  ## what to run before a commit: lint, types and the fast tests, three minutes on two cores

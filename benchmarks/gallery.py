@@ -1,7 +1,7 @@
 """The runs of the gallery that improve images: three seeds of each, judged by what they were not trained on.
 
-    python benchmarks/gallery.py one-step           # trains, or goes on where it stopped; writes table, image, curve
-    python benchmarks/gallery.py one-step --print   # writes no page, no image and no curve
+    python benchmarks/gallery.py two-things         # trains, or goes on where it stopped; writes table, image, curve
+    python benchmarks/gallery.py two-things --print # writes no page, no image and no curve
 
 Each is a recipe with another `train.seed`. Means are over the prompts and images that it evaluates, and errors over
 prompts, of differences to the base model from the same noise. The last column of a table is the base model drawn with
@@ -53,7 +53,9 @@ class Shown:
 
 
 GALLERY = {
-    "one-step": Shown(ROOT / "draft_core" / "cli" / "demo.yaml", every=5),
+    "two-things": Shown(ROOT / "draft_core" / "cli" / "demo.yaml", every=4),
+    "one-step": Shown(ROOT / "recipes" / "one-step.yaml", every=6),
+    "two-steps": Shown(ROOT / "recipes" / "two-steps.yaml", every=6),
 }
 
 

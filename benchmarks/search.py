@@ -37,7 +37,7 @@ from draft_core.reporting.image_grid import draw_grid
 PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "search-without-training.md"
 IMAGE = PAGE.parents[1] / "images" / "search.png"
 PROMPTS, EVERY = "emoji-hard", 4  # every fourth of the list
-STEPS, GUIDANCE = 4, 1.0  # as `draft demo`
+STEPS, GUIDANCE = 4, 1.0
 N, STARTS = 16, 3  # seeds of a search, and searches of a prompt
 COUNTS, ITERATIONS = (4, 16), (10, 25, 50)
 SHOWN = 7  # prompts in the image

@@ -127,7 +127,7 @@ def demo(
     overrides: Overrides = [],
     resume: Resume = False,
 ) -> None:
-    """Tune the embedded emoji model until four steps draw as well as twenty guided ones: minutes, no download.
+    """Tune an embedded model to draw two things as a prompt asks: a minute or two, no download.
 
     Needs the plugin draft-emoji. An earlier demonstration run is replaced.
     """

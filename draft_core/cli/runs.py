@@ -124,7 +124,7 @@ def push(
 ) -> None:
     """Publish a run's LoRA on the Hugging Face Hub, with its model card and image.
 
-    Example: draft push runs/demo me/emoji-small-files --private
+    Example: draft push runs/demo me/two-things --private
     """
     from draft_core.reporting.run_record import read_run
 

@@ -117,7 +117,7 @@ def sample(
     lie then a folder with the images, and a file .json with all scores and seeds; with --optimise-noise also the noise,
     as .safetensors, which --latents draws again.
 
-    Example: draft sample emoji --lora runs/demo --prompts "a red apple" --scale 0,0.5,1
+    Example: draft sample emoji-scenes --lora runs/demo --prompts "a fox and a blue apple" --scale 0,0.5,1
 
     Example: draft sample emoji --prompts "a red apple" --best-of 16 --reward emoji-clip
     """

@@ -121,7 +121,7 @@ def recipe_text(
     is_emoji = start.pretrained == EMOJI
     environment = template_environment("draft_core.proposals")
     environment.filters["inline"] = _inline
-    own = "emoji-train" if is_emoji else _lines(f"{start.prompts}.txt")
+    own = "emoji-train-plain" if is_emoji else _lines(f"{start.prompts}.txt")
     on_cpu = {} if is_emoji else {"device": "cpu"}
     return environment.get_template("recipe.yaml.j2").render(
         start=start,
@@ -130,8 +130,8 @@ def recipe_text(
         reward={"kind": reward, **FIELDS.get(reward, {})},
         metrics=[{"kind": kind, **on_cpu} for kind in metrics],
         prompts=prompts or own,
-        held_out="emoji-heldout" if is_emoji else _lines(f"{start.prompts}-heldout.txt")[:HELD_OUT],
-        count=16 if is_emoji else HELD_OUT,
+        held_out="emoji-hard" if is_emoji else _lines(f"{start.prompts}-heldout.txt")[:HELD_OUT],
+        count=54 if is_emoji else HELD_OUT,
         every=20 if is_emoji else 25,
         header=header,
         card=card,

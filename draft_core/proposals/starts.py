@@ -61,11 +61,11 @@ STARTS = {
     EMOJI: Start(
         "The embedded model",
         EMOJI,
-        4,
+        1,
         1.0,
-        rank=8,
+        rank=16,
         learning_rate=1e-3,
-        updates=60,
+        updates=40,
         methods=({"kind": "draft"},),
     ),
     "sd15": Start("Stable Diffusion 1.5", SD15, 30, 7.5, HALF, rank=8, learning_rate=4e-4, updates=200),
@@ -142,7 +142,7 @@ STARTS = {
 }
 
 # The order in which rewards are proposed, and what a recipe says of one beside its kind.
-PROPOSED = ("emoji-preference", "emoji-clip", "hpsv2", "pickscore", "aesthetic", "clipscore", "jpeg")
+PROPOSED = ("emoji-preference", "emoji-contrast", "emoji-clip", "hpsv2", "pickscore", "aesthetic", "clipscore", "jpeg")
 JUDGES = ("emoji-judge", "emoji-clip", "pickscore", "hpsv2", "clipscore", "aesthetic")
 FIELDS: Mapping[str, Mapping[str, Any]] = {
     "hpsv2": {"version": "2.1", "dtype": "bfloat16"},

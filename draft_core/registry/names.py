@@ -22,6 +22,11 @@ PUBLISHED = {
     "emoji-judge": "draft-emoji",
     "emoji-judge-top1": "draft-emoji",
     "emoji-preference": "draft-emoji",
+    "emoji-scene": "draft-emoji",
+    "emoji-scene-contrast": "draft-emoji",
+    "emoji-scene-judge": "draft-emoji",
+    "emoji-scene-judge-right": "draft-emoji",
+    "emoji-scenes": "draft-emoji",
     "emoji-train": "draft-emoji",
     "emoji-train-plain": "draft-emoji",
     "hpsv2": "draft-reward-hpsv2",
@@ -29,6 +34,8 @@ PUBLISHED = {
     "jpeg-distortion": "draft-reward-jpeg",
     "jpeg-size": "draft-reward-jpeg",
     "pickscore": "draft-reward-pickscore",
+    "scenes-heldout": "draft-emoji",
+    "scenes-train": "draft-emoji",
 }
 
 LIKENESS = 0.7  # of a slip of the pen, by difflib's ratio; "adversarial" and "diversity" reach 0.6

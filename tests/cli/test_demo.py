@@ -47,7 +47,7 @@ def fewer_bytes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scores(folder: Path) -> dict[str, tuple[float, ...]]:
     """Kind -> its mean before and after, as the card says them."""
     rows = [row.split("|") for row in (folder / "lora" / "README.md").read_text().splitlines()]
-    kinds = {"emoji-preference", "emoji-clip", "emoji-judge", "jpeg", "jpeg-size"}
+    kinds = {"emoji-scene-contrast", "emoji-scene", "emoji-scene-judge", "jpeg", "jpeg-size"}
     return {
         row[1].strip(): tuple(float(row[place].split()[0]) for place in (3, 4))
         for row in rows
@@ -57,10 +57,10 @@ def scores(folder: Path) -> dict[str, tuple[float, ...]]:
 
 def test_the_trained_scores_rise_and_the_judge_is_not_trained_on(demo: Path) -> None:
     found = scores(demo)
-    assert found["emoji-clip"][1] > found["emoji-clip"][0]
+    assert found["emoji-scene"][1] > found["emoji-scene"][0]
     record = json.loads((demo / "run.json").read_text())
-    assert set(record["rewards"]) == {"emoji-preference", "emoji-clip"}
-    assert {"emoji-judge"} <= set(found)
+    assert set(record["rewards"]) == {"emoji-scene-contrast"}
+    assert {"emoji-scene-judge"} <= set(found)
 
 
 def test_the_surrogate_rises_and_the_counted_size_is_the_real_one(fewer_bytes: Path) -> None:
@@ -73,11 +73,11 @@ def test_the_surrogate_rises_and_the_counted_size_is_the_real_one(fewer_bytes: P
 def test_plain_diffusers_draws_our_after_image(demo: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
-    spec = CATALOG.pretrained["emoji"].spec
+    spec = CATALOG.pretrained["emoji-scenes"].spec
     pipe: Any = StableDiffusionPipeline.from_pretrained(spec.folder, dtype=torch.float32)
     pipe.load_lora_weights(demo / "lora")
-    prompt = spec.prompts["emoji-hard"].read_text().splitlines()[0]
-    call = {"num_inference_steps": 4, "guidance_scale": 1.0, "output_type": "pt"}
+    prompt = spec.prompts["scenes-heldout"].read_text().splitlines()[0]
+    call = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "pt"}
     plain = pipe(prompt, generator=torch.Generator("cpu").manual_seed(0), **call).images[0]
     expected = to_pil(plain).resize((128, 128), Image.Resampling.NEAREST)
     with Image.open(demo / "before_after.png") as grid:

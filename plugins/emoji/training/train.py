@@ -1,8 +1,9 @@
 """Makes the embedded model from nothing: `train.py all` runs every stage that is not finished, in order.
 
-A stage that was interrupted goes on from its last checkpoint. `vae` and `clip` do not need each other and
-may run side by side, as one process each; so may `judge` and `preference`. The last four stages need the folder that
-`export` writes and no other stage before it but `data`: they make the scorers for the model that is shipped.
+A stage that was interrupted goes on from its last checkpoint. `vae` and `clip` do not need each other and may run side
+by side, as one process each; so may `judge` and `preference`, and the three stages of scenes. The stages after `export`
+need the folder that it writes and no other stage before it but `data`: they make the scorers for the model that is
+shipped, and from it the model of scenes and its scorers.
 """
 
 from __future__ import annotations
@@ -12,8 +13,31 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("data", "vae", "clip", "unet", "export", "drawn", "judge", "preference", "scorers")
-MINUTES = {"vae": 25.0, "clip": 25.0, "unet": 75.0, "judge": 30.0, "preference": 30.0}  # about what was shipped took
+STAGES = (
+    "data",
+    "vae",
+    "clip",
+    "unet",
+    "export",
+    "drawn",
+    "judge",
+    "preference",
+    "scorers",
+    "scenes",
+    "scenes-matcher",
+    "scenes-judge",
+    "scenes-export",
+)
+MINUTES = {  # about what was shipped took
+    "vae": 25.0,
+    "clip": 25.0,
+    "unet": 75.0,
+    "judge": 30.0,
+    "preference": 30.0,
+    "scenes": 80.0,
+    "scenes-matcher": 30.0,
+    "scenes-judge": 20.0,
+}  # about what was shipped took
 MODEL = Path(__file__).resolve().parents[1] / "src" / "draft_emoji" / "model"
 
 
@@ -34,6 +58,8 @@ def run(stage: str, arguments: argparse.Namespace) -> None:
     """Run one stage, from its checkpoint if it has one."""
     from emoji_training import clip, drawn, export, judge, pictures, preference, unet, vae
     from emoji_training.loop import Budget
+    from emoji_training.scenes import denoiser, matcher, prompts
+    from emoji_training.scenes import judge as scenes_judge
 
     work, device = arguments.work, torch.device(arguments.device)
     if stage == "data":
@@ -55,6 +81,17 @@ def run(stage: str, arguments: argparse.Namespace) -> None:
         preference.train(work, Budget(minutes=arguments.preference_minutes), device, start, arguments.model)
     elif stage == "scorers":
         export.export_scorers(work, arguments.model)
+    elif stage == "scenes":
+        denoiser.train(work, Budget(minutes=arguments.scenes_minutes), device, arguments.model)
+    elif stage == "scenes-matcher":
+        start = arguments.model.with_name("clip")
+        matcher.train(work, Budget(minutes=arguments.scenes_matcher_minutes), device, start, arguments.model)
+    elif stage == "scenes-judge":
+        start = arguments.model.with_name("judge")
+        scenes_judge.train(work, Budget(minutes=arguments.scenes_judge_minutes), device, start)
+    elif stage == "scenes-export":
+        prompts.write(arguments.model.with_name("prompts"))
+        export.export_scenes(work, arguments.model)
 
 
 def parse() -> argparse.Namespace:
@@ -69,6 +106,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--clip-minutes", type=float, default=MINUTES["clip"])
     parser.add_argument("--judge-minutes", type=float, default=MINUTES["judge"])
     parser.add_argument("--preference-minutes", type=float, default=MINUTES["preference"])
+    parser.add_argument("--scenes-minutes", type=float, default=MINUTES["scenes"])
+    parser.add_argument("--scenes-matcher-minutes", type=float, default=MINUTES["scenes-matcher"])
+    parser.add_argument("--scenes-judge-minutes", type=float, default=MINUTES["scenes-judge"])
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument("--processes", type=int, default=1 if on_gpu else 2, help="of unet, one thread each")
     parser.add_argument("--batch", type=int, default=64 if on_gpu else 12, help="of unet, in each process")

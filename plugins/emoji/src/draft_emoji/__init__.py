@@ -50,9 +50,38 @@ class EmojiJudgeTop1Config(RewardConfig):
     kind: Literal["emoji-judge-top1"] = "emoji-judge-top1"
 
 
+class SceneConfig(RewardConfig):
+    """Options of `emoji-scene`: there are none."""
+
+    kind: Literal["emoji-scene"] = "emoji-scene"
+
+
+class SceneContrastConfig(RewardConfig):
+    """Options of `emoji-scene-contrast`."""
+
+    kind: Literal["emoji-scene-contrast"] = "emoji-scene-contrast"
+    scale: float = Field(50.0, gt=0, le=1000, description="Factor of the cosines before the softmax.")
+    near_misses: int = Field(32, ge=1, le=128, description="How many prompts that are almost the same it is told from.")
+
+
+class SceneJudgeConfig(RewardConfig):
+    """Options of `emoji-scene-judge`: there are none."""
+
+    kind: Literal["emoji-scene-judge"] = "emoji-scene-judge"
+
+
+class SceneJudgeRightConfig(RewardConfig):
+    """Options of `emoji-scene-judge-right`: there are none."""
+
+    kind: Literal["emoji-scene-judge-right"] = "emoji-scene-judge-right"
+
+
+ClipConfig = EmojiClipConfig | EmojiContrastConfig | EmojiPreferenceConfig | SceneConfig | SceneContrastConfig
+
+
 @hookimpl
 def draft_register_rewards() -> Iterable[RewardSpec]:
-    """What can be said of an image of the embedded model: scores to train on, and a judge to be believed."""
+    """What can be said of an image of the embedded models: scores to train on, and judges to be believed."""
     return [
         _clip_spec(
             "emoji-clip",
@@ -77,6 +106,27 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             unit="100 cosine",
             score_range="[-100, 100]",
         ),
+        _clip_spec(
+            "emoji-scene",
+            "whether an image shows both things asked for, in their colours and well drawn, by a CLIP",
+            SceneConfig,
+            unit="100 cosine",
+            score_range="[-100, 100]",
+        ),
+        _clip_spec(
+            "emoji-scene-contrast",
+            "how sure that CLIP is of both things and their colours, among prompts that are almost the same",
+            SceneContrastConfig,
+            unit="log-probability",
+            score_range="(-inf, 0]",
+            factory="draft_emoji.contrast:SceneContrast",
+            reference="draft_emoji.reference:contrast",
+            small_prompts=(
+                "a fox and an owl",
+                "3d style, a blue fox and a red apple",
+                "a green cactus and a slice of pizza",
+            ),
+        ),
         _judge_spec(
             "emoji-judge",
             "how sure an independent network is that an emoji shows its prompt's thing, among 274; to judge by",
@@ -88,6 +138,20 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             "emoji-judge-top1",
             "whether an independent network sees the prompt's thing first, among 274; to judge by",
             EmojiJudgeTop1Config,
+            unit="share",
+            score_range="0 or 1",
+        ),
+        _scene_judge_spec(
+            "emoji-scene-judge",
+            "how sure an independent network is of both things asked for, and of their colours; to judge by",
+            SceneJudgeConfig,
+            unit="log-probability",
+            score_range="(-inf, 0]",
+        ),
+        _scene_judge_spec(
+            "emoji-scene-judge-right",
+            "whether an independent network sees both things asked for, in the colours asked for; to judge by",
+            SceneJudgeRightConfig,
             unit="share",
             score_range="0 or 1",
         ),
@@ -120,6 +184,23 @@ def _judge_spec(kind: str, summary: str, config: type[RewardConfig], **more: Any
     )
 
 
+def _scene_judge_spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> RewardSpec:
+    """A score by the judge of scenes: without a gradient, and only for prompts that ask for two things."""
+    return _spec(
+        kind,
+        summary,
+        config,
+        factory="draft_emoji.scene_judge:SceneJudge",
+        differentiable=False,
+        small_prompts=(
+            "a fox and an owl",
+            "3d style, a blue fox and a red apple",
+            "a green cactus and a slice of pizza",
+        ),
+        **more,
+    )
+
+
 def _spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> RewardSpec:
     """What all scores of emoji have in common, and the rest."""
     return RewardSpec(
@@ -136,7 +217,7 @@ def _spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> R
 
 @hookimpl
 def draft_register_pretrained() -> Iterable[PretrainedSpec]:
-    """The one pipeline that this distribution carries."""
+    """The pipelines that this distribution carries."""
     return [
         PretrainedSpec(
             alias="emoji",
@@ -144,11 +225,18 @@ def draft_register_pretrained() -> Iterable[PretrainedSpec]:
             folder=FOLDER / "model",
             license=LICENSE,
             call={"num_inference_steps": 20, "guidance_scale": 4.0},
-            prompts={
-                "emoji-train": FOLDER / "prompts" / "emoji-train.txt",
-                "emoji-train-plain": FOLDER / "prompts" / "emoji-train-plain.txt",
-                "emoji-heldout": FOLDER / "prompts" / "emoji-heldout.txt",
-                "emoji-hard": FOLDER / "prompts" / "emoji-hard.txt",
-            },
-        )
+            prompts=_prompts("emoji-train", "emoji-train-plain", "emoji-heldout", "emoji-hard"),
+        ),
+        PretrainedSpec(
+            alias="emoji-scenes",
+            summary="64x64 images of two emoji side by side, in colours asked for; 22 MB, with prompts to be missed",
+            folder=FOLDER / "scenes-model",
+            license=LICENSE,
+            call={"num_inference_steps": 20, "guidance_scale": 4.0},
+            prompts=_prompts("scenes-train", "scenes-heldout"),
+        ),
     ]
+
+
+def _prompts(*names: str) -> dict[str, Path]:
+    return {name: FOLDER / "prompts" / f"{name}.txt" for name in names}

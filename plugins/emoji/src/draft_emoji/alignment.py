@@ -1,4 +1,4 @@
-"""The scores of small CLIPs that know emoji only: whether an image shows its prompt, and which a person would pick."""
+"""The scores of small CLIPs that know emoji only: whether an image shows its prompt, and how well."""
 
 from __future__ import annotations
 
@@ -12,26 +12,31 @@ from transformers import CLIPModel, CLIPTokenizer
 from draft_core.rewards import FrozenModule, TextFeatureCache, checked_images
 from draft_core.rewards.images import normalize, resize_like_pil
 from draft_core.rewards.weights import load_pretrained, load_tokenizer
-from draft_emoji import FOLDER, EmojiClipConfig, EmojiContrastConfig, EmojiPreferenceConfig
+from draft_emoji import FOLDER, ClipConfig
 
 SIDE = 64
 TOKENS = 24
+NETWORKS = {  # kind -> the folder of its weights, and the factor of the cosine
+    "emoji-clip": ("clip", 1.0),
+    "emoji-contrast": ("clip", 1.0),
+    "emoji-preference": ("preference", 100.0),
+    "emoji-scene": ("scene-clip", 100.0),
+    "emoji-scene-contrast": ("scene-clip", 1.0),
+}
 
 
 class EmojiClip(FrozenModule):
     """`scale` times the cosine between the CLIP embeddings of image and prompt (Radford et al. 2021), differentiable.
 
     `emoji-preference` is scaled by 100 as HPSv2 is (Wu et al. 2023): a difference of 1 between two images of a prompt
-    is odds of e to 1 that the higher one is picked.
+    is odds of e to 1 that the higher one is picked. `emoji-scene` is scaled alike.
     """
 
-    def __init__(self, config: EmojiClipConfig | EmojiContrastConfig | EmojiPreferenceConfig) -> None:
+    def __init__(self, config: ClipConfig) -> None:
         super().__init__()
-        preference = isinstance(config, EmojiPreferenceConfig)
-        self.scale = 100.0 if preference else 1.0
-        self.where = f"reward {config.kind!r}"
-        folder, option = FOLDER / ("preference" if preference else "clip"), "the package's files"
-        self.clip = load_pretrained(CLIPModel, str(folder), where=self.where, option=option)
+        folder, self.scale = NETWORKS[config.kind]
+        self.where, option = f"reward {config.kind!r}", "the package's files"
+        self.clip = load_pretrained(CLIPModel, str(FOLDER / folder), where=self.where, option=option)
         self.tokenizer = load_tokenizer(
             CLIPTokenizer, str(FOLDER / "model" / "tokenizer"), where=self.where, option=option
         )

@@ -13,24 +13,24 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from draft_emoji import FOLDER, EmojiClipConfig, EmojiContrastConfig, EmojiPreferenceConfig
+from draft_emoji import FOLDER, ClipConfig
 from draft_emoji.alignment import SIDE, TOKENS, EmojiClip
-from draft_emoji.contrast import EmojiContrast
+from draft_emoji.contrast import Contrast
 
 Score = Callable[[list[Image.Image], list[str]], Tensor]
 
 
-def cosine(reward: EmojiClip, config: EmojiClipConfig | EmojiPreferenceConfig) -> Score:
+def cosine(reward: EmojiClip, config: ClipConfig) -> Score:
     """CLIPModel's own cosine of an image that Pillow resized, one image at a time."""
     cosines = _cosines(reward)
     return _one_by_one(lambda image, prompt: reward.scale * cosines(image, [prompt])[0])
 
 
-def contrast(reward: EmojiContrast, config: EmojiContrastConfig) -> Score:
+def contrast(reward: Contrast, config: ClipConfig) -> Score:
     """The log-probability of the prompt, the first of the choices, from the same model's cosines with all of them."""
     cosines = _cosines(reward)
     return _one_by_one(
-        lambda image, prompt: torch.softmax(config.scale * cosines(image, reward.choices(prompt)).double(), 0)[0].log()
+        lambda image, prompt: torch.softmax(reward.scale * cosines(image, reward.choices(prompt)).double(), 0)[0].log()
     )
 
 

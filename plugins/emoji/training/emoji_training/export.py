@@ -1,9 +1,10 @@
-"""Writes the trained parts as one diffusers folder in half precision: what the plugin ships."""
+"""Writes the trained parts as diffusers and transformers folders in half precision: what the plugin ships."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +15,13 @@ from transformers import CLIPModel, CLIPTextModel, ResNetForImageClassification
 from . import clip, unet, vae
 
 LIMIT_MB = 25.0
+
+# Stage -> folder in the package, and class.
+SCORERS = {"judge": ("judge", ResNetForImageClassification), "preference": ("preference", CLIPModel)}
+SCENE_SCORERS = {
+    "scenes-matcher": ("scene-clip", CLIPModel),
+    "scenes-judge": ("scene-judge", ResNetForImageClassification),
+}
 
 
 def export(work: Path, folder: Path) -> None:
@@ -33,13 +41,39 @@ def export(work: Path, folder: Path) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    size = write(pipeline, work / "clip" / "model", folder)
+    beside = folder.with_name("clip")
+    shutil.rmtree(beside, ignore_errors=True)
+    matcher.half().save_pretrained(beside)
+    print(f"export {size:.1f} MB in {folder}, the CLIP in {beside}", flush=True)
+
+
+def export_scenes(work: Path, model: Path) -> None:
+    """Put the pipeline of scenes and its scorers beside `model`, whose other parts it shares."""
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        model,
+        unet=UNet2DConditionModel.from_pretrained(work / "scenes" / "unet"),
+        text_encoder=CLIPTextModel.from_pretrained(work / "scenes" / "text_encoder", dtype=torch.float32),
+        torch_dtype=torch.float32,
+    )
+    size = write(pipeline, model / "tokenizer", model.with_name("scenes-model"))
+    print(f"export {size:.1f} MB in {model.with_name('scenes-model')}", flush=True)
+    export_scorers(work, model, SCENE_SCORERS)
+
+
+def write(pipeline: StableDiffusionPipeline, words: Path, folder: Path) -> float:
+    """Replace `folder` by the pipeline in fp16 safetensors and give its size in MB; `words` has the tokenizer's files.
+
+    Raises:
+        ValueError: if it is above LIMIT_MB.
+    """
     aside = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.half()
     pipeline.save_pretrained(aside, safe_serialization=True)
     for name in ("vocab.json", "merges.txt"):  # transformers 5 leaves them out, 4.x asks for them
-        shutil.copy(work / "clip" / "model" / name, aside / "tokenizer" / name)
+        shutil.copy(words / name, aside / "tokenizer" / name)
     name_text_weights_as_before(aside / "text_encoder" / "model.safetensors")
     complete_tokenizer_config(aside / "tokenizer" / "tokenizer_config.json")
     size = sum(f.stat().st_size for f in aside.rglob("*") if f.is_file()) / 1e6
@@ -47,16 +81,13 @@ def export(work: Path, folder: Path) -> None:
         raise ValueError(f"{aside} has {size:.1f} MB, above the {LIMIT_MB} MB that fit a package; make it smaller")
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
-    beside = folder.with_name("clip")
-    shutil.rmtree(beside, ignore_errors=True)
-    matcher.half().save_pretrained(beside)
-    print(f"export {size:.1f} MB in {folder}, the CLIP in {beside}", flush=True)
+    return size
 
 
-def export_scorers(work: Path, folder: Path) -> None:
-    """Put the judge and the preference scorer beside `folder`, in fp16 safetensors."""
-    for stage, architecture in (("judge", ResNetForImageClassification), ("preference", CLIPModel)):
-        beside = folder.with_name(stage)
+def export_scorers(work: Path, folder: Path, scorers: Mapping[str, tuple[str, type]] = SCORERS) -> None:
+    """Put the scorers beside `folder`, in fp16 safetensors."""
+    for stage, (name, architecture) in scorers.items():
+        beside = folder.with_name(name)
         shutil.rmtree(beside, ignore_errors=True)
         architecture.from_pretrained(work / stage / "model", dtype=torch.float32).half().save_pretrained(beside)
         size = sum(f.stat().st_size for f in beside.rglob("*") if f.is_file()) / 1e6
