@@ -12,10 +12,10 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 # One process of tests for each core, up to 8, with one thread each.
 PARALLEL := -n logical --maxprocesses 8
 
-.PHONY: help install demo check test lint unchanged emoji bench compare clean
+.PHONY: help install demo check test lint unchanged emoji bench compare compare-rl clean
 
 help:  ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## install the core and all plugins into .venv
 
@@ -54,6 +54,10 @@ bench: install  ## measure the JPEG surrogate, every port against its reference,
 
 compare: install  ## train with every method and compare them, into docs/images/compare.png: hours
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compare.py
+
+compare-rl: install  ## train with and without the reward's gradient, into docs/images/compare-rl.png: hours
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compare_rl.py
+	$(BIN)/python benchmarks/compare_rl.py --plot
 
 clean:  ## remove what the commands above made, runs excepted
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

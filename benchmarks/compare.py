@@ -30,8 +30,10 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
+import emoji_judges
 import torch
 from diffusers.utils import logging as diffusers_logging
+from emoji_judges import ALIGNMENT, BYTES, FLOOR, MARK, QUALITY
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -55,17 +57,13 @@ from draft_core import (
     load_reward,
 )
 from draft_core.adapters.lora import add_lora
-from draft_core.evaluation.evaluate import evaluate
 from draft_core.learners.direct import DirectLearner
 from draft_core.plugin import DirectConfig
 from draft_core.recipe.resolve import resolve_prompts
 from draft_core.rewards.protocol import FrozenModule
 from draft_core.training.settings import TrainSettings
 
-MARK = 0.92  # of the base model's bytes: far enough to tell methods apart, and images still show their things
-FLOOR = 0.93  # of the base model's alignment
 RATES = (4e-3, 2e-3, 1e-3, 5e-4)  # from ten times the default; see docs/measurements/methods.md on larger ones
-QUALITY = 80
 COLOURS = (*(f"C{place}" for place in range(10)), "black", "navy")
 IMAGE = Path("docs/images/compare.png")
 PREFIX_IMAGE = Path("docs/images/short-prefix.png")
@@ -403,15 +401,13 @@ class DriftGauge(FrozenModule):
 
 def make_judge(task: Task, sampler: DifferentiableSampler) -> Callable[[], tuple[float, float]]:
     """Says the kilobytes and the alignment of the held-out images, as the pipeline is when asked."""
-    measures = Objective({"size": load_reward("jpeg-size", quality=QUALITY), "alignment": load_reward("emoji-clip")})
-    heldout = resolve_prompts("emoji-heldout", load_catalog())
-    prompts = heldout[:: len(heldout) // task.images][: task.images]
-
     whole = DifferentiableSampler(sampler.pipe, num_inference_steps=task.steps, **sampler.call_kwargs)
 
+    measure = emoji_judges.make_judge(whole, task.images, BYTES, ALIGNMENT)
+
     def judge() -> tuple[float, float]:
-        means = evaluate(whole, measures, prompts, [0], batch_size=task.images).means()
-        return -means["size"], means["alignment"]
+        means = measure()
+        return -means[BYTES], means[ALIGNMENT]
 
     return judge
 

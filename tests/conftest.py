@@ -21,6 +21,7 @@ from tests.support.tiny import tiny_catalog
 SLOW = (
     "plugins/*/tests/test_reference.py",
     "plugins/adversarial/tests/test_contract.py",
+    "plugins/adversarial/tests/test_training.py",
     "plugins/command/tests/test_training.py",
     "plugins/emoji/tests/test_alignment.py",
     "plugins/emoji/tests/test_emoji_model.py",
@@ -44,6 +45,7 @@ SLOW = (
     "tests/cost/test_forecast.py",
     "tests/cost/test_room.py",
     "tests/cost/test_scale.py",
+    "tests/learners/test_gradient_free_families.py",
     "tests/learners/test_preference.py::test_modes_get_the_weights_of_the_base_model_times_the_exponential_of_the_reward",
     "tests/learners/test_weighted_regression.py::test_the_modes_get_the_weights_of_the_tilted_mixture",
     "tests/project/test_benchmarks.py",

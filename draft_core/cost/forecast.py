@@ -1,4 +1,4 @@
-"""What a run will cost: calls from the plan, seconds and memory from one small update on this machine."""
+"""What a run will cost: calls from the method, seconds and memory from one small update on this machine."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import Any
 
 import torch
 
-from draft_core.cost.probe import RECOMPUTING, Probe, Times
+from draft_core.cost.probe import Probe
+from draft_core.cost.work import Calls, Seconds, Work
+from draft_core.cost.work_by_scores import ImportanceWork, PolicyGradientWork
+from draft_core.cost.work_of_plans import PlannedWork
 from draft_core.errors import DraftError
-from draft_core.learners.direct import DirectLearner, images_per_noise
-from draft_core.plan import Method, Renoising, StepPlan
+from draft_core.learners.direct import DirectLearner
+from draft_core.learners.policy_gradient import PolicyGradient
+from draft_core.learners.weighted_regression import WeightedRegression
 from draft_core.sampling import pipelines
 from draft_core.sampling.pipeline_call import Checkpointing, Decode
 from draft_core.sampling.sampler import DifferentiableSampler
@@ -22,40 +26,6 @@ CHECKPOINTINGS: tuple[Checkpointing, ...] = (False, "selective", True, "blocks")
 LEANER_DECODES: tuple[Decode, ...] = ("selective", "blocks", "sliced")
 FLOAT32 = 4  # bytes
 ADAM_MOMENTS = 2  # AdamW keeps two numbers for each parameter
-
-
-@dataclass(frozen=True)
-class Calls:
-    """What one update asks of the networks.
-
-    Arguments:
-        plain: denoiser calls without gradient.
-        with_grad: denoiser calls with gradient, forward and backward.
-        recomputed: denoiser calls made once more in the backward pass.
-        decoded: images through the decoder; with `decode` other than "whole" each goes through it twice.
-        scored: images through the rewards.
-    """
-
-    plain: int
-    with_grad: int
-    recomputed: int
-    decoded: int
-    scored: int
-
-
-@dataclass(frozen=True)
-class Seconds:
-    """Where the time of one update goes, in seconds."""
-
-    plain: float
-    with_grad: float
-    decoding_and_rewards: float
-    encoding: float
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return self.plain + self.with_grad + self.decoding_and_rewards + self.encoding
 
 
 @dataclass(frozen=True)
@@ -110,28 +80,50 @@ def forecast(trainer: Trainer) -> Forecast:
     """What an update of `trainer` will cost; no weight is changed.
 
     Seconds are those of a batch of one, times the batch: an upper estimate on a GPU that one image does not fill.
-    Memory is measured for batches of one and two, and for one and two grad steps, and extended linearly.
+    Memory is measured for the smallest batches and for one and two grad steps, and extended linearly.
 
     Raises:
-        DraftError: on a device whose memory cannot be measured, or for a method that makes no plans.
+        DraftError: on a device whose memory cannot be measured, or for a method whose calls are not known.
     """
-    plan = _first_plan(trainer)
-    probe = Probe(trainer)
-    probe.update(1, 1)  # the first one sets up caches
-    times = probe.timed_update()
-    calls = count_calls(trainer, plan, times.calls_a_step)
+    work = work_of(trainer)
+    times = work.times()
     return Forecast(
         device=str(trainer.device),
         steps=trainer.steps,
-        calls=calls,
-        seconds=_seconds(trainer, calls, times),
-        memory=_memory(trainer, plan, probe),
+        calls=work.calls(times.calls_a_step),
+        seconds=work.seconds(times),
+        memory=_memory(trainer, work),
+    )
+
+
+def is_known(trainer: Trainer) -> bool:
+    """Whether it is known before an update what the method asks of the networks."""
+    return isinstance(trainer.learner, (DirectLearner, PolicyGradient, WeightedRegression))
+
+
+def work_of(trainer: Trainer) -> Work:
+    """What an update of the trainer's method asks of the networks.
+
+    Raises:
+        DraftError: if that is not known before one has been made.
+    """
+    learner = trainer.learner
+    if isinstance(learner, DirectLearner):
+        return PlannedWork(trainer, learner.method)
+    if isinstance(learner, PolicyGradient):
+        return PolicyGradientWork(trainer, learner)
+    if isinstance(learner, WeightedRegression):
+        return ImportanceWork(trainer, learner)
+    raise DraftError(
+        f"what {type(learner).__name__} asks of the networks is not known before it runs",
+        where="method",
+        next="train for one update and see its seconds, or use a method that `draft methods` lists as draft-core's",
     )
 
 
 def further_bytes(trainer: Trainer) -> int:
     """What an update allocates beside the weights and the LoRA, which are there already."""
-    memory = _memory(trainer, _first_plan(trainer), Probe(trainer))
+    memory = _memory(trainer, work_of(trainer))
     return memory.gradient + memory.optimizer + memory.activations
 
 
@@ -140,65 +132,17 @@ def most_bytes(trainer: Trainer) -> int:
 
     Activations grow at most in proportion to images and to grad steps.
     """
-    plan, copies = _first_plan(trainer), _method(trainer).renoising()
-    together = copies.copies if copies.batched else 1
-    images = max(len(plan.grad_steps), together, 1) * trainer.batch_size
     numbers = sum(parameter.numel() for parameter in trainer.parameters)
-    return images * Probe(trainer).peak(1, 1, is_scored=False) + (1 + ADAM_MOMENTS) * numbers * FLOAT32
+    at_once = work_of(trainer).images_at_once()
+    return at_once * Probe(trainer).peak(1, 1, is_scored=False) + (1 + ADAM_MOMENTS) * numbers * FLOAT32
 
 
 def savings(trainer: Trainer, now: Memory) -> dict[str, int]:
     """Changes of the recipe that lower the memory of `trainer` from `now` -> the total each would give, in bytes."""
-    plan = _first_plan(trainer)
-    return {change: total for change, total in _options(trainer, plan, Probe(trainer), now) if total < now.total}
+    return {change: total for change, total in _options(trainer, work_of(trainer), now) if total < now.total}
 
 
-def count_calls(trainer: Trainer, plan: StepPlan, calls_a_step: float) -> Calls:
-    """The calls of an update of `plan`, exact where each step calls the denoiser equally often."""
-    batch = trainer.batch_size * trainer.batches.images_per_prompt
-    renoising = _method(trainer).renoising()
-    renoisings = min(1, renoising.copies) if renoising.batched else renoising.copies
-    chain = len(plan.grad_steps) if plan.prefix is None else 0
-    recorded = round(calls_a_step * (chain + renoisings))
-    plain = round(calls_a_step * (plan.last + 1 - len(plan.grad_steps) if plan.prefix is None else plan.prefix))
-    plain += recorded if trainer.regularizers["kl"] else 0  # the base model, at each recorded call
-    images = trainer.batches.accumulation * batch * images_per_noise(plan, renoising)
-    return Calls(
-        plain=trainer.batches.accumulation * plain,
-        with_grad=trainer.batches.accumulation * recorded,
-        recomputed=trainer.batches.accumulation * recorded
-        if trainer.sampler.gradient_checkpointing in RECOMPUTING
-        else 0,
-        decoded=images,
-        scored=images,
-    )
-
-
-def _first_plan(trainer: Trainer) -> StepPlan:
-    return _method(trainer).plan(trainer.sampler.steps, trainer.batches.choices(0))
-
-
-def _method(trainer: Trainer) -> Method:
-    if isinstance(trainer.learner, DirectLearner):
-        return trainer.learner.method
-    raise DraftError(
-        f"what {type(trainer.learner).__name__} asks of the networks is not known before it runs",
-        where="method",
-        next="train for one update and see its seconds, or use a method whose gradient flows through the sampler",
-    )
-
-
-def _seconds(trainer: Trainer, calls: Calls, times: Times) -> Seconds:
-    batch = trainer.batch_size * trainer.batches.images_per_prompt
-    return Seconds(
-        plain=calls.plain * times.plain * batch,
-        with_grad=calls.with_grad * times.with_grad * batch,
-        decoding_and_rewards=calls.decoded * times.decoding_and_rewards,
-        encoding=trainer.batches.accumulation * trainer.batch_size * times.encoding,
-    )
-
-
-def _memory(trainer: Trainer, plan: StepPlan, probe: Probe) -> Memory:
+def _memory(trainer: Trainer, work: Work) -> Memory:
     components = {name: frozen_bytes(network) for name, network in pipelines.networks(trainer.sampler.pipe).items()}
     rewards = {"rewards": frozen_bytes(trainer.objective)} if frozen_bytes(trainer.objective) else {}
     numbers = sum(parameter.numel() for parameter in trainer.parameters)
@@ -207,35 +151,11 @@ def _memory(trainer: Trainer, plan: StepPlan, probe: Probe) -> Memory:
         lora=sum(parameter.nbytes for parameter in trainer.parameters),
         gradient=numbers * FLOAT32,
         optimizer=ADAM_MOMENTS * numbers * FLOAT32,
-        activations=_activations(trainer.batch_size, plan, _method(trainer).renoising(), probe),
+        activations=work.activations(trainer.batch_size),
     )
 
 
-def _activations(batch: int, plan: StepPlan, renoising: Renoising, probe: Probe) -> int:
-    """Peak of an update without the LoRA's gradient, linear in the batch and in the grad steps."""
-    recorded = len(plan.grad_steps)
-
-    def at(batch: int, recorded: int) -> float:
-        """Bilinear through the four smallest updates."""
-        small = measured(1, recorded)
-        return small + (batch - 1) * (measured(2, recorded) - small) if batch > 1 else small
-
-    def measured(batch: int, recorded: int) -> float:
-        first = peaks(batch, 1)
-        return first + (recorded - 1) * (peaks(batch, 2) - first) if recorded > 1 else first
-
-    known: dict[tuple[int, int], int] = {}
-
-    def peaks(batch: int, recorded: int) -> int:
-        if (batch, recorded) not in known:
-            known[batch, recorded] = probe.peak(batch, recorded)
-        return known[batch, recorded]
-
-    renoised = at(batch * renoising.copies, 1) if renoising.batched and renoising.copies else 0.0
-    return round(max(at(batch, max(recorded, 1)), renoised))
-
-
-def _options(trainer: Trainer, plan: StepPlan, probe: Probe, now: Memory) -> Iterator[tuple[str, int]]:
+def _options(trainer: Trainer, work: Work, now: Memory) -> Iterator[tuple[str, int]]:
     """Each change that may lower the total, with the total it gives."""
     sampler, others = trainer.sampler, now.total - now.activations
     denoisers, decoder = pipelines.find_denoisers(sampler.pipe).values(), getattr(sampler.pipe, "vae", None)
@@ -244,19 +164,16 @@ def _options(trainer: Trainer, plan: StepPlan, probe: Probe, now: Memory) -> Ite
     with _unchanged(sampler):
         for how in [how for how in checkpointings if how != sampler.gradient_checkpointing]:
             sampler.gradient_checkpointing = how
-            total = others + _activations(trainer.batch_size, plan, _method(trainer).renoising(), probe)
+            total = others + work.activations(trainer.batch_size)
             yield f"model.gradient_checkpointing: {str(how).lower()}", total
     with _unchanged(sampler):
         for decode in [how for how in decodes if how != sampler.decode]:
             sampler.decode = decode
-            yield (
-                f"model.decode: {decode}",
-                others + _activations(trainer.batch_size, plan, _method(trainer).renoising(), probe),
-            )
-    if trainer.batch_size > 1:
+            yield f"model.decode: {decode}", others + work.activations(trainer.batch_size)
+    if trainer.batch_size > 1 and work.may_be_halved:
         half = -(-trainer.batch_size // 2)
         name = f"train.batch_size: {half}, train.gradient_accumulation_steps: {2 * trainer.batches.accumulation}"
-        yield name, others + _activations(half, plan, _method(trainer).renoising(), probe)
+        yield name, others + work.activations(half)
     if trainer.device.type == "cuda":
         yield "model.remember_prompts: true", now.total - leaving(now.weights)
 

@@ -7,17 +7,23 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from random import Random
+from typing import Any, TypeVar
 
 import torch
 
-from draft_core.cost.peak_memory import peak_memory
+from draft_core.cost.peak_memory import MemoryMeter, peak_memory
+from draft_core.learners.learner import Batch, Learner
+from draft_core.learners.recorded_runs import apart, record
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import Objective
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.pipeline_call import Checkpointing
+from draft_core.sampling.rollout import Rollout
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.trainer import Trainer
+
+T = TypeVar("T")
 
 RECOMPUTING: tuple[Checkpointing, ...] = (True, "blocks")  # the whole denoiser, sooner or later
 
@@ -76,6 +82,70 @@ class Probe:
                 0.0, whole + backward - recorded - forwards.get("plain", 0.0) - forwards.get("encoding", 0.0)
             ),
             encoding=forwards.get("encoding", 0.0),
+        )
+
+    def timed_scores(self) -> Times:
+        """Where the time of an image goes that is drawn and scored without gradient, and of a denoiser call with it."""
+        clock, calls = _Clock(self.device), list[Any]()
+        encoders = pipelines.modules_named(self.sampler.pipe, "text_encoder").values()
+        with ExitStack() as stack:
+            for encoder in encoders:
+                stack.enter_context(seams.replaced(encoder, "forward", clock.around("encoding")))
+            stack.enter_context(self._mostly_empty(clock, calls))
+            whole = clock.measure(lambda: self._recorded_and_scored(1, 1))
+        plain, encoding = clock.seconds["plain"], clock.seconds.get("encoding", 0.0)
+        return Times(
+            calls_a_step=len(calls) / self.sampler.steps,
+            plain=plain,
+            with_grad=self._recorded_alone(calls[-1], clock),
+            decoding_and_rewards=max(0.0, whole - plain - encoding),
+            encoding=encoding,
+        )
+
+    def peak_of_scores(self, batch: int) -> int:
+        """Bytes that drawing and scoring `batch` images without gradient allocates at most, their steps kept."""
+
+        def work() -> None:
+            with self._mostly_empty():
+                self._recorded_and_scored(batch, 1)
+
+        return peak_memory(work, self.device)
+
+    def kept_by_runs(self, batch: int, parts: int) -> int:
+        """Bytes of `batch` images and of the steps that led to them, drawn in so many parts."""
+        with MemoryMeter() as meter, self._mostly_empty():
+            runs = self._recorded_and_scored(batch, parts)
+        assert runs
+        return meter.live
+
+    def peak_of(self, learner: Learner, batch: int) -> int:
+        """Bytes that `batch` images and the first loss of a learner allocate at most."""
+
+        def work() -> None:
+            trainer = self.trainer
+            with self._mostly_empty(), trainer.autocast():
+                loss = next(iter(learner.losses(self._batch(batch), self.sampler, trainer.objective)))
+            self._backward(-loss.value if loss.divergence is None else -loss.value - loss.divergence)
+
+        return peak_memory(work, self.device)
+
+    def _recorded_and_scored(self, batch: int, parts: int) -> list[Rollout]:
+        alone, _ = apart(self.sampler)
+        with self.trainer.autocast(), torch.no_grad():
+            runs = record(alone, self._batch(batch), parts)
+            for run in runs:
+                self.trainer.objective(run.images, run.prompts)
+        return runs
+
+    def _batch(self, size: int) -> Batch:
+        batches = self.trainer.batches
+        return Batch(
+            prompts=[batches.prompts[index % len(batches.prompts)] for index in range(size)],
+            generators=[torch.Generator("cpu").manual_seed(place) for place in range(size * batches.images_per_prompt)],
+            columns={},
+            update=0,
+            rng=Random(0),
+            ranks=_Alone(),
         )
 
     def timed_image(self, sampler: DifferentiableSampler, rewards: Objective) -> tuple[int, float]:
@@ -143,6 +213,18 @@ class Probe:
 
 def _plainly(forward: Any, *args: Any, **kwargs: Any) -> Any:
     return forward(*args, **kwargs)
+
+
+class _Alone:
+    """The only process."""
+
+    rank, world_size = 0, 1
+
+    def gather(self, value: T) -> list[T]:
+        return [value]
+
+    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
 
 
 class _Clock:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 
-from draft_core.cost.forecast import further_bytes, most_bytes
+from draft_core.cost.forecast import further_bytes, is_known, most_bytes
 from draft_core.errors import DraftError
-from draft_core.learners.direct import DirectLearner
 from draft_core.training.trainer import Trainer
 
 MARGIN = 1.3  # a prediction lies within a third of what an update takes (tests/cost/test_forecast.py)
@@ -45,7 +44,7 @@ def require_room(trainer: Trainer) -> str | None:
         DraftError: if the update does not fit.
     """
     room = free_memory(trainer.device)
-    known = isinstance(trainer.learner, DirectLearner) and trainer.settings.sharding == "none"
+    known = is_known(trainer) and trainer.settings.sharding == "none"
     if room is None or not known:
         return None
     with torch.random.fork_rng(devices=[]):

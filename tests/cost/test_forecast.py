@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from draft_core.adapters.lora import lora_state
 from draft_core.cost.evaluation import evaluation_cost
 from draft_core.cost.forecast import forecast, savings
 from draft_core.cost.peak_memory import peak_memory
+from draft_core.errors import DraftError
 from draft_core.evaluation.evaluate import evaluate, evaluation_sampler
 from draft_core.recipe.load import load_recipe
 from draft_core.recipe.resolve import resolve_evaluation
@@ -33,6 +35,32 @@ CASES: dict[str, dict[str, Any]] = {
     "recomputed": {"method": {"kind": "draft"}, "model": {"gradient_checkpointing": True}},
     "sliced": {"model": {"decode": "sliced"}, "train": {"batch_size": 4}},
     "kl": {"regularizers": {"kl": 0.1}},
+}
+NOISE = {"model": {"noise": 0.7}}
+DRAWN = {"batch_size": 4, "images_per_prompt": 2}
+BY_SCORES: dict[str, dict[str, Any]] = {
+    "ddpo": {"method": {"kind": "ddpo", "minibatches": 2, "least": 2}, "train": DRAWN},
+    "ddpo, kl": {
+        "method": {"kind": "ddpo", "least": 2},
+        "train": {"batch_size": 3},
+        "regularizers": {"kl": 0.1},
+    },
+    "grpo, accumulated": {
+        "method": {"kind": "grpo", "steps": 2, "inner_epochs": 2},
+        "train": {**DRAWN, "gradient_accumulation_steps": 2},
+    },
+    "importance": {
+        "method": {"kind": "importance", "buffer": 0, "acceptance_rate": 0.5, "fits": 2, "levels": 2},
+        "train": {"batch_size": 4},
+    },
+    "importance, kl": {
+        "method": {"kind": "importance", "buffer": 0, "acceptance_rate": 1.0, "fits": 1},
+        "regularizers": {"kl": 0.1},
+    },
+    "raft": {"method": {"kind": "importance", "path_weights": False, "buffer": 0}, "train": {"batch_size": 4}},
+    "weighted regression": {
+        "method": {"kind": "importance", "path_weights": False, "weighting": "softmax", "buffer": 0}
+    },
 }
 
 
@@ -88,6 +116,39 @@ def test_the_first_update_makes_exactly_these_calls_in_about_this_memory(
     assert found["scored"] == calls.scored
     assert found["decoded"] == calls.decoded * (1 if trainer.sampler.decode == "whole" else 2)
     assert memory.activations + memory.gradient + memory.optimizer == pytest.approx(real, rel=0.3)
+
+
+@pytest.mark.parametrize("case", BY_SCORES.values(), ids=BY_SCORES)
+def test_so_does_that_of_a_method_that_asks_for_scores_alone(catalog: Catalog, case: dict[str, Any]) -> None:
+    trainer = built(catalog, {**NOISE, "rewards": [{"kind": "brightness"}], **case})  # without a gradient
+    before = lora_state(trainer.sampler.pipe)
+    predicted = forecast(trainer)
+    assert all(torch.equal(before[name], tensor) for name, tensor in lora_state(trainer.sampler.pipe).items())
+    calls, memory, found = predicted.calls, predicted.memory, {}
+    real = peak_memory(lambda: found.update(counted(trainer)))
+    assert found == {
+        "plain": calls.plain,
+        "with_grad": calls.with_grad,
+        "decoded": calls.decoded,
+        "scored": calls.scored,
+    }
+    assert memory.activations + memory.gradient + memory.optimizer == pytest.approx(real, rel=0.3)
+    assert "train.batch_size" not in " ".join(savings(trainer, memory)), "the images of a pass are compared"
+
+
+def test_remembered_samples_are_expected_among_those_that_are_fitted(catalog: Catalog) -> None:
+    method = {"kind": "importance", "path_weights": False, "weighting": "softmax", "buffer": 64, "fits": 1}
+    trainer = built(catalog, {"method": method, "rewards": [{"kind": "brightness"}]})
+    predicted = forecast(trainer).calls
+    trainer.train_step()
+    assert counted(trainer)["with_grad"] == predicted.with_grad == 2 * 4  # levels; fresh ones, and as many remembered
+
+
+def test_a_method_whose_calls_are_not_known_is_refused_by_name(catalog: Catalog) -> None:
+    trainer = built(catalog, {})
+    trainer.learner = SimpleNamespace()  # type: ignore[assignment]
+    with pytest.raises(DraftError, match=r"^method: what SimpleNamespace asks of the networks is not known before"):
+        forecast(trainer)
 
 
 def test_the_weights_are_counted_by_component(catalog: Catalog) -> None:

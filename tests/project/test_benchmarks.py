@@ -91,3 +91,101 @@ def test_the_best_rate_is_the_cheapest_and_the_search_ends_behind_it(
     task = replace(compare.QUICK[0], rates=(4.0, 3.0, 2.0, 1.0, 0.5), budget=100, seeds=(0, 1))
     assert compare.best_rate(task, task.methods[0], tmp_path) == 2.0
     assert tried == [(4.0, 100), (3.0, 100), (2.0, 60), (1.0, 40)]
+
+
+# Methods without a gradient
+
+
+@pytest.fixture
+def compare_rl(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.delitem(sys.modules, "compare_rl", raising=False)
+    return importlib.import_module("compare_rl")
+
+
+def test_methods_without_a_gradient_are_compared_and_a_killed_run_is_the_uninterrupted_one(
+    compare_rl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (task,) = compare_rl.QUICK
+    words = ["--quick", "--runs", str(tmp_path / "whole")]
+    compare_rl.main(words)
+    printed = capsys.readouterr().out
+    run = compare_rl.Run(task, task.entries[1], 1e-3, 0)
+    whole = compare_rl.read_run(run, tmp_path / "whole" / task.name)
+    assert [point.queries for point in whole.points] == [0, 4, 8]
+    assert [point.updates for point in whole.points] == [0, 1, 2]
+    assert whole.points[0].seconds == 0 < whole.points[1].seconds < whole.points[2].seconds
+    assert whole.points[0].scores != whole.points[2].scores
+
+    judged = compare_rl.make_judge
+
+    def dies_at_the_second(*words: Any) -> Any:
+        judge, calls = judged(*words), []
+
+        def judge_once() -> Any:
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return judge()
+
+        return judge_once
+
+    parts = tmp_path / "parts" / task.name
+    with monkeypatch.context() as patch:
+        patch.setattr(compare_rl, "make_judge", dies_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            compare_rl.train(run, parts)
+    assert len(compare_rl.read_run(run, parts).points) == 1
+    resumed = compare_rl.train(run, parts)
+    assert [replace(point, seconds=0) for point in resumed.points] == [
+        replace(point, seconds=0) for point in whole.points
+    ]
+
+    monkeypatch.setattr(compare_rl, "make_trainer", None)
+    capsys.readouterr()
+    compare_rl.main(words)
+    assert capsys.readouterr().out == printed[printed.index("\n| method") :]
+    page = tmp_path / "page.md"
+    page.write_text("<!-- quick -->\n<!-- end of quick -->\n", encoding="utf-8")
+    compare_rl.main([*words, "--plot", "--page", str(page), "--image", str(tmp_path / "image.png")])
+    assert page.read_text(encoding="utf-8").count("\n| ") == 5  # heads, a line, three methods
+    assert (tmp_path / "image.png").stat().st_size > 20_000
+
+
+def test_a_gain_has_its_price_where_the_line_crosses_it_above_the_floor(compare_rl: Any) -> None:
+    task = compare_rl.TASKS[0]
+
+    def at(queries: int, kilobytes: float, alignment: float) -> Any:
+        scores = {"jpeg-size": -kilobytes, "emoji-clip": alignment}
+        return compare_rl.Point(updates=queries // 4, queries=queries, seconds=queries / 2, scores=scores)
+
+    points = (at(0, 2.0, 0.8), at(8, 1.96, 0.79), at(16, 1.80, 0.77))  # 2 % and then 10 % smaller
+    run = compare_rl.Run(task, task.entries[0], 1e-3, 0, points)
+    assert run.price(2) == pytest.approx((8, 4))
+    assert run.price(6) == pytest.approx((12, 6))
+    assert run.price(11) is None
+    assert run.best() is points[2]
+    assert run.is_over()
+    # 92 % of the alignment at the end, so that the line is at the floor a little before it
+    spoilt = replace(run, points=(*points[:2], at(16, 1.80, 0.8 * 0.92)))
+    assert spoilt.price(6) == pytest.approx((12, 6))
+    assert spoilt.price(9.99) is None
+    assert spoilt.best() is points[1]
+    assert spoilt.is_over()
+    assert run.rank() < spoilt.rank() < replace(run, points=points[:1]).rank()
+    # Nothing after the floor counts, though the alignment may come back.
+    back = replace(run, points=(points[0], at(8, 1.99, 0.7), at(16, 1.8, 0.8)))
+    assert back.price(5) is None
+    assert back.best() is points[0]
+    top = compare_rl.TASKS[2]
+    shares = tuple(
+        replace(point, scores={"emoji-judge-top1": share, "emoji-clip": 0.8})
+        for point, share in zip(points, (0.5, 0.6, 0.55), strict=True)
+    )
+    assert compare_rl.Run(top, top.entries[0], 1e-3, 0, shares).price(5) == pytest.approx((4, 2))
+    assert not compare_rl.Run(top, top.entries[0], 1e-3, 0, shares).is_over()
+    cells = [
+        compare_rl.price_cell(runs, 8) for runs in ([run, run], [run, back], [back], [replace(run, points=points[:2])])
+    ]
+    assert compare_rl.table(task, Path("nowhere")).count("to ") == len(compare_rl.LEVELS), "the mark is among them"
+    assert cells == ["14 ± 0 (7 s)", "14 (7 s; 1 of 2)", "floor after 0", "> 8"]

@@ -1,4 +1,4 @@
-"""`draft train` with a program among its metrics: what it answers is recorded, and its failure costs no update."""
+"""`draft train` with a program as a metric or as the reward: it is asked, and its failure costs no update."""
 
 from __future__ import annotations
 
@@ -86,3 +86,54 @@ def test_a_run_whose_program_fails_is_kept_and_goes_on(
         images = sorted((run / "images" / f"{record['update']:06d}").iterdir())
         assert record["scores"]["command"] == [float(image.stat().st_size) for image in images]
     assert list(temporary.glob("draft-command-*")) == []
+
+
+TRAINED = """
+model: {pretrained: emoji, num_inference_steps: 2, call: {eta: 1.0}, lora: {rank: 2}}
+prompts: [a red apple, a blue car]
+method: METHOD
+rewards: [{kind: command, command: [PYTHON, sizes.py]}]
+train: {steps: 2, batch_size: 4, images_per_prompt: 2, learning_rate: 1.0e-3}
+device: cpu
+output: OUTPUT
+"""
+METHODS = {
+    "grpo": "{kind: grpo}",
+    "raft": "{kind: importance, path_weights: false, fits: 1, levels: 1}",
+}
+LISTS = """
+import pathlib, sys
+for line in sys.stdin:
+    size = pathlib.Path(line.rstrip("\\n")).stat().st_size
+    with open("asked", "a") as asked:
+        print(size, file=asked)
+    print(-size / 1000, flush=True)
+"""
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_model_is_trained_on_what_a_program_answers(name: str, tmp_path: Path) -> None:
+    (tmp_path / "sizes.py").write_text(LISTS, encoding="utf-8")
+    recipe = TRAINED.replace("PYTHON", json.dumps(sys.executable)).replace("METHOD", METHODS[name])
+    (tmp_path / "recipe.yaml").write_text(recipe.replace("OUTPUT", name), encoding="utf-8")
+    result = CliRunner().invoke(app, ["train", str(tmp_path / "recipe.yaml")])
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+    sizes = [int(line) for line in (tmp_path / "asked").read_text().splitlines()]
+    assert [row["reward_queries"] for row in rows] == [4, 4]
+    for row, first in zip(rows, (0, 4), strict=True):  # nothing else was asked: there are no evaluations
+        assert row["scores"]["command"] == pytest.approx(-sum(sizes[first : first + 4]) / 4000, rel=1e-6)
+    lora = load_file(tmp_path / name / "lora" / "pytorch_lora_weights.safetensors")
+    assert any(tensor.abs().sum() > 0 for key, tensor in lora.items() if "lora_B" in key)
+
+
+def test_a_method_that_needs_a_gradient_refuses_a_program_and_names_those_that_do_not(tmp_path: Path) -> None:
+    (tmp_path / "sizes.py").write_text(LISTS, encoding="utf-8")
+    recipe = TRAINED.replace("PYTHON", json.dumps(sys.executable)).replace("METHOD", "{kind: draft-k}")
+    (tmp_path / "recipe.yaml").write_text(recipe.replace("OUTPUT", "run"), encoding="utf-8")
+    result = CliRunner().invoke(app, ["train", str(tmp_path / "recipe.yaml")])
+    said = " ".join(result.output.split())
+    assert result.exit_code == 2
+    assert "command" in said
+    assert all(method in said for method in ("ddpo", "grpo", "importance"))
+    assert not (tmp_path / "asked").exists()

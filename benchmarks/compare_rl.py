@@ -1,0 +1,405 @@
+"""Methods that follow a reward's gradient, and methods that need none, on the embedded emoji model.
+
+    python benchmarks/compare_rl.py            # all runs, hours on one core; goes on where it stopped
+    python benchmarks/compare_rl.py --plot     # table and image of the runs that are there
+    python benchmarks/compare_rl.py --quick    # two updates of three methods, to see that it works
+
+One reward has a gradient (`jpeg`), two have none: the bytes of a real file (`jpeg-size`), and whether a network that
+nobody trained the model on sees the prompt's thing first (`emoji-judge-top1`). Judges are the reward itself on images
+of held-out prompts from fixed seeds, real bytes for `jpeg`, and the alignment `emoji-clip`. A run ends where it has
+gained what its task asks for, below 93 % of the base model's alignment, or when its queries are used up; a query is an
+image that the reward scored in training. Each method has the best of the learning rates that are tried on its first
+seed.
+
+A run is a file of JSON lines, one for each time it was judged, with a checkpoint beside it while it is not over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from diffusers.utils import logging as diffusers_logging
+from emoji_judges import ALIGNMENT, BYTES, FLOOR, MARK, QUALITY, TOP1, make_judge
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tables import markdown, publish
+from transformers.utils import logging as transformers_logging
+
+from draft_core import Trainer, build, load_catalog, load_checkpoint, load_recipe, save_checkpoint
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "measurements" / "rl.md"
+IMAGE = ROOT / "docs" / "images" / "compare-rl.png"
+MODEL = {"pretrained": "emoji", "guidance_scale": 4.0, "call": {"eta": 1.0}, "lora": {"rank": 8}}
+SMALLER = round(100 * (1 - MARK), 6)  # per cent of the bytes
+LEVELS = (1, 2, 3, 5, 8)  # gains whose price the table says
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method as it takes part.
+
+    Arguments:
+        method: as a recipe has it.
+        train: fields of the recipe's `train`, without rate, steps and seed.
+        rates: learning rates that are tried on the first seed.
+        seeds: all have the best of these rates.
+        judged_every: so many queries.
+        reward: further fields of the reward's entry in the recipe.
+    """
+
+    name: str
+    method: Mapping[str, Any]
+    train: Mapping[str, int]
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    judged_every: int = 128
+    reward: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the entries of one comparison share.
+
+    Arguments:
+        name: of its folder.
+        reward: as a recipe has it; an entry may add fields.
+        judge: the measure whose gain counts.
+        unit: of the gain.
+        mark: gain at which a run ends.
+        budget: queries of a run.
+        images: held-out prompts that are judged, one image each.
+        steps: of the sampler.
+    """
+
+    name: str
+    reward: Mapping[str, Any]
+    judge: str
+    unit: str
+    mark: float
+    entries: tuple[Entry, ...]
+    budget: int = 2048
+    images: int = 16
+    steps: int = 10
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run where it was judged.
+
+    Arguments:
+        seconds: processor time of the updates so far, on one thread.
+        scores: measure -> mean over the held-out images.
+    """
+
+    updates: int
+    queries: int
+    seconds: float
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One entry, rate and seed of a task: points, the base model first."""
+
+    task: Task
+    entry: Entry
+    rate: float
+    seed: int
+    points: tuple[Point, ...] = ()
+
+    def gain(self, point: Point) -> float:
+        """By how many per cent files are smaller than the base model's, or by how many points a share is larger."""
+        before, now = (place.scores[self.task.judge] for place in (self.points[0], point))
+        return 100 * (1 - now / before) if self.task.judge == BYTES else 100 * (now - before)
+
+    def kept(self, point: Point) -> float:
+        """Of the base model's alignment, in per cent."""
+        return 100 * point.scores[ALIGNMENT] / self.points[0].scores[ALIGNMENT]
+
+    def above_floor(self) -> tuple[Point, ...]:
+        """The points before the first one below the floor."""
+        below = [place for place, point in enumerate(self.points) if self.kept(point) < 100 * FLOOR]
+        return self.points[: below[0]] if below else self.points
+
+    def best(self) -> Point:
+        """That of the largest gain above the floor."""
+        return max(self.above_floor(), key=self.gain)
+
+    def price(self, gain: float) -> tuple[float, float] | None:
+        """Queries and seconds at a gain above the floor, on a straight line between points; None if it is nowhere."""
+        for before, after in pairwise(self.points):
+            if self.gain(after) >= gain:
+                share = (gain - self.gain(before)) / (self.gain(after) - self.gain(before))
+                if (1 - share) * self.kept(before) + share * self.kept(after) < 100 * FLOOR:
+                    return None
+                queries = before.queries + share * (after.queries - before.queries)
+                return queries, before.seconds + share * (after.seconds - before.seconds)
+            if self.kept(after) < 100 * FLOOR:
+                return None
+        return None
+
+    def is_over(self) -> bool:
+        """Whether it has come to the mark, below the floor, or to the end of its queries."""
+        if not self.points:
+            return False
+        last = self.points[-1]
+        ended = self.gain(last) >= self.task.mark or self.kept(last) < 100 * FLOOR
+        return ended or last.queries >= self.task.budget
+
+    def rank(self) -> tuple[float, float]:
+        """The smaller the better: queries to the mark, and where there is none the gain above the floor."""
+        price = self.price(self.task.mark)
+        return math.inf if price is None else price[0], -self.gain(self.best())
+
+
+GRADIENT = {"batch_size": 4}
+GROUPS = {"batch_size": 32, "images_per_prompt": 4}
+ONE_PROMPT = {"batch_size": 16, "images_per_prompt": 16, "gradient_accumulation_steps": 4}
+SELECTION = {"kind": "importance", "temperature": 0.01, "buffer": 0}  # kB: a third of the spread within a prompt
+
+DRAFT_1 = Entry("DRaFT-1", {"kind": "draft-k", "k": 1}, GRADIENT, (4e-3, 2e-3), judged_every=8)
+DRAFT_LV = Entry("DRaFT-LV", {"kind": "draft-lv", "resamples": 2}, GRADIENT, (4e-3, 2e-3), judged_every=24)
+# least: the images of one prompt in a batch are enough to compare them with each other.
+DDPO = Entry("DDPO", {"kind": "ddpo", "minibatches": 2, "least": 4}, GROUPS, (8e-3, 4e-3, 2e-3), seeds=(0,))
+GRPO = Entry("GRPO", {"kind": "grpo", "minibatches": 2}, GROUPS, (4e-3,), seeds=(0,))
+RAFT = Entry("RAFT", {**SELECTION, "path_weights": False}, ONE_PROMPT, (1e-3,), seeds=(0,))
+IMPORTANCE = Entry("importance", SELECTION, ONE_PROMPT, (1e-3,), seeds=(0,))
+
+FREE = (DDPO, GRPO, RAFT, IMPORTANCE)
+TASKS = (
+    Task("jpeg", {"kind": "jpeg", "quality": QUALITY}, BYTES, "%", SMALLER, (DRAFT_1, DRAFT_LV, *FREE)),
+    Task("bytes", {"kind": BYTES, "quality": QUALITY}, BYTES, "%", SMALLER, FREE),
+    Task("top-1", {"kind": TOP1}, TOP1, "points", 100, FREE, images=40),
+)
+QUICK = (
+    Task(
+        name="quick",
+        reward={"kind": "jpeg", "quality": QUALITY},
+        judge=BYTES,
+        unit="%",
+        mark=100,
+        budget=8,
+        images=1,
+        steps=2,
+        entries=tuple(
+            replace(entry, train={"batch_size": 4, "images_per_prompt": 2}, rates=(1e-3,), seeds=(0,), judged_every=4)
+            for entry in (DRAFT_1, GRPO, RAFT)
+        ),
+    ),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    torch.set_num_threads(1)
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    tasks = [task for task in (QUICK if options.quick else TASKS) if options.only in (None, task.name)]
+    if not options.plot:
+        for task in tasks:
+            for entry in task.entries:
+                if options.methods is None or entry.name in options.methods:
+                    train_entry(task, entry, options.runs / task.name)
+    begun = [task for task in tasks if any(runs_of(task, entry, options.runs) for entry in task.entries)]
+    publish({task.name: table(task, options.runs) for task in begun}, options.page if options.plot else None)
+    if options.plot:
+        save_image(begun, options.runs, options.image)
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--plot", action="store_true", help="train nothing: table and image of what is there")
+    parser.add_argument("--quick", action="store_true", help="two updates of three methods, to see that it works")
+    names = list(dict.fromkeys(entry.name for task in TASKS for entry in task.entries))
+    parser.add_argument("--methods", nargs="+", choices=names, help="only these; left out, all")
+    parser.add_argument("--only", choices=[task.name for task in (*TASKS, *QUICK)], help="only this comparison")
+    parser.add_argument("--runs", type=Path, default=Path("runs/compare-rl"), help="default runs/compare-rl")
+    parser.add_argument("--page", type=Path, default=PAGE, help="whose tables --plot writes")
+    parser.add_argument("--image", type=Path, default=IMAGE, help="that --plot makes")
+    return parser.parse_args(arguments)
+
+
+# Training
+
+
+def train_entry(task: Task, entry: Entry, folder: Path) -> None:
+    """All rates on the first seed, then the best on the others."""
+    tried = [train(Run(task, entry, rate, entry.seeds[0]), folder) for rate in entry.rates]
+    rate = min(tried, key=Run.rank).rate
+    for seed in entry.seeds[1:]:
+        train(Run(task, entry, rate, seed), folder)
+
+
+def train(run: Run, folder: Path) -> Run:
+    """The run to its end, from where its file and its checkpoint stand."""
+    run = read_run(run, folder)
+    if run.is_over():
+        return run
+    trainer = make_trainer(run)
+    judge = make_judge(trainer.sampler, run.task.images, BYTES, ALIGNMENT, *{run.task.judge} - {BYTES})
+    checkpoint, (queries, seconds) = file_of(run, folder, "checkpoint"), (0, 0.0)
+    if checkpoint.is_dir():
+        state = load_checkpoint(trainer, checkpoint)
+        queries, seconds = state["queries"], state["seconds"]
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        if not run.points or run.points[-1].updates < trainer.done:
+            point = Point(trainer.done, queries, seconds, judge())
+            run = Run(run.task, run.entry, run.rate, run.seed, (*run.points, point))
+            with file_of(run, folder, "jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(point)) + "\n")
+            print_progress(run)
+        if run.is_over():
+            break
+        while queries < run.points[-1].queries + run.entry.judged_every:
+            begin = time.process_time()
+            report = trainer.train_step()
+            queries, seconds = queries + report.reward_queries, seconds + time.process_time() - begin
+        save_checkpoint(trainer, checkpoint, queries=queries, seconds=seconds)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    return run
+
+
+def make_trainer(run: Run) -> Trainer:
+    recipe = {
+        "model": {**MODEL, "num_inference_steps": run.task.steps},
+        "prompts": "emoji-train",
+        "method": run.entry.method,
+        "rewards": [{**run.task.reward, **run.entry.reward}],
+        "train": {**run.entry.train, "steps": run.task.budget, "learning_rate": run.rate, "seed": run.seed},
+        "device": "cpu",
+    }
+    catalog = load_catalog()
+    trainer = build(load_recipe(recipe, catalog=catalog), catalog=catalog)
+    trainer.sampler.pipe.set_progress_bar_config(disable=True)
+    assert trainer.sampler.steps == run.task.steps  # counted now, so that no update need do so
+    return trainer
+
+
+def file_of(run: Run, folder: Path, suffix: str) -> Path:
+    return folder / f"{run.entry.name}_{run.rate:g}_{run.seed}.{suffix}"
+
+
+def read_run(run: Run, folder: Path) -> Run:
+    """With the points that its file has."""
+    file = file_of(run, folder, "jsonl")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return Run(run.task, run.entry, run.rate, run.seed, tuple(Point(**json.loads(line)) for line in lines))
+
+
+def print_progress(run: Run) -> None:
+    point = run.points[-1]
+    gained = f"{run.gain(point):+.2f} {run.task.unit}, alignment {run.kept(point):.1f} % of the base model's"
+    which = f"{run.task.name}: {run.entry.name}, rate {run.rate:g}, seed {run.seed}"
+    print(f"{which}: {point.queries} queries, {point.seconds:.0f} s, {gained}", flush=True)
+
+
+# Table and image
+
+
+def runs_of(task: Task, entry: Entry, runs: Path) -> list[Run]:
+    """The entry's runs at its best rate, those that have been begun."""
+    tried = [read_run(Run(task, entry, rate, entry.seeds[0]), runs / task.name) for rate in entry.rates]
+    made = [run for run in tried if len(run.points) > 1]
+    if not made:
+        return []
+    rate = min(made, key=Run.rank).rate
+    found = [read_run(Run(task, entry, rate, seed), runs / task.name) for seed in entry.seeds]
+    return [run for run in found if len(run.points) > 1]
+
+
+def table(task: Task, runs: Path) -> str:
+    """What each entry gained above the floor, and what each gain had cost when it was reached."""
+    levels = [level for level in LEVELS if level <= task.mark]
+    heads = ["method", "rate", "seeds", "queries", "largest gain", "alignment there, %"]
+    rows = []
+    for entry in task.entries:
+        made = runs_of(task, entry, runs)
+        if not made:
+            continue
+        best = [run.best() for run in made]
+        rows.append(
+            [
+                *(entry.name, f"{made[0].rate:g}", f"{len(made)}", f"{max(run.points[-1].queries for run in made)}"),
+                spread([run.gain(point) for run, point in zip(made, best, strict=True)], ".1f"),
+                spread([run.kept(point) for run, point in zip(made, best, strict=True)], ".1f"),
+                *(price_cell(made, level) for level in levels),
+            ]
+        )
+    return markdown([*heads, *(f"to {level} {task.unit}" for level in levels)], rows)
+
+
+def price_cell(made: Sequence[Run], level: float) -> str:
+    """Mean queries at a gain, and seconds, of the runs that reached it; where none did, how far they went."""
+    prices = [price for run in made if (price := run.price(level))]
+    if not prices:
+        last = max(run.above_floor()[-1].queries for run in made)
+        fell = all(len(run.above_floor()) < len(run.points) for run in made)
+        return f"floor after {last}" if fell else f"> {last}"
+    some = "" if len(prices) == len(made) else f"; {len(prices)} of {len(made)}"
+    return (
+        f"{spread([queries for queries, _ in prices], '.0f')} ({fmean(seconds for _, seconds in prices):.0f} s{some})"
+    )
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Mean and standard deviation, the mean alone of one."""
+    return f"{fmean(values):{form}} ± {stdev(values):{form}}" if len(values) > 1 else f"{values[0]:{form}}"
+
+
+def save_image(tasks: Sequence[Task], runs: Path, image: Path) -> None:
+    """Of each task: the gain over queries, over seconds, and the alignment over the gain."""
+    figure = Figure(figsize=(12, 3.6 * len(tasks)), layout="constrained")
+    FigureCanvasAgg(figure)
+    names = list(dict.fromkeys(entry.name for task in tasks for entry in task.entries))
+    for task, axes in zip(tasks, figure.subplots(len(tasks), 3, squeeze=False), strict=True):
+        by_queries, by_seconds, quality = axes
+        for entry in task.entries:
+            if made := runs_of(task, entry, runs):
+                colour = f"C{names.index(entry.name)}"
+                draw(by_queries, made, "queries", colour)
+                draw(by_seconds, made, "seconds", colour)
+                draw(quality, made, "gain", colour)
+        for panel, label in ((by_queries, "reward queries"), (by_seconds, "seconds of one core")):
+            panel.set(xscale="log", xlabel=label, ylabel=f"{task.name}: gain, {task.unit}")
+            panel.axhline(0, color="grey", linewidth=0.6)
+        quality.set(xlabel=f"gain, {task.unit}", ylabel="alignment kept, %")
+        quality.axhline(100 * FLOOR, color="grey", linewidth=0.8, linestyle=":")
+        by_queries.legend(fontsize=8)
+    image.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(image, dpi=110)
+
+
+def draw(axes: Axes, runs: Sequence[Run], over: str, colour: str) -> None:
+    """Means over seeds at the points that all of them have, with standard deviations."""
+    columns = list(zip(*([(run, point) for point in run.points] for run in runs), strict=False))[over != "gain" :]
+    xs = [[run.gain(point) if over == "gain" else getattr(point, over) for run, point in column] for column in columns]
+    ys = [[(run.kept if over == "gain" else run.gain)(point) for run, point in column] for column in columns]
+    axes.errorbar(
+        [fmean(one) for one in xs],
+        [fmean(one) for one in ys],
+        yerr=[stdev(one) if len(one) > 1 else 0.0 for one in ys],
+        marker="o",
+        markersize=3,
+        capsize=2,
+        linewidth=1.2,
+        color=colour,
+        label=runs[0].entry.name,
+    )
+
+
+if __name__ == "__main__":
+    main()

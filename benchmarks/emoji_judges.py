@@ -1,0 +1,32 @@
+"""What the comparisons on the embedded model judge by: files and networks that read held-out images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from draft_core import DifferentiableSampler, Objective, evaluate, load_catalog, load_reward
+from draft_core.recipe.resolve import resolve_prompts
+
+MARK = 0.92  # of the base model's bytes: far enough to tell methods apart, and images still show their things
+FLOOR = 0.93  # of the base model's alignment
+QUALITY = 80  # of the files
+
+BYTES, ALIGNMENT, TOP1 = "jpeg-size", "emoji-clip", "emoji-judge-top1"
+FIELDS: Mapping[str, Mapping[str, int]] = {BYTES: {"quality": QUALITY}}
+
+
+def make_judge(sampler: DifferentiableSampler, images: int, *names: str) -> Callable[[], dict[str, float]]:
+    """Says what these measures give of the held-out images, as the pipeline is when asked.
+
+    Arguments:
+        sampler: draws the images, always from the same seed.
+        images: so many held-out prompts, spread evenly over the list, with one image each.
+        names: rewards of installed plugins.
+
+    Returns:
+        a function without arguments: name -> mean over the images.
+    """
+    measures = Objective({name: load_reward(name, **FIELDS.get(name, {})) for name in names})
+    held_out = resolve_prompts("emoji-heldout", load_catalog())
+    prompts = held_out[:: len(held_out) // images][:images]
+    return lambda: evaluate(sampler, measures, prompts, [0], batch_size=images).means()
