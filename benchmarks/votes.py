@@ -39,7 +39,7 @@ RECIPE = ROOT / "recipes" / "votes.yaml"
 PAGE = ROOT / "docs" / "how-to" / "preferences.md"
 IMAGE = ROOT / "docs" / "images" / "votes.png"
 SEEDS = (0, 1, 2)
-ANSWERS, PROMPTS, IMAGES = 60, 15, 4
+ANSWERS, IMAGES = 60, 2
 SHOWN = 4  # every so many of the judged prompts
 
 
@@ -51,7 +51,7 @@ def ink(path: Path) -> float:
 def draw(folder: Path) -> dict[str, list[Path]]:
     """Prompt -> the files of its images by the base model, drawn once."""
     prompts = resolve_prompts("emoji-train-plain", load_catalog())
-    chosen = prompts[:: len(prompts) // PROMPTS][:PROMPTS]
+    chosen = prompts[:: len(prompts) // ANSWERS][:ANSWERS]
     files = {
         prompt: [folder / f"{place:02d}-{image}.png" for image in range(IMAGES)] for place, prompt in enumerate(chosen)
     }
@@ -67,7 +67,7 @@ def draw(folder: Path) -> dict[str, list[Path]]:
 def vote(images: dict[str, list[Path]], path: Path) -> None:
     """Answers the pairs that the page asks, until it asks no more."""
     with VoteFile(path) as file:
-        ballot = Ballot(pairs_of(images)[:ANSWERS], file)
+        ballot = Ballot(pairs_of(images), file)
         with VoteServer(ballot) as server:
             thread = Thread(target=server.serve_forever)
             thread.start()
