@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,11 +20,15 @@ if TYPE_CHECKING:
     from draft_core.reporting.run_record import RunRecord
     from draft_core.voting.ballot import Ballot
 
-SAMPLES = "vote-images"  # in the folder of a run: UPDATE/PROMPT-SEED.png
+SAMPLES = "vote-images"  # in the folder of a run: UPDATE/PROMPT-SEED.png; of a model beside the answers: MODEL/...
 
 
 def vote(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    run: Annotated[Path | None, typer.Argument(help="The folder of a finished run.", show_default=False)] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Instead of a run: an alias, a folder in diffusers' format, or a hub name."),
+    ] = None,
     samples: Annotated[
         int | None,
         typer.Option("--samples", min=2, help="Draw so many new images of each prompt; else those of its evaluations."),
@@ -46,11 +52,19 @@ def vote(
     Keys: 1 left, 2 right, 0 cannot say, u undo. Every answer is written at once; the same command goes on with the
     pairs that are not yet answered. Ctrl-C ends it.
 
-    Example: draft vote runs/demo --count 60
+    Examples: draft vote runs/demo --count 60
+
+    draft vote --model emoji --samples 4 --prompts emoji-train-plain --output votes.jsonl
     """
     if samples is None and (prompts or seed is not None):
         given = "--prompts" if prompts else "--seed"
         raise DraftError("no image is drawn", where=given, next="add --samples, or leave it out")
+    if (run is None) == (model is None):
+        said = "neither a run nor a model is named" if run is None else "a run and a model are named"
+        raise DraftError(said, where="draft vote", next="give the folder of a run, or --model")
+    needed = {"--samples": samples, "--prompts": prompts, "--output": output}
+    if model is not None and (missing := [name for name, value in needed.items() if not value]):
+        raise DraftError(f"{missing[0]} is left out", where="--model", next=f"give {', '.join(needed)} too")
 
     from draft_core.reporting.run_record import read_run
     from draft_core.voting.ballot import Ballot
@@ -58,17 +72,23 @@ def vote(
     from draft_core.voting.server import VoteServer
     from draft_core.voting.vote_file import VOTES, VoteFile
 
-    record = read_run(run)
-    output = output or run / VOTES
+    record = None if run is None else read_run(run)
+    source = _source(record, model, output)
+    output = output or source.folder / VOTES
     require_file(output)
-    texts = _texts(prompts) or record.facts.prompts
+    texts = _texts(prompts) or source.prompts
     with VoteFile(output) as file:
-        images = evaluated_images(record) if samples is None else _sampled(record, texts, samples, seed)
+        if record is None or samples is not None:
+            images = _sampled(source, texts, samples or 2, source.seed if seed is None else seed)
+        else:
+            images = evaluated_images(record)
         if not (pairs := pairs_of(images)[:count]):
-            raise DraftError("no prompt has two different images", where=str(run), next="draw some with --samples 4")
+            raise DraftError(
+                "no prompt has two different images", where=str(run or model), next="draw some with --samples 4"
+            )
         ballot = Ballot(pairs, file)
         with VoteServer(ballot, port=port) as server:
-            if record.facts.output == "frames":
+            if record is not None and record.facts.output == "frames":
                 out.print("the model makes videos: their middle frames are shown")
             out.print(f"{_told(ballot)}; answers go to {output}", highlight=False, soft_wrap=True)
             out.print(f"page: {server.address} (Ctrl-C ends it)", highlight=False, soft_wrap=True)
@@ -90,13 +110,45 @@ def _texts(prompts: Sequence[str]) -> list[str]:
     return [text for given in prompts for text in given_prompts(given, catalog, where="--prompts")]
 
 
-def _sampled(record: RunRecord, prompts: Sequence[str], count: int, seed: int | None) -> dict[str, list[Path]]:
-    """Prompt -> its new images by the run's last LoRA; those that an earlier call has drawn are taken again."""
+@dataclass(frozen=True)
+class _Source:
+    """What new images are drawn by, and where they are kept.
+
+    Arguments:
+        model: as `sample` takes it.
+        lora: the folder of the run; None for the model as it is.
+        folder: of the run, or of the answers.
+        images: the folder that the new images lie in.
+        prompts: where none are given.
+        seed: of the first image, where none is given.
+    """
+
+    model: str
+    lora: Path | None
+    folder: Path
+    images: Path
+    prompts: Sequence[str] = ()
+    seed: int = 0
+
+
+def _source(record: RunRecord | None, model: str | None, output: Path | None) -> _Source:
+    if record is not None:
+        images = record.folder / SAMPLES / f"{record.last.update:06d}"
+        seed = max(record.facts.seeds) + 1
+        return _Source(record.facts.model, record.folder, record.folder, images, record.facts.prompts, seed)
+    assert model is not None
+    assert output is not None
+    folder = output.absolute().parent
+    name = re.sub(r"[^\w.-]", "-", Path(model).name)  # for a person; two models never share images by the number
+    return _Source(model, None, folder, folder / SAMPLES / f"{name}-{_name(model)}")
+
+
+def _sampled(source: _Source, prompts: Sequence[str], count: int, first: int) -> dict[str, list[Path]]:
+    """Prompt -> its new images from the seeds `first`, ...; those that an earlier call has drawn are taken again."""
     from draft_core.rewards.images import to_pil
     from draft_core.runs.sample import sample
 
-    first = max(record.facts.seeds) + 1 if seed is None else seed
-    folder = record.folder / SAMPLES / f"{record.last.update:06d}"
+    folder = source.images
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     images = {
@@ -109,9 +161,9 @@ def _sampled(record: RunRecord, prompts: Sequence[str], count: int, seed: int | 
     quiet_libraries()
     with ProgressLines() as progress:
         drawn = sample(
-            record.facts.model,
+            source.model,
             missing,
-            lora=record.folder,
+            lora=source.lora,
             images_per_prompt=count,
             seed=first,
             catalog=load_catalog(),

@@ -144,11 +144,15 @@ def _differences(folder: Path, resolved: ResolvedRecipe) -> dict[str, str]:
         ) from error
     now = _by_images(parse_yaml(dump_recipe(resolved.recipe)), of_a_pass)
     before, after = _flat(then), _flat(now)
+    cools_down = any(part.get("train.cooldown_steps", 0) not in (0, "0") for part in (before, after))
+    harmless = [
+        name for name in HARMLESS if not (cools_down and name == "train.steps")
+    ]  # its last updates depend on it
     fields = {
         name: f"{before.get(name, 'nothing')} -> {after.get(name, 'nothing')}"
         for name in sorted({*before, *after})
         if before.get(name) != after.get(name)
-        and not any(name == harmless or name.startswith(f"{harmless}.") for harmless in HARMLESS)
+        and not any(name == field or name.startswith(f"{field}.") for field in harmless)
     }
     return {**fields, **_changed_prompts(folder, resolved, fields)}
 

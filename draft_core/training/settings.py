@@ -28,8 +28,9 @@ class TrainSettings:
         "How many images of a pass have one prompt, side by side; it divides `batch_size`.", 1
     )
     gradient_accumulation_steps: Annotated[int, Ge(1), Le(MOST)] = setting("Passes in one update.", 1)
-    learning_rate: Annotated[float, Gt(0)] = setting("Rate after the warm-up.", 4e-4)
+    learning_rate: Annotated[float, Gt(0)] = setting("Rate after the warm-up, and before the cool-down.", 4e-4)
     warmup_steps: Annotated[int, Ge(0)] = setting("Updates over which the rate rises linearly.", 0)
+    cooldown_steps: Annotated[int, Ge(0)] = setting("Last updates, over which the rate falls linearly.", 0)
     betas: tuple[Beta, Beta] = setting("AdamW's averaging factors.", (0.9, 0.999))
     weight_decay: Annotated[float, Ge(0)] = setting("AdamW's decoupled decay.", 0.1)
     max_grad_norm: Annotated[float, Gt(0)] = setting("Gradients with a larger L2 norm are scaled down to it.", 1.0)

@@ -259,8 +259,10 @@ class Trainer:
         self.skipped += outcome.is_fault
 
     def _set_learning_rate(self) -> float:
-        """Linear warm-up that starts above zero, so that the first update is not empty; then constant."""
-        rate = self.settings.learning_rate * min(1.0, (self.done + 1) / (self.settings.warmup_steps + 1))
+        """Linear warm-up that starts above zero, so that the first update is not empty; constant; linear cool-down."""
+        of = self.settings
+        up, down = (self.done + 1) / (of.warmup_steps + 1), (of.steps - self.done) / (of.cooldown_steps + 1)
+        rate = of.learning_rate * min(1.0, up, max(down, 1 / (of.cooldown_steps + 1)))
         for part in self.parts.values():
             part.set_learning_rate(rate)
         return rate

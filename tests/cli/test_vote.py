@@ -137,6 +137,36 @@ def test_votes_in_another_folder_name_images_relative_to_it(asked: Any, record: 
     )
 
 
+def test_a_model_is_voted_on_before_any_run(asked: Any, catalog: Catalog, tmp_path: Path) -> None:
+    words = ("--model", "tiny", "--samples", "2", "-p", "a bird", "-p", "a fish", "-o", "own/votes.jsonl")
+    code, said = asked(*words)
+    assert code == 0, said
+    assert "2 of 2 pairs are answered" in said
+    expected = sample("tiny", ["a bird", "a fish"], images_per_prompt=2, catalog=catalog)[0]
+    votes = read_votes(tmp_path / "own" / "votes.jsonl")
+    for vote, images in zip(sorted(votes, key=lambda vote: vote.prompt), expected, strict=True):
+        for name in (vote.winner, vote.loser):
+            assert name.startswith("vote-images/tiny-")
+            seen = read_image(tmp_path / "own" / name)[0]
+            image = images[int(Path(name).stem.rpartition("-")[2])]
+            torch.testing.assert_close(seen, image, atol=0.51 / 255, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "draft vote: neither a run nor a model is named; give the folder of a run, or --model"),
+        (["run", "--model", "tiny"], "draft vote: a run and a model are named"),
+        (["--model", "tiny", "--samples", "2", "-p", "x"], "--model: --output is left out; give --samples, --prompts"),
+        (["--model", "tiny", "-o", "v.jsonl"], "--model: --samples is left out"),
+    ],
+)
+def test_a_run_or_a_model_is_named(asked: Any, record: RunRecord, words: list[str], said: str) -> None:
+    code, text = asked(*words)
+    assert code == 2
+    assert said in " ".join(text.split())
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from typer.main import get_command
 
 from draft_core import load_recipe
@@ -81,6 +82,11 @@ def test_recipes_are_valid_with_the_plugins_of_this_repository(path: Path, tmp_p
     for weights in re.findall(r"\.\./(models/[\w./-]+)", path.read_text(encoding="utf-8")):
         (tmp_path / weights).parent.mkdir(exist_ok=True)
         (tmp_path / weights).touch()
+    for pairs in re.findall(r"pairs: \.\./(runs/[\w./-]+)", path.read_text(encoding="utf-8")):
+        file = tmp_path / pairs
+        file.parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(file.parent / "one.png")
+        file.write_text('{"prompt": "a pear", "winner": "one.png", "loser": "one.png"}\n')
     recipe = load_recipe(copied)
     assert recipe.evaluation is not None
     assert recipe.output.parent in (tmp_path / "runs", copied.parent / "runs")

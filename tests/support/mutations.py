@@ -244,6 +244,7 @@ VALUES: dict[str, list[Any]] = {
     "train.gradient_accumulation_steps": [2],
     "train.learning_rate": [1e-320, 10.0, 1e308],
     "train.warmup_steps": [1, 10**9],
+    "train.cooldown_steps": [1, 10**9],
     "train.betas": [[0, 0]],
     "train.weight_decay": [0, 1e308],
     "train.max_grad_norm": [1e-320, 1e308],

@@ -235,6 +235,13 @@ def test_the_learning_rate_warms_up_from_above_zero(tokenizer: Any) -> None:
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.3])
 
 
+def test_the_learning_rate_cools_down_to_above_zero(tokenizer: Any) -> None:
+    one = trainer(tokenizer, warmup_steps=1, cooldown_steps=2, learning_rate=0.3)
+    rates = [report.learning_rate for report in one]
+    assert rates == pytest.approx([0.15, 0.3, 0.2, 0.1])
+    assert one.train_step().learning_rate == pytest.approx(0.1)  # one more than was asked for
+
+
 def test_an_update_with_a_nan_is_skipped_by_name_and_the_weights_stay(tokenizer: Any) -> None:
     one = trainer(tokenizer, reward=Nan(RednessConfig(), calls=[4]))  # two calls an update: the second one's second
     steps = iter(one)
@@ -390,6 +397,7 @@ def test_a_resumed_run_optimises_as_its_settings_say(tokenizer: Any, tmp_path: P
     changed: dict[str, Any] = {
         "learning_rate": 1e-2,
         "warmup_steps": 2,
+        "cooldown_steps": 1,
         "betas": (0.5, 0.7),
         "weight_decay": 0.3,
         "max_grad_norm": 1e-3,

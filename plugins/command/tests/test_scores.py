@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import draft_reward_command
+import numpy
 import pytest
 import torch
 from draft_reward_command import CommandConfig, draft_register_rewards
@@ -141,6 +142,21 @@ def test_the_programs_of_the_readme_are_those_that_are_tested(number, name, tmp_
     done = subprocess.run([sys.executable, "-c", program], input=requests[number], capture_output=True, text=True)
     expected = [1.0, 1 - 76 / 255][number]  # a pure red is saturated; its luma by ITU-R 601 is 76
     assert json.loads(done.stdout)["score"] == pytest.approx(expected)
+
+
+def test_a_reader_of_bar_codes_is_a_reward(made, tmp_path):
+    zxingcpp = pytest.importorskip("zxingcpp", reason="zxing-cpp is missing")
+    program = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[2]
+    assert program == (PACKAGE / "example_barcode.py").read_text(encoding="utf-8")
+    text = "https://example.org"
+    codes = [zxingcpp.create_barcode(said, zxingcpp.QRCode).to_image(scale=8) for said in (text, "another text here!")]
+    first, other = (torch.from_numpy(numpy.array(code)).expand(3, -1, -1) / 255 for code in codes)
+    images = torch.stack([first, 0.5 + first / 8, other, torch.ones_like(first)])
+    reward = made(program, command=(sys.executable, str(tmp_path / "program.py"), text))
+    sharp, pale, wrong, blank = reward(images, [""] * 4).tolist()
+    assert sharp >= pale > 0
+    assert sharp >= 0.6
+    assert (wrong, blank) == (0, 0)
 
 
 def test_the_page_shows_the_program_of_the_readme():

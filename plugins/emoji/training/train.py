@@ -37,7 +37,7 @@ MINUTES = {  # about what was shipped took
     "scenes": 80.0,
     "scenes-matcher": 30.0,
     "scenes-judge": 20.0,
-}  # about what was shipped took
+}
 MODEL = Path(__file__).resolve().parents[1] / "src" / "draft_emoji" / "model"
 
 
