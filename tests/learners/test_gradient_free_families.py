@@ -37,6 +37,7 @@ def made(model: str, method: MethodConfig) -> Trainer:
     else:
         family = next(family for family in FAMILIES if family.name.startswith(model))
         pipe, call = family.pipe(), family.call(torch.float32)
+        call = {name: "" if name == "negative_prompt" else value for name, value in call.items()}  # of any batch
     pipe.set_progress_bar_config(disable=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
