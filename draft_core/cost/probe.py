@@ -103,11 +103,6 @@ class Probe:
             encoding=encoding,
         )
 
-    def seconds_of(self, work: Callable[[], Any]) -> float:
-        """How long this takes the second time."""
-        work()
-        return _Clock(self.device).measure(work)
-
     def peak_of_scores(self, batch: int, *, keep_trajectory: bool = True) -> int:
         """Bytes that drawing and scoring `batch` images without gradient allocates at most.
 
@@ -220,6 +215,12 @@ class Probe:
             for denoiser in self.denoisers:
                 stack.enter_context(seams.replaced(denoiser, "forward", partial(on_denoise, denoiser)))
             yield
+
+
+def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
+    """How long this takes the second time."""
+    work()
+    return _Clock(device).measure(work)
 
 
 def _plainly(forward: Any, *args: Any, **kwargs: Any) -> Any:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import torch
 
-from draft_core.cost.probe import RECOMPUTING, Probe, Times
+from draft_core.cost.probe import RECOMPUTING, Probe, Times, seconds_of
 from draft_core.cost.work import Calls, Seconds
 from draft_core.learners.advantages import ByPrompt
 from draft_core.learners.learner import Batch, Learner
@@ -196,7 +196,7 @@ class PreferenceWork(WorkByScores):
         if self.learner.encoder is None:
             return times
         image = torch.zeros(1, 3, *self.learner.encoder.size)
-        return replace(times, image_encoding=self.probe.seconds_of(partial(self.learner.encoder, image)))
+        return replace(times, image_encoding=seconds_of(partial(self.learner.encoder, image), self.trainer.device))
 
     def activations(self, batch: int) -> int:
         """The larger of a run that is scored, and all levels of a recorded call on the pairs; linear in the batch."""
