@@ -103,13 +103,14 @@ def _print_time(found: Forecast, evaluation: EvaluationCost) -> None:
     again = f", {calls.recomputed} of them again in the backward pass" if calls.recomputed else ""
     table = Table("in one update", "how often", "seconds", title=f"Time, on {found.device}")
     table.columns[2].justify = "right"
-    for name, count, duration in (
+    for name, count, duration in [
         ("denoiser without gradient", _counted(calls.plain, "call"), seconds.plain),
         ("denoiser with gradient", _counted(calls.with_grad, "call") + again, seconds.with_grad),
         ("decoder and rewards", _counted(calls.decoded, "image"), seconds.decoding_and_rewards),
         ("text encoders", "", seconds.encoding),
+        *([("image encoder", _counted(calls.encoded, "image"), seconds.image_encoding)] if calls.encoded else []),
         ("[bold]total[/]", "", seconds.total),
-    ):
+    ]:
         table.add_row(name, count, f"{duration:.2f}")
     out.print(table)
     out.print(

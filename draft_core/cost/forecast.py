@@ -11,11 +11,13 @@ import torch
 
 from draft_core.cost.probe import Probe
 from draft_core.cost.work import Calls, Seconds, Work
-from draft_core.cost.work_by_scores import ImportanceWork, PolicyGradientWork
+from draft_core.cost.work_by_scores import ImportanceWork, PolicyGradientWork, PreferenceWork
 from draft_core.cost.work_of_plans import PlannedWork
 from draft_core.errors import DraftError
 from draft_core.learners.direct import DirectLearner
 from draft_core.learners.policy_gradient import PolicyGradient
+from draft_core.learners.preference import PreferenceLearner
+from draft_core.learners.surrogate_learner import SurrogateLearner
 from draft_core.learners.weighted_regression import WeightedRegression
 from draft_core.sampling import pipelines
 from draft_core.sampling.pipeline_call import Checkpointing, Decode
@@ -98,7 +100,7 @@ def forecast(trainer: Trainer) -> Forecast:
 
 def is_known(trainer: Trainer) -> bool:
     """Whether it is known before an update what the method asks of the networks."""
-    return isinstance(trainer.learner, (DirectLearner, PolicyGradient, WeightedRegression))
+    return isinstance(trainer.learner, (DirectLearner, PolicyGradient, WeightedRegression, PreferenceLearner))
 
 
 def work_of(trainer: Trainer) -> Work:
@@ -114,6 +116,14 @@ def work_of(trainer: Trainer) -> Work:
         return PolicyGradientWork(trainer, learner)
     if isinstance(learner, WeightedRegression):
         return ImportanceWork(trainer, learner)
+    if isinstance(learner, PreferenceLearner):
+        return PreferenceWork(trainer, learner)
+    if isinstance(learner, SurrogateLearner):
+        raise DraftError(
+            "what its warm-up, its refreshing and its own fits take is not predicted",
+            where=f"reward {next(iter(learner.surrogates))!r}: surrogate",
+            next="train for two updates and see their seconds: the first one has the warm-up",
+        )
     raise DraftError(
         f"what {type(learner).__name__} asks of the networks is not known before it runs",
         where="method",

@@ -37,6 +37,7 @@ class Times:
     with_grad: float  # forward and backward
     decoding_and_rewards: float  # forward and backward
     encoding: float
+    image_encoding: float = 0.0
 
 
 class Probe:
@@ -102,12 +103,16 @@ class Probe:
             encoding=encoding,
         )
 
-    def peak_of_scores(self, batch: int) -> int:
-        """Bytes that drawing and scoring `batch` images without gradient allocates at most, their steps kept."""
+    def peak_of_scores(self, batch: int, *, keep_trajectory: bool = True) -> int:
+        """Bytes that drawing and scoring `batch` images without gradient allocates at most.
+
+        Arguments:
+            keep_trajectory: whether their steps are kept.
+        """
 
         def work() -> None:
             with self._mostly_empty():
-                self._recorded_and_scored(batch, 1)
+                self._recorded_and_scored(batch, 1, keep_trajectory=keep_trajectory)
 
         return peak_memory(work, self.device)
 
@@ -116,31 +121,32 @@ class Probe:
         with MemoryMeter() as meter, self._mostly_empty():
             runs = self._recorded_and_scored(batch, parts)
         assert runs
-        return meter.live
+        return int(meter.live)
 
-    def peak_of(self, learner: Learner, batch: int) -> int:
-        """Bytes that `batch` images and the first loss of a learner allocate at most."""
+    def peak_of(self, learner: Learner, batch: Batch) -> int:
+        """Bytes that a batch and the first loss of a learner allocate at most."""
 
         def work() -> None:
             trainer = self.trainer
             with self._mostly_empty(), trainer.autocast():
-                loss = next(iter(learner.losses(self._batch(batch), self.sampler, trainer.objective)))
+                loss = next(iter(learner.losses(batch, self.sampler, trainer.objective)))
             self._backward(-loss.value if loss.divergence is None else -loss.value - loss.divergence)
 
         return peak_memory(work, self.device)
 
-    def _recorded_and_scored(self, batch: int, parts: int) -> list[Rollout]:
+    def _recorded_and_scored(self, batch: int, parts: int, *, keep_trajectory: bool = True) -> list[Rollout]:
         alone, _ = apart(self.sampler)
         with self.trainer.autocast(), torch.no_grad():
-            runs = record(alone, self._batch(batch), parts)
+            runs = record(alone, self.batch(batch), parts, keep_trajectory=keep_trajectory)
             for run in runs:
                 self.trainer.objective(run.images, run.prompts)
         return runs
 
-    def _batch(self, size: int) -> Batch:
+    def batch(self, size: int, repeats: int = 1) -> Batch:
+        """`size` items of the training, for a single process; so many in a row have one prompt."""
         batches = self.trainer.batches
         return Batch(
-            prompts=[batches.prompts[index % len(batches.prompts)] for index in range(size)],
+            prompts=[batches.prompts[index // repeats % len(batches.prompts)] for index in range(size)],
             generators=[torch.Generator("cpu").manual_seed(place) for place in range(size * batches.images_per_prompt)],
             columns={},
             update=0,
@@ -209,6 +215,12 @@ class Probe:
             for denoiser in self.denoisers:
                 stack.enter_context(seams.replaced(denoiser, "forward", partial(on_denoise, denoiser)))
             yield
+
+
+def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
+    """How long this takes the second time."""
+    work()
+    return _Clock(device).measure(work)
 
 
 def _plainly(forward: Any, *args: Any, **kwargs: Any) -> Any:

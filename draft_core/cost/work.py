@@ -21,6 +21,7 @@ class Calls:
         recomputed: denoiser calls made once more in the backward pass.
         decoded: images through the decoder; with `decode` other than "whole" each goes through it twice.
         scored: images through the rewards.
+        encoded: images of files through the pipeline's encoder.
     """
 
     plain: int
@@ -28,6 +29,7 @@ class Calls:
     recomputed: int
     decoded: int
     scored: int
+    encoded: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,13 @@ class Seconds:
     plain: float
     with_grad: float
     decoding_and_rewards: float
-    encoding: float
+    encoding: float  # of prompts
+    image_encoding: float = 0.0
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.plain + self.with_grad + self.decoding_and_rewards + self.encoding
+        return self.plain + self.with_grad + self.decoding_and_rewards + self.encoding + self.image_encoding
 
 
 class Work(Protocol):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SIZES = ("height", "width", "num_frames")  # arguments of the call that decide how large an image or video is
 LARGEST_CARD = 1024  # GB
 NOT_PREDICTED = "leave --card out, and predict it on the machine itself"
+ALONE = "leave it out where the reward has a gradient, or train for two updates on such a card"
 
 
 def card_size(text: str, *, where: str) -> float:
@@ -53,6 +54,10 @@ def update_of(recipe: RecipeBase) -> Update:
     if not isinstance(method, DirectConfig):
         raise RecipeError(
             f"what {method.kind!r} asks of the networks is not known before it runs", where="method", next=NOT_PREDICTED
+        )
+    if named := [reward.kind for reward in recipe.rewards if reward.surrogate is not None]:
+        raise RecipeError(
+            "what it takes beside the method is not predicted", where=f"reward {named[0]!r}: surrogate", next=ALONE
         )
     others = {
         "model.pipeline": model.pipeline not in (None, published.pipeline),

@@ -31,7 +31,7 @@ def test_json_carries_calls_seconds_memory_and_savings(recipe: Path) -> None:
     result = CliRunner().invoke(app, ["cost", str(recipe), "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert found["calls"] == {"plain": 2, "with_grad": 3, "recomputed": 0, "decoded": 6, "scored": 6}
+    assert found["calls"] == {"plain": 2, "with_grad": 3, "recomputed": 0, "decoded": 6, "scored": 6, "encoded": 0}
     assert found["steps"] == 7
     assert found["seconds"]["total"] > 0
     evaluation = found["evaluation"]

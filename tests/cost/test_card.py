@@ -83,6 +83,15 @@ def test_what_is_not_predicted_is_refused(catalog: Any, override: str, where: st
     assert "leave --card out" in str(refused.value)
 
 
+def test_a_surrogate_and_what_needs_no_gradient_are_refused_by_name(catalog: Any) -> None:
+    with pytest.raises(RecipeError, match=r"^reward 'redness': surrogate: what it takes beside the method is not pre"):
+        update_of(recipe(catalog, "rewards=[{kind: redness, surrogate: {}}]"))
+    for kind in ("ddpo", "grpo", "importance", "dpo"):
+        given = f"method={{kind: {kind}}}", "train.batch_size=4", "train.images_per_prompt=2"
+        with pytest.raises(RecipeError, match=f"^method: what '{kind}' asks of the networks is not known before it"):
+            update_of(recipe(catalog, *given))
+
+
 def test_a_prediction_adds_up() -> None:
     memory = Memory({"unet": 5 * GIB, "reward": GIB}, lora=10, gradient=10, optimizer=20, activations=2 * GIB)
     found = Prediction(memory, start=7 * GIB)

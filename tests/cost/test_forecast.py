@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from draft_core.adapters.lora import lora_state
 from draft_core.cost.evaluation import evaluation_cost
-from draft_core.cost.forecast import forecast, savings
+from draft_core.cost.forecast import forecast, savings, work_of
 from draft_core.cost.peak_memory import peak_memory
+from draft_core.cost.probe import Times
 from draft_core.errors import DraftError
 from draft_core.evaluation.evaluate import evaluate, evaluation_sampler
 from draft_core.recipe.load import load_recipe
@@ -61,7 +65,24 @@ BY_SCORES: dict[str, dict[str, Any]] = {
     "weighted regression": {
         "method": {"kind": "importance", "path_weights": False, "weighting": "softmax", "buffer": 0}
     },
+    "weighted regression, accumulated": {
+        "method": {"kind": "importance", "path_weights": False, "weighting": "softmax", "buffer": 0, "fits": 1},
+        "train": {"batch_size": 2, "gradient_accumulation_steps": 2},
+    },
+    "dpo": {"method": {"kind": "dpo", "fits": 2, "levels": 3}, "train": DRAWN},
+    "dpo of the best of four": {"method": {"kind": "dpo"}, "train": {"batch_size": 8, "images_per_prompt": 4}},
+    "dpo, accumulated": {
+        "method": {"kind": "dpo", "fits": 2},
+        "train": {**DRAWN, "gradient_accumulation_steps": 2},
+        "regularizers": {"kl": 0.1},
+    },
+    "dpo of pairs in a file": {"method": {"kind": "dpo", "fits": 2, "levels": 2}, "train": {"batch_size": 3}},
+    "dpo of pairs, accumulated": {
+        "method": {"kind": "dpo"},
+        "train": {"batch_size": 2, "gradient_accumulation_steps": 2},
+    },
 }
+NO_PROMPTS = {name: value for name, value in GOOD.items() if name != "prompts"}
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +92,33 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
 
 def recipe(**given: Any) -> dict[str, Any]:
     model = {**GOOD["model"], "num_inference_steps": 5, **given.pop("model", {})}
-    return {**GOOD, "model": model, "device": "cpu", "train": {"batch_size": 2}, **given}
+    good = NO_PROMPTS if given.get("method", {}).get("pairs") else GOOD
+    return {**good, "model": model, "device": "cpu", "train": {"batch_size": 2}, **given}
+
+
+def with_pairs(case: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same with a file of pairs."""
+    row = {"prompt": "a cat", "winner": "1.png", "loser": "2.png"}
+    for name in (row["winner"], row["loser"]):
+        Image.new("RGB", (16, 16)).save(folder / name)
+    file = folder / "pairs.jsonl"
+    file.write_text("\n".join(json.dumps({**row, "prompt": prompt}) for prompt in ("a cat", "a dog", "a fox")))
+    return {**case, "method": {**case["method"], "pairs": str(file)}}
 
 
 def built(catalog: Catalog, case: Mapping[str, Any]) -> Trainer:
     return build(load_recipe(recipe(**case), catalog=catalog), catalog=catalog)
 
 
+def begun(trainer: Trainer) -> None:
+    """What a run does before its first update: looks at the call, and encodes an image to see its size."""
+    trainer.sampler.traits  # noqa: B018
+    trainer.learner.check(trainer.sampler)  # type: ignore[attr-defined]
+
+
 def counted(trainer: Trainer) -> dict[str, int]:
     """What the networks are asked in one update, taken down by hooks."""
-    counts = dict.fromkeys(("plain", "with_grad", "decoded", "scored"), 0)
+    counts = dict.fromkeys(("plain", "with_grad", "decoded", "scored", "encoded"), 0)
     pipe = trainer.sampler.pipe
 
     def denoised(module: Any, args: Any, output: Any) -> None:
@@ -95,6 +133,7 @@ def counted(trainer: Trainer) -> dict[str, int]:
     handles = [
         pipe.unet.conv_in.register_forward_hook(denoised),  # inside, where empty calls do not come
         pipe.vae.decoder.register_forward_pre_hook(added("decoded")),
+        pipe.vae.encoder.register_forward_pre_hook(added("encoded")),
         trainer.objective.register_forward_pre_hook(added("scored")),
     ]
     trainer.train_step()
@@ -119,21 +158,42 @@ def test_the_first_update_makes_exactly_these_calls_in_about_this_memory(
 
 
 @pytest.mark.parametrize("case", BY_SCORES.values(), ids=BY_SCORES)
-def test_so_does_that_of_a_method_that_asks_for_scores_alone(catalog: Catalog, case: dict[str, Any]) -> None:
+def test_so_does_that_of_a_method_that_asks_for_scores_alone(
+    catalog: Catalog, case: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    of_file = "pairs" in request.node.callspec.id
+    case = with_pairs(case, tmp_path) if of_file else case
     trainer = built(catalog, {**NOISE, "rewards": [{"kind": "brightness"}], **case})  # without a gradient
     before = lora_state(trainer.sampler.pipe)
     predicted = forecast(trainer)
     assert all(torch.equal(before[name], tensor) for name, tensor in lora_state(trainer.sampler.pipe).items())
     calls, memory, found = predicted.calls, predicted.memory, {}
+    begun(trainer)
     real = peak_memory(lambda: found.update(counted(trainer)))
     assert found == {
         "plain": calls.plain,
         "with_grad": calls.with_grad,
         "decoded": calls.decoded,
         "scored": calls.scored,
+        "encoded": calls.encoded,
     }
     assert memory.activations + memory.gradient + memory.optimizer == pytest.approx(real, rel=0.3)
-    assert "train.batch_size" not in " ".join(savings(trainer, memory)), "the images of a pass are compared"
+    assert ("train.batch_size" in " ".join(savings(trainer, memory))) == of_file, "images of a pass are compared"
+
+
+@pytest.mark.parametrize("case", [*BY_SCORES.values()], ids=BY_SCORES)
+def test_prompts_are_encoded_for_samples_and_outlines_and_not_for_replays(
+    catalog: Catalog, case: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    case = with_pairs(case, tmp_path) if "pairs" in request.node.callspec.id else case
+    trainer = built(catalog, {**NOISE, "rewards": [{"kind": "brightness"}], **case})
+    begun(trainer)
+    encoded: list[int] = []
+    last = trainer.sampler.pipe.text_encoder.final_layer_norm  # inside, where replays do not come
+    last.register_forward_pre_hook(lambda module, args: encoded.append(len(args[0])))
+    trainer.train_step()
+    once = work_of(trainer).seconds(Times(1, 0.0, 0.0, 0.0, encoding=1.0)).encoding
+    assert sum(encoded) / 2 == once, "with a prompt and without"
 
 
 def test_remembered_samples_are_expected_among_those_that_are_fitted(catalog: Catalog) -> None:
@@ -148,6 +208,12 @@ def test_a_method_whose_calls_are_not_known_is_refused_by_name(catalog: Catalog)
     trainer = built(catalog, {})
     trainer.learner = SimpleNamespace()  # type: ignore[assignment]
     with pytest.raises(DraftError, match=r"^method: what SimpleNamespace asks of the networks is not known before"):
+        forecast(trainer)
+
+
+def test_a_surrogate_is_refused_by_its_reward(catalog: Catalog) -> None:
+    trainer = built(catalog, {"rewards": [{"kind": "redness", "surrogate": {}}]})
+    with pytest.raises(DraftError, match=r"^reward 'redness': surrogate: what its warm-up, .* is not predicted; train"):
         forecast(trainer)
 
 

@@ -26,6 +26,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "all steps": {"kind": "draft"},
     "the last step": {"kind": "draft-k"},
     "batched copies": {"kind": "draft-lv", "resamples": 3, "batched": True},
+    "own pairs": {"kind": "dpo", "levels": 3},
 }
 
 
@@ -53,7 +54,8 @@ def test_a_batch_that_cannot_fit_is_refused_before_the_folder_is_touched(catalog
 def test_the_bound_is_above_what_is_predicted_and_both_above_a_third_less_than_it_takes(
     catalog: Catalog, tmp_path: Path, method: dict[str, Any]
 ) -> None:
-    trainer = built(catalog, tmp_path, method=method, train={"batch_size": 3})
+    images = {"batch_size": 4, "images_per_prompt": 2} if method["kind"] == "dpo" else {"batch_size": 3}
+    trainer = built(catalog, tmp_path, method=method, train=images)
     bound, predicted = most_bytes(trainer), further_bytes(trainer)
     real = peak_memory(trainer.train_step)
     assert bound >= 0.95 * predicted, "the rewards of this catalog take next to nothing"

@@ -12,7 +12,7 @@ import torch
 from draft_core import DifferentiableSampler, Objective, Trainer, load_catalog, load_pipeline
 from draft_core.adapters.lora import adapters_off, add_lora, lora_state
 from draft_core.registry.config import MethodConfig
-from draft_core.registry.gradient_free import DDPO, GRPO, Importance
+from draft_core.registry.gradient_free import DDPO, DPO, GRPO, Importance
 from draft_core.runs.build import build_learner
 from draft_core.training.checkpoints import load_checkpoint, save_checkpoint
 from draft_core.training.settings import RegularizerSettings, TrainSettings
@@ -23,6 +23,7 @@ METHODS: dict[str, MethodConfig] = {
     "ddpo": DDPO(minibatches=2, least=2),
     "grpo": GRPO(inner_epochs=2, steps=1),
     "importance": Importance(buffer=6, fits=2, levels=1, acceptance_rate=0.5),
+    "dpo": DPO(fits=2, levels=2),
 }
 MODELS = ("emoji", "Stable Diffusion 3", "FLUX.1")
 
@@ -37,6 +38,7 @@ def made(model: str, method: MethodConfig) -> Trainer:
     else:
         family = next(family for family in FAMILIES if family.name.startswith(model))
         pipe, call = family.pipe(), family.call(torch.float32)
+        call = {name: "" if name == "negative_prompt" else value for name, value in call.items()}  # of any batch
     pipe.set_progress_bar_config(disable=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Whole runs on a reward without gradient: going on after a stop, the page, evaluations without noise."""
+"""Whole runs on a reward without gradient: going on after a stop, flow models, the page, evaluations without noise."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from draft_core.recipe.load import load_recipe
 from draft_core.reporting.comparison import write_comparison
 from draft_core.reporting.run_record import read_run
 from draft_core.runs.run import run_recipe
+from tests.support.families import FAMILIES
+from tests.support.runs import without_pages
 from tests.support.tiny import GOOD
 
+REWARDS = [{"kind": "brightness"}]
 METHODS: dict[str, dict[str, Any]] = {
     "ddpo": {"kind": "ddpo", "minibatches": 2, "least": 2},
     "grpo": {"kind": "grpo", "steps": 2, "inner_epochs": 2},
@@ -27,12 +30,15 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def recipe_of(catalog: Any, output: Path, method: dict[str, Any], **model: Any) -> Any:
+SURROGATE = {"warmup": 16, "warmup_fits": 4, "fits": 2, "buffer": 24, "batch_size": 8, "width": 4}
+
+
+def recipe_of(catalog: Any, output: Path, method: dict[str, Any], *, rewards: Any = REWARDS, **model: Any) -> Any:
     data = {
         "model": {**GOOD["model"], "noise": 0.7, **model},
         "prompts": "tiny-train",
         "method": method,
-        "rewards": [{"kind": "brightness"}],
+        "rewards": rewards,
         "metrics": [{"kind": "redness"}],
         "train": {"steps": 4, "batch_size": 4, "images_per_prompt": 2, "learning_rate": 1e-2},
         "regularizers": {"kl": 0.1},
@@ -42,6 +48,7 @@ def recipe_of(catalog: Any, output: Path, method: dict[str, Any], **model: Any) 
             "images_per_prompt": 2,
             "every": 2,
             "on_collapse": "warn",
+            "scales": [],
         },
         "checkpoint": {"every": 2, "keep": 9},
         "device": "cpu",
@@ -65,24 +72,63 @@ def test_a_run_that_is_stopped_goes_on_in_every_bit(
     assert record.facts.drawn_otherwise in notes
     assert set(record.before.scores) == {"brightness", "redness"}
 
-    parts = recipe_of(catalog, tmp_path / "parts", METHODS[name])
+    goes_on(recipe_of(catalog, tmp_path / "parts", METHODS[name]), catalog, whole.folder, monkeypatch)
+
+
+def goes_on(parts: Any, catalog: Any, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops a run after its third update, takes it up again, and compares it with one that was not stopped."""
+
+    def stop_after_the_third(report: Any, *_: Any) -> None:
+        if report.update == 3:
+            signal.raise_signal(signal.SIGTERM)
+
     with monkeypatch.context() as patch:
-
-        def stop_after_the_third(report: Any, *_: Any) -> None:
-            if report.update == 3:
-                signal.raise_signal(signal.SIGTERM)
-
         patch.setattr("draft_core.runs.run._tell", stop_after_the_third)
         with pytest.raises(Interrupted):
             run_recipe(parts, catalog)
-    run_recipe(parts, catalog)
-    loras = [load_file(tmp_path / run / "lora/pytorch_lora_weights.safetensors") for run in ("whole", "parts")]
+    run = run_recipe(parts, catalog).folder
+    loras = [load_file(folder / "lora/pytorch_lora_weights.safetensors") for folder in (whole, run)]
     assert all(torch.equal(loras[0][key], loras[1][key]) for key in loras[0])
     rows = [
-        [{**json.loads(line), "seconds": 0} for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
-        for run in ("whole", "parts")
+        [{**json.loads(line), "seconds": 0} for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (whole, run)
     ]
     assert rows[0] == rows[1]
+    assert (whole / "evaluations.jsonl").read_bytes() == (run / "evaluations.jsonl").read_bytes()
+
+
+@pytest.fixture(scope="module", params=["Stable Diffusion 3", "FLUX.1"])
+def flow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The fields of a model that matches flows, in a folder."""
+    family = next(family for family in FAMILIES if family.name == request.param)
+    folder = tmp_path_factory.mktemp("flow") / "model"
+    family.pipe().save_pretrained(folder)
+    call = {**family.call(torch.float32), "negative_prompt": ""}
+    return {"pretrained": str(folder), "guidance_scale": call.pop("guidance_scale"), "call": call}
+
+
+@pytest.mark.parametrize("name", [*METHODS, "surrogate"])
+def test_a_flow_model_is_trained_and_watched_and_goes_on_in_every_bit(
+    name: str, flow: dict[str, Any], catalog: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {**METHODS, "surrogate": {"kind": "draft-k"}}[name]
+    monkeypatch.setattr("draft_core.runs.run.write_report", without_pages)
+    more: dict[str, Any] = {"noise": 0.0} if name == "surrogate" else {}
+    rewards = [{"kind": "brightness", **({"surrogate": SURROGATE} if name == "surrogate" else {})}]
+
+    def recipe(folder: str) -> Any:
+        return recipe_of(catalog, tmp_path / folder, given, rewards=rewards, **flow, **more)
+
+    record = read_run(run_recipe(recipe("whole"), catalog).folder)
+    assert all(report.grad_norm > 0 for report in record.reports)
+    assert not any(report.skipped for report in record.reports)
+    assert record.reports[-1].penalties["kl"] > 0, "the model has left the base model, and the loss sees it"
+    assert [evaluation.update for evaluation in record.evaluations] == [0, 2, 4]
+    for evaluation in record.evaluations:
+        assert set(evaluation.scores) == {"brightness", "redness"}
+        assert (len(evaluation.diversity), len(evaluation.drift)) == (2, 4)
+    assert max(record.evaluations[-1].drift) > max(record.evaluations[0].drift)
+    goes_on(recipe("parts"), catalog, tmp_path / "whole", monkeypatch)
 
 
 def test_the_pages_count_queries_and_show_what_the_method_reports(catalog: Any, tmp_path: Path) -> None:

@@ -25,10 +25,13 @@ from draft_core.registry.catalog import Catalog
 from draft_core.registry.gradient_free import DDPO, DPO, GRPO, Importance
 from draft_core.runs.build import build_learner
 from draft_core.runs.run import run_recipe
+from draft_core.sampling.pipelines import find_denoisers
 from draft_core.training.settings import RegularizerSettings, TrainSettings
+from tests.support.families import FAMILIES
 from tests.support.tiny import GOOD, Redness, RednessConfig, byte_tokenizer, tiny_catalog, tiny_pipe, with_lora
 
-# Name -> settings of a trainer; "images" are those of one pass in all processes together.
+# Name, after the family if it is not the tiny pipeline's -> settings of a trainer.
+# With a large beta DPO magnifies the rounding of a step.
 CASES: dict[str, dict[str, Any]] = {
     "draft-k": {"method": DraftK(k=2)},
     "draft-lv": {"method": DraftLV(resamples=2)},
@@ -43,6 +46,10 @@ CASES: dict[str, dict[str, Any]] = {
     "importance of all": {"method": Importance(fits=1, weighting="softmax", path_weights=False)},
     "sharded importance": {"method": Importance(fits=1, levels=1, acceptance_rate=1.0), "kl": 0.5, "sharding": "full"},
     "dpo": {"method": DPO(fits=2), "kl": 0.5, "images_per_prompt": 2},
+    "Stable Diffusion 3, ddpo": {"method": DDPO(least=2, steps=1), "kl": 0.5},
+    "Stable Diffusion 3, dpo": {"method": DPO(beta=20.0), "kl": 0.5, "images_per_prompt": 2},
+    "FLUX.1, grpo": {"method": GRPO(steps=1), "kl": 0.5, "images_per_prompt": 2},
+    "FLUX.1, importance": {"method": Importance(fits=1, levels=1, acceptance_rate=1.0), "kl": 0.5},
     "sharded and recomputed": {"method": DraftK(k=2), "sharding": "full", "recompute": True, "kl": 0.5},
 }
 
@@ -53,17 +60,28 @@ def make_trainer(
     *,
     kl: float = 0.0,
     recompute: bool = False,
+    family: str | None = None,
     **settings: Any,
 ) -> Trainer:
-    """A trainer whose processes together make four images in a pass."""
+    """A trainer whose processes together make four images in a pass.
+
+    Arguments:
+        family: of a flow model, in the place of the tiny pipeline.
+    """
     method, lora_norm = settings.pop("method"), settings.pop("lora_norm", 0.0)
     learner = build_learner(method, Catalog())
-    pipe = with_lora(tiny_pipe(tokenizer=byte_tokenizer(folder)))
+    call: dict[str, Any]
+    if family is None:
+        pipe = with_lora(tiny_pipe(tokenizer=byte_tokenizer(folder)))
+        call = {"guidance_scale": 3.0, "eta": 0.0 if learner.needs_gradient else 1.0}
+    else:
+        known = next(known for known in FAMILIES if known.name == family)
+        pipe = with_lora(known.pipe())
+        call = {**known.call(torch.float32), "negative_prompt": "", "noise": 0.7}
     sampler = DifferentiableSampler(
         pipe,
         num_inference_steps=2,
-        guidance_scale=3.0,
-        eta=0.0 if learner.needs_gradient else 1.0,
+        **call,
         gradient_checkpointing=recompute,
         base_model=partial(adapters_off, pipe) if kl else None,
     )
@@ -77,6 +95,12 @@ def make_trainer(
         regularizers=RegularizerSettings(kl=kl, lora_norm=lora_norm),
         device="cpu",
     )
+
+
+def settings_of(case: str) -> dict[str, Any]:
+    """What `make_trainer` is given for a case, beside the folder and the number of processes."""
+    family, *method = case.split(", ")
+    return {"family": family, **CASES[case]} if method else CASES[case]
 
 
 def gradients(one: Trainer) -> dict[str, Any]:
@@ -148,9 +172,10 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     place = os.environ["RANK"]
     found = {}
-    for name, settings in CASES.items():
-        one = make_trainer(folder / f"tokens {place}", 2, **settings)
-        found[name] = {**gradients(one), "held": held(one.sampler.pipe.unet)}
+    for name in CASES:
+        one = make_trainer(folder / f"tokens {place}", 2, **settings_of(name))
+        (denoiser,) = find_denoisers(one.sampler.pipe).values()
+        found[name] = {**gradients(one), "held": held(denoiser)}
     torch.save(drawn_weights(folder / f"tokens {place}", int(place)), folder / f"drawn-{place}.pt")
     torch.save(found, folder / f"gradients-{place}.pt")
     catalog = tiny_catalog(folder / "catalog")  # the test has made it: of several processes only one can save

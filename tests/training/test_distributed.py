@@ -124,7 +124,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("case", part.CASES)
 def test_two_processes_are_one_with_twice_the_batch(case: str, folder: Path, tmp_path: Path) -> None:
     first, second = (torch.load(folder / f"gradients-{place}.pt", weights_only=True)[case] for place in (0, 1))
-    settings = {name: value for name, value in part.CASES[case].items() if name != "sharding"}
+    settings = {name: value for name, value in part.settings_of(case).items() if name != "sharding"}
     alone = part.gradients(part.make_trainer(tmp_path, 1, **settings))
     assert len(first["gradients"]) == len(alone["gradients"])
     for mine, other, whole in zip(first["gradients"], second["gradients"], alone["gradients"], strict=True):

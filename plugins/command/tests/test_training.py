@@ -94,6 +94,7 @@ prompts: [a red apple, a blue car]
 method: METHOD
 rewards: [{kind: command, command: [PYTHON, sizes.py]}]
 train: {steps: 2, batch_size: 4, images_per_prompt: 2, learning_rate: 1.0e-3}
+evaluation: {prompts: [a cat, a house], images_per_prompt: 2, every: 2, tolerance: 99, scales: []}
 device: cpu
 output: OUTPUT
 """
@@ -121,8 +122,12 @@ def test_a_model_is_trained_on_what_a_program_answers(name: str, tmp_path: Path)
     rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
     sizes = [int(line) for line in (tmp_path / "asked").read_text().splitlines()]
     assert [row["reward_queries"] for row in rows] == [4, 4]
-    for row, first in zip(rows, (0, 4), strict=True):  # nothing else was asked: there are no evaluations
-        assert row["scores"]["command"] == pytest.approx(-sum(sizes[first : first + 4]) / 4000, rel=1e-6)
+    before, *updates, after = (sizes[first : first + 4] for first in range(0, len(sizes), 4))
+    for row, asked in zip(rows, updates, strict=True):
+        assert row["scores"]["command"] == pytest.approx(-sum(asked) / 4000, rel=1e-6)
+    judged = [json.loads(line) for line in (tmp_path / name / "evaluations.jsonl").read_text().splitlines()]
+    for row, asked in zip(judged, (before, after), strict=True):
+        assert sum(row["scores"]["command"]) == pytest.approx(-sum(asked) / 1000, rel=1e-6)
     lora = load_file(tmp_path / name / "lora" / "pytorch_lora_weights.safetensors")
     assert any(tensor.abs().sum() > 0 for key, tensor in lora.items() if "lora_B" in key)
 
