@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from draft_core import DifferentiableSampler, Objective, evaluate, load_catalog, load_reward
 from draft_core.recipe.resolve import resolve_prompts
@@ -12,7 +13,7 @@ FLOOR = 0.93  # of the base model's alignment
 QUALITY = 80  # of the files
 
 BYTES, ALIGNMENT, TOP1 = "jpeg-size", "emoji-clip", "emoji-judge-top1"
-FIELDS: Mapping[str, Mapping[str, int]] = {BYTES: {"quality": QUALITY}}
+FIELDS: Mapping[str, Mapping[str, Any]] = {BYTES: {"quality": QUALITY}}
 
 
 def make_judge(sampler: DifferentiableSampler, images: int, *names: str) -> Callable[[], dict[str, float]]:

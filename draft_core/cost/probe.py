@@ -116,7 +116,8 @@ class Probe:
         with MemoryMeter() as meter, self._mostly_empty():
             runs = self._recorded_and_scored(batch, parts)
         assert runs
-        return meter.live
+        live: int = meter.live
+        return live
 
     def peak_of(self, learner: Learner, batch: int) -> int:
         """Bytes that `batch` images and the first loss of a learner allocate at most."""
