@@ -12,9 +12,9 @@ from draft_core import DifferentiableSampler, DraftK, DraftLV, Objective, Traine
 from draft_core.adapters.lora import adapters_off, add_lora, lora_state, trainable
 from draft_core.errors import RewardError, SamplerError
 from draft_core.learners.direct import DirectLearner
-from draft_core.learners.prompt_features import PromptFeatures
 from draft_core.learners.surrogate_learner import SurrogateLearner
 from draft_core.plan import StepPlan
+from draft_core.surrogates.prompt_features import PromptFeatures
 from draft_core.surrogates.settings import SurrogateSettings
 from draft_core.surrogates.surrogate import Surrogate
 from draft_core.training.checkpoints import load_checkpoint, save_checkpoint
