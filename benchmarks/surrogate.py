@@ -5,8 +5,8 @@
     python benchmarks/surrogate.py --no-training       # of the checkpoints that the runs have so far
 
 All runs train on `jpeg-size`, the bytes that Pillow writes, through a surrogate; `emoji-clip` only judges. `held` and
-`loose` ask the encoder about the images of every update, and differ in the weight of the KL divergence; `never` is
-`loose` but for the encoder, which it asks about the images of the warm-up alone. At every checkpoint surrogate,
+`loose` ask the encoder about the images of every update, and differ in the weight of the KL divergence. `never` asks
+it about the images of the warm-up alone, and `few` likewise, about an eighth of them. At every checkpoint surrogate,
 encoder and alignment judge the same images: of all held-out prompts, from noise that no evaluation of the run has
 seen. The diagram is docs/images/surrogate.png.
 """
@@ -61,6 +61,7 @@ class Kind:
     Arguments:
         title: in tables and diagram.
         refresh: updates from one question to the encoder to the next; 0 never asks after the warm-up.
+        warmup: images that the encoder is asked about before the first update.
         kl: weight of the KL divergence.
         updates, every: how many there are, and from one checkpoint to the next.
         seeds: of its runs.
@@ -68,6 +69,7 @@ class Kind:
 
     title: str
     refresh: int
+    warmup: int
     kl: float
     updates: int
     every: int
@@ -75,9 +77,10 @@ class Kind:
 
 
 KINDS = {
-    "held": Kind("refresh: 1, kl: 2.5", 1, 2.5, 45, 15, (0, 1, 2)),
-    "loose": Kind("refresh: 1, kl: 1", 1, 1.0, 40, 20, (0,)),
-    "never": Kind("refresh: 0, kl: 1", 0, 1.0, 40, 20, (0,)),
+    "held": Kind("refresh: 1, warmup: 256, kl: 2.5", 1, 256, 2.5, 45, 15, (0, 1)),
+    "loose": Kind("refresh: 1, warmup: 256, kl: 1", 1, 256, 1.0, 40, 20, (0,)),
+    "never": Kind("refresh: 0, warmup: 256, kl: 1", 0, 256, 1.0, 40, 20, (0,)),
+    "few": Kind("refresh: 0, warmup: 32, kl: 1", 0, 32, 1.0, 60, 10, (0,)),
 }
 
 
@@ -134,7 +137,9 @@ def recipe(kind: Kind, seed: int, output: Path) -> dict[str, Any]:
         },
         "prompts": "emoji-train",
         "method": {"kind": "draft-k", "k": 1},
-        "rewards": [{"kind": REWARD, "quality": QUALITY, "surrogate": {"refresh": kind.refresh}}],
+        "rewards": [
+            {"kind": REWARD, "quality": QUALITY, "surrogate": {"refresh": kind.refresh, "warmup": kind.warmup}}
+        ],
         "metrics": [{"kind": ALIGNMENT}],
         "train": {"steps": kind.updates, "batch_size": 8, "learning_rate": 1.0e-3, "seed": seed},
         "regularizers": {"kl": kind.kl},
@@ -244,7 +249,7 @@ def error(those: list[float], these: list[float]) -> float:
 
 def save_diagram(runs: Mapping[str, Mapping[int, list[Judged]]], path: Path) -> None:
     """What surrogate and encoder say of the same held-out images, over updates."""
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (name, of_seeds) in zip(figure.subplots(1, len(runs), sharey=True), runs.items(), strict=True):
         for number, run in enumerate(of_seeds.values()):
@@ -252,7 +257,8 @@ def save_diagram(runs: Mapping[str, Mapping[int, list[Judged]]], path: Path) -> 
             labels = ("surrogate", "real encoder") if not number else (None, None)
             axes.plot(updates, [row.guess for row in run], color=RED, marker=".", label=labels[0])
             axes.plot(updates, [row.size for row in run], color=BLUE, marker=".", label=labels[1])
-        axes.set_title(KINDS[name].title + (f", {len(of_seeds)} seeds" if len(of_seeds) > 1 else ""))
+        title = KINDS[name].title + (f", {len(of_seeds)} seeds" if len(of_seeds) > 1 else "")
+        axes.set_title(title.replace(", kl", "\nkl"), fontsize=10)
         axes.set_xlabel("update")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
