@@ -15,7 +15,6 @@ import torch
 
 from draft_core.errors import RewardError, SamplerError
 from draft_core.learners.learner import Batch, Learner, Loss, Ranks, Score
-from draft_core.learners.prompt_features import PromptFeatures
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import NOTHING, Objective, Scores
 from draft_core.sampling.randomness import from_seed
@@ -23,6 +22,7 @@ from draft_core.sampling.rollout import Rollout
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.setting import images_per_prompt
 from draft_core.surrogates.fitting import rank_correlation
+from draft_core.surrogates.prompt_features import PromptFeatures
 from draft_core.surrogates.surrogate import Scored, Surrogate
 
 OF_EACH = 4  # images of one prompt in the warm-up, so that some can be compared

@@ -80,7 +80,16 @@ class Objective(FrozenModule):
         return Scores(self.total(per_reward, {}), per_reward)
 
     def scores_of(self, name: str, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """The scores (N,) of one reward, before weight and cap; as `forward`."""
+        """The scores of one reward, float32 (N,), before weight and cap.
+
+        Arguments:
+            name: of the reward.
+            images: (N, 3, H, W) in [0, 1], or videos, (N, F, 3, H, W).
+            prompts: N.
+
+        Raises:
+            RewardError: as `forward`.
+        """
         score = checked_scores if images.ndim == 4 else _mean_over_frames
         return score(name, self.rewards[name], images, prompts)
 

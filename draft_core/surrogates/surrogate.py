@@ -114,7 +114,7 @@ class Surrogate:
             rows: at least two.
             features: prompts -> their features (N, D), or None.
         """
-        inputs, of_prompts = self._as_seen(rows.inputs).to(device), features(rows.prompts)
+        inputs, of_prompts = _as_seen(rows.inputs).to(device), features(rows.prompts)
         self._make(inputs.shape[1], min(inputs.shape[-2:]), 0 if of_prompts is None else of_prompts.shape[1], device)
         assert self.network is not None
         self.network.standardise_like(inputs, None if of_prompts is None else of_prompts.to(device))
@@ -149,7 +149,7 @@ class Surrogate:
         network = self.network
         assert network is not None
         device = network.mean.device
-        inputs, scores = self._as_seen(self.rows.inputs).to(device), torch.tensor(self.rows.scores, device=device)
+        inputs, scores = _as_seen(self.rows.inputs).to(device), torch.tensor(self.rows.scores, device=device)
         of_prompts = features(self.rows.prompts)
         known = None if of_prompts is None else of_prompts.to(device).float()
         spread, mean = torch.std_mean(scores, correction=0)
@@ -197,9 +197,6 @@ class Surrogate:
             )
         self.slope, self.offset = affine_fit(numbers, scores)
 
-    def _as_seen(self, inputs: torch.Tensor) -> torch.Tensor:
-        return inputs if self.settings.space == "latent" else inputs.float() / LEVELS
-
     def state_dict(self) -> Mapping[str, Any]:
         """Network, optimiser and remembered images; empty before `begin`."""
         if self.network is None:
@@ -232,6 +229,10 @@ class Surrogate:
 
 def _bytes(images: torch.Tensor) -> torch.Tensor:
     return (images.clamp(0, 1) * LEVELS).round().to(torch.uint8)
+
+
+def _as_seen(remembered: torch.Tensor) -> torch.Tensor:
+    return remembered.float() / LEVELS if remembered.dtype == torch.uint8 else remembered
 
 
 @contextmanager

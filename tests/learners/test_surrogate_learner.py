@@ -12,9 +12,10 @@ from draft_core import DifferentiableSampler, DraftK, DraftLV, Objective, Traine
 from draft_core.adapters.lora import adapters_off, add_lora, lora_state, trainable
 from draft_core.errors import RewardError, SamplerError
 from draft_core.learners.direct import DirectLearner
-from draft_core.learners.prompt_features import PromptFeatures
 from draft_core.learners.surrogate_learner import SurrogateLearner
 from draft_core.plan import StepPlan
+from draft_core.surrogates.fitting import affine_fit, rank_correlation
+from draft_core.surrogates.prompt_features import PromptFeatures
 from draft_core.surrogates.settings import SurrogateSettings
 from draft_core.surrogates.surrogate import Surrogate
 from draft_core.training.checkpoints import load_checkpoint, save_checkpoint
@@ -47,7 +48,14 @@ def learner(objective: Objective, of: str = "brightness", method: Any = None, **
 
 
 def trainer(
-    pipe: Any, *, rewards: Any = None, method: Any = None, surrogate: Any = None, kl: float = 0.0, **more: Any
+    pipe: Any,
+    *,
+    rewards: Any = None,
+    of: str = "brightness",
+    method: Any = None,
+    surrogate: Any = None,
+    kl: float = 0.0,
+    **more: Any,
 ) -> Trainer:
     objective = Objective(rewards or {"brightness": Brightness(ClockConfig())}, caps=more.pop("caps", None))
     call = more.pop("call", {"guidance_scale": 3.0})
@@ -57,7 +65,7 @@ def trainer(
     return Trainer(
         sampler,
         objective,
-        learner(objective, method=method, **(surrogate or {})),
+        learner(objective, of, method=method, **(surrogate or {})),
         PROMPTS,
         TrainSettings(**{"steps": 3, "batch_size": 3, "learning_rate": 3e-2, **more}),
         regularizers=RegularizerSettings(kl=kl),
@@ -129,6 +137,56 @@ def test_the_latents_of_a_rollout_are_what_its_images_are_decoded_from(tokenizer
         with torch.no_grad():
             again = (pipe.vae.decode(rollout.decoded).sample / 2 + 0.5).clamp(0, 1)
         assert torch.equal(again, rollout.images)
+
+
+def test_a_refresh_adds_the_scored_images_of_the_first_pass_and_fits_to_them(tokenizer: Any) -> None:
+    """What was said of them is what the network took them for before; with re-noised copies there are more passes."""
+    one = trainer(tiny(tokenizer), method=DraftLV(resamples=1), surrogate={"buffer": 99})
+    surrogate = one.learner.surrogates["brightness"]
+    guesses: list[torch.Tensor] = []
+    score = surrogate.score
+
+    def spy(inputs: torch.Tensor, features: Any) -> torch.Tensor:
+        guesses.append(score(inputs, features))
+        return guesses[-1]
+
+    surrogate.score = spy
+    for update in (1, 2, 3):
+        before = surrogate.state_dict()
+        weights = {name: tensor.clone() for name, tensor in before.get("network", {}).items()}
+        guesses.clear()
+        report = one.train_step()
+        assert surrogate.seen == len(surrogate.rows.scores) == 16 + 3 * update
+        newest, first = surrogate.rows.scores[-3:], guesses[0]
+        assert report.learner["brightness itself"] == pytest.approx(sum(newest) / 3)
+        assert report.learner["brightness rank agreement"] == pytest.approx(rank_correlation(first.tolist(), newest))
+        assert len(guesses) == 2, "the samples, and their re-noised copies"
+        assert surrogate.network is not None
+        if weights:
+            assert not torch.equal(surrogate.network.linear.weight, weights["linear.weight"])
+        features = one.learner.features(surrogate.rows.prompts)
+        with torch.no_grad():
+            fitted = score(surrogate.rows.inputs, features)
+        line = affine_fit(fitted, torch.tensor(surrogate.rows.scores))
+        assert line == pytest.approx((1.0, 0.0), abs=0.02), "the scale is the buffer's after the last fit"
+
+
+def test_a_reward_with_a_gradient_gives_none_of_it(tokenizer: Any) -> None:
+    """The images have one, of a surrogate that looks at them, and so would the reward's own scores."""
+    calls: list[tuple[bool, bool]] = []
+
+    class Watched(Redness):
+        def forward(self, images: torch.Tensor, prompts: Any) -> torch.Tensor:
+            calls.append((torch.is_grad_enabled(), images.requires_grad))
+            return super().forward(images, prompts)
+
+    objective = {"redness": Watched(RednessConfig())}
+    one = trainer(tiny(tokenizer), rewards=objective, of="redness", surrogate={"space": "image"})
+    report = one.train_step()
+    assert report.grad_norm > 0
+    assert len(calls) == 6 + 1, "sixteen images by threes, and the three of the update"
+    assert not any(enabled or recorded for enabled, recorded in calls)
+    assert report.reward_queries == 16 + 3
 
 
 def test_refresh_says_how_often_the_reward_is_asked(tokenizer: Any) -> None:

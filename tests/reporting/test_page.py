@@ -18,11 +18,12 @@ from PIL import Image
 
 from draft_core.errors import DraftError
 from draft_core.evaluation.collapse import Change
+from draft_core.learners.surrogate_learner import AGREEMENT, TEACHER
 from draft_core.recipe.load import load_recipe
 from draft_core.recipe.yaml_text import parse_yaml
 from draft_core.reporting.card import usage
 from draft_core.reporting.comparison import write_comparison
-from draft_core.reporting.curves import Panel, svg, training_line
+from draft_core.reporting.curves import Panel, svg, training_line, training_panels
 from draft_core.reporting.image_grid import strip_uris
 from draft_core.reporting.page import page_of, write_report
 from draft_core.reporting.rendering import duration, plus_minus
@@ -244,6 +245,21 @@ def test_a_long_run_has_no_longer_curves() -> None:
     line = training_line(reports, [float(number) for number in range(10_000)])
     assert len(line.updates) == len(line.values) == len(line.errors) == len(line.every) <= 500
     assert line.values[100] == pytest.approx(line.updates[100] - 1)
+
+
+def test_a_surrogate_and_its_reward_share_a_diagram_that_names_both(tmp_path: Path) -> None:
+    said = {TEACHER.format("jpeg"): -2.5, AGREEMENT.format("jpeg"): 0.75}
+    record = made_run(tmp_path / "run", FINE, trained=TRAINED, report={"learner": said})
+    texts = [str(image["alt"]) for image in Page(page_of(summarize(record))).images]
+    (together,) = [text for text in texts if text.startswith("Curve of jpeg, training batches")]
+    assert re.search(r"surrogate: from [\d.]+ to [\d.]+; the reward itself: from -2.5 to -2.5", together)
+    assert any(text.startswith("Curve of jpeg rank agreement against updates, from 0.75 to 0.75") for text in texts)
+    assert not any(text.startswith("Curve of jpeg itself") for text in texts)
+    panel = training_panels(record)[0]
+    assert [line.label for line in panel.lines] == ["surrogate", "the reward itself"]
+    assert panel.lines[0].every == [report.scores["jpeg"] for report in record.reports]
+    assert set(panel.lines[1].every) == {-2.5}
+    assert all(f">{line.label}<".encode() in svg(panel) for line in panel.lines), "the legend"
 
 
 def test_a_run_whose_lora_is_gone_is_refused(tmp_path: Path) -> None:

@@ -20,18 +20,23 @@ from draft_core import DifferentiableSampler, DraftK, DraftLV, Objective, Prefix
 from draft_core.adapters.lora import adapters_off, add_lora, lora_state
 from draft_core.errors import RecipeError
 from draft_core.learners.direct import DirectLearner
+from draft_core.learners.surrogate_learner import SurrogateLearner
 from draft_core.recipe.load import load_recipe
 from draft_core.registry.catalog import Catalog
 from draft_core.registry.gradient_free import DDPO, DPO, GRPO, Importance
 from draft_core.runs.build import build_learner
 from draft_core.runs.run import run_recipe
 from draft_core.sampling.pipelines import find_denoisers
+from draft_core.surrogates.settings import SurrogateSettings
+from draft_core.surrogates.surrogate import Surrogate
 from draft_core.training.settings import RegularizerSettings, TrainSettings
 from tests.support.families import FAMILIES
 from tests.support.tiny import GOOD, Redness, RednessConfig, byte_tokenizer, tiny_catalog, tiny_pipe, with_lora
 
-# Name, after the family if it is not the tiny pipeline's -> settings of a trainer.
-# With a large beta DPO magnifies the rounding of a step.
+PROMPTS = ["a", "b", "c"]
+
+# Name, after the family if it is not the tiny pipeline's -> settings of a trainer; "images" are those of one pass in all
+# processes together. With a large beta DPO magnifies the rounding of a step.
 CASES: dict[str, dict[str, Any]] = {
     "draft-k": {"method": DraftK(k=2)},
     "draft-lv": {"method": DraftLV(resamples=2)},
@@ -50,6 +55,14 @@ CASES: dict[str, dict[str, Any]] = {
     "Stable Diffusion 3, dpo": {"method": DPO(beta=20.0), "kl": 0.5, "images_per_prompt": 2},
     "FLUX.1, grpo": {"method": GRPO(steps=1), "kl": 0.5, "images_per_prompt": 2},
     "FLUX.1, importance": {"method": Importance(fits=1, levels=1, acceptance_rate=1.0), "kl": 0.5},
+    "surrogate": {"method": DraftK(k=1), "surrogate": {}, "kl": 0.5, "steps": 3},
+    "surrogate of images within prompts": {
+        "method": DraftLV(resamples=1),
+        "surrogate": {"space": "image", "pairs": "prompt", "refresh": 2},
+        "images_per_prompt": 2,
+        "gradient_accumulation_steps": 2,
+        "steps": 3,
+    },
     "sharded and recomputed": {"method": DraftK(k=2), "sharding": "full", "recompute": True, "kl": 0.5},
 }
 
@@ -61,6 +74,7 @@ def make_trainer(
     kl: float = 0.0,
     recompute: bool = False,
     family: str | None = None,
+    surrogate: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Trainer:
     """A trainer whose processes together make four images in a pass.
@@ -69,7 +83,7 @@ def make_trainer(
         family: of a flow model, in the place of the tiny pipeline.
     """
     method, lora_norm = settings.pop("method"), settings.pop("lora_norm", 0.0)
-    learner = build_learner(method, Catalog())
+    learner, objective = build_learner(method, Catalog()), Objective({"redness": Redness(RednessConfig())})
     call: dict[str, Any]
     if family is None:
         pipe = with_lora(tiny_pipe(tokenizer=byte_tokenizer(folder)))
@@ -88,9 +102,9 @@ def make_trainer(
     shared = {"steps": 2, "batch_size": 4 // processes, "learning_rate": 3e-2, "max_grad_norm": 1e9}
     return Trainer(
         sampler,
-        Objective({"redness": Redness(RednessConfig())}),
-        learner,
-        ["a", "b", "c"],
+        objective,
+        learner if surrogate is None else on_a_surrogate(learner, objective, batch_size=6 // processes, **surrogate),
+        PROMPTS,
         TrainSettings(**{**shared, **settings}),
         regularizers=RegularizerSettings(kl=kl, lora_norm=lora_norm),
         device="cpu",
@@ -103,6 +117,15 @@ def settings_of(case: str) -> dict[str, Any]:
     return {"family": family, **CASES[case]} if method else CASES[case]
 
 
+def on_a_surrogate(learner: Any, objective: Objective, *, batch_size: int, **settings: Any) -> SurrogateLearner:
+    """The learner on a small surrogate of its reward; warm-up and buffer are no multiples of the batch."""
+    small = {"warmup": 17, "warmup_fits": 6, "fits": 2, "buffer": 19, "batch_size": 8, "width": 4}
+    surrogate = Surrogate(
+        SurrogateSettings(**{**small, **settings}), seed=0, within_prompt=settings.get("pairs") == "prompt"
+    )
+    return SurrogateLearner(learner, {"redness": surrogate}, objective, prompts=PROMPTS, seed=0, batch_size=batch_size)
+
+
 def gradients(one: Trainer) -> dict[str, Any]:
     """The gradients of the optimiser steps of two updates, and what was reported of them."""
     taken: list[torch.Tensor] = []
@@ -113,7 +136,11 @@ def gradients(one: Trainer) -> dict[str, Any]:
         step()
 
     one.optimizer.step = spy
-    reports = [[report.loss, report.reward, report.grad_norm, report.optimizer_steps] for report in one]
+    reports = []
+    for report in one:
+        reports.append([report.loss, report.reward, report.grad_norm, report.optimizer_steps, report.reward_queries])
+        if isinstance(one.learner, SurrogateLearner):
+            reports[-1] += report.learner.values()
     return {"gradients": taken, "reports": reports}
 
 

@@ -36,8 +36,8 @@ LAUNCH = "import sys; from draft_core.cli.launch import launch; sys.exit(launch(
 PATIENCE = 300  # seconds, on a machine that is loaded; usual are 30
 SOON = 60  # seconds until the processes of a run have ended after one of them was killed; usual are 3
 
-# Of gradients; probabilities of small steps magnify what other batches round otherwise.
-TOLERANCE = {"ddpo": 1e-4, "grpo": 1e-4}
+# Of gradients; probabilities of small steps, and fits by AdamW, magnify what other batches round otherwise.
+TOLERANCE = {"ddpo": 1e-4, "grpo": 1e-4, "surrogate": 1e-4}
 
 # A plugin that offers what the tiny catalog holds, and tells which process is which.
 PLUGIN = """
@@ -131,7 +131,7 @@ def test_two_processes_are_one_with_twice_the_batch(case: str, folder: Path, tmp
         assert torch.equal(mine, other)
         assert (mine - whole).norm() < TOLERANCE.get(case.split()[-1], 1e-5) * whole.norm()
     assert first["reports"] == second["reports"]
-    torch.testing.assert_close(torch.tensor(first["reports"]), torch.tensor(alone["reports"]), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(first["reports"], alone["reports"], rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("case", part.CASES)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from draft_core.rewards.inputs import TextFeatureCache
-from draft_core.sampling import seams
 
 # What the `encode_prompt` of a pipeline is given, as far as it takes it.
 HOW = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
@@ -60,4 +59,5 @@ class PromptFeatures:
         device = self.pipe.text_encoder.device
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             output = self.encode(prompt=prompt, **self.how, **({"device": device} if self.takes_device else {}))
-        return seams.tensors_in(output)
+        parts = output if isinstance(output, (tuple, list)) else (output,)
+        return [part for part in parts if isinstance(part, torch.Tensor)]
