@@ -35,7 +35,8 @@ from tests.support.tiny import GOOD, Redness, RednessConfig, byte_tokenizer, tin
 
 PROMPTS = ["a", "b", "c"]
 
-# Name, after the family if it is not the tiny pipeline's -> settings of a trainer. With a large beta DPO magnifies the rounding of a step.
+# Name, after the family if it is not the tiny pipeline's -> settings of a trainer. With
+# a large beta DPO magnifies the rounding of a step.
 CASES: dict[str, dict[str, Any]] = {
     "draft-k": {"method": DraftK(k=2)},
     "draft-lv": {"method": DraftLV(resamples=2)},
