@@ -65,6 +65,7 @@ class Kind:
         kl: weight of the KL divergence.
         updates, every: how many there are, and from one checkpoint to the next.
         seeds: of its runs.
+        quality: weight of `emoji-preference`, which is trained on beside the bytes.
     """
 
     title: str
@@ -74,9 +75,11 @@ class Kind:
     updates: int
     every: int
     seeds: tuple[int, ...]
+    quality: float = 0.0
 
 
 KINDS = {
+    "beside": Kind("refresh: 1, warmup: 256, kl: 1, beside preference", 1, 256, 1.0, 45, 15, (0, 1, 2), quality=0.03),
     "held": Kind("refresh: 1, warmup: 256, kl: 2.5", 1, 256, 2.5, 45, 15, (0, 1)),
     "loose": Kind("refresh: 1, warmup: 256, kl: 1", 1, 256, 1.0, 40, 20, (0,)),
     "never": Kind("refresh: 0, warmup: 256, kl: 1", 0, 256, 1.0, 40, 20, (0,)),
@@ -138,7 +141,8 @@ def recipe(kind: Kind, seed: int, output: Path) -> dict[str, Any]:
         "prompts": "emoji-train",
         "method": {"kind": "draft-k", "k": 1},
         "rewards": [
-            {"kind": REWARD, "quality": QUALITY, "surrogate": {"refresh": kind.refresh, "warmup": kind.warmup}}
+            {"kind": REWARD, "quality": QUALITY, "surrogate": {"refresh": kind.refresh, "warmup": kind.warmup}},
+            *([{"kind": "emoji-preference", "weight": kind.quality}] if kind.quality else []),
         ],
         "metrics": [{"kind": ALIGNMENT}],
         "train": {"steps": kind.updates, "batch_size": 8, "learning_rate": 1.0e-3, "seed": seed},

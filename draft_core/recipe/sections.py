@@ -48,7 +48,8 @@ def advice_for_unknown(path: Path, sections: Sequence[Section]) -> str:
     """What to do about an unknown field: where it belongs, or how it is spelt, or what is there."""
     parent, name = path[:-1], path[-1]
     beside = [field for section in sections if section.path == parent for field in section.fields]
-    elsewhere = {(*section.path, field): section.path for section in sections for field in section.fields}
+    shallow_first = sorted(sections, key=lambda section: len(section.path))
+    elsewhere = {(*section.path, field): section.path for section in shallow_first for field in section.fields}
     if right := [section for field, section in elsewhere.items() if field[-1] == name and section != parent]:
         if () in right:
             return "it belongs to the top of the recipe, not indented"

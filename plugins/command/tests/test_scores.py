@@ -18,6 +18,7 @@ from draft_reward_command.reward import CommandReward
 from PIL import Image
 
 from draft_core.errors import RewardError
+from draft_core.plugin import RewardConfig
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 PACKAGE = Path(draft_reward_command.__file__).parent
@@ -168,6 +169,6 @@ def test_the_page_shows_the_program_of_the_readme():
 
 def test_the_fields_of_the_readme_are_those_of_the_config():
     table = re.findall(r"^\| `(\w+)` \|", README, flags=re.MULTILINE)
-    own = set(CommandConfig.model_fields) - {"kind", "weight", "device", "cap"}
+    own = set(CommandConfig.model_fields) - set(RewardConfig.model_fields) - {"kind"}
     assert set(table) == own
     assert {spec.differentiable for spec in draft_register_rewards()} == {False}
