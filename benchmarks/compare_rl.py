@@ -176,7 +176,7 @@ DRAFT_LV = Entry("DRaFT-LV", {"kind": "draft-lv", "resamples": 2}, GRADIENT, (4e
 DDPO = Entry("DDPO", {"kind": "ddpo", "minibatches": 2, "least": 4}, GROUPS, (8e-3, 4e-3, 2e-3), seeds=(0,))
 GRPO = Entry("GRPO", {"kind": "grpo", "minibatches": 2}, GROUPS, (4e-3,), seeds=(0,))
 RAFT = Entry("RAFT", {**SELECTION, "path_weights": False}, ONE_PROMPT, (1e-3,), seeds=(0,))
-IMPORTANCE = Entry("importance", SELECTION, ONE_PROMPT, (1e-3,), seeds=(0,))
+IMPORTANCE = Entry("importance", SELECTION, ONE_PROMPT, (1e-3, 5e-4), seeds=(0,))
 
 FREE = (DDPO, GRPO, RAFT, IMPORTANCE)
 TASKS = (

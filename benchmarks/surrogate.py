@@ -4,11 +4,11 @@
     python benchmarks/surrogate.py --runs FOLDER       # where the runs lie; finished ones are read, others go on
     python benchmarks/surrogate.py --no-training       # of the checkpoints that the runs have so far
 
-All runs train on `jpeg-size`, the bytes that Pillow writes, through a surrogate; `emoji-clip` only judges. `held` and
-`loose` ask the encoder about the images of every update, and differ in the weight of the KL divergence. `never` asks
-it about the images of the warm-up alone, and `few` likewise, about an eighth of them. At every checkpoint surrogate,
-encoder and alignment judge the same images: of all held-out prompts, from noise that no evaluation of the run has
-seen. The diagram is docs/images/surrogate.png.
+All runs train on `jpeg-size`, the bytes that Pillow writes, through a surrogate; `emoji-clip` only judges. `beside`
+trains on `emoji-preference` as well. `held`, `beside` and `loose` ask the encoder about the images of every update.
+`never` asks it about the images of the warm-up alone, and `few` likewise, about an eighth of them. At every checkpoint
+surrogate, encoder and alignment judge the same images: of all held-out prompts, from noise that no evaluation of the
+run has seen. The diagram is docs/images/surrogate.png.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Kind:
 
 
 KINDS = {
-    "beside": Kind("refresh: 1, warmup: 256, kl: 1, beside preference", 1, 256, 1.0, 45, 15, (0, 1, 2), quality=0.03),
     "held": Kind("refresh: 1, warmup: 256, kl: 2.5", 1, 256, 2.5, 45, 15, (0, 1)),
+    "beside": Kind("refresh: 1, warmup: 256, kl: 1, preference", 1, 256, 1.0, 52, 13, (0, 1, 2), quality=0.025),
     "loose": Kind("refresh: 1, warmup: 256, kl: 1", 1, 256, 1.0, 40, 20, (0,)),
     "never": Kind("refresh: 0, warmup: 256, kl: 1", 0, 256, 1.0, 40, 20, (0,)),
     "few": Kind("refresh: 0, warmup: 32, kl: 1", 0, 32, 1.0, 60, 10, (0,)),
