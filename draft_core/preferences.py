@@ -41,7 +41,7 @@ def preferences(columns: Mapping[str, Sequence[str]], folder: Path) -> list[Pref
         if name not in columns:
             raise DraftError(
                 f"it has no {name!r}",
-                next="write an object with prompt, winner and loser in each line of a .jsonl file",
+                next="give every pair a prompt, a winner and a loser",
             )
     count = len(columns["winner"])
     optional = {name: columns.get(name, [""] * count) for name in ("tie", "grade")}
@@ -50,6 +50,8 @@ def preferences(columns: Mapping[str, Sequence[str]], folder: Path) -> list[Pref
     for number, (winner, loser, tie, grade) in enumerate(rows, 1):
         try:
             found.append(Preference(folder / _named(winner), folder / _named(loser), _grade(tie, grade)))
+            if found[-1].winner == found[-1].loser:
+                raise ValueError(f"both images are {winner}")
         except ValueError as error:
             raise DraftError(f"pair {number}: {error}", next="correct it, or leave that pair out") from None
     return found

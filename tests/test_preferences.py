@@ -33,7 +33,8 @@ def test_a_row_says_which_image_is_better_and_how_surely() -> None:
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ({"loser": ["x"]}, "it has no 'winner'; write an object with prompt, winner and loser in each line"),
+        ({"loser": ["x"]}, "it has no 'winner'; give every pair a prompt, a winner and a loser"),
+        ({"winner": ["a"], "loser": ["a"]}, "pair 1: both images are a; correct it, or leave that pair out"),
         ({"winner": ["a", " "], "loser": ["b", "c"]}, "pair 2: an image is not named; correct it"),
         ({"winner": ["a"], "loser": ["b"], "tie": ["maybe"]}, "pair 1: its tie is 'maybe', neither true nor false"),
         ({"winner": ["a"], "loser": ["b"], "grade": ["0.4"]}, "pair 1: its grade is '0.4', no number from 0.5 to 1"),

@@ -79,7 +79,7 @@ def vote(
     texts = _texts(prompts) or source.prompts
     with VoteFile(output) as file:
         if record is None or samples is not None:
-            images = _sampled(source, texts, samples or 2, source.seed if seed is None else seed)
+            images = _sampled(source, texts[:count], samples or 2, source.seed if seed is None else seed)
         else:
             images = evaluated_images(record)
         if not (pairs := pairs_of(images)[:count]):

@@ -148,12 +148,12 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             where=f"{where}: evaluation.num_inference_steps",
             next="leave one of them out",
         )
-    trained = resolve_prompt_list(recipe.prompts, catalog, where=f"{where}: prompts")
+    prompts = f"{where}: {recipe.method.prompt_file or 'prompts'}"
+    trained = resolve_prompt_list(recipe.prompts, catalog, where=prompts)
     try:
         recipe.method.check_prompts(trained.columns)
     except DraftError as error:
-        source = recipe.method.prompt_file or "prompts"
-        raise RecipeError(error.what, where=f"{where}: {source}", next=error.next) from None
+        raise RecipeError(error.what, where=prompts, next=error.next) from None
     if recipe.evaluation:
         held_out = resolve_prompts(recipe.evaluation.prompts, catalog, where=f"{where}: evaluation.prompts")
         if both := [prompt for prompt in held_out if prompt in set(trained.prompts)]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from draft_core.errors import DraftError, RecipeError
-from draft_core.preferences import preferences
+from draft_core.preferences import TIE, preferences
 from draft_core.registry.config import Field, MethodConfig
 from draft_core.registry.specs import MethodSpec
 from draft_core.setting import RecipePath
@@ -199,14 +199,17 @@ class DPO(MethodConfig):
         return self.pairs
 
     def check_prompts(self, columns: Mapping[str, Sequence[str]]) -> None:
-        """Refuses pairs that do not say which image is better, or whose images are not there.
+        """Refuses pairs that do not say which image is better, all of them ties, or whose images are not there.
 
         Raises:
             DraftError: naming the pair, and the file that is missing.
         """
         if self.pairs is None:
             return
-        for number, pair in enumerate(preferences(columns, self.pairs.parent), 1):
+        pairs = preferences(columns, self.pairs.parent)
+        if all(pair.grade == TIE for pair in pairs):
+            raise DraftError(f"all {len(pairs)} pairs are ties, and say nothing", next="add pairs that prefer an image")
+        for number, pair in enumerate(pairs, 1):
             for image in (pair.winner, pair.loser):
                 if not image.is_file():
                     raise DraftError(

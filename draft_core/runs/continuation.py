@@ -154,6 +154,8 @@ def _differences(folder: Path, resolved: ResolvedRecipe) -> dict[str, str]:
         if before.get(name) != after.get(name)
         and not any(name == field or name.startswith(f"{field}.") for field in harmless)
     }
+    if cools_down and "train.steps" in fields:
+        fields["train.steps"] += " (the last updates differ, by train.cooldown_steps)"
     return {**fields, **_changed_prompts(folder, resolved, fields)}
 
 

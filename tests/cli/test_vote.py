@@ -138,8 +138,21 @@ def test_votes_in_another_folder_name_images_relative_to_it(asked: Any, record: 
 
 
 def test_a_model_is_voted_on_before_any_run(asked: Any, catalog: Catalog, tmp_path: Path) -> None:
-    words = ("--model", "tiny", "--samples", "2", "-p", "a bird", "-p", "a fish", "-o", "own/votes.jsonl")
-    code, said = asked(*words)
+    words = (
+        "--model",
+        "tiny",
+        "--samples",
+        "2",
+        "-p",
+        "a bird",
+        "-p",
+        "a fish",
+        "-p",
+        "a fox",
+        "-o",
+        "own/votes.jsonl",
+    )
+    code, said = asked(*words, "--count", "2")
     assert code == 0, said
     assert "2 of 2 pairs are answered" in said
     expected = sample("tiny", ["a bird", "a fish"], images_per_prompt=2, catalog=catalog)[0]
@@ -150,6 +163,7 @@ def test_a_model_is_voted_on_before_any_run(asked: Any, catalog: Catalog, tmp_pa
             seen = read_image(tmp_path / "own" / name)[0]
             image = images[int(Path(name).stem.rpartition("-")[2])]
             torch.testing.assert_close(seen, image, atol=0.51 / 255, rtol=0)
+    assert len(list((tmp_path / "own").rglob("*.png"))) == 4, "two pairs are asked for"
 
 
 @pytest.mark.parametrize(

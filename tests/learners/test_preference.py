@@ -319,4 +319,4 @@ def test_what_it_cannot_use_is_one_sentence(tokenizer: Any, folder: Path, tmp_pa
     (tmp_path / "torn.png").write_bytes((folder / "red.png").read_bytes()[:-40])
     learner = PreferenceLearner(settings(pairs=tmp_path / "pairs.jsonl"))
     with pytest.raises(DraftError, match=r"torn.png: cannot be read as an image"):
-        learner.check_columns({"winner": ["torn.png"], "loser": ["torn.png"]})
+        learner.check_columns({"winner": ["torn.png"], "loser": ["red.png"]})

@@ -85,8 +85,9 @@ def test_recipes_are_valid_with_the_plugins_of_this_repository(path: Path, tmp_p
     for pairs in re.findall(r"pairs: \.\./(runs/[\w./-]+)", path.read_text(encoding="utf-8")):
         file = tmp_path / pairs
         file.parent.mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(file.parent / "one.png")
-        file.write_text('{"prompt": "a pear", "winner": "one.png", "loser": "one.png"}\n')
+        for name in ("one", "other"):
+            Image.new("RGB", (8, 8)).save(file.parent / f"{name}.png")
+        file.write_text('{"prompt": "a pear", "winner": "one.png", "loser": "other.png"}\n')
     recipe = load_recipe(copied)
     assert recipe.evaluation is not None
     assert recipe.output.parent in (tmp_path / "runs", copied.parent / "runs")

@@ -91,6 +91,16 @@ def test_pairs_that_are_none_are_named(row: dict[str, Any], sentence: str, catal
         load_recipe({**BARE, "method": method}, catalog=catalog)
 
 
+def test_a_file_of_pairs_that_says_nothing_is_refused(catalog: Catalog, tmp_path: Path) -> None:
+    file = pairs(tmp_path / "votes", {"tie": True}, {"grade": 0.5})
+    recipe = {**BARE, "method": {"kind": "dpo", "pairs": str(file)}}
+    with pytest.raises(RecipeError, match=r"pairs.jsonl: all 2 pairs are ties, and say nothing; add pairs that prefer"):
+        load_recipe(recipe, catalog=catalog)
+    file.write_text("")
+    with pytest.raises(RecipeError, match=r"pairs.jsonl: there are no prompts"):
+        load_recipe(recipe, catalog=catalog)
+
+
 def test_a_method_says_whether_it_judges_a_pass_together(tmp_path: Path) -> None:
     together = [PrefixReuse(max_drift=0.1), GRPO(), Importance(), DPO()]
     apart = [DraftLV(), PrefixReuse(), DPO(pairs=tmp_path)]

@@ -273,7 +273,9 @@ def test_evaluations_stay_where_they_can_be_compared(train: Any, tmp_path: Path)
 
 def test_more_updates_are_another_run_only_where_the_rate_cools_down(train: Any) -> None:
     train("train.cooldown_steps=1")
-    with pytest.raises(RecipeError, match=r"another recipe, other prompts or other versions: train.steps: 2 -> 3"):
+    with pytest.raises(
+        RecipeError, match=r"another recipe, other prompts or other versions: train.steps: 2 -> 3 \(the last"
+    ):
         train("train.cooldown_steps=1", "train.steps=3", resume=True)
     train("train.cooldown_steps=1", resume=True)
 
