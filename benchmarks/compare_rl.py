@@ -34,6 +34,7 @@ from emoji_judges import ALIGNMENT, BYTES, FLOOR, MARK, QUALITY, TOP1, make_judg
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from tables import markdown, publish
 from transformers.utils import logging as transformers_logging
 
@@ -375,6 +376,9 @@ def save_image(tasks: Sequence[Task], runs: Path, image: Path) -> None:
                 draw(quality, made, "gain", colour)
         for panel, label in ((by_queries, "reward queries"), (by_seconds, "seconds of one core")):
             panel.set(xscale="log", xlabel=label, ylabel=f"{task.name}: gain, {task.unit}")
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.xaxis.set_minor_formatter(NullFormatter())
             panel.axhline(0, color="grey", linewidth=0.6)
         quality.set(xlabel=f"gain, {task.unit}", ylabel="alignment kept, %")
         quality.axhline(100 * FLOOR, color="grey", linewidth=0.8, linestyle=":")
