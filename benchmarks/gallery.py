@@ -15,8 +15,9 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
+from paired import gains_of_prompts, standard_error
 from tables import markdown, publish
 from torch import set_num_threads
 
@@ -104,10 +105,8 @@ def table(records: Sequence[RunRecord], slow: Evaluation, heading: str) -> str:
 
 def _errors(now: EvalRecord, before: EvalRecord, name: str, images: int) -> float:
     """How many standard errors over prompts a score has risen."""
-    gains = [a - b for a, b in zip(now.scores[name], before.scores[name], strict=True)]
-    of_prompts = [fmean(gains[first : first + images]) for first in range(0, len(gains), images)]
-    error: float = stdev(of_prompts) / len(of_prompts) ** 0.5
-    return fmean(of_prompts) / error
+    gains = gains_of_prompts(before.scores[name], now.scores[name], images)
+    return fmean(gains) / standard_error(gains)
 
 
 def _number(value: float) -> str:

@@ -18,12 +18,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from paired import gains_of_prompts, standard_error
 
 from draft_core import (
     DifferentiableSampler,
@@ -228,27 +229,19 @@ def print_run(title: str, run: list[Judged]) -> None:
     for row in run:
         fall, kept = 1 - row.size / base.size, row.alignment / base.alignment
         reached = fall >= LEAST_FALL and kept >= LEAST_ALIGNMENT and row.queries <= MOST_QUERIES
-        error_of_size = 100 * error(row.sizes, base.sizes) / base.size
-        error_of_alignment = 100 * error(row.alignments, base.alignments) / base.alignment
+        of_sizes = gains_of_prompts(base.sizes, row.sizes, len(NOISE))
+        of_alignments = gains_of_prompts(base.alignments, row.alignments, len(NOISE))
         cells = (
             row.update,
             row.queries,
             f"{row.size:.3f}",
-            f"{-fall:+.1%} ± {error_of_size:.1f}",
+            f"{-fall:+.1%} ± {100 * standard_error(of_sizes) / base.size:.1f}",
             f"{row.guess:.3f}",
             f"{row.agreement:.2f}",
             f"{row.alignment:.3f}",
-            f"{kept:.1%} ± {error_of_alignment:.1f}",
+            f"{kept:.1%} ± {100 * standard_error(of_alignments) / base.alignment:.1f}",
         )
         print(f"| {' | '.join(map(str, cells))} |{'  <- reached' if reached else ''}")
-
-
-def error(those: list[float], these: list[float]) -> float:
-    """Standard error of the mean difference over prompts, whose images are averaged."""
-    copies = len(NOISE)
-    changes = [there - here for there, here in zip(those, these, strict=True)]
-    of_prompts = [fmean(changes[first : first + copies]) for first in range(0, len(changes), copies)]
-    return float(stdev(of_prompts) / len(of_prompts) ** 0.5)
 
 
 def save_diagram(runs: Mapping[str, Mapping[int, list[Judged]]], path: Path) -> None:

@@ -15,9 +15,10 @@ import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from threading import Thread
 
+from paired import gains_of_prompts, standard_error
 from tables import markdown, publish
 from torch import set_num_threads
 
@@ -89,23 +90,13 @@ def run(seed: int, votes: Path, folder: Path) -> RunRecord:
     return read_run(output)
 
 
-def rise(before: Sequence[float], after: Sequence[float], images: int) -> tuple[float, int, int]:
-    """The mean gain in standard errors over prompts; of how many prompts it rose, and of how many there are."""
-    gains = [b - a for a, b in zip(before, after, strict=True)]
-    of_prompts = [fmean(gains[first : first + images]) for first in range(0, len(gains), images)]
-    return (
-        fmean(of_prompts) * len(of_prompts) ** 0.5 / stdev(of_prompts),
-        sum(gain > 0 for gain in of_prompts),
-        len(of_prompts),
-    )
-
-
 def row(name: str, columns: Sequence[Sequence[float]], images: int) -> list[str]:
     """Means of the base model and of each seed, with what rose."""
     cells = [f"{fmean(columns[0]):.3f}"]
     for after in columns[1:]:
-        errors, rose, prompts = rise(columns[0], after, images)
-        cells.append(f"{fmean(after):.3f} ({errors:+.1f}; {rose} of {prompts})")
+        gains = gains_of_prompts(columns[0], after, images)
+        errors, rose = fmean(gains) / standard_error(gains), sum(gain > 0 for gain in gains)
+        cells.append(f"{fmean(after):.3f} ({errors:+.1f}; {rose} of {len(gains)})")
     return [name, *cells]
 
 

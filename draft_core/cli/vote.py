@@ -78,9 +78,10 @@ def vote(
     require_file(output)
     texts = _texts(prompts) or source.prompts
     with VoteFile(output) as file:
-        if record is None or samples is not None:
-            images = _sampled(source, texts[:count], samples or 2, source.seed if seed is None else seed)
+        if samples is not None:
+            images = _sampled(source, texts[:count], samples, source.seed if seed is None else seed)
         else:
+            assert record is not None  # a model asks for --samples
             images = evaluated_images(record)
         if not (pairs := pairs_of(images)[:count]):
             raise DraftError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -98,9 +98,17 @@ def forecast(trainer: Trainer) -> Forecast:
     )
 
 
+WORKS: Mapping[type, Callable[[Trainer, Any], Work]] = {
+    DirectLearner: lambda trainer, learner: PlannedWork(trainer, learner.method),
+    PolicyGradient: PolicyGradientWork,
+    WeightedRegression: ImportanceWork,
+    PreferenceLearner: PreferenceWork,
+}
+
+
 def is_known(trainer: Trainer) -> bool:
     """Whether it is known before an update what the method asks of the networks."""
-    return isinstance(trainer.learner, (DirectLearner, PolicyGradient, WeightedRegression, PreferenceLearner))
+    return isinstance(trainer.learner, tuple(WORKS))
 
 
 def work_of(trainer: Trainer) -> Work:
@@ -110,14 +118,9 @@ def work_of(trainer: Trainer) -> Work:
         DraftError: if that is not known before one has been made.
     """
     learner = trainer.learner
-    if isinstance(learner, DirectLearner):
-        return PlannedWork(trainer, learner.method)
-    if isinstance(learner, PolicyGradient):
-        return PolicyGradientWork(trainer, learner)
-    if isinstance(learner, WeightedRegression):
-        return ImportanceWork(trainer, learner)
-    if isinstance(learner, PreferenceLearner):
-        return PreferenceWork(trainer, learner)
+    for known, work in WORKS.items():
+        if isinstance(learner, known):
+            return work(trainer, learner)
     if isinstance(learner, SurrogateLearner):
         raise DraftError(
             "what its warm-up, its refreshing and its own fits take is not predicted",

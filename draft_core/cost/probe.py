@@ -8,12 +8,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from draft_core.cost.peak_memory import MemoryMeter, peak_memory
-from draft_core.learners.learner import Batch, Learner
+from draft_core.learners.learner import Alone, Batch, Learner
 from draft_core.learners.recorded_runs import apart, record
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import Objective
@@ -22,8 +22,6 @@ from draft_core.sampling.pipeline_call import Checkpointing
 from draft_core.sampling.rollout import Rollout
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.trainer import Trainer
-
-T = TypeVar("T")
 
 RECOMPUTING: tuple[Checkpointing, ...] = (True, "blocks")  # the whole denoiser, sooner or later
 
@@ -151,7 +149,7 @@ class Probe:
             columns={},
             update=0,
             rng=Random(0),
-            ranks=_Alone(),
+            ranks=Alone(),
         )
 
     def timed_image(self, sampler: DifferentiableSampler, rewards: Objective) -> tuple[int, float]:
@@ -225,18 +223,6 @@ def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
 
 def _plainly(forward: Any, *args: Any, **kwargs: Any) -> Any:
     return forward(*args, **kwargs)
-
-
-class _Alone:
-    """The only process."""
-
-    rank, world_size = 0, 1
-
-    def gather(self, value: T) -> list[T]:
-        return [value]
-
-    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor
 
 
 class _Clock:

@@ -70,6 +70,20 @@ class Ranks(Protocol):
         ...
 
 
+class Alone:
+    """`Ranks` of a single process, which gets its own values back."""
+
+    rank, world_size = 0, 1
+
+    def gather(self, value: T) -> list[T]:
+        """The one value."""
+        return [value]
+
+    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor itself."""
+        return tensor
+
+
 @dataclass(frozen=True)
 class Batch:
     """What one process draws for one of the accumulated batches of an update.

@@ -145,9 +145,7 @@ def _differences(folder: Path, resolved: ResolvedRecipe) -> dict[str, str]:
     now = _by_images(parse_yaml(dump_recipe(resolved.recipe)), of_a_pass)
     before, after = _flat(then), _flat(now)
     cools_down = any(part.get("train.cooldown_steps", 0) not in (0, "0") for part in (before, after))
-    harmless = [
-        name for name in HARMLESS if not (cools_down and name == "train.steps")
-    ]  # its last updates depend on it
+    harmless = set(HARMLESS) - ({"train.steps"} if cools_down else set())  # the last updates depend on it
     fields = {
         name: f"{before.get(name, 'nothing')} -> {after.get(name, 'nothing')}"
         for name in sorted({*before, *after})

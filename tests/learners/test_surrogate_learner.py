@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from draft_core import DifferentiableSampler, DraftK, DraftLV, Objective, Trainer
-from draft_core.adapters.lora import adapters_off, add_lora, lora_state, trainable
+from draft_core.adapters.lora import adapters_off, lora_state
 from draft_core.errors import RewardError, SamplerError
 from draft_core.learners.direct import DirectLearner
 from draft_core.learners.surrogate_learner import SurrogateLearner
@@ -221,12 +221,7 @@ def test_accumulated_passes_and_a_cap(tokenizer: Any) -> None:
 @pytest.mark.parametrize("name", ["Stable Diffusion 3", "FLUX.1"])
 def test_an_update_of_a_flow_model(name: str) -> None:
     family = next(family for family in FAMILIES if family.name.startswith(name))
-    pipe = family.pipe()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        add_lora(pipe, rank=2)
-        for weight in trainable(pipe):
-            torch.nn.init.normal_(weight, std=0.1)
+    pipe = with_lora(family.pipe(), std=0.1)
     call = {**family.call(torch.float32), "negative_prompt": ""}
     one = trainer(pipe, call=call, batch_size=2, steps=2, kl=0.1)
     one.learner.check(one.sampler)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from draft_core import DifferentiableSampler, Objective, Trainer
-from draft_core.adapters.lora import adapters_off, add_lora, lora_state, trainable
+from draft_core.adapters.lora import adapters_off, lora_state, trainable
 from draft_core.errors import RecipeError, SamplerError
 from draft_core.learners.importance_weights import acceptance, effective_share, normalised
 from draft_core.learners.path_samples import log_density, log_density_then
@@ -211,12 +211,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_in_every_bit(tokenizer: Any, tmp
 @pytest.mark.parametrize("name", ["Stable Diffusion 3", "FLUX.1"])
 def test_an_update_of_a_flow_model(name: str) -> None:
     family = next(family for family in FAMILIES if family.name.startswith(name))
-    pipe = family.pipe()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        add_lora(pipe, rank=2)
-        for weight in trainable(pipe):
-            torch.nn.init.normal_(weight, std=0.1)
+    pipe = with_lora(family.pipe(), std=0.1)
     sampler = DifferentiableSampler(
         pipe, num_inference_steps=3, noise=1.0, base_model=partial(adapters_off, pipe), **family.call(torch.float32)
     )

@@ -20,11 +20,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def imported(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A benchmark as a module of its own, with nothing left of an earlier import."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module(name)
+
+
 @pytest.fixture
 def compare(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    monkeypatch.delitem(sys.modules, "compare", raising=False)
-    return importlib.import_module("compare")
+    return imported("compare", monkeypatch)
 
 
 def test_quick_trains_and_goes_on_from_its_files(
@@ -98,9 +103,7 @@ def test_the_best_rate_is_the_cheapest_and_the_search_ends_behind_it(
 
 @pytest.fixture
 def compare_rl(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    monkeypatch.delitem(sys.modules, "compare_rl", raising=False)
-    return importlib.import_module("compare_rl")
+    return imported("compare_rl", monkeypatch)
 
 
 def test_methods_without_a_gradient_are_compared_and_a_killed_run_is_the_uninterrupted_one(

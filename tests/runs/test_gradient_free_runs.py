@@ -17,8 +17,7 @@ from draft_core.reporting.comparison import write_comparison
 from draft_core.reporting.run_record import read_run
 from draft_core.runs.run import run_recipe
 from tests.support.families import FAMILIES
-from tests.support.runs import without_pages
-from tests.support.tiny import GOOD
+from tests.support.runs import FOUR_UPDATES, SMALL_SURROGATE, without_pages
 
 REWARDS = [{"kind": "brightness"}]
 METHODS: dict[str, dict[str, Any]] = {
@@ -30,28 +29,13 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-SURROGATE = {"warmup": 16, "warmup_fits": 4, "fits": 2, "buffer": 24, "batch_size": 8, "width": 4}
-
-
 def recipe_of(catalog: Any, output: Path, method: dict[str, Any], *, rewards: Any = REWARDS, **model: Any) -> Any:
     data = {
-        "model": {**GOOD["model"], "noise": 0.7, **model},
-        "prompts": "tiny-train",
+        **FOUR_UPDATES,
+        "model": {**FOUR_UPDATES["model"], "noise": 0.7, **model},
         "method": method,
         "rewards": rewards,
-        "metrics": [{"kind": "redness"}],
-        "train": {"steps": 4, "batch_size": 4, "images_per_prompt": 2, "learning_rate": 1e-2},
-        "regularizers": {"kl": 0.1},
-        "evaluation": {
-            "prompts": "tiny-heldout",
-            "count": 2,
-            "images_per_prompt": 2,
-            "every": 2,
-            "on_collapse": "warn",
-            "scales": [],
-        },
-        "checkpoint": {"every": 2, "keep": 9},
-        "device": "cpu",
+        "evaluation": {**FOUR_UPDATES["evaluation"], "scales": []},
         "output": str(output),
     }
     return load_recipe(data, catalog=catalog)
@@ -114,7 +98,7 @@ def test_a_flow_model_is_trained_and_watched_and_goes_on_in_every_bit(
     given = {**METHODS, "surrogate": {"kind": "draft-k"}}[name]
     monkeypatch.setattr("draft_core.runs.run.write_report", without_pages)
     more: dict[str, Any] = {"noise": 0.0} if name == "surrogate" else {}
-    rewards = [{"kind": "brightness", **({"surrogate": SURROGATE} if name == "surrogate" else {})}]
+    rewards = [{"kind": "brightness", **({"surrogate": SMALL_SURROGATE} if name == "surrogate" else {})}]
 
     def recipe(folder: str) -> Any:
         return recipe_of(catalog, tmp_path / folder, given, rewards=rewards, **flow, **more)

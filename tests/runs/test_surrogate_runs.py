@@ -15,29 +15,14 @@ from draft_core.errors import Interrupted
 from draft_core.recipe.load import load_recipe
 from draft_core.reporting.run_record import read_run
 from draft_core.runs.run import run_recipe
-from tests.support.tiny import GOOD
-
-SMALL = {"warmup": 16, "warmup_fits": 4, "fits": 2, "buffer": 24, "batch_size": 8, "width": 4}
+from tests.support.runs import FOUR_UPDATES, SMALL_SURROGATE
 
 
-def recipe_of(catalog: Any, output: Path, *, surrogate: Any = SMALL, **more: Any) -> Any:
+def recipe_of(catalog: Any, output: Path, *, surrogate: Any = SMALL_SURROGATE, **more: Any) -> Any:
     data = {
-        "model": GOOD["model"],
-        "prompts": "tiny-train",
+        **FOUR_UPDATES,
         "method": {"kind": "draft-lv", "resamples": 1},
         "rewards": [{"kind": "brightness", "surrogate": surrogate}],
-        "metrics": [{"kind": "redness"}],
-        "train": {"steps": 4, "batch_size": 4, "images_per_prompt": 2, "learning_rate": 1e-2},
-        "regularizers": {"kl": 0.1},
-        "evaluation": {
-            "prompts": "tiny-heldout",
-            "count": 2,
-            "images_per_prompt": 2,
-            "every": 2,
-            "on_collapse": "warn",
-        },
-        "checkpoint": {"every": 2, "keep": 9},
-        "device": "cpu",
         "output": str(output),
         **more,
     }
@@ -48,7 +33,7 @@ def recipe_of(catalog: Any, output: Path, *, surrogate: Any = SMALL, **more: Any
 def test_a_run_that_is_stopped_goes_on_in_every_bit(
     space: str, catalog: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    surrogate = {**SMALL, "space": space}
+    surrogate = {**SMALL_SURROGATE, "space": space}
     notes: list[str] = []
     whole = run_recipe(
         recipe_of(catalog, tmp_path / "whole", surrogate=surrogate),

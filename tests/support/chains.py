@@ -12,20 +12,8 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from draft_core import DifferentiableSampler
-from draft_core.learners.learner import Batch
+from draft_core.learners.learner import Alone, Batch
 from draft_core.rewards.objective import Scores
-
-
-class Alone:
-    """The only process of a run."""
-
-    rank, world_size = 0, 1
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value]
-
-    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor
 
 
 class Points:

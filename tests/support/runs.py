@@ -27,7 +27,25 @@ from draft_core.reporting.run_record import (
     write_facts,
 )
 from draft_core.training.step_report import StepReport
-from tests.support.tiny import tiny_pipe
+from tests.support.tiny import GOOD, tiny_pipe
+
+SMALL_SURROGATE = {"warmup": 16, "warmup_fits": 4, "fits": 2, "buffer": 24, "batch_size": 8, "width": 4}
+FOUR_UPDATES: dict[str, Any] = {  # a recipe without method, rewards and output, judged and saved after two
+    "model": GOOD["model"],
+    "prompts": "tiny-train",
+    "metrics": [{"kind": "redness"}],
+    "train": {"steps": 4, "batch_size": 4, "images_per_prompt": 2, "learning_rate": 1e-2},
+    "regularizers": {"kl": 0.1},
+    "evaluation": {
+        "prompts": "tiny-heldout",
+        "count": 2,
+        "images_per_prompt": 2,
+        "every": 2,
+        "on_collapse": "warn",
+    },
+    "checkpoint": {"every": 2, "keep": 9},
+    "device": "cpu",
+}
 
 EVERY = 10  # updates between evaluations
 PROMPTS = ("a bird", "a <b>fish</b>", "a dog", "a fox", "a cat")

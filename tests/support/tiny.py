@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from draft_core.adapters.lora import add_lora
+from draft_core.adapters.lora import add_lora, trainable
 from draft_core.plugin import Field, PretrainedSpec, RewardConfig, RewardSpec
 from draft_core.registry.catalog import Catalog, Distribution, Entry
 from draft_core.rewards import FrozenModule, checked_images
@@ -79,11 +79,13 @@ def tiny_pipe(scheduler: Any = None, dtype: torch.dtype = torch.float32, tokeniz
     return pipe
 
 
-def with_lora(pipe: Any, rank: int = 2) -> Any:
-    """The pipeline, with a LoRA of seeded weights on it."""
+def with_lora(pipe: Any, rank: int = 2, *, std: float | None = None) -> Any:
+    """The pipeline, with a LoRA of seeded weights on it; with `std` all of them are normal, and it changes images."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         add_lora(pipe, rank=rank)
+        for weight in () if std is None else trainable(pipe):
+            torch.nn.init.normal_(weight, std=std)
     return pipe
 
 
