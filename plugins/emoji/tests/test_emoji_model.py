@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import draft_emoji
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -119,3 +120,9 @@ def test_sampling_is_deterministic_and_follows_the_prompt(pipeline):
 def test_seeds_give_different_images(pipeline):
     one, other = (draw(pipeline, ["a dog face"], seed) for seed in (1, 2))
     assert (one - other).abs().mean() > 0.002
+
+
+def test_no_file_of_the_models_says_where_it_was_made():
+    configs = [*Path(draft_emoji.__file__).parent.rglob("*.json")]
+    assert len(configs) > 10
+    assert [path for path in configs if "_name_or_path" in path.read_text(encoding="utf-8")] == []

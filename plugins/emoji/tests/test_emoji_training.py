@@ -208,6 +208,7 @@ def test_export_is_a_folder_of_plain_diffusers(tokenizer, tmp_path, capsys):
     config = json.loads((tmp_path / "model" / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert config["tokenizer_class"] == "CLIPTokenizer"
     assert "name_or_path" not in config
+    assert not any("_name_or_path" in path.read_text(encoding="utf-8") for path in (tmp_path / "model").rglob("*.json"))
     text = pipeline.text_encoder.state_dict()
     for name, value in model.text_model.state_dict().items():
         found = text[name] if name in text else text[f"text_model.{name}"]

@@ -76,6 +76,8 @@ def write(pipeline: StableDiffusionPipeline, words: Path, folder: Path) -> float
         shutil.copy(words / name, aside / "tokenizer" / name)
     name_text_weights_as_before(aside / "text_encoder" / "model.safetensors")
     complete_tokenizer_config(aside / "tokenizer" / "tokenizer_config.json")
+    for config in (aside / "model_index.json", aside / "vae" / "config.json", aside / "unet" / "config.json"):
+        drop_origin(config)
     size = sum(f.stat().st_size for f in aside.rglob("*") if f.is_file()) / 1e6
     if size > LIMIT_MB:
         raise ValueError(f"{aside} has {size:.1f} MB, above the {LIMIT_MB} MB that fit a package; make it smaller")
@@ -101,6 +103,13 @@ def name_text_weights_as_before(file: Path) -> None:
     """
     weights = {"text_model." + k.removeprefix("text_model."): v for k, v in load_file(file).items()}
     save_file(weights, file, metadata={"format": "pt"})
+
+
+def drop_origin(file: Path) -> None:
+    """Take out where on this machine a part was loaded from, which nobody reads."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def complete_tokenizer_config(file: Path) -> None:
