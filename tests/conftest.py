@@ -39,6 +39,7 @@ SLOW = (
     "tests/cli/test_init.py::test_the_recipe_for_sdxl_says_what_draft_cost_says",
     "tests/cli/test_outputs.py::test_a_page_that_cannot_be_written_is_one_sentence",
     "tests/cli/test_runs.py",
+    "tests/cli/test_vote.py::test_an_interrupted_call_keeps_the_images_of_the_prompts_that_are_drawn",
     "tests/cli/test_vote.py::test_a_server_that_is_killed_loses_no_answer_and_the_next_goes_on",
     "tests/cli/test_vote.py::test_new_images_are_those_of_the_runs_lora_and_are_drawn_once",
     "tests/cost/test_card.py",

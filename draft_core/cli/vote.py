@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +17,8 @@ from draft_core.errors import DraftError
 from draft_core.registry.catalog import load_catalog
 
 if TYPE_CHECKING:
+    import torch
+
     from draft_core.reporting.run_record import RunRecord
     from draft_core.voting.ballot import Ballot
 
@@ -145,9 +147,13 @@ def _source(record: RunRecord | None, model: str | None, output: Path | None) ->
 
 
 def _sampled(source: _Source, prompts: Sequence[str], count: int, first: int) -> dict[str, list[Path]]:
-    """Prompt -> its new images from the seeds `first`, ...; those that an earlier call has drawn are taken again."""
-    from draft_core.rewards.images import to_pil
-    from draft_core.runs.sample import sample
+    """Prompt -> its new images from the seeds `first`, ...; those that an earlier call has drawn are taken again.
+
+    The images of a prompt are kept as soon as they are drawn, so that an interrupted call loses one prompt's at most.
+    """
+    from draft_core.evaluation.evaluate import evaluate
+    from draft_core.rewards.objective import Objective
+    from draft_core.runs.sample import drawing
 
     folder = source.images
     with writing(folder):
@@ -160,24 +166,31 @@ def _sampled(source: _Source, prompts: Sequence[str], count: int, first: int) ->
     if not missing:
         return images
     quiet_libraries()
-    with ProgressLines() as progress:
-        drawn = sample(
-            source.model,
-            missing,
-            lora=source.lora,
-            images_per_prompt=count,
-            seed=first,
-            catalog=load_catalog(),
-            progress=progress,
-        )[0]
-    new = [pair for prompt, made in zip(missing, drawn, strict=True) for pair in zip(images[prompt], made, strict=True)]
+    seeds = range(first, first + count)
+    with (
+        ProgressLines() as progress,
+        drawing(source.model, missing, lora=source.lora, catalog=load_catalog(), progress=progress) as drawn,
+        drawn.scaled(1.0),
+    ):
+        for number, prompt in enumerate(missing, 1):
+            made = evaluate(
+                drawn.sampler, Objective({}), [prompt], seeds, batch_size=count, autocast=drawn.autocast
+            ).images
+            _keep(folder, images[prompt], made)
+            progress("sample", number * count, len(missing) * count, "images")
+    return images
+
+
+def _keep(folder: Path, files: Sequence[Path], images: Iterable[torch.Tensor]) -> None:
+    """Writes the images that are not there yet: a vote may be about one that is."""
+    from draft_core.rewards.images import to_pil
+
     with writing(folder):
-        for file, image in new:
-            if not file.exists():  # a vote may be about the one that is there
+        for file, image in zip(files, images, strict=True):
+            if not file.exists():
                 aside = file.with_suffix(".partial")
                 to_pil(image).save(aside, "PNG")
                 aside.replace(file)  # a file that is there is whole
-    return images
 
 
 def _name(prompt: str) -> str:

@@ -11,6 +11,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,30 @@ def test_new_images_are_those_of_the_runs_lora_and_are_drawn_once(
     assert {vote.prompt for vote in read_votes(record.folder / "votes.jsonl")} == {"a bird", "a fish", "a dog"}
     for file, written in drawn.items():
         assert file == again or file.stat().st_mtime_ns == written, "a vote may be about it"
-    monkeypatch.setattr("draft_core.runs.sample.sample", lambda *words, **named: pytest.fail("drawn again"))
+    monkeypatch.setattr("draft_core.runs.sample.drawing", lambda *words, **named: pytest.fail("drawn again"))
     assert asked(str(record.folder), "--samples", "3", "--prompts", "a dog")[0] == 0
+
+
+def test_an_interrupted_call_keeps_the_images_of_the_prompts_that_are_drawn(
+    asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = import_module("draft_core.evaluation.evaluate")
+    plain, calls = module.evaluate, []
+
+    def interrupted(*words: Any, **named: Any) -> Any:
+        calls.append(words)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return plain(*words, **named)
+
+    monkeypatch.setattr(module, "evaluate", interrupted)
+    words = ["--model", "tiny", "--samples", "2", "-p", "a bird", "-p", "a fish", "-o", "votes.jsonl"]
+    assert asked(*words)[0] != 0
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.png")}
+    assert len(kept) == 2
+    assert asked(*words)[0] == 0
+    assert len(calls) == 3, "the first prompt is not drawn again"
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
 
 
 def test_votes_in_another_folder_name_images_relative_to_it(asked: Any, record: RunRecord, tmp_path: Path) -> None:
