@@ -1,7 +1,7 @@
 """Makes the small video model: `train.py all` runs every stage that is not finished, in order.
 
-A stage that was interrupted goes on from its last checkpoint. The model starts from the model of scenes that draft-emoji
-ships, and needs the training program of that plugin beside it.
+A stage that was interrupted goes on from its last checkpoint. The model starts from the model of scenes that
+draft-emoji ships, and needs the training program of that plugin beside it.
 """
 
 from __future__ import annotations

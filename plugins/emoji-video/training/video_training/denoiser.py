@@ -1,7 +1,8 @@
-"""Trains the denoiser: first on single frames, then with motion modules on clips.
+"""Trains the denoiser: all of it on single frames first, then motion modules, cross-attention and text tower on clips.
 
-AnimateDiff (Guo et al., ICLR 2024) keeps the image model frozen. Here that cannot work: this image model fills the frame
-with its thing, and no word of motion was in its captions. So its layers and the text tower learn as well, in a copy.
+AnimateDiff (Guo et al., ICLR 2024) keeps the image model frozen. Here that cannot work: this image model fills the
+frame with its thing, and no word of motion was in its captions. So a copy of it learns to draw a small thing anywhere,
+and then keeps its convolutions; what reads the words goes on learning, for these layers alone see them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ MOVING = Recipe(lr=5e-4, weight_decay=1e-2, ema=0.995, slow=("text.", 0.25))
 STILL_BATCH = 8  # frames, each of another clip
 BATCH = 2  # clips
 FEW, FEW_UNTIL = 4, 0.7  # so many frames of a clip are enough until this share of the budget
+LEARNING = ("motion_modules", "attn2", "text.")  # parts of the names of what clips train
 SEED = 11
 GRID_MINUTES = 12.0
 GRID = ["a red apple moving left", "a fox moving up", "a star growing"]
@@ -73,7 +75,7 @@ def train_still(
     work: Path, budget: Budget, device: torch.device, animator: Animator, pipeline: StableDiffusionPipeline
 ) -> None:
     """Train the pipeline's denoiser and text tower on single frames, and put the averaged weights into it."""
-    module = nn.ModuleDict({"unet": pipeline.unet, "text": pipeline.text_encoder})
+    module = nn.ModuleDict({"unet": pipeline.unet, "text": pipeline.text_encoder}).requires_grad_(True)
     training = prepare(module, STILL, budget, work / "video" / "still.pt", device)
 
     def loss(generator: torch.Generator) -> Tensor:
@@ -91,6 +93,9 @@ def train_moving(
     """Train denoiser, motion modules and text tower on clips; leave the averaged parts in work/video."""
     torch.manual_seed(SEED)  # of the motion modules' first weights
     module = nn.ModuleDict({"unet": quiet(pipeline.unet), "text": pipeline.text_encoder})
+    module.requires_grad_(False)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(any(part in name for part in LEARNING))
     training = prepare(module, MOVING, budget, work / "video" / "moving.pt", device)
     tables = [m.pos_embed for m in module.modules() if getattr(m, "pos_embed", None) is not None]
     full = [t.pe.clone() for t in tables]
@@ -125,7 +130,7 @@ def quiet(denoiser: UNet2DConditionModel) -> UNetMotionModel:
 
 def prepare(module: nn.ModuleDict, recipe: Recipe, budget: Budget, file: Path, device: torch.device) -> Training:
     """The training of the module's two parts, from its checkpoint if there is one."""
-    module.to(device).requires_grad_(True).train()
+    module.to(device).train()
     if device.type == "cpu":  # at these sizes the backward pass of fused attention is the slower one there
         module["unet"].set_attn_processor(AttnProcessor())
         module["text"].set_attn_implementation("eager")
