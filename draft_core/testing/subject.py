@@ -65,13 +65,13 @@ class Subject:
     ) -> torch.Tensor:
         """Seeded videos (`count`, `frames`, 3, `height`, `width`) in [0.2, 0.8], no two frames of which are alike.
 
-        The first image of each fades into another one, and its lower half moves to the right meanwhile.
+        Each frame mixes the same two images in shares of its own, and its lower half moves to the right meanwhile.
         """
         stills = self.stills(2 * count, height, width)
         first, last = stills[:count], stills[count:]
+        shares = torch.rand(frames, generator=torch.Generator().manual_seed(frames)).tolist()
         made = []
-        for frame in range(frames):
-            share = frame / max(frames - 1, 1)
+        for frame, share in enumerate(shares):
             mixed = (1 - share) * first + share * last
             top, bottom = mixed.tensor_split([mixed.shape[-2] // 2], dim=-2)
             made.append(torch.cat([top, bottom.roll(frame, dims=-1)], dim=-2))

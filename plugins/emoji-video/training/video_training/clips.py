@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from draft_emoji.scene_words import things
-from draft_emoji_video.words import MOTIONS, hidden, phrase
 from emoji_training import captions
 from emoji_training.pictures import SIZE, Picture
 from PIL import Image
+
+from .words import MOTIONS, hidden, phrase
 
 FRAMES = 8
 SIDE = (26, 34)  # of a thing that moves, in pixels

@@ -1,8 +1,7 @@
-"""Trains the denoiser: all of it on single frames first, then motion modules, cross-attention and text tower on clips.
+"""Trains the denoiser: on single frames first, then with motion modules on clips.
 
 AnimateDiff (Guo et al., ICLR 2024) keeps the image model frozen. Here that cannot work: this image model fills the
-frame with its thing, and no word of motion was in its captions. So a copy of it learns to draw a small thing anywhere,
-and then keeps its convolutions; what reads the words goes on learning, for these layers alone see them.
+frame with its thing, and no word of motion was in its captions. So all layers of a copy learn, and the text tower.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ MOVING = Recipe(lr=5e-4, weight_decay=1e-2, ema=0.995, slow=("text.", 0.25))
 STILL_BATCH = 8  # frames, each of another clip
 BATCH = 2  # clips
 FEW, FEW_UNTIL = 4, 0.7  # so many frames of a clip are enough until this share of the budget
-LEARNING = ("motion_modules", "attn2", "text.")  # parts of the names of what clips train
 SEED = 11
 GRID_MINUTES = 12.0
 GRID = ["a red apple moving left", "a fox moving up", "a star growing"]
@@ -92,10 +90,7 @@ def train_moving(
 ) -> None:
     """Train denoiser, motion modules and text tower on clips; leave the averaged parts in work/video."""
     torch.manual_seed(SEED)  # of the motion modules' first weights
-    module = nn.ModuleDict({"unet": quiet(pipeline.unet), "text": pipeline.text_encoder})
-    module.requires_grad_(False)
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(any(part in name for part in LEARNING))
+    module = nn.ModuleDict({"unet": quiet(pipeline.unet), "text": pipeline.text_encoder}).requires_grad_(True)
     training = prepare(module, MOVING, budget, work / "video" / "moving.pt", device)
     tables = [m.pos_embed for m in module.modules() if getattr(m, "pos_embed", None) is not None]
     full = [t.pe.clone() for t in tables]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from draft_emoji import FOLDER
 from draft_emoji.scene_words import STYLE, things
-from draft_emoji_video.words import MOTIONS, hidden, phrase
+
+from .words import MOTIONS, hidden, phrase
 
 SEED = 7
 
