@@ -146,9 +146,9 @@ def evaluation_sampler(sampler: DifferentiableSampler, settings: EvaluationSetti
 
 
 def as_evaluated(sampler: DifferentiableSampler) -> DifferentiableSampler:
-    """The sampler with one image for each prompt and generator, whatever its call says, and without added noise."""
+    """The sampler with one image for each prompt and generator, of all frames, and without added noise."""
     single = copy.copy(sampler)
-    single.noise = 0.0
+    single.noise, single.frames = 0.0, None
     single.call_kwargs = {**sampler.call_kwargs, **{name: 1 for name in IMAGE_COUNTS if name in sampler.call_kwargs}}
     return single
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -30,6 +30,8 @@ class RewardSpec:
         config: its config type, whose `kind` is a literal equal to `kind`.
         factory: "module:callable"; called with the config, it returns a `draft_core.rewards.protocol.Reward`.
         unit: what the score is counted in, such as "-kB" or "cosine".
+        takes: "image", and every frame of a video is one; or "video", (N, F, 3, H, W), of video models alone. What the
+            factory makes says the same by its attribute `takes`.
         score_range: the range of scores in words or as an interval, for people.
         differentiable: False for a metric without a gradient: it may be reported, and trained on by methods that need
             none.
@@ -59,6 +61,7 @@ class RewardSpec:
     factory: str
     unit: str
     code_license: str
+    takes: Literal["image", "video"] = "image"
     score_range: str = "(-inf, inf)"
     differentiable: bool = True
     surrogate_gradient: bool = False
@@ -78,6 +81,12 @@ class RewardSpec:
             raise PluginError("its kind is not lower-case words joined by hyphens", where=where, next="rename it")
         _check_config(self.kind, self.config, RewardConfig, where)
         _check_path(self.factory, where)
+        if self.takes == "video" and self.reference is not None:
+            raise PluginError(
+                "it has a reference, and those are called with single images",
+                where=where,
+                next="leave it out, and compare the videos in the plugin's own tests",
+            )
         if (self.reference is None) != (self.tolerance is None):
             raise PluginError(
                 "it has a reference without a tolerance, or the other way round",

@@ -31,16 +31,51 @@ def checked_images(images: torch.Tensor, prompts: Sequence[str], *, where: str) 
             where=where,
             next="pass RGB images (B, 3, H, W) as floats in [0, 1]",
         )
+    return _checked(images, prompts, where=where, what="images")
+
+
+def checked_videos(videos: torch.Tensor, prompts: Sequence[str], *, where: str, frames: int = 2) -> torch.Tensor:
+    """The videos in float32, (B, F, 3, H, W), with their gradient.
+
+    Arguments:
+        videos: what a reward that takes videos is given.
+        prompts: what it is given beside them.
+        where: who checks, such as "reward 'motion'"; it begins an error's sentence.
+        frames: that the reward needs of each video, at least.
+
+    Raises:
+        RewardError: unless they are a floating-point batch (B, F, 3, H, W) with B prompts, of at least `frames` frames,
+            and its levels those of [0, 1]; a little outside, as decoders overshoot, they are taken as they are.
+    """
+    if videos.ndim != 5 or videos.shape[2] != 3 or not videos.is_floating_point():
+        raise RewardError(
+            f"videos are {videos.dtype} of shape {tuple(videos.shape)}",
+            where=where,
+            next="pass RGB videos (B, F, 3, H, W) as floats in [0, 1]",
+        )
+    if videos.shape[1] < frames:
+        raise RewardError(
+            f"the videos have {videos.shape[1]} frames, and it needs {frames} or more",
+            where=where,
+            next="make longer videos, or raise train.frames.count",
+        )
+    return _checked(videos, prompts, where=where, what="videos")
+
+
+def _checked(images: torch.Tensor, prompts: Sequence[str], *, where: str, what: str) -> torch.Tensor:
+    """In float32, if there is a prompt for each and the levels are those of [0, 1]."""
     if len(prompts) != len(images):
         raise RewardError(
-            f"there are {len(prompts)} prompts for {len(images)} images", where=where, next="pass one for each image"
+            f"there are {len(prompts)} prompts for {len(images)} {what}",
+            where=where,
+            next=f"pass one for each {what[:-1]}",
         )
     has_numbers = type(images) in (torch.Tensor, torch.nn.Parameter) and not images.is_meta  # torch's fake ones do not
     if has_numbers and images.numel():
         low, high = torch.stack(images.detach().aminmax()).tolist()
         if -math.inf < low < -MARGIN or 1 + MARGIN < high < math.inf:  # what is not finite has no range
             raise RewardError(
-                f"the images' levels run from {low:.4g} to {high:.4g}", where=where, next="pass levels in [0, 1]"
+                f"the {what}' levels run from {low:.4g} to {high:.4g}", where=where, next="pass levels in [0, 1]"
             )
     return images.float()
 

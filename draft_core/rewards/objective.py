@@ -64,13 +64,15 @@ class Objective(FrozenModule):
     ) -> Scores:
         """The scores of `images`, (N, 3, H, W) in [0, 1], for their N `prompts`.
 
-        Of a video, (N, F, 3, H, W), every frame is scored by itself with its prompt, and the score is the mean.
+        Of videos, (N, F, 3, H, W), a reward that takes them is given all frames at once; any other scores every
+        frame by itself with its prompt, and the score is the mean.
 
         Arguments:
             known: reward name -> scores, (N,), that are taken in the place of that reward's own.
 
         Raises:
-            RewardError: if a reward raises, or returns anything but one float32 score for each image.
+            RewardError: if a reward raises, or returns anything but one float32 score for each image, or takes videos
+                and is given images.
         """
         per_reward = {
             name: known[name] if name in known else self.scores_of(name, images, prompts) for name in self.rewards
@@ -90,8 +92,14 @@ class Objective(FrozenModule):
         Raises:
             RewardError: as `forward`.
         """
-        score = checked_scores if images.ndim == 4 else _mean_over_frames
-        return score(name, self.rewards[name], images, prompts)
+        reward = self.rewards[name]
+        is_of_videos, are_videos = takes_videos(reward), images.ndim == 5
+        if is_of_videos and not are_videos:
+            raise RewardError(
+                "it scores videos, and these are images", where=f"reward {name!r}", next="use it with a video model"
+            )
+        score = _mean_over_frames if are_videos and not is_of_videos else checked_scores
+        return score(name, reward, images, prompts)
 
     def total(self, per_reward: Mapping[str, torch.Tensor], divisors: Mapping[str, float]) -> torch.Tensor:
         """The weighted sum of some rewards' scores, capped, (N,).
@@ -107,6 +115,31 @@ class Objective(FrozenModule):
         return torch.stack(parts).sum(0)
 
 
+def takes_videos(reward: torch.nn.Module) -> bool:
+    """Whether a reward is given whole videos."""
+    return getattr(reward, "takes", "image") == "video"
+
+
+def check_takes(rewards: Mapping[str, torch.nn.Module], *, makes_videos: bool, model: str) -> None:
+    """Refuses rewards of videos for a model that makes images.
+
+    Arguments:
+        rewards: name -> reward.
+        makes_videos: whether the model does.
+        model: what the error calls it.
+
+    Raises:
+        RewardError: naming the first such reward.
+    """
+    named = [name for name, reward in rewards.items() if takes_videos(reward)]
+    if named and not makes_videos:
+        raise RewardError(
+            f"it scores videos, and {model} makes images",
+            where=f"reward {named[0]!r}",
+            next="use a video model, such as emoji-video, or another reward",
+        )
+
+
 def _mean_over_frames(name: str, reward: torch.nn.Module, videos: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     frames = videos.shape[1]
     texts = [prompt for prompt in prompts for _ in range(frames)]
@@ -114,7 +147,7 @@ def _mean_over_frames(name: str, reward: torch.nn.Module, videos: torch.Tensor, 
 
 
 def checked_scores(name: str, reward: torch.nn.Module, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-    """The scores (N,) that a reward gives images (N, 3, H, W) and their N prompts.
+    """The scores (N,) that a reward gives images (N, 3, H, W), or videos if it takes them, and their N prompts.
 
     Arguments:
         name: of the reward, for the error.

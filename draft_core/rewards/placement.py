@@ -22,6 +22,7 @@ class OnDevice(FrozenModule):
         super().__init__()
         self.reward = reward.to(device)
         self.device = torch.device(device)
+        self.takes = getattr(reward, "takes", "image")  # type: ignore[misc]  # of this one, not of all
 
     def _apply(self, fn: Any, recurse: bool = True) -> OnDevice:
         return self  # torch's way to move or convert all that a module holds

@@ -1,14 +1,14 @@
 """The contract of rewards, and the letters that stand for sizes in docstrings.
 
 B  prompts in a batch          T  sampler steps              n  re-noisings per sample (DRaFT-LV)
-N  images in a rollout, B (1 + n) times the images per prompt
+N  images in a rollout, B (1 + n) times the images per prompt; F  frames of a video
 H, W  image size in pixels     C, h, w  latent channels and size
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
 
@@ -27,8 +27,9 @@ class Reward(Protocol):
         """Scores, float32 (N,).
 
         Arguments:
-            images: float (N, 3, H, W) in [0, 1]; values slightly outside must score finite, and other ranges such as
-                [-1, 1] and [0, 255] be refused, which `draft_core.rewards.checked_images` does.
+            images: float (N, 3, H, W) in [0, 1], or whole videos, (N, F, 3, H, W), where the reward `takes` video;
+                values slightly outside must score finite, and other ranges such as [-1, 1] and [0, 255] be refused,
+                which `draft_core.rewards.checked_images` and `checked_videos` do.
             prompts: N strings.
         """
         ...
@@ -39,7 +40,13 @@ class FrozenModule(torch.nn.Module):
 
     Dropout or batch statistics that come alive under a parent's `train()` turn scores into noise. Weights
     that a subclass loads it freezes itself, with `requires_grad_(False)`.
+
+    Attributes:
+        takes: "video" of a reward that sees whole videos, as its `RewardSpec` says too; any other sees single images,
+            and of a video each frame.
     """
+
+    takes: ClassVar[Literal["image", "video"]] = "image"
 
     def __init__(self) -> None:
         super().__init__()

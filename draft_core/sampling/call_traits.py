@@ -29,6 +29,7 @@ class CallTraits:
         chains: how often it went through its schedule; 1 is the common case.
         told: arguments of its steps under which the noise level is not known.
         caches: its denoiser keeps something from one step for the next: keys and values, or whole outputs.
+        frames: of each video that it makes; None where it makes images.
         needs_networks: it takes more from its networks than their outputs, so that none can be left out.
     """
 
@@ -37,6 +38,7 @@ class CallTraits:
     chains: int = 1
     told: tuple[str, ...] = ()
     caches: bool = False
+    frames: int | None = None
     needs_networks: bool = False
 
     def saw_step(self, call: seams.StepCall) -> None:

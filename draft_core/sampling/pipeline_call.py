@@ -6,21 +6,22 @@ No method's name and no family's loop is known here. A `Steering` decides; the c
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils.torch_utils import randn_tensor
 
 from draft_core.errors import SamplerError, one_line
+from draft_core.frames import FrameChoice
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.noise_levels import general_step
 from draft_core.sampling.randomness import Generator
-from draft_core.sampling.recomputation import keeping, recomputed
+from draft_core.sampling.recomputation import keeping, kept_as_it_is, recomputed, types_of
 from draft_core.setting import TEXTS
 
 Decode = Literal["whole", "selective", "blocks", "checkpointed", "sliced", "unrecorded"]
@@ -36,10 +37,12 @@ class Settings(Protocol):
     decode: Decode
     base_model: Callable[[], AbstractContextManager[Any]] | None
     noise: float
+    frames: FrameChoice | None
     call_kwargs: dict[str, Any]
 
 
 Forward = Callable[..., Any]
+FRAME_BY_FRAME = (AutoencoderKL, AutoencoderTiny)  # decoders that take the frames of a video as so many images
 
 
 class Steering(Protocol):
@@ -100,6 +103,7 @@ class PipelineCall:
         self.predicted: list[Any] = []  # the graph nodes of what recorded denoiser calls returned
         self.decoder_types: list[torch.dtype] = []  # of the decoder's weights at the start of the call
         self.decoded: list[torch.Tensor] = []
+        self.video_length = 0  # frames in the latents of the scheduler's steps; 0 where they hold none
 
     def run(self, steering: Steering) -> Any:
         """What the call returns: images (N, 3, H, W) in [0, 1], or latents where the steering asks for those."""
@@ -112,6 +116,7 @@ class PipelineCall:
             def step(original: Any, *args: Any, **kwargs: Any) -> Any:
                 given = seams.step_call(original, args, kwargs)
                 output = steering.step(given)
+                self.video_length = given.sample.shape[2] if given.sample.ndim == 5 else 0
                 self.traits.saw_step(given)
                 self._set_recording(steering)
                 return output
@@ -145,7 +150,7 @@ class PipelineCall:
                     stack.enter_context(seams.replaced(owner, name, wrapper))
             call = stack.enter_context(pipelines.differentiable(self.pipe))
             stack.callback(self.predicted.clear)
-            self.decoder_types = _types(getattr(self.pipe, "vae", None))
+            self.decoder_types = types_of(getattr(self.pipe, "vae", None))
             self._set_recording(steering)
             try:
                 images = call(**steering.arguments(self._arguments()))
@@ -162,6 +167,10 @@ class PipelineCall:
                     f"its call returned {type(images).__name__}, not a tensor of images", where=type(self.pipe).__name__
                 )
             self._require_gradient(images)
+        if images.ndim == 5 and self.decoded:
+            self.traits.frames = images.shape[1]
+            if self.sampler.frames is not None:
+                return images[:, list(self.sampler.frames.of(images.shape[1]))]
         return images
 
     def stepped(self, call: seams.StepCall) -> Any:
@@ -248,14 +257,29 @@ class PipelineCall:
         return {"prompt": list(prompts), **{name: [text] * len(prompts) for name, text in texts.items()}}
 
     def _decode(self, decode: Any, latents: Any, *args: Any, **kwargs: Any) -> Any:
+        """The decoder's output, its graph kept as the sampler's `decode` says; zeros for frames that are not chosen."""
+        first = sum(map(len, self.decoded))
+        self.decoded.append(latents)
+        chosen, total = self.sampler.frames, self.video_length
+        if chosen is None or not total or latents.ndim != 4 or not isinstance(self.pipe.vae, FRAME_BY_FRAME):
+            return self._decode_all(decode, latents, *args, **kwargs)
+        numbers = set(chosen.of(total))
+        kept = [place for place in range(len(latents)) if (first + place) % total in numbers]
+        output = self._decode_all(decode, latents[kept or [0]], *args, **kwargs)
+        images = seams.first_of(output, "sample")
+        whole = images.new_zeros(len(latents), *images.shape[1:])
+        if kept:
+            whole = whole.index_copy(0, torch.tensor(kept, device=whole.device), images)
+        return seams.with_first(output, "sample", whole)
+
+    def _decode_all(self, decode: Any, latents: Any, *args: Any, **kwargs: Any) -> Any:
         """The decoder's output, its graph kept as the sampler's `decode` says."""
         how, network = self.sampler.decode, self.pipe.vae
-        self.decoded.append(latents)
         if how == "unrecorded":
             with torch.no_grad():
                 return decode(latents, *args, **kwargs)
-        if torch.is_grad_enabled() and _types(network) != self.decoder_types:
-            network = _kept_as_it_is(network)
+        if torch.is_grad_enabled() and types_of(network) != self.decoder_types:
+            network = kept_as_it_is(network)
             decode = network.decode
         if how in ("whole", "selective", "blocks") or not isinstance(latents, torch.Tensor):
             with keeping(how, network):
@@ -302,28 +326,6 @@ def reaches(end: Any, nodes: Sequence[Any]) -> bool:
             seen.add(node)
             open_ends += [before for before, _ in node.next_functions]
     return False
-
-
-def _types(network: Any) -> list[torch.dtype]:
-    return [weight.dtype for weight in network.parameters()] if isinstance(network, torch.nn.Module) else []
-
-
-def _kept_as_it_is(network: torch.nn.Module) -> Any:
-    """A copy of a network that shares its weights' memory, and keeps them when the network is cast to another type.
-
-    Some pipelines cast their decoder up before they decode, and down again before there is a backward pass.
-
-    Raises:
-        SamplerError: if it is trained, for its gradient would not come back through the cast.
-    """
-    if any(weight.requires_grad for weight in network.parameters()):
-        raise SamplerError(
-            "its call casts the decoder to another type while it decodes, and the decoder is to be trained",
-            where=type(network).__name__,
-            next="give it that type beforehand, or freeze it",
-        )
-    shared = {id(weight): torch.nn.Parameter(weight.data, requires_grad=False) for weight in network.parameters()}
-    return copy.deepcopy(network, shared)
 
 
 def _frozen(forward: Any, *args: Any, **kwargs: Any) -> Any:

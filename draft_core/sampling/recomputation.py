@@ -8,6 +8,7 @@ is computed again; `convolutions_small` does the first alone.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -18,6 +19,8 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
+
+from draft_core.errors import SamplerError
 
 # The gradient of a convolution's input is the transposed convolution of its output's gradient.
 TRANSPOSED: dict[Any, Callable[..., torch.Tensor]] = {
@@ -91,6 +94,29 @@ def recomputed(network: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
             return function(*args, **kwargs)
 
     return checkpoint(smaller, *args, use_reentrant=False, **kwargs)
+
+
+def types_of(network: Any) -> list[torch.dtype]:
+    """The types of a network's weights; none of what is no network."""
+    return [weight.dtype for weight in network.parameters()] if isinstance(network, torch.nn.Module) else []
+
+
+def kept_as_it_is(network: torch.nn.Module) -> Any:
+    """A copy of a network that shares its weights' memory, and keeps them when the network is cast to another type.
+
+    Some pipelines cast their decoder up before they decode, and down again before there is a backward pass.
+
+    Raises:
+        SamplerError: if it is trained, for its gradient would not come back through the cast.
+    """
+    if any(weight.requires_grad for weight in network.parameters()):
+        raise SamplerError(
+            "its call casts the decoder to another type while it decodes, and the decoder is to be trained",
+            where=type(network).__name__,
+            next="give it that type beforehand, or freeze it",
+        )
+    shared = {id(weight): torch.nn.Parameter(weight.data, requires_grad=False) for weight in network.parameters()}
+    return copy.deepcopy(network, shared)
 
 
 def _layer_forward(layer: Any, func: Any, input: Any, weight: Any, bias: Any) -> torch.Tensor:

@@ -15,6 +15,7 @@ from typing import Any, get_args
 import torch
 
 from draft_core.errors import SamplerError, one_line
+from draft_core.frames import FrameChoice
 from draft_core.plan import Renoising, StepPlan, check_choice, check_whole
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits, has_density
@@ -60,6 +61,8 @@ class DifferentiableSampler:
         noise: 0 leaves the scheduler's steps as they are. Up to 1 it is the eta of the general step
             (`noise_levels.gaussian_between`), which a scheduler that draws no noise then takes in the place of its own:
             samples are other than the pipeline's, of the same distribution up to the size of the steps.
+        frames: of videos, those that are decoded with a gradient and returned; None for all. Where the decoder takes
+            frames one by one (AutoencoderKL), it is given these alone, and the last bit may differ.
         call_kwargs: passed to every pipeline call (guidance_scale, height, negative_prompt, prompt_embeds, image, ...).
 
     Raises:
@@ -77,6 +80,7 @@ class DifferentiableSampler:
         decode: Decode = "whole",
         base_model: Callable[[], AbstractContextManager[Any]] | None = None,
         noise: float = 0.0,
+        frames: FrameChoice | None = None,
         **call_kwargs: Any,
     ) -> None:
         pipelines.check_drivable(pipe)
@@ -93,6 +97,7 @@ class DifferentiableSampler:
         self.base_model = base_model
         check_eta(noise, where="DifferentiableSampler.noise")
         self.noise = noise
+        self.frames = frames
         self.call_kwargs = call_kwargs
 
     @property

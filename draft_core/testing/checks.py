@@ -17,6 +17,7 @@ from draft_core.errors import RewardError
 from draft_core.testing.subject import Subject, demand
 
 OTHER_SHAPES = ((48, 72), (72, 48), (61, 67), (33, 33))  # wide, tall, odd
+OTHER_LENGTHS = (3, 8)  # frames of a video
 
 # Relative agreement asked of a finite difference. 8-bit rounding inside a scorer makes it a staircase whose
 # average slope is only met within a few percent.
@@ -142,7 +143,8 @@ def gradient_is_right(subject: Subject) -> None:
         return
     images = subject.images()
     gradient = subject.gradient(images)
-    direction = gradient / gradient.square().flatten(1).mean(1).sqrt()[:, None, None, None]
+    size = gradient.square().flatten(1).mean(1).sqrt()
+    direction = gradient / size.view(-1, *[1] * (gradient.ndim - 1))
     if subject.spec.surrogate_gradient:
         gain = subject.score(images + SURROGATE_STEP * direction) - subject.score(images)
         demand(bool((gain > 0).all()), f"a step along its surrogate gradient changes the scores by {gain.tolist()}")
@@ -191,6 +193,44 @@ def prompts_count_as_declared(subject: Subject) -> None:
         demand(same, "its spec says that it needs no prompt, but other prompts give other scores")
 
 
+def takes_as_declared(subject: Subject) -> None:
+    """Its attribute `takes` says what its spec says, and one of videos refuses images with a `RewardError`."""
+    said = getattr(subject.reward, "takes", "image")
+    demand(said == subject.spec.takes, f"its spec says that it takes {subject.spec.takes}, its attribute {said}")
+    if not subject.takes_videos:
+        return
+    try:
+        scores = subject.reward(subject.stills(), list(subject.prompts))
+    except RewardError:
+        return
+    demand(False, f"it scores images, {scores.tolist()}: pass what it is given through `checked_videos` first")
+
+
+def frames_count(subject: Subject) -> None:
+    """Of videos: frames that stand still score otherwise, other lengths are scored, and every frame has a gradient."""
+    if not subject.takes_videos:
+        return
+    videos = subject.videos()
+    still = videos[:, :1].expand_as(videos)
+    demand(
+        not torch.equal(subject.score(videos), subject.score(still.contiguous())),
+        "a video scores the same as its first frame repeated: it is a reward of images",
+    )
+    for frames in OTHER_LENGTHS:
+        scores = subject.score(subject.videos(2, frames))
+        demand(bool(scores.isfinite().all()), f"videos of {frames} frames score {scores.tolist()}")
+    if not subject.spec.differentiable:
+        return
+    gradient = subject.gradient(videos)
+    without = [
+        (video, frame)
+        for video in range(len(videos))
+        for frame in range(videos.shape[1])
+        if not gradient[video, frame].any()
+    ]
+    demand(not without, f"the gradient of video and frame {without[:3]} is zero")
+
+
 def config_survives_json(subject: Subject) -> None:
     """The config comes back from JSON as it was."""
     text = subject.config.model_dump_json()
@@ -223,6 +263,8 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
         gradient_is_right,
         half_precision_inputs,
         prompts_count_as_declared,
+        takes_as_declared,
+        frames_count,
         config_survives_json,
         naming_imports_no_torch,
     )

@@ -13,6 +13,7 @@ from draft_core.runs.build import made_by_plugin
 
 PROMPTS = ("a photograph of a red apple on a table", "two cats", "an oil painting of the sea at night")
 SIDE = 64  # pixels, where the reward has no native size
+FRAMES = 5  # of a video
 
 
 class Violation(AssertionError):
@@ -47,7 +48,36 @@ class Subject:
         """Three prompts that the reward can read: of the spec's `small_prompts`, else `PROMPTS`."""
         return (self.spec.small_prompts or PROMPTS)[:3]
 
+    @property
+    def takes_videos(self) -> bool:
+        """Whether the reward is given whole videos."""
+        return self.spec.takes == "video"
+
     def images(self, count: int = 3, height: int | None = None, width: int | None = None) -> torch.Tensor:
+        """What the reward is tried on: `stills`, or `videos` of five frames where it takes those.
+
+        Sides that are left out are the spec's native size.
+        """
+        return self.videos(count, FRAMES, height, width) if self.takes_videos else self.stills(count, height, width)
+
+    def videos(
+        self, count: int = 3, frames: int = FRAMES, height: int | None = None, width: int | None = None
+    ) -> torch.Tensor:
+        """Seeded videos (`count`, `frames`, 3, `height`, `width`) in [0.2, 0.8], no two frames of which are alike.
+
+        Each frame mixes the same two images in shares of its own, and its lower half moves to the right meanwhile.
+        """
+        stills = self.stills(2 * count, height, width)
+        first, last = stills[:count], stills[count:]
+        shares = torch.rand(frames, generator=torch.Generator().manual_seed(frames)).tolist()
+        made = []
+        for frame, share in enumerate(shares):
+            mixed = (1 - share) * first + share * last
+            top, bottom = mixed.tensor_split([mixed.shape[-2] // 2], dim=-2)
+            made.append(torch.cat([top, bottom.roll(frame, dims=-1)], dim=-2))
+        return torch.stack(made, dim=1)
+
+    def stills(self, count: int = 3, height: int | None = None, width: int | None = None) -> torch.Tensor:
         """Seeded images (`count`, 3, `height`, `width`) with shapes, edges and texture, in [0.2, 0.8].
 
         Sides that are left out are the spec's native size.
@@ -61,7 +91,7 @@ class Subject:
         return 0.2 + 0.6 * (0.5 * shapes + 0.3 * ramp + 0.2 * texture)
 
     def score(self, images: torch.Tensor, prompts: tuple[str, ...] | None = None) -> torch.Tensor:
-        """Scores (B,) of `images` (B, 3, H, W) in [0, 1], without gradient.
+        """Scores (B,) of `images` (B, 3, H, W) in [0, 1], or of videos, without gradient.
 
         `prompts` that are left out are the first B of its `prompts`.
 
@@ -72,7 +102,7 @@ class Subject:
             return self._checked_scores(images, list(prompts or self.prompts[: len(images)]))
 
     def gradient(self, images: torch.Tensor) -> torch.Tensor:
-        """The gradient of the sum of scores in `images`, (B, 3, H, W).
+        """The gradient of the sum of scores in `images`, shaped like them.
 
         Raises:
             Violation: if there is none, or like `score`.

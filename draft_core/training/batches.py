@@ -11,7 +11,9 @@ from random import Random
 
 import torch
 
+from draft_core.frames import FrameChoice
 from draft_core.learners.learner import Batch, Ranks
+from draft_core.training.settings import FrameSettings
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ class Batches:
     def choices(self, update: int) -> Random:
         """For choices that all batches and processes of the update after `update` earlier ones share."""
         return Random(f"plan {self.seed} {update}")
+
+    def frames(self, settings: FrameSettings | None, update: int) -> FrameChoice | None:
+        """The frames that all batches and processes of the update after `update` earlier ones share; None for all."""
+        return None if settings is None else FrameChoice(settings.count, settings.choice, f"{self.seed} {update}")
 
     def _noise(self, index: int, copy: int) -> torch.Generator:
         """Drawn on the CPU, so that a seed means the same images on every device."""

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from draft_core.errors import DraftError, raised
+from draft_core.errors import DraftError, RecipeError, raised
 from draft_core.learners.learner import ADAPTER, Learner, Loss
+from draft_core.rewards.objective import Objective, check_takes, takes_videos
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.distributed import is_loss_of_another
 from draft_core.training.settings import RegularizerSettings, TrainSettings
@@ -52,6 +53,29 @@ def require_fit(
     if settings.normalize == "gradient" and not learner.needs_gradient:
         raise DraftError(
             "the method takes no gradient of the rewards", where="train.normalize", next="use scale, or none"
+        )
+
+
+def require_videos(sampler: DifferentiableSampler, objective: Objective, settings: TrainSettings) -> None:
+    """That a model makes the videos that its rewards and `train.frames` are for.
+
+    Raises:
+        RewardError: if a reward scores videos, and the model makes images.
+        RecipeError: if frames are to be chosen of images, or more than a video has.
+    """
+    if settings.frames is None and not any(map(takes_videos, objective.rewards.values())):
+        return
+    frames, model = sampler.traits.frames, type(sampler.pipe).__name__
+    check_takes(objective.rewards, makes_videos=frames is not None, model=model)
+    if settings.frames is None:
+        return
+    if frames is None:
+        raise RecipeError(f"{model} makes images, which have none", where="train.frames", next="leave it out")
+    if settings.frames.count > frames:
+        raise RecipeError(
+            f"it asks for {settings.frames.count} frames, and the videos have {frames}",
+            where="train.frames.count",
+            next=f"ask for {frames} or fewer, or leave train.frames out",
         )
 
 

@@ -5,7 +5,7 @@ Plain dataclasses: pydantic validates and describes them in a recipe, and nothin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -14,6 +14,24 @@ from draft_core.errors import RecipeError
 from draft_core.setting import CLOSED, LARGEST_SEED, MOST, check_bounds, setting
 
 Beta = Annotated[float, Ge(0), Lt(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSettings:
+    """Which frames of a video model's videos are decoded with a gradient, and scored, in training."""
+
+    __pydantic_config__ = CLOSED
+
+    count: Annotated[int, Ge(1), Le(MOST)] = setting("How many frames of each video.", 4)
+    choice: Literal["even", "random"] = setting(
+        "`even` takes them at even distances, the first and the last among them; `random` draws others for each "
+        "update.",
+        "even",
+    )
+
+    def __post_init__(self) -> None:
+        """Raises a `DraftError` if a field is out of its bounds."""
+        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +63,13 @@ class TrainSettings:
         "What each reward is divided by before its weight: nothing, the running spread of its scores, or "
         "the running norm of its gradient in the image, so that rewards of different units can be weighed.",
         "none",
+    )
+    frames: FrameSettings | None = field(
+        default=None,
+        metadata={
+            "description": "Of a video model: the frames that training decodes and scores; left out, all of them. "
+            "Evaluations see all."
+        },
     )
     max_skipped: Annotated[int, Ge(0)] = setting(
         "So many optimiser steps may be skipped for numbers that are not finite; one more ends the run.", 10

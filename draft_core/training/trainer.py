@@ -31,6 +31,7 @@ from draft_core.training.learner_contract import (
     name_of,
     remembered,
     require_fit,
+    require_videos,
     snapshot,
 )
 from draft_core.training.optimization import TrainedPart, kept_from_others
@@ -110,6 +111,7 @@ class Trainer:
         if settings.sharding == "full":
             shard_denoisers(sampler.pipe, self.device, self.processes.world_size)
         sampler.pipe.to(self.device)
+        require_videos(sampler, objective, settings)
         trained = {
             ADAPTER: self.parameters,
             **{name: module.to(self.device).parameters() for name, module in modules.items()},
@@ -131,8 +133,7 @@ class Trainer:
             columns=columns,
             repeats=settings.images_per_prompt,
         )
-        self.skipped = 0
-        self.done = 0
+        self.skipped, self.done = 0, 0
 
     @property
     def objective(self) -> Objective:
@@ -158,6 +159,7 @@ class Trainer:
             DraftError: if a reward or the learner breaks its contract.
         """
         start = time.perf_counter()
+        self.sampler.frames = self.batches.frames(self.settings.frames, self.done)
         rate, tally = self._set_learning_rate(), Tally()
         score = partial(self.scoring.score, tally)
         with in_one_sentence(self.learner, "losses()"):
@@ -277,6 +279,7 @@ class Trainer:
         if not self.learner.needs_gradient:
             return {}, {}
         factor = self.parts[ADAPTER].loss_scale.value
+        self.sampler.frames = self.batches.frames(self.settings.frames, self.done)
         with self.autocast(), in_one_sentence(self.learner, "losses()"):
             flat = reward_gradients(
                 self.scoring, self.learner, self.sampler, self.batches, self.done, self.parameters, factor
