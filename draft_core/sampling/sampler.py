@@ -16,13 +16,14 @@ import torch
 
 from draft_core.errors import SamplerError, one_line
 from draft_core.plan import Renoising, StepPlan, check_choice, check_whole
+from draft_core.rewards.columns import CallColumns
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits, has_density
 from draft_core.sampling.chain import PlannedRun, See, ShortRun, lengths, unseen, watched
 from draft_core.sampling.noise_levels import check_eta
 from draft_core.sampling.pipeline_call import Checkpointing, Decode
 from draft_core.sampling.randomness import Generator
-from draft_core.sampling.replay import Replay, Visit, renoised_start, unvisited
+from draft_core.sampling.replay import Replay, Visit, keeps_apart, renoised_start, unvisited
 from draft_core.sampling.rollout import (
     Origin,
     Rollout,
@@ -34,6 +35,7 @@ from draft_core.sampling.rollout import (
 from draft_core.setting import SCHEDULES
 
 NO_RENOISING = Renoising()
+NO_COLUMNS = CallColumns()
 
 
 class DifferentiableSampler:
@@ -60,6 +62,7 @@ class DifferentiableSampler:
         noise: 0 leaves the scheduler's steps as they are. Up to 1 it is the eta of the general step
             (`noise_levels.gaussian_between`), which a scheduler that draws no noise then takes in the place of its own:
             samples are other than the pipeline's, of the same distribution up to the size of the steps.
+        columns: arguments of the call for which each prompt, a `PromptRow`, has a value of its own.
         call_kwargs: passed to every pipeline call (guidance_scale, height, negative_prompt, prompt_embeds, image, ...).
 
     Raises:
@@ -77,10 +80,11 @@ class DifferentiableSampler:
         decode: Decode = "whole",
         base_model: Callable[[], AbstractContextManager[Any]] | None = None,
         noise: float = 0.0,
+        columns: CallColumns = NO_COLUMNS,
         **call_kwargs: Any,
     ) -> None:
         pipelines.check_drivable(pipe)
-        pipelines.check_keywords(pipe, call_kwargs, takes_steps=num_inference_steps is not None)
+        pipelines.check_keywords(pipe, {**call_kwargs, **columns.names}, takes_steps=num_inference_steps is not None)
         if num_inference_steps is not None:
             check_whole("DifferentiableSampler.num_inference_steps", num_inference_steps, at_least=1)
         check_choice("decode", decode, get_args(Decode))
@@ -93,6 +97,7 @@ class DifferentiableSampler:
         self.base_model = base_model
         check_eta(noise, where="DifferentiableSampler.noise")
         self.noise = noise
+        self.columns = columns
         self.call_kwargs = call_kwargs
 
     @property
@@ -131,11 +136,14 @@ class DifferentiableSampler:
         self._watched(see)
         return frozenset(noisy)
 
+    @cached_property
+    def takes_each(self) -> bool:
+        """Whether the call takes a list of values for `columns`, one for each prompt; found by a call of two."""
+        return not self.columns.names or keeps_apart(self)
+
     def _watched(self, see: See) -> CallTraits:
         errors: list[Exception] = []
-        alone = seams.in_use(self.pipe, pipelines.steered(self.pipe), before_call=True)
-        traces = seams.state_restored(self.pipe, *pipelines.remembering(self.pipe))
-        with alone, torch.no_grad(), torch.random.fork_rng(devices=[]), traces:
+        with pipelines.without_traces(self.pipe):
             for real in (False, True):  # some look into their networks
                 for batch in [1, *lengths(self.call_kwargs)]:  # an `image` of two items, say, may need two prompts
                     try:
