@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from draft_core.errors import DraftError
-from draft_core.setting import TEXTS
 
 __all__ = ["Column", "ColumnType", "PromptRow", "row_key"]
 
 ColumnType = Literal["text", "number", "image"]
-
-# Arguments of a call that take an image for each prompt, by their name in diffusers.
-IMAGE_ARGUMENTS = re.compile(r"(\w+_)?image|(\w+_)?mask(?<!attention_mask)")
 
 
 class PromptRow(str):
@@ -36,6 +31,7 @@ class PromptRow(str):
     folder: Path | None
 
     def __new__(cls, text: str, columns: Mapping[str, Any] | None = None, folder: Path | None = None) -> PromptRow:
+        """The text, with what stands beside it."""
         row = super().__new__(cls, text)
         row.columns = dict(columns or {})
         row.folder = folder
@@ -101,13 +97,6 @@ def row_key(prompt: str) -> str:
 def plain(prompts: Sequence[str]) -> Sequence[str]:
     """The prompts as they are, and rows among them as their texts alone."""
     return [str(prompt) for prompt in prompts] if any(isinstance(prompt, PromptRow) for prompt in prompts) else prompts
-
-
-def type_of_argument(name: str) -> ColumnType | None:
-    """What an argument of a pipeline's call takes for each prompt, by its name; None for neither texts nor images."""
-    if TEXTS.fullmatch(name) and name != "prompt":
-        return "text"
-    return "image" if IMAGE_ARGUMENTS.fullmatch(name) else None
 
 
 def _number(text: str, what: str, where: str) -> float:

@@ -39,8 +39,8 @@ class RewardConfig(Config):
     )
     columns: dict[str, str] = Field(
         {},
-        description="Of a reward that reads columns of the prompt list: its name for one -> the list's own. What is left "
-        "out is called the same in both; `draft rewards show` lists them.",
+        description="Of a reward that reads columns of the prompt list: its name for one -> the list's own; what is "
+        "left out is called the same in both.",
     )
     surrogate: SurrogateSettings | None = Field(
         None,

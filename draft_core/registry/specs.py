@@ -37,9 +37,9 @@ class RewardSpec:
         surrogate_gradient: whether the gradient is by design another function's than the score's, as that of a
             staircase must be; it then need only point upwards.
         needs_prompt: whether the score depends on the prompt.
-        columns: what it reads of a prompt's row in the list, name -> "text", "number" or "image". It is then called with
-            `columns`, name -> a value for each image: a text, a float, or a tensor (3, H, W) in [0, 1] of any size. A
-            recipe's `columns` may say that a list calls one otherwise.
+        columns: what it reads of a prompt's row in the list, name -> "text", "number" or "image". It is then called
+            with `columns`, name -> a value for each image: a text, a float, or a tensor (3, H, W) in [0, 1] of any
+            size. A recipe's `columns` may say that a list calls one otherwise.
         small_columns: for its checks, name -> three or more different values, of every text column; of images and
             numbers the checks draw their own where none are given, and a given image is the path of a file.
         native_size: side in pixels of the square that the scorer resizes to, None if it takes any size.

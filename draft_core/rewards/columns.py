@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from draft_core.errors import SamplerError
-from draft_core.prompt_rows import Column, PromptRow, row_key, type_of_argument
+from draft_core.errors import DraftError, SamplerError
+from draft_core.prompt_rows import Column, PromptRow, row_key
 from draft_core.rewards.image_files import image_size
 from draft_core.rewards.images import read_image, to_pil
+from draft_core.setting import type_of_argument
 
 
 def for_reward(
@@ -23,7 +24,8 @@ def for_reward(
 ) -> dict[str, list[Any]]:
     """What a reward is given as its `columns`: name -> a value for each prompt.
 
-    A text, a float, or for an image a tensor (3, H, W) in [0, 1], in its own size, where `images` are and of their type.
+    A text, a float, or for an image a tensor (3, H, W) in [0, 1] of its own size, on the device and of the type of
+    `images`.
 
     Arguments:
         columns: name that the reward knows -> the column of the list.
@@ -120,6 +122,32 @@ class CallColumns:
                 other[name] = f"{value} and another"
         a, b = PromptRow(self.example, one), PromptRow(self.example, other)
         return [a, a], [a, b], [b, b]
+
+
+def check_images_of(columns: Mapping[str, Sequence[Path]], *, of_one_size: Collection[str], where: str) -> None:
+    """That the files of columns are images.
+
+    Arguments:
+        columns: name -> a file for each prompt.
+        of_one_size: the columns whose images must have one size, as those of a call with several prompts.
+        where: the field that names the prompts; it begins an error's sentence.
+
+    Raises:
+        DraftError: naming the first file that is none, or two of different size.
+    """
+    sizes: dict[Path, tuple[int, int]] = {}
+    for name, files in columns.items():
+        for file in files:
+            if file not in sizes:
+                sizes[file] = image_size(file)
+            (tall, wide), (height, width) = sizes[files[0]], sizes[file]
+            if name in of_one_size and (tall, wide) != (height, width):
+                raise DraftError(
+                    f"{files[0].name} is {wide} x {tall} pixels, {file.name} is {width} x {height}, and a call of "
+                    "several prompts takes images of one size",
+                    where=f"{where}: column {name!r}",
+                    next="scale them, or set train.batch_size to train.images_per_prompt: one prompt in each call",
+                )
 
 
 def _for_call(argument: str, values: list[Any], takes_each: bool, where: str) -> Any:

@@ -27,6 +27,7 @@ from draft_core.rewards.hub import hub_or_cache
 from draft_core.rewards.images import read_image, to_pil
 from draft_core.sampling import pipelines
 from draft_core.sampling.pipelines import IMAGE_FILTERS
+from draft_core.setting import type_of_argument
 
 # diffusers 0.40 renamed it, and warns of the old name.
 DTYPE_KEYWORD = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
@@ -114,6 +115,14 @@ def check_model(model: ModelConfig, catalog: Catalog, *, evaluated_guidance: flo
     for where, guidance in guidances.items() if cls is not None else ():
         if guidance is not None and "guidance_scale" not in pipelines.call_inputs_of(cls):
             raise RecipeError(f"the call of {cls.__name__} takes no guidance_scale", where=where, next="leave it out")
+    takes = [] if cls is None else pipelines.call_inputs_of(cls)
+    if cls is not None and (unknown := [name for name in model.columns if name not in takes]):
+        images = [name for name in takes if type_of_argument(name)]
+        raise RecipeError(
+            f"the call of {cls.__name__} takes no {unknown[0]}",
+            where=f"model.columns.{unknown[0]}",
+            next=f"of texts and images it takes {', '.join(images)}" if images else "leave it out",
+        )
     if model.scheduler is not None:
         _scheduler_class(model.scheduler)
     if model.lora.init is not None:
