@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,11 @@ from draft_core.errors import DraftError
 __all__ = ["Column", "ColumnType", "PromptRow", "row_key"]
 
 ColumnType = Literal["text", "number", "image"]
+
+# Arguments of a pipeline's call with a value for each prompt: a text for one encoder of several, or an image, by their
+# names in diffusers.
+TEXTS = re.compile(r"(negative_)?prompt(_\d+)?")
+IMAGES = re.compile(r"(\w+_)?image|(\w+_)?mask(?<!attention_mask)")
 
 
 class PromptRow(str):
@@ -111,3 +117,10 @@ def _number(text: str, what: str, where: str) -> float:
 
 def _short(prompt: str) -> str:
     return repr(str(prompt)) if len(prompt) <= 60 else repr(f"{prompt[:60]}...")
+
+
+def type_of_argument(name: str) -> ColumnType | None:
+    """What an argument of a pipeline's call takes for each prompt, by its name; None for neither texts nor images."""
+    if TEXTS.fullmatch(name) and name != "prompt":
+        return "text"
+    return "image" if IMAGES.fullmatch(name) else None

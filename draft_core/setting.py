@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import math
 import operator
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from draft_core.errors import DraftError
-from draft_core.prompt_rows import ColumnType
 
 MOST_STEPS = 10_000  # of a sampler; pipelines are trained on 1000
 MOST = 100_000  # images of one pass or prompt, passes of one update, ranks of a LoRA
 SCHEDULES = ("timesteps", "sigmas")  # arguments of a call by which its steps are given whole: no other number counts
 # Arguments of a call that say how many images it makes of each prompt.
 IMAGE_COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
-TEXTS = re.compile(r"(negative_)?prompt(_\d+)?")  # arguments with a text for each prompt, for one encoder of several
-# Arguments with an image for each prompt, by their names in diffusers.
-IMAGES = re.compile(r"(\w+_)?image|(\w+_)?mask(?<!attention_mask)")
 LARGEST_SEED = 2**62  # what is added to it still fits torch's generators
 
 CLOSED = {"extra": "forbid", "allow_inf_nan": False}  # how pydantic validates a settings class
@@ -127,10 +122,3 @@ Prompts = (
 def images_per_prompt(call: Mapping[str, Any]) -> int:
     """How many images a pipeline's call with these arguments makes of each prompt."""
     return next((int(call[name]) for name in IMAGE_COUNTS if call.get(name)), 1)
-
-
-def type_of_argument(name: str) -> ColumnType | None:
-    """What an argument of a pipeline's call takes for each prompt, by its name; None for neither texts nor images."""
-    if TEXTS.fullmatch(name) and name != "prompt":
-        return "text"
-    return "image" if IMAGES.fullmatch(name) else None

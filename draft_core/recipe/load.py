@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 from pydantic import BaseModel
 
 from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised
-from draft_core.prompt_rows import row_key
+from draft_core.prompt_rows import TEXTS, row_key
 from draft_core.recipe.columns import readers, with_absolute_rows
 from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import base_of, with_absolute_paths
@@ -22,7 +22,7 @@ from draft_core.recipe.yaml_text import dump_yaml, plain_copy, read_yaml, set_fi
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
 from draft_core.registry.specs import MethodSpec
-from draft_core.setting import SCHEDULES, TEXTS, PromptFile, images_per_prompt
+from draft_core.setting import SCHEDULES, PromptFile, images_per_prompt
 
 # What the sampler is given beside the arguments of the call.
 OF_SAMPLER = (

@@ -13,10 +13,9 @@ import torch
 from PIL import Image
 
 from draft_core.errors import DraftError, SamplerError
-from draft_core.prompt_rows import Column, PromptRow, row_key
+from draft_core.prompt_rows import Column, PromptRow, row_key, type_of_argument
 from draft_core.rewards.image_files import image_size
 from draft_core.rewards.images import read_image, to_pil
-from draft_core.setting import type_of_argument
 
 
 def for_reward(

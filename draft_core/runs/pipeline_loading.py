@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from draft_core.adapters.files import lora_files
 from draft_core.errors import DraftError, RecipeError, first_line
+from draft_core.prompt_rows import type_of_argument
 from draft_core.recipe.resolve import is_single_file, locate_pretrained
 from draft_core.recipe.schema import ImageFile, ModelConfig, SchedulerConfig
 from draft_core.registry.catalog import Catalog, load_catalog
@@ -27,7 +28,6 @@ from draft_core.rewards.hub import hub_or_cache
 from draft_core.rewards.images import read_image, to_pil
 from draft_core.sampling import pipelines
 from draft_core.sampling.pipelines import IMAGE_FILTERS
-from draft_core.setting import type_of_argument
 
 # diffusers 0.40 renamed it, and warns of the old name.
 DTYPE_KEYWORD = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"

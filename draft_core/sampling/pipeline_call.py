@@ -16,14 +16,13 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from draft_core.errors import SamplerError, one_line
-from draft_core.prompt_rows import plain
+from draft_core.prompt_rows import TEXTS, plain
 from draft_core.rewards.columns import CallColumns
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.noise_levels import general_step
 from draft_core.sampling.randomness import Generator
 from draft_core.sampling.recomputation import keeping, recomputed
-from draft_core.setting import TEXTS
 
 Decode = Literal["whole", "selective", "blocks", "checkpointed", "sliced", "unrecorded"]
 Checkpointing = Literal[False, True, "selective", "blocks"]
