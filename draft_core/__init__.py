@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from draft_core.evaluation.evaluate import evaluate
     from draft_core.learners.direct import DirectLearner
     from draft_core.plan import Renoising, StepPlan
+    from draft_core.prompt_rows import PromptRow
     from draft_core.recipe.load import load_recipe
     from draft_core.registry.catalog import load_catalog
     from draft_core.registry.methods import (
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         ShortPrefix,
         StepList,
     )
+    from draft_core.rewards.columns import CallColumns
     from draft_core.rewards.objective import Objective
     from draft_core.runs.build import build, load_reward
     from draft_core.runs.pipeline_loading import load_pipeline
@@ -47,6 +49,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AlignProp": "registry.methods",
     "Ascent": "search.noise",
+    "CallColumns": "rewards.columns",
     "DRTune": "registry.methods",
     "DifferentiableSampler": "sampling.sampler",
     "DirectLearner": "learners.direct",
@@ -57,6 +60,7 @@ _HOMES = {
     "FlowBPSparse": "registry.methods",
     "Objective": "rewards.objective",
     "PrefixReuse": "registry.methods",
+    "PromptRow": "prompt_rows",
     "Refl": "registry.methods",
     "Renoising": "plan",
     "ShortPrefix": "registry.methods",
@@ -84,6 +88,7 @@ _HOMES = {
 __all__ = [
     "AlignProp",
     "Ascent",
+    "CallColumns",
     "DRTune",
     "DifferentiableSampler",
     "DirectLearner",
@@ -94,6 +99,7 @@ __all__ = [
     "FlowBPSparse",
     "Objective",
     "PrefixReuse",
+    "PromptRow",
     "Refl",
     "Renoising",
     "ShortPrefix",

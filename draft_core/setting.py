@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -16,7 +15,6 @@ MOST = 100_000  # images of one pass or prompt, passes of one update, ranks of a
 SCHEDULES = ("timesteps", "sigmas")  # arguments of a call by which its steps are given whole: no other number counts
 # Arguments of a call that say how many images it makes of each prompt.
 IMAGE_COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
-TEXTS = re.compile(r"(negative_)?prompt(_\d+)?")  # arguments with a text for each prompt, for one encoder of several
 LARGEST_SEED = 2**62  # what is added to it still fits torch's generators
 
 CLOSED = {"extra": "forbid", "allow_inf_nan": False}  # how pydantic validates a settings class
@@ -107,7 +105,7 @@ class PromptFile:
     __pydantic_config__ = CLOSED
 
     file: Annotated[str, RecipePath(of="file")] = field(
-        metadata={"description": "A .txt, .csv, .tsv, .json or .jsonl file, relative to the recipe's folder."}
+        metadata={"description": "A .txt, .csv, .tsv, .json, .jsonl or .yaml file, relative to the recipe's folder."}
     )
     column: str | None = setting(
         "The column of the prompts; left out, the one called prompt, prompts, caption or text.", None
@@ -115,8 +113,10 @@ class PromptFile:
 
 
 # What a recipe can say where prompts are asked for: the name of a plugin's list or of a file, the prompts themselves,
-# or a file with the column to read.
-Prompts = Annotated[str, RecipePath(of="file", absent="keep")] | tuple[str, ...] | PromptFile
+# as texts or as rows with further columns, or a file with the column to read.
+Prompts = (
+    Annotated[str, RecipePath(of="file", absent="keep")] | tuple[str, ...] | tuple[dict[str, Any], ...] | PromptFile
+)
 
 
 def images_per_prompt(call: Mapping[str, Any]) -> int:

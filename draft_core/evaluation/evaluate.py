@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -99,8 +99,8 @@ def evaluate(
     own = [pairs[(turn * world_size + rank) % len(pairs)] for turn in range(rounds)]
     plan = StepPlan(sampler.steps, frozenset())
     images, scores = [], []
-    for first in range(0, len(own), batch_size):
-        batch = own[first : first + batch_size]
+    done = 0
+    for batch in _batches(own, batch_size, sampler):
         names = [prompt for prompt, _ in batch]
         generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in batch]
         with torch.no_grad(), autocast():
@@ -108,7 +108,8 @@ def evaluate(
             require_finite_images(samples, sampler.pipe)
             scores.append(rewards(samples, names).per_reward)
         images.append(still(samples).float().cpu())
-        progress(min((first + len(batch)) * world_size, len(pairs)), len(pairs))
+        done += len(batch)
+        progress(min(done * world_size, len(pairs)), len(pairs))
     joined = {name: torch.cat([batch_scores[name] for batch_scores in scores]).cpu() for name in scores[0]}
     parts = gather((torch.cat(images), joined))
     return Evaluation(
@@ -117,6 +118,20 @@ def evaluate(
         _in_order([images for images, _ in parts], len(pairs)),
         {name: _in_order([scores[name] for _, scores in parts], len(pairs)) for name in joined},
     )
+
+
+def _batches(
+    pairs: Sequence[tuple[str, int]], batch_size: int, sampler: DifferentiableSampler
+) -> Iterator[list[tuple[str, int]]]:
+    """The pairs in their order, as many at once as can be drawn in one call: images of one size, say."""
+    batch: list[tuple[str, int]] = []
+    for pair in pairs:
+        fits = not batch or sampler.columns.may_share_a_call(batch[0][0], pair[0], lambda: sampler.takes_each)
+        if len(batch) == batch_size or not fits:
+            yield batch
+            batch = []
+        batch.append(pair)
+    yield batch
 
 
 def evaluation_sampler(sampler: DifferentiableSampler, settings: EvaluationSettings) -> DifferentiableSampler:
@@ -141,6 +156,7 @@ def evaluation_sampler(sampler: DifferentiableSampler, settings: EvaluationSetti
         gradient_checkpointing=sampler.gradient_checkpointing,
         decode=sampler.decode,
         base_model=sampler.base_model,
+        columns=sampler.columns,
         **{**sampler.call_kwargs, **guidance},
     )
 

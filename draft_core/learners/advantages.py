@@ -18,6 +18,8 @@ class Advantages(Protocol):
     def of(self, prompts: Sequence[str], rewards: Sequence[float]) -> list[float]:
         """The advantage of each image: how many standard deviations its reward lies above what its prompt gives.
 
+        Prompts of a list with columns come with these, `row_key`, so that each row is a prompt of its own.
+
         Rewards that are not finite have the advantage 0, and count for no other.
         """
         ...

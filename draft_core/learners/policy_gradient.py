@@ -15,6 +15,7 @@ from draft_core.errors import RecipeError
 from draft_core.learners.advantages import Advantages, ByGroup, ByPrompt
 from draft_core.learners.learner import Batch, Loss, Score
 from draft_core.learners.recorded_runs import BaseModel, again, apart, log_probability_then, record, require_noise
+from draft_core.prompt_rows import row_key
 from draft_core.sampling.noise_levels import Gaussian
 from draft_core.sampling.rollout import Rollout
 from draft_core.sampling.sampler import DifferentiableSampler
@@ -105,7 +106,7 @@ class PolicyGradient:
         """Of every rollout, (B,); the images of all processes are judged together, in the order of one."""
         prompts = [prompt for together in zip(*(part.prompts for part in rollouts), strict=True) for prompt in together]
         own = torch.stack(rewards, dim=1)  # (B, parts): a batch in its order, `record` deals it out
-        parts = batch.ranks.gather(list(zip(prompts, own.flatten().tolist(), strict=True)))
+        parts = batch.ranks.gather(list(zip(map(row_key, prompts), own.flatten().tolist(), strict=True)))
         pooled = [pair for part in parts for pair in part]
         found = self.advantages.of([prompt for prompt, _ in pooled], [reward for _, reward in pooled])
         first = sum(len(part) for part in parts[: batch.ranks.rank])

@@ -23,6 +23,7 @@ from draft_core.learners.path_samples import PathSample
 from draft_core.learners.recorded_runs import apart, record
 from draft_core.learners.regression import Regression, outline_of, regress
 from draft_core.preferences import TIE, preferences
+from draft_core.prompt_rows import row_key
 from draft_core.rewards.image_files import image_size, read_image
 from draft_core.rewards.images import resize_like_pil
 from draft_core.sampling.rollout import Rollout
@@ -187,7 +188,7 @@ class PreferenceLearner:
         own = list(map(PathSample, rollout.prompts, seeds, rewards, rollout.latents.cpu().unbind()))
         groups: dict[str, list[PathSample]] = {}
         for sample in [sample for part in batch.ranks.gather(own) for sample in part]:
-            groups.setdefault(sample.prompt, []).append(sample)
+            groups.setdefault(row_key(sample.prompt), []).append(sample)
         if all(len(group) < 2 for group in groups.values()):
             raise RecipeError(
                 "no prompt of a pass has two images, which are compared with one another",

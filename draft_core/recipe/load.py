@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,15 +12,17 @@ from packaging.utils import canonicalize_name
 from pydantic import BaseModel
 
 from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised
+from draft_core.prompt_rows import TEXTS, row_key
+from draft_core.recipe.columns import readers, with_absolute_rows
 from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import base_of, with_absolute_paths
-from draft_core.recipe.resolve import locate_pretrained, resolve_prompt_list, resolve_prompts
+from draft_core.recipe.resolve import locate_pretrained, resolve_evaluation, training_prompts
 from draft_core.recipe.schema import LARGEST_FLOAT, LARGEST_INTEGER, RecipeBase, recipe_type
 from draft_core.recipe.yaml_text import dump_yaml, plain_copy, read_yaml, set_field, short
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
 from draft_core.registry.specs import MethodSpec
-from draft_core.setting import SCHEDULES, TEXTS, PromptFile, images_per_prompt
+from draft_core.setting import SCHEDULES, PromptFile, images_per_prompt
 
 # What the sampler is given beside the arguments of the call.
 OF_SAMPLER = (
@@ -62,6 +64,7 @@ def load_recipe(
             recipe, base_of(base, overrides), where=name, names=_names_that_are_no_paths(catalog)
         )
         recipe = _with_prompts_of_method(_with_call_of_alias(recipe, catalog), name)
+        recipe = _with_absolute_rows(recipe, catalog, base_of(base, overrides), name)
         _check(recipe, catalog, name)
     except DraftError as error:
         if missing := _missing(data.get("versions"), catalog):
@@ -79,7 +82,8 @@ def _with_call_of_alias(recipe: RecipeBase, catalog: Catalog) -> RecipeBase:
     model = recipe.model
     if model.pretrained not in catalog.pretrained:
         return recipe
-    call = dict(catalog.pretrained[model.pretrained].spec.call)
+    spoken = catalog.pretrained[model.pretrained].spec.call
+    call = {name: value for name, value in spoken.items() if name not in model.columns}
     own = {name: call.pop(name) for name in ("num_inference_steps", "guidance_scale") if name in call}
     data = {name: getattr(model, name) for name in model.model_fields_set}
     said = {name for name, value in data.items() if value is not None}
@@ -108,6 +112,15 @@ def _with_prompts_of_method(recipe: RecipeBase, where: str) -> RecipeBase:
             next="leave them out",
         )
     return recipe
+
+
+def _with_absolute_rows(
+    recipe: RecipeBase, catalog: Catalog, folder_of: Callable[[str], Path], where: str
+) -> RecipeBase:
+    try:
+        return with_absolute_rows(recipe, readers(recipe, catalog), folder_of)
+    except RecipeError as error:
+        raise RecipeError(error.what, where=f"{where}: {error.where}", next=error.next) from None
 
 
 def dump_recipe(recipe: BaseModel) -> str:
@@ -149,21 +162,22 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             next="leave one of them out",
         )
     prompts = f"{where}: {recipe.method.prompt_file or 'prompts'}"
-    trained = resolve_prompt_list(recipe.prompts, catalog, where=prompts)
+    trained = training_prompts(recipe, catalog, where=prompts)
     try:
         recipe.method.check_prompts(trained.columns)
     except DraftError as error:
         raise RecipeError(error.what, where=prompts, next=error.next) from None
     if recipe.evaluation:
-        held_out = resolve_prompts(recipe.evaluation.prompts, catalog, where=f"{where}: evaluation.prompts")
-        if both := [prompt for prompt in held_out if prompt in set(trained.prompts)]:
+        _, held_out = resolve_evaluation(recipe, catalog, where=f"{where}: ", whole=True)
+        seen = {(row_key(prompt), getattr(prompt, "folder", None)) for prompt in trained.prompts}
+        if both := [prompt for prompt in held_out if (row_key(prompt), getattr(prompt, "folder", None)) in seen]:
             raise RecipeError(
                 f"{len(both)} of its prompts are also trained on, first {both[0]!r}",
                 where=f"{where}: evaluation.prompts",
                 next="evaluate on prompts that are not trained on",
             )
     method = catalog.method(recipe.method.kind).spec
-    _check_surrogates(recipe, method, where)
+    _check_surrogates(recipe, method, catalog, where)
     for index, reward in enumerate(recipe.rewards if method.needs_gradient else ()):
         if not catalog.reward(reward.kind).spec.differentiable and reward.surrogate is None:
             trainable = [kind for kind, entry in catalog.rewards.items() if entry.spec.differentiable]
@@ -210,7 +224,7 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
         ) from error
 
 
-def _check_surrogates(recipe: RecipeBase, method: MethodSpec, where: str) -> None:
+def _check_surrogates(recipe: RecipeBase, method: MethodSpec, catalog: Catalog, where: str) -> None:
     """That every surrogate is trained on, and divided by what it has."""
     for index, metric in enumerate(recipe.metrics):
         if metric.surrogate is not None:
@@ -228,6 +242,12 @@ def _check_surrogates(recipe: RecipeBase, method: MethodSpec, where: str) -> Non
                 "no effect",
                 where=f"{where}: rewards.{index}.surrogate",
                 next="leave it out, or take a method whose gradient flows through the reward, such as draft-k",
+            )
+        if columns := list(catalog.reward(reward.kind).spec.columns):
+            raise RecipeError(
+                f"the surrogate of {reward.kind!r} sees images and prompts, and the reward reads column {columns[0]!r}",
+                where=f"{where}: rewards.{index}.surrogate",
+                next="leave it out",
             )
         if reward.surrogate.space == "latent" and recipe.train.normalize == "gradient":
             raise RecipeError(

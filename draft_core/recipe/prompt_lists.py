@@ -6,13 +6,13 @@ import csv
 import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from draft_core.errors import RecipeError, one_line
-from draft_core.recipe.yaml_text import short
+from draft_core.recipe.yaml_text import parse_yaml, short
 
 COLUMNS = ("prompt", "prompts", "caption", "captions", "text")  # what holds the prompts, in any case of letters
 
@@ -26,17 +26,20 @@ class PromptList:
     Arguments:
         prompts: without blanks at their ends, none of them empty.
         columns: name -> as many values as there are prompts; what is no text in a JSON file is written as JSON.
+        folder: where relative paths in the columns begin; None is the working directory.
     """
 
     prompts: tuple[str, ...]
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 def read_prompt_file(path: Path, column: str | None = None, *, where: str) -> PromptList:
     """The prompts of a file.
 
     `.txt` has one a line, and empty lines count for nothing. `.csv` and `.tsv` begin with the names of their columns.
-    `.json` is a list of texts, a list of objects, or an object of lists; `.jsonl` has a text or an object in each line.
+    `.json` and `.yaml` are a list of texts, a list of objects, or an object of lists; `.jsonl` has a text or an object
+    in each line.
     Lines end at a line feed, with or without a carriage return, and nowhere else.
 
     Arguments:
@@ -53,7 +56,17 @@ def read_prompt_file(path: Path, column: str | None = None, *, where: str) -> Pr
             f"prompts are not read from {path.suffix or 'files without a suffix'}",
             f"give a file of {', '.join(READERS)}",
         )
-    return READERS[path.suffix.lower()](file, _text(file))
+    return replace(READERS[path.suffix.lower()](file, _text(file)), folder=path.absolute().parent)
+
+
+def rows_of_recipe(rows: Sequence[Any], *, where: str) -> PromptList:
+    """The prompts of a list in a recipe: texts, of which empty ones count for nothing, or mappings with a prompt each.
+
+    Raises:
+        RecipeError: if it holds both, or a mapping does not say its prompt.
+    """
+    places = ((f"entry {number}", row) for number, row in enumerate(rows, 1))
+    return _of_rows(_File(Path(), None, where), places)
 
 
 @dataclass(frozen=True)
@@ -133,6 +146,18 @@ def _read_json(file: _File, text: str) -> PromptList:
     except (ValueError, RecursionError) as error:
         hint = "; with an object in each line it is a .jsonl file" if "Extra data" in str(error) else ""
         raise file.error(f"it is no JSON ({one_line(error)})", f"mend it there{hint}") from error
+    return _of_document(file, value)
+
+
+def _read_yaml(file: _File, text: str) -> PromptList:
+    try:
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise file.error(f"it is not plain YAML ({one_line(error)})", "mend it at that line") from error
+    return _of_document(file, value)
+
+
+def _of_document(file: _File, value: Any) -> PromptList:
     if isinstance(value, list):
         return _of_rows(file, ((f"entry {number}", row) for number, row in enumerate(value, 1)))
     if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
@@ -159,6 +184,8 @@ READERS: Mapping[str, Callable[[_File, str], PromptList]] = {
     ".tsv": _read_tsv,
     ".json": _read_json,
     ".jsonl": _read_json_lines,
+    ".yaml": _read_yaml,
+    ".yml": _read_yaml,
 }
 
 
@@ -207,7 +234,8 @@ def _chosen(file: _File, names: Sequence[str]) -> str:
     if len(likely) == 1:
         return likely[0]
     what = f"{' and '.join(map(repr, likely))} may both hold prompts" if likely else f"none of {known} is called prompt"
-    raise file.error(what, f"say which column holds them: {{file: {file.path.name}, column: ...}}")
+    advice = f"say which column holds them: {{file: {file.path.name}, column: ...}}"
+    raise file.error(what, advice if file.path.name else "call the one with the prompts `prompt`")
 
 
 def _prompt(file: _File, place: str, value: Any) -> str:

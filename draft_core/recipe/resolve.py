@@ -6,12 +6,16 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from draft_core.errors import RecipeError
 from draft_core.evaluation.settings import EvaluationSettings
+from draft_core.prompt_rows import row_key
+from draft_core.recipe.columns import Reader, check_columns, fingerprints, readers, unread, with_rows
 from draft_core.recipe.paths import PATH_STARTS, absolute
-from draft_core.recipe.prompt_lists import READERS, PromptList, read_prompt_file
+from draft_core.recipe.prompt_lists import READERS, PromptList, read_prompt_file, rows_of_recipe
 from draft_core.recipe.schema import RecipeBase
 from draft_core.recipe.yaml_text import exists, short
 from draft_core.registry.catalog import Catalog
@@ -30,7 +34,7 @@ def resolve_prompts(
 
 
 def resolve_prompt_list(
-    prompts: str | Sequence[str] | PromptFile, catalog: Catalog, *, where: str = "prompts"
+    prompts: str | Sequence[Any] | PromptFile, catalog: Catalog, *, where: str = "prompts"
 ) -> PromptList:
     """The prompts that a list, a plugin's list name or a file stands for, with the columns beside them.
 
@@ -48,7 +52,7 @@ def resolve_prompt_list(
             )
         found = read_prompt_file(path, where=where)
     else:
-        found = PromptList(tuple(text for prompt in prompts if (text := prompt.strip())))
+        found = rows_of_recipe(prompts, where=where)
     if not found.prompts:
         raise RecipeError("there are no prompts", where=where, next="give at least one prompt")
     return found
@@ -140,11 +144,12 @@ class ResolvedRecipe:
 
     Arguments:
         recipe: with the versions and the number of processes it is run with.
-        prompts: for training, with what their file says beside each.
+        prompts: for training, rows where columns are read, with what their file says beside each.
         evaluation: the recipe's, or the default where it has none.
         evaluation_prompts: as many as `evaluation.count` at most.
         seeds: of the images of each evaluated prompt.
         location: what `from_pretrained` takes for the model: a folder or a hub name.
+        readers: who reads which column of the prompts.
     """
 
     recipe: RecipeBase
@@ -153,12 +158,27 @@ class ResolvedRecipe:
     evaluation_prompts: tuple[str, ...]
     seeds: range
     location: str
+    readers: Sequence[Reader] = ()
+
+    @cached_property
+    def prompt_lists(self) -> dict[str, list[str]]:
+        """What a run remembers of its prompt lists, whose files may change: field of the recipe -> texts.
+
+        Of a column of images also the digests of the files.
+        """
+        trained, held_out = self.prompts.prompts, self.evaluation_prompts
+        columns = {f"prompts.{name}": list(values) for name, values in self.prompts.columns.items()}
+        names = sorted({name for prompt in held_out for name in getattr(prompt, "columns", {})})
+        evaluated = {f"evaluation.prompts.{name}": [prompt.columns[name] for prompt in held_out] for name in names}  # type: ignore[attr-defined]
+        files = {f"prompts.{name} (files)": it for name, it in fingerprints(trained, self.readers).items()}
+        of_held_out = fingerprints(held_out, self.readers).items()
+        files.update({f"evaluation.prompts.{name} (files)": it for name, it in of_held_out})
+        return {"prompts": list(trained), **columns, "evaluation.prompts": list(held_out), **evaluated, **files}
 
     @property
-    def prompt_lists(self) -> dict[str, list[str]]:
-        """What a run remembers of its prompt lists, whose files may change: field of the recipe -> texts."""
-        columns = {f"prompts.{name}": list(values) for name, values in self.prompts.columns.items()}
-        return {"prompts": list(self.prompts.prompts), **columns, "evaluation.prompts": list(self.evaluation_prompts)}
+    def notes(self) -> list[str]:
+        """What a person should know of the prompts, a sentence each."""
+        return unread(self.prompts, self.readers, self.recipe.method)
 
 
 def resolve_recipe(
@@ -176,22 +196,47 @@ def resolve_recipe(
     evaluation, evaluated = resolve_evaluation(recipe, catalog)
     return ResolvedRecipe(
         recipe=recipe.model_copy(update={"versions": dict(versions), "processes": processes}),
-        prompts=resolve_prompt_list(recipe.prompts, catalog),
+        prompts=training_prompts(recipe, catalog),
         evaluation=evaluation,
         evaluation_prompts=evaluated,
         seeds=range(evaluation.seed, evaluation.seed + evaluation.images_per_prompt),
         location=locate_pretrained(recipe.model.pretrained, catalog),
+        readers=readers(recipe, catalog),
     )
 
 
-def resolve_evaluation(recipe: RecipeBase, catalog: Catalog) -> tuple[EvaluationSettings, tuple[str, ...]]:
+def training_prompts(recipe: RecipeBase, catalog: Catalog, *, where: str = "prompts") -> PromptList:
+    """The prompts to train on, which carry what is read of their columns.
+
+    Raises:
+        RecipeError: as `resolve_prompt_list`, and if the list lacks what is read.
+    """
+    found = [reader for reader in readers(recipe, catalog) if reader.in_training]
+    prompts = with_rows(resolve_prompt_list(recipe.prompts, catalog, where=where), found)
+    check_columns(prompts, found, where=where)
+    return prompts
+
+
+def resolve_evaluation(
+    recipe: RecipeBase, catalog: Catalog, *, where: str = "", whole: bool = False
+) -> tuple[EvaluationSettings, tuple[str, ...]]:
     """The recipe's evaluation, or the default where it has none, and its prompts: as many as `count` at most.
+
+    Arguments:
+        where: what stands before the field in an error's sentence.
+        whole: give all prompts of the list.
 
     Raises:
         RecipeError: if there is no such list or file.
     """
     evaluation = recipe.evaluation or EvaluationSettings(prompts=recipe.prompts, count=EVALUATED_PROMPTS)
-    evaluated = resolve_prompts(evaluation.prompts, catalog, where="evaluation.prompts")
-    if recipe.evaluation is None:
-        evaluated = list(dict.fromkeys(evaluated))  # a file of pairs may hold a prompt several times
-    return evaluation, tuple(evaluated[: evaluation.count])
+    found, where = readers(recipe, catalog), where + ("prompts" if recipe.evaluation is None else "evaluation.prompts")
+    listed = with_rows(resolve_prompt_list(evaluation.prompts, catalog, where=where), found)
+    check_columns(listed, found, where=where)
+    evaluated = list(listed.prompts)
+    if recipe.evaluation is None:  # a file of pairs may hold a prompt several times
+        first: dict[str, str] = {}
+        for prompt in evaluated:
+            first.setdefault(row_key(prompt), prompt)
+        evaluated = list(first.values())
+    return evaluation, tuple(evaluated if whole else evaluated[: evaluation.count])

@@ -99,6 +99,12 @@ class ModelConfig(Config):
         description="Further arguments of the call, such as height or negative_prompt; an image is `{file: PATH}`. "
         "Those that an alias brings count where they are not said here.",
     )
+    columns: dict[str, str] = Field(
+        {},
+        description="Arguments of the call that every prompt has a value of its own for: argument -> column of the "
+        "prompt lists. An image, as of `image` or `control_image`, is the path of a file, relative to the list's "
+        "folder; a `negative_prompt` is a text.",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Precision of the frozen weights; the LoRA is always float32."
     )
@@ -131,8 +137,9 @@ class RecipeBase(Config):
     model: ModelConfig = Field(description="The pipeline to tune, and how it samples.")
     prompts: Prompts = Field(
         (),
-        description="What to train on: a list, the name of a plugin's list (emoji-train), a file of prompts, or a file "
-        "and the column that holds them. Left out only where the method names a file of its own, as dpo with pairs.",
+        description="What to train on: a list of texts, or of rows with a prompt and further columns; the name of a "
+        "plugin's list (emoji-train); a file of prompts; or a file and the column that holds them. Left out only where "
+        "the method names a file of its own, as dpo with pairs.",
     )
     method: MethodConfig = Field(DraftLV(), description="How scores become a gradient.")
     rewards: Sequence[RewardConfig]

@@ -37,6 +37,11 @@ class RewardConfig(Config):
     cap: float | None = Field(
         None, description="Scores above it earn no more: their gradient is zero, so that nothing is over-optimised."
     )
+    columns: dict[str, str] = Field(
+        {},
+        description="Of a reward that reads columns of the prompt list: its name for one -> the list's own; what is "
+        "left out is called the same in both.",
+    )
     surrogate: SurrogateSettings | None = Field(
         None,
         description="Train on a small network that learns this reward's scores on the way, in the place of the reward, "

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from draft_core.errors import PluginError, one_line, raised
+from draft_core.prompt_rows import ColumnType
 from draft_core.registry.config import Config, DirectConfig, MethodConfig, RewardConfig
 
 DIRECT = "draft_core.learners.direct:DirectLearner"
@@ -38,6 +39,11 @@ class RewardSpec:
         surrogate_gradient: whether the gradient is by design another function's than the score's, as that of a
             staircase must be; it then need only point upwards.
         needs_prompt: whether the score depends on the prompt.
+        columns: what it reads of a prompt's row in the list, name -> "text", "number" or "image". It is then called
+            with `columns`, name -> a value for each image: a text, a float, or a tensor (3, H, W) in [0, 1] of any
+            size. A recipe's `columns` may say that a list calls one otherwise.
+        small_columns: for its checks, name -> three or more different values, of every text column; of images and
+            numbers the checks draw their own where none are given, and a given image is the path of a file.
         native_size: side in pixels of the square that the scorer resizes to, None if it takes any size.
         code_license: licence of the plugin's code.
         weights_license: licence of the weights it loads, None if it loads none.
@@ -66,6 +72,8 @@ class RewardSpec:
     differentiable: bool = True
     surrogate_gradient: bool = False
     needs_prompt: bool = False
+    columns: Mapping[str, ColumnType] = field(default_factory=dict)
+    small_columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     native_size: int | None = None
     weights_license: str | None = None
     download_mb: float = 0.0
@@ -95,10 +103,24 @@ class RewardSpec:
             )
         if self.small_prompts and len(set(self.small_prompts)) < 3:
             raise PluginError("its small_prompts are fewer than three", where=where, next="give three different ones")
+        self._check_columns(where)
         if self.reference is not None:
             _check_path(self.reference, where)
         if self.tolerance is not None and not (math.isfinite(self.tolerance) and self.tolerance > 0):
             raise PluginError(f"its tolerance {self.tolerance} is not a positive number", where=where)
+
+    def _check_columns(self, where: str) -> None:
+        if unknown := sorted(self.small_columns.keys() - self.columns.keys()):
+            raise PluginError(
+                f"its small_columns name {unknown[0]!r}, which it does not read", where=where, next="name its columns"
+            )
+        for name, kind in self.columns.items():
+            if len(set(self.small_columns.get(name, ()))) < 3 and (kind == "text" or name in self.small_columns):
+                raise PluginError(
+                    f"its small_columns have fewer than three values of {name!r}",
+                    where=where,
+                    next="give three different ones, which its checks take",
+                )
 
     def load(self) -> Callable[[RewardConfig], Any]:
         """The factory itself; imports the plugin's code, and with it usually torch.

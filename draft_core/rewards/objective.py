@@ -9,9 +9,12 @@ from typing import Any
 import torch
 
 from draft_core.errors import DraftError, RewardError, raised
+from draft_core.prompt_rows import Column, plain
+from draft_core.rewards.columns import for_reward
 from draft_core.rewards.protocol import FrozenModule
 
 NOTHING: Mapping[str, torch.Tensor] = {}
+NO_COLUMNS: Mapping[str, Column] = {}
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,11 @@ class Objective(FrozenModule):
         rewards: name -> reward; each is frozen and put into eval mode, and stays there.
         weights: name -> factor in the sum; 1 where a name is missing.
         caps: name -> score above which the reward adds no more, and gives no gradient; none where a name is missing.
+        columns: name -> the columns that the reward reads of the prompts' rows, by its own names for them; none where
+            a name is missing.
 
     Raises:
-        DraftError: if a weight or a cap is of no reward.
+        DraftError: if a weight, a cap or a column is of no reward.
     """
 
     def __init__(
@@ -44,10 +49,12 @@ class Objective(FrozenModule):
         rewards: Mapping[str, torch.nn.Module],
         weights: Mapping[str, float] | None = None,
         caps: Mapping[str, float] | None = None,
+        columns: Mapping[str, Mapping[str, Column]] | None = None,
     ) -> None:
         super().__init__()
-        weights, caps = dict(weights or {}), dict(caps or {})
-        for what, named in (("weights", weights), ("caps", caps)):
+        weights, caps, columns = dict(weights or {}), dict(caps or {}), dict(columns or {})
+        of_rewards: dict[str, Mapping[str, Any]] = {"weights": weights, "caps": caps, "columns": columns}
+        for what, named in of_rewards.items():
             if unknown := sorted(named.keys() - rewards.keys()):
                 raise DraftError(
                     f"there is no reward {unknown[0]!r}, of {', '.join(rewards) or 'none'}",
@@ -57,6 +64,7 @@ class Objective(FrozenModule):
         self.rewards = torch.nn.ModuleDict({name: reward.requires_grad_(False) for name, reward in rewards.items()})
         self.weights = {name: weights.get(name, 1.0) for name in rewards}
         self.caps = caps
+        self.columns = columns
         self.eval()  # the rewards too, which need not be frozen modules themselves
 
     def forward(
@@ -73,6 +81,7 @@ class Objective(FrozenModule):
         Raises:
             RewardError: if a reward raises, or returns anything but one float32 score for each image, or takes videos
                 and is given images.
+            DraftError: if a prompt lacks a column that a reward reads.
         """
         per_reward = {
             name: known[name] if name in known else self.scores_of(name, images, prompts) for name in self.rewards
@@ -99,7 +108,7 @@ class Objective(FrozenModule):
                 "it scores videos, and these are images", where=f"reward {name!r}", next="use it with a video model"
             )
         score = _mean_over_frames if are_videos and not is_of_videos else checked_scores
-        return score(name, reward, images, prompts)
+        return score(name, reward, images, prompts, self.columns.get(name, NO_COLUMNS))
 
     def total(self, per_reward: Mapping[str, torch.Tensor], divisors: Mapping[str, float]) -> torch.Tensor:
         """The weighted sum of some rewards' scores, capped, (N,).
@@ -140,24 +149,35 @@ def check_takes(rewards: Mapping[str, torch.nn.Module], *, makes_videos: bool, m
         )
 
 
-def _mean_over_frames(name: str, reward: torch.nn.Module, videos: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+def _mean_over_frames(
+    name: str, reward: torch.nn.Module, videos: torch.Tensor, prompts: Sequence[str], columns: Mapping[str, Column]
+) -> torch.Tensor:
     frames = videos.shape[1]
     texts = [prompt for prompt in prompts for _ in range(frames)]
-    return checked_scores(name, reward, videos.flatten(0, 1), texts).view(-1, frames).mean(1)
+    return checked_scores(name, reward, videos.flatten(0, 1), texts, columns).view(-1, frames).mean(1)
 
 
-def checked_scores(name: str, reward: torch.nn.Module, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+def checked_scores(
+    name: str,
+    reward: torch.nn.Module,
+    images: torch.Tensor,
+    prompts: Sequence[str],
+    columns: Mapping[str, Column] = NO_COLUMNS,
+) -> torch.Tensor:
     """The scores (N,) that a reward gives images (N, 3, H, W), or videos if it takes them, and their N prompts.
 
     Arguments:
         name: of the reward, for the error.
+        columns: that it reads of the prompts' rows, by its own names for them.
 
     Raises:
         RewardError: if it raises, or returns anything but one float32 score for each image.
+        DraftError: if a prompt lacks a column that it reads.
     """
     count = len(images)
+    beside = {"columns": for_reward(columns, prompts, images, where=f"reward {name!r}")} if columns else {}
     try:
-        scores: Any = reward(images, prompts)
+        scores: Any = reward(images, plain(prompts), **beside)
     except (DraftError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a plugin's bug: name the plugin's reward, and keep the traceback as the cause

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,11 @@ class OnDevice(FrozenModule):
     def _apply(self, fn: Any, recurse: bool = True) -> OnDevice:
         return self  # torch's way to move or convert all that a module holds
 
-    def forward(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """The reward's scores, on the device of the images."""
-        scores: torch.Tensor = self.reward(images.to(self.device), prompts)
+    def forward(self, images: torch.Tensor, prompts: Sequence[str], **beside: Mapping[str, Any]) -> torch.Tensor:
+        """The reward's scores, on the device of the images; images among the columns go along."""
+        moved = {name: {key: [*map(self._here, column)] for key, column in it.items()} for name, it in beside.items()}
+        scores: torch.Tensor = self.reward(images.to(self.device), prompts, **moved)
         return scores.to(images.device) if isinstance(scores, torch.Tensor) else scores
+
+    def _here(self, value: Any) -> Any:
+        return value.to(self.device) if isinstance(value, torch.Tensor) else value

@@ -31,6 +31,9 @@ class Reward(Protocol):
                 values slightly outside must score finite, and other ranges such as [-1, 1] and [0, 255] be refused,
                 which `draft_core.rewards.checked_images` and `checked_videos` do.
             prompts: N strings.
+
+        A reward whose spec declares `columns` is called with a third argument, `columns`: name -> a list of N values
+        beside the prompts, texts, floats or image tensors (3, H, W) in [0, 1], as the spec says.
         """
         ...
 

@@ -12,13 +12,16 @@ from draft_core.adapters.lora_adapter import Lora
 from draft_core.errors import DraftError, PluginError, RecipeError, raised_at, with_type
 from draft_core.learners.learner import Learner
 from draft_core.learners.surrogate_learner import SurrogateLearner
+from draft_core.prompt_rows import PromptRow
+from draft_core.recipe.columns import columns_of, images_of, readers
 from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import with_absolute_paths, working_directory
 from draft_core.recipe.prompt_lists import PromptList
-from draft_core.recipe.resolve import resolve_prompt_list
+from draft_core.recipe.resolve import resolve_evaluation, training_prompts
 from draft_core.recipe.schema import ModelConfig, RecipeBase, reward_type
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import Config, MethodConfig, RewardConfig
+from draft_core.rewards.columns import CallColumns, check_images_of
 from draft_core.rewards.objective import Objective
 from draft_core.rewards.placement import OnDevice
 from draft_core.runs.pipeline_loading import (
@@ -37,7 +40,7 @@ from draft_core.setting import images_per_prompt
 from draft_core.surrogates.surrogate import Surrogate
 from draft_core.tracking.trackers import require_trackers
 from draft_core.training.distributed import Processes
-from draft_core.training.learner_contract import require_columns
+from draft_core.training.learner_contract import require_columns, require_own_values
 from draft_core.training.precision import autocast
 from draft_core.training.scoring import check_images
 from draft_core.training.trainer import Trainer
@@ -62,17 +65,18 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Prompt
     _check_machine(recipe)
     evaluated = recipe.evaluation.guidance_scale if recipe.evaluation else None
     check_model(recipe.model, catalog, evaluated_guidance=evaluated)
-    prompts = prompts if prompts is not None else resolve_prompt_list(recipe.prompts, catalog)
+    prompts = prompts if prompts is not None else training_prompts(recipe, catalog)
+    _check_files(recipe, prompts.prompts, catalog)
     learner = build_learner(recipe.method, catalog, seed=recipe.train.seed)
     require_columns(learner, prompts.columns)
     objective = build_objective(recipe.rewards, catalog)
-    sampler = build_sampler(recipe.model, catalog=catalog)
+    sampler = build_sampler(recipe.model, catalog=catalog, example=prompts.prompts[0])
     adapter = build_adapter(recipe.model, sampler.pipe, seed=recipe.train.seed)
     if any(reward.surrogate is not None for reward in recipe.rewards):
         learner = with_surrogates(learner, recipe, objective, prompts.prompts, catalog)
     if recipe.regularizers.kl or getattr(learner, "needs_base_model", False):
         sampler.base_model = adapter.base_model
-    return Trainer(
+    trainer = Trainer(
         sampler,
         objective,
         learner,
@@ -83,6 +87,17 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Prompt
         device=recipe.device,
         columns=prompts.columns,
     )
+    require_own_values(trainer.sampler, recipe.train)
+    return trainer
+
+
+def _check_files(recipe: RecipeBase, trained: Sequence[str], catalog: Catalog) -> None:
+    """That the images in the columns of the prompts can be read, and share a size where they share a call."""
+    found, (_, evaluated) = readers(recipe, catalog), resolve_evaluation(recipe, catalog)
+    shares_calls = recipe.train.batch_size > recipe.train.images_per_prompt
+    of_calls = set(recipe.model.columns.values()) if shares_calls else set()
+    check_images_of(dict(images_of(trained, found)), of_one_size=of_calls, where="prompts")
+    check_images_of(dict(images_of(evaluated, found)), of_one_size=(), where="evaluation.prompts")
 
 
 def require_recipe(recipe: Any, *, where: str) -> None:
@@ -112,8 +127,11 @@ def build_adapter(model: ModelConfig, pipe: Any, *, seed: int) -> Adapter:
     return adapter
 
 
-def build_sampler(model: ModelConfig, *, catalog: Catalog) -> DifferentiableSampler:
+def build_sampler(model: ModelConfig, *, catalog: Catalog, example: str = "") -> DifferentiableSampler:
     """The sampler of a recipe's model.
+
+    Arguments:
+        example: one of the prompts that it will be given, which carries what the call reads of its columns.
 
     Raises:
         RecipeError: if the pipeline's call does not take what a field of the model says.
@@ -144,11 +162,13 @@ def build_sampler(model: ModelConfig, *, catalog: Catalog) -> DifferentiableSamp
             gradient_checkpointing=model.gradient_checkpointing,
             decode=model.decode,
             noise=model.noise,
+            columns=CallColumns(model.columns, example if isinstance(example, PromptRow) else None),
             **guidance,
             **with_tuples(pipe, call),
         )
     except KeywordError as error:
-        field = "model.call" if error.keyword in model.call else f"model.{error.keyword}"
+        said = [field for field in ("call", "columns") if error.keyword in getattr(model, field)]
+        field = f"model.{(*said, error.keyword)[0]}"
         steps = "use another pipeline; the library's DifferentiableSampler takes None there"
         raise RecipeError(
             error.what,
@@ -227,14 +247,16 @@ def build_objective(configs: Sequence[RewardConfig], catalog: Catalog, *, beside
     rewards: dict[str, torch.nn.Module] = dict(beside.rewards.items()) if beside else {}
     weights: dict[str, float] = dict(beside.weights) if beside else {}
     caps: dict[str, float] = dict(beside.caps) if beside else {}
+    columns = dict(beside.columns) if beside else {}
     for config in configs:
         count = sum(name.split("#")[0] == config.kind for name in rewards)
         name = f"{config.kind}#{count + 1}" if count else config.kind
         rewards[name] = build_reward(config, catalog)
         weights[name] = config.weight
+        columns[name] = columns_of(config, catalog, where=f"reward {name!r}: columns")
         if config.cap is not None:
             caps[name] = config.cap
-    return Objective(rewards, weights, caps)
+    return Objective(rewards, weights, caps, columns)
 
 
 def load_reward(kind: str, /, *, catalog: Catalog | None = None, **fields: Any) -> torch.nn.Module:

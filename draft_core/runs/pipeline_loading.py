@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from draft_core.adapters.files import lora_files
 from draft_core.errors import DraftError, RecipeError, first_line
+from draft_core.prompt_rows import type_of_argument
 from draft_core.recipe.resolve import is_single_file, locate_pretrained
 from draft_core.recipe.schema import ImageFile, ModelConfig, SchedulerConfig
 from draft_core.registry.catalog import Catalog, load_catalog
@@ -114,6 +115,14 @@ def check_model(model: ModelConfig, catalog: Catalog, *, evaluated_guidance: flo
     for where, guidance in guidances.items() if cls is not None else ():
         if guidance is not None and "guidance_scale" not in pipelines.call_inputs_of(cls):
             raise RecipeError(f"the call of {cls.__name__} takes no guidance_scale", where=where, next="leave it out")
+    takes = [] if cls is None else pipelines.call_inputs_of(cls)
+    if cls is not None and (unknown := [name for name in model.columns if name not in takes]):
+        images = [name for name in takes if type_of_argument(name)]
+        raise RecipeError(
+            f"the call of {cls.__name__} takes no {unknown[0]}",
+            where=f"model.columns.{unknown[0]}",
+            next=f"of texts and images it takes {', '.join(images)}" if images else "leave it out",
+        )
     if model.scheduler is not None:
         _scheduler_class(model.scheduler)
     if model.lora.init is not None:

@@ -123,12 +123,8 @@ def run_recipe(
                 prompts=len(resolved.evaluation_prompts), images_per_prompt=len(resolved.seeds), scores=rewards.weights
             )
             drawn = drawn_otherwise(recipe, trainer.sampler, sampler)
-            for note in [
-                *trainer.adapter.notes(),
-                *how.notes,
-                *restored.notes,
-                *filter(None, (blind, tightness, drawn)),
-            ]:
+            notes = (*trainer.adapter.notes(), *resolved.notes, *how.notes, *restored.notes)
+            for note in [*notes, *filter(None, (blind, tightness, drawn))]:
                 progress("note", 0, 0, note)
             page = LivePage(
                 folder.path,

@@ -320,7 +320,8 @@ def watched(sampler: Settings, batch: int, see: See, *, real: bool) -> CallTrait
     """What a run of `batch` prompts does, with its networks or without; each of its steps is seen."""
     wordless = "prompt" not in pipelines.call_inputs(sampler.pipe)
     embedded = sampler.call_kwargs.get("prompt_embeds") is not None
-    return DryRun(sampler, None if wordless or embedded else [PROBE_PROMPT] * batch, {}, real=real, see=see).run()
+    prompt = sampler.columns.example or PROBE_PROMPT
+    return DryRun(sampler, None if wordless or embedded else [prompt] * batch, {}, real=real, see=see).run()
 
 
 def lengths(arguments: dict[str, Any]) -> list[int]:

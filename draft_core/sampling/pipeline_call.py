@@ -17,12 +17,13 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from draft_core.errors import SamplerError, one_line
 from draft_core.frames import FrameChoice
+from draft_core.prompt_rows import TEXTS, plain
+from draft_core.rewards.columns import CallColumns
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.noise_levels import general_step
 from draft_core.sampling.randomness import Generator
 from draft_core.sampling.recomputation import keeping, kept_as_it_is, recomputed, types_of
-from draft_core.setting import TEXTS
 
 Decode = Literal["whole", "selective", "blocks", "checkpointed", "sliced", "unrecorded"]
 Checkpointing = Literal[False, True, "selective", "blocks"]
@@ -39,6 +40,8 @@ class Settings(Protocol):
     noise: float
     frames: FrameChoice | None
     call_kwargs: dict[str, Any]
+    columns: CallColumns
+    takes_each: bool
 
 
 Forward = Callable[..., Any]
@@ -97,6 +100,7 @@ class PipelineCall:
         self.pipe = sampler.pipe
         self.prompts = prompts
         self.generator = generator
+        self.of_rows = sampler.columns.of(prompts, lambda: sampler.takes_each, where=type(sampler.pipe).__name__)
         self.caller_records = torch.is_grad_enabled()
         self.traits = CallTraits()
         self.divergences: list[torch.Tensor] = []
@@ -230,11 +234,12 @@ class PipelineCall:
     def _arguments(self) -> dict[str, Any]:
         prompt = {} if self.prompts is None else self._texts(self.prompts)
         steps = self.sampler.num_inference_steps
-        fixed = {"generator": self.generator, "output_type": "pt"}
         return {
             **self.sampler.call_kwargs,
             **prompt,
-            **fixed,
+            **self.of_rows,
+            "generator": self.generator,
+            "output_type": "pt",
             **({} if steps is None else {"num_inference_steps": steps}),
         }
 
@@ -253,8 +258,8 @@ class PipelineCall:
                 )
         texts = {name: text for name, value in further.items() if (text := _one_text(value)) is not None}
         if len(prompts) == 1:
-            return {"prompt": prompts[0], **texts}
-        return {"prompt": list(prompts), **{name: [text] * len(prompts) for name, text in texts.items()}}
+            return {"prompt": plain(prompts)[0], **texts}
+        return {"prompt": list(plain(prompts)), **{name: [text] * len(prompts) for name, text in texts.items()}}
 
     def _decode(self, decode: Any, latents: Any, *args: Any, **kwargs: Any) -> Any:
         """The decoder's output, its graph kept as the sampler's `decode` says; zeros for frames that are not chosen."""

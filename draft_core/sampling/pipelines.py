@@ -172,6 +172,15 @@ def _output_name(pipe: Any) -> str:
 
 
 @contextmanager
+def without_traces(pipe: Any) -> Iterator[None]:
+    """This thread alone tries the pipeline inside, without gradient; afterwards it is as before."""
+    alone = seams.in_use(pipe, steered(pipe), before_call=True)
+    traces = seams.state_restored(pipe, *remembering(pipe))
+    with alone, torch.no_grad(), torch.random.fork_rng(devices=[]), traces:
+        yield
+
+
+@contextmanager
 def quiet(pipe: Any) -> Iterator[None]:
     """The pipeline's own per-step progress bar is off inside."""
     bars = [block for block in (_blocks(pipe) if is_modular(pipe) else [pipe]) if hasattr(block, "progress_bar")]

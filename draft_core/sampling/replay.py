@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
@@ -9,13 +10,14 @@ from typing import Any, final
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from draft_core.errors import SamplerError
+from draft_core.errors import DraftError, SamplerError
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.chain import DryRun, undecoded
 from draft_core.sampling.noise_levels import noise_level, renoised
 from draft_core.sampling.pipeline_call import Forward, PipelineCall, Settings, length
 from draft_core.sampling.randomness import Generator, repeated, state_of
-from draft_core.sampling.rollout import Origin, Rollout, StepOutput, StepStart, identity
+from draft_core.sampling.rollout import AnySampler, Origin, Rollout, StepOutput, StepStart, identity
+from draft_core.setting import images_per_prompt
 
 # Of latents that are taken for noise alone: the most that x0 may weigh beside it, and their size be off.
 PURE = 0.1
@@ -85,9 +87,10 @@ class Replay:
         if self.copies > 1:
             embedded = self.sampler.call_kwargs.get("prompt_embeds")
             prompts = embedded if origin.prompts is None else origin.prompts
+            whole = {"generator", *self.sampler.columns.names}  # of as many prompts as there are here already
             lengths = {len(origin.latents)} | (set() if prompts is None else {len(prompts)})
             arguments = {
-                name: value if name == "generator" else _repeated(name, value, self.copies, lengths)
+                name: value if name in whole else _repeated(name, value, self.copies, lengths)
                 for name, value in arguments.items()
             }
         if first is not None and pipelines.is_modular(self.pipe):  # no method there to replace
@@ -191,6 +194,80 @@ def outline(
         made_by=made_by,
     )
     return Rollout(dry.latents.new_empty(0), (), sample_count=0, origin=origin)
+
+
+def keeps_apart(sampler: AnySampler) -> bool:
+    """Whether a call of two prompts gives each of them its own value of the sampler's columns.
+
+    The inputs of its networks are compared: those of one prompt must not change with the value of the other. Some calls
+    read a list as several values for one prompt, or only its first item, and others refuse it.
+    """
+    trial, blanks = copy.copy(sampler), dict[Any, Any]()
+    trial.takes_each = True
+    with pipelines.without_traces(trial.pipe):
+        for real in (False, True):  # some look into their networks
+            try:
+                seen = [_inputs_of(trial, rows, blanks, real) for rows in trial.columns.tried()]
+            except (DraftError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError):
+                continue
+            return len({len(inputs) for inputs in seen}) == 1 and all(map(_is_apart, *seen))
+    return False
+
+
+def _inputs_of(sampler: Settings, rows: Sequence[str], blanks: dict[Any, Any], real: bool) -> list[torch.Tensor]:
+    """What the networks are given in a call of two prompts, each tensor with its rows in the order of the prompts."""
+    torch.manual_seed(0)
+    images = len(rows) * images_per_prompt(sampler.call_kwargs)
+    generators = [torch.Generator().manual_seed(number) for number in range(images)]
+    noting = _Noting(DryRun(sampler, rows, blanks, real=real, generator=generators), images)
+    noting.dry.call.run(noting)
+    return noting.inputs
+
+
+class _Noting:
+    """A dry run that notes what the networks are given."""
+
+    def __init__(self, dry: DryRun, images: int) -> None:
+        self.dry = dry
+        self.images = images
+        self.inputs: list[torch.Tensor] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.dry, name)
+
+    def network(self, network: Any, record: Forward, forward: Forward, args: Any, kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()):
+            tensors = [tensor.float().cpu() for tensor in seams.tensors_in(value)]
+            if isinstance(value, list) and len({tensor.shape for tensor in tensors}) == 1:  # one for each image
+                tensors = [torch.stack(tensors)]
+            self.inputs += [_by_image(tensor, self.images) for tensor in tensors]
+        return self.dry.network(network, record, forward, args, kwargs)
+
+
+def _by_image(tensor: torch.Tensor, images: int) -> torch.Tensor:
+    """(rows of an image, images, ...) of a batch or of several in one; without a row for each image (1, 1, ...)."""
+    if tensor.ndim and len(tensor) and len(tensor) % images == 0:
+        return tensor.view(-1, images, *tensor.shape[1:])
+    return tensor[None, None]
+
+
+def _is_apart(same: torch.Tensor, mixed: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether in (a, b) the first half is that of (a, a), and the second that of (b, b); either of the images in each
+    batch, or of all rows, where those of one image follow each other."""
+    if not same.shape == mixed.shape == other.shape:
+        return False
+    images = same.shape[1]
+    if images == 1:
+        return _close(same, mixed) and _close(mixed, other)
+    half, whole = images // 2, [tensor.flatten(0, 1) for tensor in (same, mixed, other)]
+    middle = len(whole[0]) // 2
+    in_batches = _close(same[:, :half], mixed[:, :half]) and _close(mixed[:, half:], other[:, half:])
+    return in_batches or (_close(whole[0][:middle], whole[1][:middle]) and _close(whole[1][middle:], whole[2][middle:]))
+
+
+def _close(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Equal but for the rounding of kernels."""
+    return torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.abs().max()) if first.numel() else 0.0)
 
 
 def unvisited(output: StepOutput) -> None:

@@ -244,6 +244,7 @@ def identity(sampler: Settings) -> dict[str, Any]:
         **parts,
         "num_inference_steps": sampler.num_inference_steps,
         "noise": sampler.noise,
+        "columns": sorted(map(": ".join, sampler.columns.names.items())),
         **sampler.call_kwargs,
     }
 

@@ -17,13 +17,14 @@ import torch
 from draft_core.errors import SamplerError, one_line
 from draft_core.frames import FrameChoice
 from draft_core.plan import Renoising, StepPlan, check_choice, check_whole
+from draft_core.rewards.columns import CallColumns
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits, has_density
 from draft_core.sampling.chain import PlannedRun, See, ShortRun, lengths, unseen, watched
 from draft_core.sampling.noise_levels import check_eta
 from draft_core.sampling.pipeline_call import Checkpointing, Decode
 from draft_core.sampling.randomness import Generator
-from draft_core.sampling.replay import Replay, Visit, renoised_start, unvisited
+from draft_core.sampling.replay import Replay, Visit, keeps_apart, renoised_start, unvisited
 from draft_core.sampling.rollout import (
     Origin,
     Rollout,
@@ -35,6 +36,7 @@ from draft_core.sampling.rollout import (
 from draft_core.setting import SCHEDULES
 
 NO_RENOISING = Renoising()
+NO_COLUMNS = CallColumns()
 
 
 class DifferentiableSampler:
@@ -63,6 +65,7 @@ class DifferentiableSampler:
             samples are other than the pipeline's, of the same distribution up to the size of the steps.
         frames: of videos, those that are decoded with a gradient and returned; None for all. Where the decoder takes
             frames one by one (AutoencoderKL), it is given these alone, and the last bit may differ.
+        columns: arguments of the call for which each prompt, a `PromptRow`, has a value of its own.
         call_kwargs: passed to every pipeline call (guidance_scale, height, negative_prompt, prompt_embeds, image, ...).
 
     Raises:
@@ -81,10 +84,11 @@ class DifferentiableSampler:
         base_model: Callable[[], AbstractContextManager[Any]] | None = None,
         noise: float = 0.0,
         frames: FrameChoice | None = None,
+        columns: CallColumns = NO_COLUMNS,
         **call_kwargs: Any,
     ) -> None:
         pipelines.check_drivable(pipe)
-        pipelines.check_keywords(pipe, call_kwargs, takes_steps=num_inference_steps is not None)
+        pipelines.check_keywords(pipe, {**call_kwargs, **columns.names}, takes_steps=num_inference_steps is not None)
         if num_inference_steps is not None:
             check_whole("DifferentiableSampler.num_inference_steps", num_inference_steps, at_least=1)
         check_choice("decode", decode, get_args(Decode))
@@ -98,6 +102,7 @@ class DifferentiableSampler:
         check_eta(noise, where="DifferentiableSampler.noise")
         self.noise = noise
         self.frames = frames
+        self.columns = columns
         self.call_kwargs = call_kwargs
 
     @property
@@ -136,11 +141,14 @@ class DifferentiableSampler:
         self._watched(see)
         return frozenset(noisy)
 
+    @cached_property
+    def takes_each(self) -> bool:
+        """Whether the call takes a list of values for `columns`, one for each prompt; found by a call of two."""
+        return not self.columns.names or keeps_apart(self)
+
     def _watched(self, see: See) -> CallTraits:
         errors: list[Exception] = []
-        alone = seams.in_use(self.pipe, pipelines.steered(self.pipe), before_call=True)
-        traces = seams.state_restored(self.pipe, *pipelines.remembering(self.pipe))
-        with alone, torch.no_grad(), torch.random.fork_rng(devices=[]), traces:
+        with pipelines.without_traces(self.pipe):
             for real in (False, True):  # some look into their networks
                 for batch in [1, *lengths(self.call_kwargs)]:  # an `image` of two items, say, may need two prompts
                     try:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from draft_core.prompt_rows import plain
 from draft_core.rewards.inputs import TextFeatureCache
 
 # What the `encode_prompt` of a pipeline is given, as far as it takes it.
@@ -52,7 +53,7 @@ class PromptFeatures:
         if self.missing:
             return None
         return self.cache(
-            prompts, lambda prompt: self._encoded(prompt)[0][0].float().mean(0).cpu(), torch.device("cpu")
+            plain(prompts), lambda prompt: self._encoded(prompt)[0][0].float().mean(0).cpu(), torch.device("cpu")
         )
 
     def _encoded(self, prompt: str) -> list[torch.Tensor]:

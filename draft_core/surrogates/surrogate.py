@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from draft_core.prompt_rows import row_key
 from draft_core.surrogates.fitting import affine_fit, comparable, ranking_loss, regression_loss
 from draft_core.surrogates.network import ScoreNetwork
 from draft_core.surrogates.settings import SurrogateSettings
@@ -129,7 +130,7 @@ class Surrogate:
 
     def can_learn_from(self, rows: Scored) -> bool:
         """Whether some of these images have different scores and are compared."""
-        groups = rows.prompts if self._compares_prompts else None
+        groups = list(map(row_key, rows.prompts)) if self._compares_prompts else None
         return bool(comparable(torch.tensor(rows.scores), groups).any())
 
     @property
@@ -160,7 +161,7 @@ class Surrogate:
                 chosen = self._chosen(draws)
                 numbers = network(inputs[chosen], None if known is None else known[chosen])
                 if self.settings.loss == "ranking":
-                    groups = [self.rows.prompts[place] for place in chosen] if self._compares_prompts else None
+                    groups = [row_key(self.rows.prompts[place]) for place in chosen] if self._compares_prompts else None
                     loss = ranking_loss(numbers, scores[chosen], groups)
                 else:
                     loss = regression_loss(numbers, standardised[chosen])
@@ -177,7 +178,7 @@ class Surrogate:
             return draws.sample(range(count), min(size, count))
         places: dict[str, list[int]] = {}
         for place, prompt in enumerate(self.rows.prompts):
-            places.setdefault(prompt, []).append(place)
+            places.setdefault(row_key(prompt), []).append(place)
         several = [group for group in places.values() if len(group) > 1]
         draws.shuffle(several)
         return [place for group in several for place in group][:size]

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from draft_core.errors import CheckpointError, first_line, one_line
+from draft_core.prompt_rows import PromptRow, row_key
 
 ADAPTER, OPTIMIZER, LEARNER, STATE = "adapter.safetensors", "optimizer.pt", "learner.pt", "state.json"
 FORMAT = 4  # raised whenever the files, their names or what they hold change
@@ -208,3 +209,34 @@ def _flush_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# Rows of a list of prompts, of which a file keeps only what tells them apart
+
+ROW = "row of the prompts"
+
+
+def rows_as_keys(value: Any) -> Any:
+    """What a learner remembers, each row of a list of prompts in it as a mapping of `ROW` to its key."""
+    if isinstance(value, PromptRow):
+        return {ROW: row_key(value)}
+    if isinstance(value, Mapping):
+        return {str(name) if isinstance(name, PromptRow) else name: rows_as_keys(it) for name, it in value.items()}
+    return type(value)(map(rows_as_keys, value)) if type(value) in (list, tuple) else value
+
+
+def keys_as_rows(value: Any, prompts: Iterable[str]) -> Any:
+    """What `rows_as_keys` was given, with the rows of these prompts.
+
+    Raises:
+        KeyError: if a row is not among them.
+    """
+    return _keys_as_rows(value, {row_key(prompt): prompt for prompt in prompts})
+
+
+def _keys_as_rows(value: Any, rows: Mapping[str, str]) -> Any:
+    if isinstance(value, Mapping):
+        if value.keys() == {ROW}:
+            return rows[value[ROW]]
+        return {name: _keys_as_rows(item, rows) for name, item in value.items()}
+    return type(value)(_keys_as_rows(item, rows) for item in value) if type(value) in (list, tuple) else value

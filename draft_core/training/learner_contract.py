@@ -92,6 +92,21 @@ def require_suitable(learner: Learner, sampler: DifferentiableSampler) -> None:
             check(sampler)
 
 
+def require_own_values(sampler: DifferentiableSampler, settings: TrainSettings) -> None:
+    """Refuses calls of several prompts where the pipeline takes one image, say, for all of them.
+
+    Raises:
+        DraftError: that says how large a batch may be.
+    """
+    names, of_each = sampler.columns.names, settings.images_per_prompt
+    if names and settings.batch_size > of_each and not sampler.takes_each:
+        raise DraftError(
+            f"a call of {type(sampler.pipe).__name__} takes one {' and one '.join(names)} for all its prompts",
+            where="train.batch_size",
+            next=f"set it to {of_each}, train.images_per_prompt, and raise train.gradient_accumulation_steps instead",
+        )
+
+
 def require_columns(learner: Learner, columns: Mapping[str, Sequence[str]]) -> None:
     """That the learner can use what stands beside the prompts: its own `check_columns`.
 

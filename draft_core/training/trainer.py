@@ -21,7 +21,7 @@ from draft_core.sampling.pipelines import networks
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.setting import images_per_prompt
 from draft_core.training.batches import Batches
-from draft_core.training.checkpoints import Checkpoint
+from draft_core.training.checkpoints import Checkpoint, keys_as_rows, rows_as_keys
 from draft_core.training.distributed import Processes
 from draft_core.training.learner_contract import (
     checked,
@@ -298,7 +298,7 @@ class Trainer:
             adapter=self.adapter.state_dict(),
             optimizers={name: snapshot(part.optimizer.state_dict()) for name, part in self.parts.items()},
             learner={
-                "state": remembered(self.learner),
+                "state": rows_as_keys(remembered(self.learner)),
                 "modules": {name: snapshot(module.state_dict()) for name, module in self.learner.modules().items()},
             },
             state={
@@ -338,7 +338,8 @@ class Trainer:
                 part.loss_scale.restore(state["loss_scale"][name])
             for name, module in self.learner.modules().items():
                 module.load_state_dict(checkpoint.learner["modules"][name])
-            self.learner.load_state_dict(snapshot(checkpoint.learner["state"]))
+            state_of_learner = keys_as_rows(checkpoint.learner["state"], self.batches.prompts)
+            self.learner.load_state_dict(snapshot(state_of_learner))
             scale, skipped, done = state["scale"], int(state["skipped"]), int(state["update"])
         except (DraftError, torch.OutOfMemoryError):
             raise

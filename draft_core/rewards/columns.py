@@ -1,0 +1,193 @@
+"""What stands beside prompts, as it is given to rewards and to a pipeline's call: texts, numbers and images."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from draft_core.errors import DraftError, SamplerError
+from draft_core.prompt_rows import Column, PromptRow, row_key, type_of_argument
+from draft_core.rewards.image_files import image_size
+from draft_core.rewards.images import read_image, to_pil
+
+
+def for_reward(
+    columns: Mapping[str, Column], prompts: Sequence[str], images: torch.Tensor, *, where: str
+) -> dict[str, list[Any]]:
+    """What a reward is given as its `columns`: name -> a value for each prompt.
+
+    A text, a float, or for an image a tensor (3, H, W) in [0, 1] of its own size, on the device and of the type of
+    `images`.
+
+    Arguments:
+        columns: name that the reward knows -> the column of the list.
+        where: who reads them; it begins an error's sentence.
+
+    Raises:
+        DraftError: if a prompt has no such column, or what it holds is of another type.
+    """
+    read: dict[Path, torch.Tensor] = {}
+
+    def value(prompt: str, column: Column) -> Any:
+        found = column.of(prompt, where=where)
+        if column.type != "image":
+            return found
+        if isinstance(found, Path):
+            if found not in read:
+                read[found] = read_image(found)[0].to(images)
+            return read[found]
+        return _levels(found).to(images)
+
+    return {name: [value(prompt, column) for prompt in prompts] for name, column in columns.items()}
+
+
+def _levels(image: Any) -> torch.Tensor:
+    if isinstance(image, torch.Tensor):
+        return image
+    return torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float32) / 255).permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class CallColumns:
+    """The arguments of a pipeline's call that have a value of their own for every prompt.
+
+    Arguments:
+        names: argument -> column of the list of prompts.
+        example: a row to try the call with before anything is drawn; needed where there are names.
+    """
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    example: PromptRow | None = None
+
+    def of(self, prompts: Sequence[str] | None, takes_each: Callable[[], bool], *, where: str) -> dict[str, Any]:
+        """Argument -> its value for one call: one alone for one prompt, a list for several; empty without prompts.
+
+        Arguments:
+            takes_each: says whether the call takes a list with a value for each prompt; asked only for several. Where
+                not, all must have the same one, which is given alone.
+            where: the pipeline; it begins an error's sentence.
+
+        Raises:
+            SamplerError: if values differ and the call takes one, or if images differ in size.
+            DraftError: if a prompt has no such column, or what it holds is of another type.
+        """
+        if not self.names or prompts is None:
+            return {}
+        found, each = {}, len(prompts) > 1 and takes_each()
+        for argument, name in self.names.items():
+            column = Column(name, type_of_argument(argument) or "text")
+            blank = column.type == "text"  # no negative prompt, say
+            given = [column.of(prompt, where=f"{where}: {argument}", may_be_blank=blank) for prompt in prompts]
+            found[argument] = _for_call(argument, [*map(_read, given)], each, where)
+        return found
+
+    def may_share_a_call(self, first: str, second: str, takes_each: Callable[[], bool]) -> bool:
+        """Whether two prompts can be drawn in one call: they have one row, or the call takes each its own value."""
+        if not self.names or row_key(first) == row_key(second):
+            return True
+        if not takes_each():
+            return False
+        sizes = [
+            _size(column.of(prompt, where=argument))
+            for argument, name in self.names.items()
+            for column in [Column(name, "image")]
+            for prompt in (first, second)
+            if type_of_argument(argument) == "image"
+        ]
+        return all(size == other for size, other in zip(sizes[::2], sizes[1::2], strict=True))
+
+    def tried(self) -> tuple[list[PromptRow], list[PromptRow], list[PromptRow]]:
+        """Pairs of rows that show whether a call keeps the values of its prompts apart: (a, a), (a, b) and (b, b).
+
+        Row b has the negative of each image of the example, and another text.
+        """
+        assert self.example is not None
+        one, other = dict(self.example.columns), dict(self.example.columns)
+        for argument, name in self.names.items():
+            column = Column(name, type_of_argument(argument) or "text")
+            value = column.of(self.example, where=argument, may_be_blank=True)
+            if column.type == "image":
+                image = _read(value)
+                one[name] = image
+                other[name] = Image.fromarray(255 - np.asarray(image.convert("RGB")))
+            else:
+                other[name] = f"{value} and another"
+        a, b = PromptRow(self.example, one), PromptRow(self.example, other)
+        return [a, a], [a, b], [b, b]
+
+
+def check_images_of(columns: Mapping[str, Sequence[Path]], *, of_one_size: Collection[str], where: str) -> None:
+    """That the files of columns are images.
+
+    Arguments:
+        columns: name -> a file for each prompt.
+        of_one_size: the columns whose images must have one size, as those of a call with several prompts.
+        where: the field that names the prompts; it begins an error's sentence.
+
+    Raises:
+        DraftError: naming the first file that is none, or two of different size.
+    """
+    sizes: dict[Path, tuple[int, int]] = {}
+    for name, files in columns.items():
+        for file in files:
+            if file not in sizes:
+                sizes[file] = image_size(file)
+            (tall, wide), (height, width) = sizes[files[0]], sizes[file]
+            if name in of_one_size and (tall, wide) != (height, width):
+                raise DraftError(
+                    f"{files[0].name} is {wide} x {tall} pixels, {file.name} is {width} x {height}, and a call of "
+                    "several prompts takes images of one size",
+                    where=f"{where}: column {name!r}",
+                    next="scale them, or set train.batch_size to train.images_per_prompt: one prompt in each call",
+                )
+
+
+def _for_call(argument: str, values: list[Any], takes_each: bool, where: str) -> Any:
+    """The values of several prompts as one argument of a call."""
+    first = values[0]
+    if len(values) == 1 or (not takes_each and all(value is first or value == first for value in values)):
+        return first
+    if not takes_each:
+        raise SamplerError(
+            f"its call takes one {argument} for all its prompts, and these have different ones",
+            where=where,
+            next="set train.batch_size to train.images_per_prompt, so that a call has one prompt",
+        )
+    if sizes := [value.size for value in values if isinstance(value, Image.Image) and value.size != first.size]:
+        (wide, tall), (width, height) = first.size, sizes[0]
+        raise SamplerError(
+            f"the {argument} of one prompt is {wide} x {tall} pixels, that of another {width} x {height}, and a "
+            "call takes images of one size",
+            where=where,
+            next="give images of one size, or set train.batch_size to train.images_per_prompt",
+        )
+    return values
+
+
+def _read(value: Any) -> Any:
+    """The image in a file, for a path; else the value as it is."""
+    if not isinstance(value, Path):
+        return value
+    try:
+        state = value.stat()
+    except OSError:
+        return to_pil(read_image(value)[0])  # which says what is wrong with it
+    return _read_once(value, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=64)
+def _read_once(path: Path, changed: int, size: int) -> Any:
+    """The image in a file as it was then: a replay asks for it at every step."""
+    return to_pil(read_image(path)[0])
+
+
+def _size(image: Any) -> tuple[int, int]:
+    """Height and width in pixels."""
+    return image_size(image) if isinstance(image, Path) else (image.height, image.width)
