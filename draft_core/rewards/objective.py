@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from draft_core.errors import DraftError, RewardError, raised
-from draft_core.rewards.protocol import FrozenModule
+from draft_core.rewards.protocol import FrozenModule, takes_videos, with_components
+
+Scorer = Callable[[torch.Tensor, Sequence[str]], torch.Tensor]
 
 NOTHING: Mapping[str, torch.Tensor] = {}
 
@@ -64,7 +66,8 @@ class Objective(FrozenModule):
     ) -> Scores:
         """The scores of `images`, (N, 3, H, W) in [0, 1], for their N `prompts`.
 
-        Of a video, (N, F, 3, H, W), every frame is scored by itself with its prompt, and the score is the mean.
+        Of a video, (N, F, 3, H, W), every frame is scored by itself with its prompt, and the score is the mean, unless
+        the reward takes videos as they are (`takes_videos = True`).
 
         Arguments:
             known: reward name -> scores, (N,), that are taken in the place of that reward's own.
@@ -90,8 +93,36 @@ class Objective(FrozenModule):
         Raises:
             RewardError: as `forward`.
         """
-        score = checked_scores if images.ndim == 4 else _mean_over_frames
-        return score(name, self.rewards[name], images, prompts)
+        return self._scored(name, self.rewards[name], images, prompts)
+
+    def components_of(
+        self, name: str, images: torch.Tensor, prompts: Sequence[str]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The scores of one reward as `scores_of` gives them, and by name the parts that it tells of them, (N,).
+
+        Raises:
+            RewardError: as `forward`, or if a part is not one number for each image.
+        """
+        parts: dict[str, torch.Tensor] = {}
+
+        def call(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+            scores, told = with_components(self.rewards[name], images, prompts)
+            parts.update(told)
+            return scores
+
+        scores = self._scored(name, call, images, prompts)
+        for part, values in parts.items():
+            if values.ndim != 1 or len(values) % max(len(images), 1):
+                raise RewardError(
+                    f"its component {part!r} has the shape {tuple(values.shape)} for {len(images)} images",
+                    where=f"reward {name!r}",
+                    next=f"its plugin must return components of shape ({len(images)},)",
+                )
+        return scores, {part: values.view(len(images), -1).mean(1) for part, values in parts.items()}
+
+    def _scored(self, name: str, reward: Scorer, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        whole = images.ndim == 4 or takes_videos(self.rewards[name])
+        return (checked_scores if whole else _mean_over_frames)(name, reward, images, prompts)
 
     def total(self, per_reward: Mapping[str, torch.Tensor], divisors: Mapping[str, float]) -> torch.Tensor:
         """The weighted sum of some rewards' scores, capped, (N,).
@@ -107,13 +138,13 @@ class Objective(FrozenModule):
         return torch.stack(parts).sum(0)
 
 
-def _mean_over_frames(name: str, reward: torch.nn.Module, videos: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+def _mean_over_frames(name: str, reward: Scorer, videos: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     frames = videos.shape[1]
     texts = [prompt for prompt in prompts for _ in range(frames)]
     return checked_scores(name, reward, videos.flatten(0, 1), texts).view(-1, frames).mean(1)
 
 
-def checked_scores(name: str, reward: torch.nn.Module, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+def checked_scores(name: str, reward: Scorer, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     """The scores (N,) that a reward gives images (N, 3, H, W) and their N prompts.
 
     Arguments:

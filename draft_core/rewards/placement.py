@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from draft_core.rewards.protocol import FrozenModule
+from draft_core.rewards.protocol import FrozenModule, takes_videos, with_components
 
 
 class OnDevice(FrozenModule):
@@ -22,6 +22,7 @@ class OnDevice(FrozenModule):
         super().__init__()
         self.reward = reward.to(device)
         self.device = torch.device(device)
+        self.takes_videos = takes_videos(reward)
 
     def _apply(self, fn: Any, recurse: bool = True) -> OnDevice:
         return self  # torch's way to move or convert all that a module holds
@@ -30,3 +31,10 @@ class OnDevice(FrozenModule):
         """The reward's scores, on the device of the images."""
         scores: torch.Tensor = self.reward(images.to(self.device), prompts)
         return scores.to(images.device) if isinstance(scores, torch.Tensor) else scores
+
+    def score_with_components(
+        self, images: torch.Tensor, prompts: Sequence[str]
+    ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """The reward's scores and their parts, on the device of the images; no parts if it tells none."""
+        scores, parts = with_components(self.reward, images.to(self.device), prompts)
+        return scores.to(images.device), {name: values.to(images.device) for name, values in parts.items()}

@@ -7,8 +7,8 @@ H, W  image size in pixels     C, h, w  latent channels and size
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
@@ -32,6 +32,34 @@ class Reward(Protocol):
             prompts: N strings.
         """
         ...
+
+
+@runtime_checkable
+class RewardWithComponents(Protocol):
+    """A reward whose score is made of named parts, which evaluations store and the report shows beside the score.
+
+    The name of a part says what it is, such as "physics"; its values may be NaN where it does not apply to an image.
+    """
+
+    def score_with_components(
+        self, images: torch.Tensor, prompts: Sequence[str]
+    ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """The scores that the call gives, (N,), and by name of each part its values, float32 (N,)."""
+        ...
+
+
+def takes_videos(reward: Any) -> bool:
+    """Whether a reward scores videos (N, F, 3, H, W) as a whole: if it has the attribute `takes_videos = True`."""
+    return bool(getattr(reward, "takes_videos", False))
+
+
+def with_components(
+    reward: Any, images: torch.Tensor, prompts: Sequence[str]
+) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+    """A reward's scores (N,) and their parts by name; no parts if it tells none."""
+    if isinstance(reward, RewardWithComponents):
+        return reward.score_with_components(images, prompts)
+    return reward(images, prompts), {}
 
 
 class FrozenModule(torch.nn.Module):
