@@ -31,6 +31,8 @@ class EvalRecord:
         gradients: reward name -> L2 norm of its own weighted LoRA gradient on one training batch; empty for one reward.
         cosines: "A ~ B" -> cosine between two rewards' LoRA gradients.
         divisors: reward name -> what normalisation divided it by at this update; empty without normalisation.
+        components: "REWARD: PART" -> P S values, of rewards that tell what their score is made of; nothing is judged
+            by them.
     """
 
     update: int
@@ -43,6 +45,7 @@ class EvalRecord:
     gradients: Mapping[str, float] = field(default_factory=dict)
     cosines: Mapping[str, float] = field(default_factory=dict)
     divisors: Mapping[str, float] = field(default_factory=dict)
+    components: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def means(self) -> dict[str, float]:
         """Reward name -> mean over all images."""
@@ -77,6 +80,7 @@ def eval_record(
         gradients=dict(gradients or {}),
         cosines=dict(cosines or {}),
         divisors=dict(divisors or {}),
+        components={name: values.tolist() for name, values in evaluation.components.items()},
     )
 
 

@@ -6,13 +6,13 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from draft_core.errors import DraftError, SamplerError, list_of_prompts, require_from_one
+from draft_core.errors import DraftError, RewardError, SamplerError, list_of_prompts, require_from_one
 from draft_core.evaluation.settings import EvaluationSettings
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import Objective
@@ -34,12 +34,14 @@ class Evaluation:
         seeds: S seeds; every prompt has one image from each.
         images: (P S, 3, H, W) in [0, 1] on the CPU, those of one prompt side by side; of a video its middle frame.
         scores: reward name -> (P S,) before its weight.
+        components: "REWARD: PART" -> (P S,), of the rewards that tell what their score is made of.
     """
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     images: Tensor
     scores: Mapping[str, Tensor]
+    components: Mapping[str, Tensor] = field(default_factory=dict)
 
     def means(self) -> dict[str, float]:
         """Reward name -> mean over all images."""
@@ -99,6 +101,7 @@ def evaluate(
     own = [pairs[(turn * world_size + rank) % len(pairs)] for turn in range(rounds)]
     plan = StepPlan(sampler.steps, frozenset())
     images, scores = [], []
+    parts: list[dict[str, Tensor]] = []
     done = 0
     for batch in _batches(own, batch_size, sampler):
         names = [prompt for prompt, _ in batch]
@@ -106,17 +109,21 @@ def evaluate(
         with torch.no_grad(), autocast():
             samples = sampler(names, plan=plan, generator=generators).images
             require_finite_images(samples, sampler.pipe)
-            scores.append(rewards(samples, names).per_reward)
+            made = {name: rewards.components_of(name, samples, names) for name in rewards.rewards}
+            scores.append({name: of_reward for name, (of_reward, _) in made.items()})
+            parts.append({f"{name}: {part}": of_part for name, (_, of) in made.items() for part, of_part in of.items()})
         images.append(still(samples).float().cpu())
         done += len(batch)
         progress(min(done * world_size, len(pairs)), len(pairs))
-    joined = {name: torch.cat([batch_scores[name] for batch_scores in scores]).cpu() for name in scores[0]}
-    parts = gather((torch.cat(images), joined))
+    gathered = gather((torch.cat(images), _joined(scores), _joined(parts)))
     return Evaluation(
         tuple(prompts),
         tuple(seeds),
-        _in_order([images for images, _ in parts], len(pairs)),
-        {name: _in_order([scores[name] for _, scores in parts], len(pairs)) for name in joined},
+        _in_order([made[0] for made in gathered], len(pairs)),
+        *(
+            {name: _in_order([made[kind][name] for made in gathered], len(pairs)) for name in gathered[0][kind]}
+            for kind in (1, 2)
+        ),
     )
 
 
@@ -185,6 +192,16 @@ def require_finite_images(images: Tensor, pipe: Any) -> None:
         if has_float16(networks(pipe).values())
         else "look at its weights, its guidance and its other call arguments",
     )
+
+
+def _joined(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    if any(batch.keys() != batches[0].keys() for batch in batches):
+        raise RewardError(
+            "a reward tells other components of one batch than of another",
+            where="evaluation",
+            next="its plugin must name the same parts at every call, with NaN where one does not apply",
+        )
+    return {name: torch.cat([batch[name] for batch in batches]).cpu() for name in batches[0]}
 
 
 def _in_order(parts: Sequence[Tensor], total: int) -> Tensor:

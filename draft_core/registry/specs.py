@@ -31,8 +31,9 @@ class RewardSpec:
         config: its config type, whose `kind` is a literal equal to `kind`.
         factory: "module:callable"; called with the config, it returns a `draft_core.rewards.protocol.Reward`.
         unit: what the score is counted in, such as "-kB" or "cosine".
-        takes: "image", and every frame of a video is one; or "video", (N, F, 3, H, W), of video models alone. What the
-            factory makes says the same by its attribute `takes`.
+        takes: "image", and every frame of a video is one; "video", (N, F, 3, H, W), of video models alone; or
+            "any", of video models whole videos and of others images. What the factory makes says the same by its
+            attribute `takes`.
         score_range: the range of scores in words or as an interval, for people.
         differentiable: False for a metric without a gradient: it may be reported, and trained on by methods that need
             none.
@@ -67,7 +68,7 @@ class RewardSpec:
     factory: str
     unit: str
     code_license: str
-    takes: Literal["image", "video"] = "image"
+    takes: Literal["image", "video", "any"] = "image"
     score_range: str = "(-inf, inf)"
     differentiable: bool = True
     surrogate_gradient: bool = False

@@ -33,7 +33,7 @@ def write_card(summary: RunSummary, folder: Path, evaluation: EvalRecord) -> Non
             change(record.before.scores[row.name], evaluation.scores[row.name], evaluation.prompts),
         )
         for row in summary.rows
-        if row.role != "images"
+        if row.role not in ("images", "component")
     ]
     card = render(
         "card.md.j2",

@@ -129,10 +129,25 @@ def evaluation_panels(record: RunRecord, marks: Sequence[Mark] = ()) -> list[Pan
     for name in record.before.scores:
         role = record.facts.role if name in record.facts.rewards else "held out"
         panels.append(Panel(f"{name} ({role})", [evaluation_line(record.evaluations, score(name))], marks))
+    panels += _component_panels(record, marks)
     for title, values in IMAGE_MEASURES.items():
         if values(record.before):
             panels.append(Panel(title, [evaluation_line(record.evaluations, values)], marks))
     return panels
+
+
+def _component_panels(record: RunRecord, marks: Sequence[Mark]) -> list[Panel]:
+    """For each reward that tells what its score is made of, one panel with a line for each part."""
+    lines: dict[str, list[Line]] = {}
+    for name in record.before.components:
+        reward, _, part = name.partition(": ")
+        lines.setdefault(reward, []).append(evaluation_line(record.evaluations, component(name), part))
+    return [Panel(f"{reward}, its components", found, marks) for reward, found in lines.items()]
+
+
+def component(name: str) -> Callable[[EvalRecord], Sequence[float]]:
+    """What takes one component of a score from an evaluation."""
+    return lambda evaluation: evaluation.components[name]
 
 
 def score(name: str) -> Callable[[EvalRecord], Sequence[float]]:

@@ -166,7 +166,7 @@ def read_run(folder: Path) -> RunRecord:
         raise CheckpointError(f"{METRICS} or {EVALUATIONS} is empty", where=str(folder), next="train it again")
     prompts, count = len(record.facts.prompts), len(record.facts.prompts) * len(record.facts.seeds)
     for row in record.evaluations:
-        of_images = [*row.scores.values(), row.drift, row.colour, row.detail]
+        of_images = [*row.scores.values(), *row.components.values(), row.drift, row.colour, row.detail]
         if row.prompts != prompts or any(len(values) != count for values in of_images):
             raise CheckpointError(
                 f"the evaluation after update {row.update} is not of the {count} images that {FACTS} speaks of",

@@ -21,7 +21,8 @@ class Row:
     """One line of the table: means over prompts with their standard errors, and the paired change.
 
     Arguments:
-        role: "trained" or "judging", "held out", or "images" for what is measured of them without a reward.
+        role: "trained" or "judging", "held out", "component" of a score, or "images" for what is measured of them
+            without a reward.
         change: from before to the last evaluation.
     """
 
@@ -45,7 +46,8 @@ class RunSummary:
     Arguments:
         record: what the summary was computed from.
         best: the best evaluation; the base model's where all others lost something.
-        rows: the table's lines, trained scores first, then held-out scores, then what is measured of the images.
+        rows: the table's lines: trained scores, held-out scores, components of scores, and what is measured of the
+            images.
         marks: the best evaluation and the collapse, if they are anywhere but at an end of the run.
         shown: heading -> evaluation whose images are shown: before, best where it is neither end, and last.
         loras: each folder of a LoRA in the run's -> the evaluation at its update.
@@ -130,6 +132,7 @@ def _rows(record: RunRecord, best: EvalRecord) -> tuple[Row, ...]:
         (name, record.facts.role if name in trained else "held out", [seen.scores[name] for seen in three])
         for name in named
     ]
+    series += [(name, "component", [seen.components[name] for seen in three]) for name in record.before.components]
     for name, values in IMAGE_MEASURES.items():
         before, at_best, last = (values(seen) for seen in three)
         if name == "drift":  # of the base model from itself: what rounding to a file's levels left of it

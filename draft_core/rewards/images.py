@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from draft_core.rewards.image_files import read_image
+from draft_core.rewards.processors import through
 
 __all__ = [
     "CLIP_MEAN",
@@ -25,6 +26,7 @@ __all__ = [
     "resize_like_pil",
     "resize_shortest_like_pil",
     "round_straight_through",
+    "through",
     "to_pil",
 ]
 

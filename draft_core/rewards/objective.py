@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 from draft_core.errors import DraftError, RewardError, raised
 from draft_core.prompt_rows import Column, plain
 from draft_core.rewards.columns import for_reward
-from draft_core.rewards.protocol import FrozenModule
+from draft_core.rewards.protocol import FrozenModule, takes, with_components
+
+Scorer = Callable[..., Any]
 
 NOTHING: Mapping[str, torch.Tensor] = {}
 NO_COLUMNS: Mapping[str, Column] = {}
@@ -101,13 +103,40 @@ class Objective(FrozenModule):
         Raises:
             RewardError: as `forward`.
         """
-        reward = self.rewards[name]
-        is_of_videos, are_videos = takes_videos(reward), images.ndim == 5
-        if is_of_videos and not are_videos:
+        return self._scored(name, self.rewards[name], images, prompts)
+
+    def components_of(
+        self, name: str, images: torch.Tensor, prompts: Sequence[str]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The scores of one reward as `scores_of` gives them, and by name the parts that it tells of them, (N,).
+
+        Raises:
+            RewardError: as `forward`, or if a part is not one number for each image.
+        """
+        parts: dict[str, torch.Tensor] = {}
+
+        def call(images: torch.Tensor, prompts: Sequence[str], **beside: Any) -> torch.Tensor:
+            scores, told = with_components(self.rewards[name], images, prompts, **beside)
+            parts.update(told)
+            return scores
+
+        scores = self._scored(name, call, images, prompts)
+        for part, values in parts.items():
+            if values.ndim != 1 or len(values) % max(len(images), 1):
+                raise RewardError(
+                    f"its component {part!r} has the shape {tuple(values.shape)} for {len(images)} images",
+                    where=f"reward {name!r}",
+                    next=f"its plugin must return components of shape ({len(images)},)",
+                )
+        return scores, {part: values.view(len(images), -1).mean(1) for part, values in parts.items()}
+
+    def _scored(self, name: str, reward: Scorer, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        taken, are_videos = takes(self.rewards[name]), images.ndim == 5
+        if taken == "video" and not are_videos:
             raise RewardError(
                 "it scores videos, and these are images", where=f"reward {name!r}", next="use it with a video model"
             )
-        score = _mean_over_frames if are_videos and not is_of_videos else checked_scores
+        score = _mean_over_frames if are_videos and taken == "image" else checked_scores
         return score(name, reward, images, prompts, self.columns.get(name, NO_COLUMNS))
 
     def total(self, per_reward: Mapping[str, torch.Tensor], divisors: Mapping[str, float]) -> torch.Tensor:
@@ -124,11 +153,6 @@ class Objective(FrozenModule):
         return torch.stack(parts).sum(0)
 
 
-def takes_videos(reward: torch.nn.Module) -> bool:
-    """Whether a reward is given whole videos."""
-    return getattr(reward, "takes", "image") == "video"
-
-
 def check_takes(rewards: Mapping[str, torch.nn.Module], *, makes_videos: bool, model: str) -> None:
     """Refuses rewards of videos for a model that makes images.
 
@@ -140,7 +164,7 @@ def check_takes(rewards: Mapping[str, torch.nn.Module], *, makes_videos: bool, m
     Raises:
         RewardError: naming the first such reward.
     """
-    named = [name for name, reward in rewards.items() if takes_videos(reward)]
+    named = [name for name, reward in rewards.items() if takes(reward) == "video"]
     if named and not makes_videos:
         raise RewardError(
             f"it scores videos, and {model} makes images",
@@ -150,7 +174,7 @@ def check_takes(rewards: Mapping[str, torch.nn.Module], *, makes_videos: bool, m
 
 
 def _mean_over_frames(
-    name: str, reward: torch.nn.Module, videos: torch.Tensor, prompts: Sequence[str], columns: Mapping[str, Column]
+    name: str, reward: Scorer, videos: torch.Tensor, prompts: Sequence[str], columns: Mapping[str, Column]
 ) -> torch.Tensor:
     frames = videos.shape[1]
     texts = [prompt for prompt in prompts for _ in range(frames)]
@@ -159,7 +183,7 @@ def _mean_over_frames(
 
 def checked_scores(
     name: str,
-    reward: torch.nn.Module,
+    reward: Scorer,
     images: torch.Tensor,
     prompts: Sequence[str],
     columns: Mapping[str, Column] = NO_COLUMNS,

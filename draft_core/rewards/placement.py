@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from draft_core.rewards.protocol import FrozenModule
+from draft_core.rewards.protocol import FrozenModule, takes, with_components
 
 
 class OnDevice(FrozenModule):
@@ -22,16 +22,25 @@ class OnDevice(FrozenModule):
         super().__init__()
         self.reward = reward.to(device)
         self.device = torch.device(device)
-        self.takes = getattr(reward, "takes", "image")  # type: ignore[misc]  # of this one, not of all
+        self.takes = takes(reward)
 
     def _apply(self, fn: Any, recurse: bool = True) -> OnDevice:
         return self  # torch's way to move or convert all that a module holds
 
     def forward(self, images: torch.Tensor, prompts: Sequence[str], **beside: Mapping[str, Any]) -> torch.Tensor:
         """The reward's scores, on the device of the images; images among the columns go along."""
-        moved = {name: {key: [*map(self._here, column)] for key, column in it.items()} for name, it in beside.items()}
-        scores: torch.Tensor = self.reward(images.to(self.device), prompts, **moved)
+        scores: torch.Tensor = self.reward(images.to(self.device), prompts, **self._moved(beside))
         return scores.to(images.device) if isinstance(scores, torch.Tensor) else scores
+
+    def score_with_components(
+        self, images: torch.Tensor, prompts: Sequence[str], **beside: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """The reward's scores and their parts, on the device of the images; no parts if it tells none."""
+        scores, parts = with_components(self.reward, images.to(self.device), prompts, **self._moved(beside))
+        return scores.to(images.device), {name: values.to(images.device) for name, values in parts.items()}
+
+    def _moved(self, beside: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {name: {key: [*map(self._here, column)] for key, column in it.items()} for name, it in beside.items()}
 
     def _here(self, value: Any) -> Any:
         return value.to(self.device) if isinstance(value, torch.Tensor) else value

@@ -7,10 +7,12 @@ H, W  image size in pixels     C, h, w  latent channels and size
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
+
+Takes = Literal["image", "video", "any"]
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -38,6 +40,38 @@ class Reward(Protocol):
         ...
 
 
+@runtime_checkable
+class RewardWithComponents(Protocol):
+    """A reward whose score is made of named parts, which evaluations store and the report shows beside the score.
+
+    The name of a part says what it is, such as "physics"; its values may be NaN where it does not apply to an image.
+    """
+
+    def score_with_components(
+        self, images: torch.Tensor, prompts: Sequence[str]
+    ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """The scores that the call gives, (N,), and by name of each part its values, float32 (N,).
+
+        A reward that reads columns is given them here as in its call.
+        """
+        ...
+
+
+def takes(reward: Any) -> Takes:
+    """What a reward is given, as its attribute `takes` says; single images where it has none."""
+    taken: Takes = getattr(reward, "takes", "image")
+    return taken
+
+
+def with_components(
+    reward: Any, images: torch.Tensor, prompts: Sequence[str], **beside: Any
+) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+    """A reward's scores (N,) and their parts by name; no parts if it tells none."""
+    if isinstance(reward, RewardWithComponents):
+        return reward.score_with_components(images, prompts, **beside)
+    return reward(images, prompts, **beside), {}
+
+
 class FrozenModule(torch.nn.Module):
     """A module that is in eval mode and stays there, whatever its parent does: the base for rewards.
 
@@ -45,11 +79,11 @@ class FrozenModule(torch.nn.Module):
     that a subclass loads it freezes itself, with `requires_grad_(False)`.
 
     Attributes:
-        takes: "video" of a reward that sees whole videos, as its `RewardSpec` says too; any other sees single images,
-            and of a video each frame.
+        takes: as its `RewardSpec` says: "image", and of a video each frame; "video", whole videos alone; or "any",
+            whole videos of a video model and images of another.
     """
 
-    takes: ClassVar[Literal["image", "video"]] = "image"
+    takes: Takes = "image"
 
     def __init__(self) -> None:
         super().__init__()

@@ -208,7 +208,7 @@ def takes_as_declared(subject: Subject) -> None:
 
 def frames_count(subject: Subject) -> None:
     """Of videos: frames that stand still score otherwise, other lengths are scored, and every frame has a gradient."""
-    if not subject.takes_videos:
+    if subject.spec.takes == "image":
         return
     videos = subject.videos()
     still = videos[:, :1].expand_as(videos)

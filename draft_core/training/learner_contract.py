@@ -13,7 +13,8 @@ import torch
 
 from draft_core.errors import DraftError, RecipeError, raised
 from draft_core.learners.learner import ADAPTER, Learner, Loss
-from draft_core.rewards.objective import Objective, check_takes, takes_videos
+from draft_core.rewards.objective import Objective, check_takes
+from draft_core.rewards.protocol import takes
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.distributed import is_loss_of_another
 from draft_core.training.settings import RegularizerSettings, TrainSettings
@@ -63,7 +64,7 @@ def require_videos(sampler: DifferentiableSampler, objective: Objective, setting
         RewardError: if a reward scores videos, and the model makes images.
         RecipeError: if frames are to be chosen of images, or more than a video has.
     """
-    if settings.frames is None and not any(map(takes_videos, objective.rewards.values())):
+    if settings.frames is None and "video" not in map(takes, objective.rewards.values()):
         return
     frames, model = sampler.traits.frames, type(sampler.pipe).__name__
     check_takes(objective.rewards, makes_videos=frames is not None, model=model)
