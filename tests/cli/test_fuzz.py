@@ -1,4 +1,4 @@
-"""A thousand commands over spoiled files and odd settings: each gives its output, or a sentence that says why not.
+"""Hundreds of commands over spoiled files and odd settings: each gives its output, or a sentence that says why not.
 
 More of them, from another seed, with real curves, or one of them alone:
 
@@ -30,7 +30,7 @@ from tests.support.fuzz_commands import run_case
 from tests.support.fuzz_files import make_files
 from tests.support.resized import ResizedPromptConfig
 
-USUAL = 1000
+USUAL = 400
 WANTED = os.environ.get("DRAFT_FUZZ")
 SEED = int(os.environ.get("DRAFT_FUZZ_SEED", "0"))
 ONLY = os.environ.get("DRAFT_FUZZ_ONLY")
