@@ -85,7 +85,7 @@ def recipe_of(folder: Path, catalog: Catalog, output: Path, **changes: Any) -> A
         "prompts": str(folder / "edits.csv"),
         "rewards": [{"kind": "redness", "columns": {"reference": "target"}}],
         "metrics": [{"kind": "brightness"}],
-        "method": {"kind": "draft-lv", "copies": 1},
+        "method": {"kind": "draft-lv", "resamples": 1},
         "train": {"steps": 4, "batch_size": 2, "learning_rate": 1e-2},
         "evaluation": {
             "prompts": str(folder / "held.jsonl"),
@@ -139,7 +139,7 @@ def test_a_run_from_its_list_to_its_page(folder: Path, catalog: Catalog, tmp_pat
 
 
 METHODS: dict[str, dict[str, Any]] = {
-    "draft-lv": {"method": {"kind": "draft-lv", "copies": 1}},
+    "draft-lv": {"method": {"kind": "draft-lv", "resamples": 1}},
     "ddpo": {
         "method": {"kind": "ddpo", "minibatches": 2, "least": 2},
         "model": {"noise": 0.7},
