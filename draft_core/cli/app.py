@@ -175,6 +175,10 @@ def score(
     prompt: Annotated[
         list[str], typer.Option("--prompt", "-p", help="The prompt; once for all images, or once for each.")
     ] = [],
+    columns: Annotated[
+        list[str],
+        typer.Option("--column", metavar="NAME=VALUE", help="What the reward reads of a column, for all images."),
+    ] = [],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Score image files with a reward.
@@ -184,7 +188,7 @@ def score(
     Example: draft score photo.jpg --reward jpeg --set quality=50
     """
     with prints_aside():
-        unit, scored = _scored(images, reward, prompt, given_fields(overrides))
+        unit, scored = _scored(images, reward, prompt, given_fields(overrides), columns)
     failed = [row for row in scored if row.error is not None]
     if len(failed) == len(scored) and failed[0].error is not None:
         raise failed[0].error
@@ -205,7 +209,9 @@ def score(
         raise typer.Exit(1)
 
 
-def _scored(images: list[Path], reward: str, prompt: list[str], fields: dict[str, Any]) -> tuple[str, list[Scored]]:
+def _scored(
+    images: list[Path], reward: str, prompt: list[str], fields: dict[str, Any], columns: list[str]
+) -> tuple[str, list[Scored]]:
     """The unit of the reward, and the score of each image."""
     catalog = load_catalog()
     spec = catalog.reward(reward).spec
@@ -216,17 +222,19 @@ def _scored(images: list[Path], reward: str, prompt: list[str], fields: dict[str
             f"{len(prompt)} prompts for {len(images)} images", where="--prompt", next="give one, or one for each"
         )
 
-    from draft_core.cli.scoring import score_files
+    from draft_core.cli.scoring import given_columns, score_files
+    from draft_core.recipe.columns import columns_of
     from draft_core.runs.build import load_reward, reward_config
 
-    reward_config(reward, fields, catalog)
+    read = columns_of(reward_config(reward, fields, catalog), catalog, where="--set columns")
+    row = given_columns(reward, read, columns)
     for path in images:
         if not exists(Path.exists, path):
             raise DraftError("no such file", where=str(path), next="check the path")
     quiet_libraries()
     scorer = load_reward(reward, catalog=catalog, **fields)
     prompts = prompt * len(images) if len(prompt) == 1 else prompt or [""] * len(images)
-    return spec.unit, list(score_files(reward, scorer, images, prompts))
+    return spec.unit, list(score_files(reward, scorer, images, prompts, read, row))
 
 
 @app.command("new-reward")

@@ -70,6 +70,7 @@ def show_reward(kind: Annotated[str, typer.Argument(help="A kind that `draft rew
         "score": f"{spec.unit}, {spec.score_range}, higher is better",
         "trains": "yes" if spec.differentiable else "without a gradient: methods that need none",
         "prompt": "needed" if spec.needs_prompt else "not used",
+        **({"columns": ", ".join(f"{name} ({kind})" for name, kind in spec.columns.items())} if spec.columns else {}),
         "native size": f"{spec.native_size} px" if spec.native_size else "any",
         "code licence": spec.code_license,
         "weights": f"{spec.weights_license}, {spec.download_mb:g} MB" if spec.weights_license else "none",

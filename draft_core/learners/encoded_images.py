@@ -178,7 +178,7 @@ class _Probes:
         Raises:
             SamplerError: if the call does not decode, by `vae.decode`.
         """
-        run = DryRun(self.sampler, [PROBE_PROMPT], self.blanks)
+        run = DryRun(self.sampler, [self.sampler.columns.example or PROBE_PROMPT], self.blanks)
         if self.encoded is not None:
             run.replay_encoders(self.encoded)
         probe = _Ending(run, self.sampler.steps, end)

@@ -167,8 +167,8 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
         recipe.method.check_prompts(trained.columns)
     except DraftError as error:
         raise RecipeError(error.what, where=prompts, next=error.next) from None
+    _, held_out = resolve_evaluation(recipe, catalog, where=f"{where}: ", whole=True)
     if recipe.evaluation:
-        _, held_out = resolve_evaluation(recipe, catalog, where=f"{where}: ", whole=True)
         seen = {(row_key(prompt), getattr(prompt, "folder", None)) for prompt in trained.prompts}
         if both := [prompt for prompt in held_out if (row_key(prompt), getattr(prompt, "folder", None)) in seen]:
             raise RecipeError(

@@ -12,7 +12,7 @@ from typing import Any
 
 from draft_core.errors import RecipeError
 from draft_core.evaluation.settings import EvaluationSettings
-from draft_core.prompt_rows import row_key
+from draft_core.prompt_rows import Column, PromptRow, row_key, type_of_argument
 from draft_core.recipe.columns import Reader, check_columns, fingerprints, readers, unread, with_rows
 from draft_core.recipe.paths import PATH_STARTS, absolute
 from draft_core.recipe.prompt_lists import READERS, PromptList, read_prompt_file, rows_of_recipe
@@ -66,9 +66,9 @@ def given_prompts(text: str, catalog: Catalog, *, where: str) -> list[str]:
     """
     lists = catalog.prompt_lists()
     if text in lists:
-        return resolve_prompts(text, catalog, where=where)
+        return _rows(resolve_prompt_list(text, catalog, where=where))
     if path := _file_at(text):
-        return resolve_prompts(PromptFile(file=str(path)), catalog, where=where)
+        return _rows(resolve_prompt_list(PromptFile(file=str(path)), catalog, where=where))
     is_one_word = not any(letter.isspace() for letter in text)
     if text.lower().endswith(tuple(READERS)) or (is_one_word and text.startswith(PATH_STARTS)):
         raise RecipeError(f"there is no file {short(text)!r}", where=where, next="check the path")
@@ -79,6 +79,15 @@ def given_prompts(text: str, catalog: Catalog, *, where: str) -> list[str]:
             next=f"did you mean {near[0]!r}? A prompt of this word can be given in a text file",
         )
     return resolve_prompts([text], catalog, where=where)
+
+
+def _rows(listed: PromptList) -> list[str]:
+    """The prompts, with all that stands beside them."""
+    columns = listed.columns.items()
+    if not columns:
+        return list(listed.prompts)
+    of_rows = [{name: values[place] for name, values in columns} for place in range(len(listed.prompts))]
+    return [PromptRow(prompt, row, listed.folder) for prompt, row in zip(listed.prompts, of_rows, strict=True)]
 
 
 def _file_at(text: str) -> Path | None:
@@ -174,6 +183,14 @@ class ResolvedRecipe:
         of_held_out = fingerprints(held_out, self.readers).items()
         files.update({f"evaluation.prompts.{name} (files)": it for name, it in of_held_out})
         return {"prompts": list(trained), **columns, "evaluation.prompts": list(held_out), **evaluated, **files}
+
+    def inputs(self) -> dict[str, list[Path]]:
+        """Argument of the call with an image of every prompt -> the files of the evaluated prompts."""
+        return {
+            argument: [column.of(prompt, where=argument) for prompt in self.evaluation_prompts]
+            for argument, name in self.recipe.model.columns.items()
+            if (column := Column(name, type_of_argument(argument) or "text")).type == "image"
+        }
 
     @property
     def notes(self) -> list[str]:

@@ -11,6 +11,7 @@ PUBLISHED = {
     "adversarial-per-prompt": "draft-reward-adversarial",
     "adversarial-top1": "draft-reward-adversarial",
     "aesthetic": "draft-reward-aesthetic",
+    "asked-colour": "draft-reward-colour",
     "clipscore": "draft-reward-clipscore",
     "colour-harmony": "draft-reward-colour",
     "command": "draft-reward-command",

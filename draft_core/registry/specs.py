@@ -53,8 +53,9 @@ class RewardSpec:
             for its tests, and for `--small` of `draft rewards check` and `compare`.
         small_prompts: at least three prompts for these checks, where it cannot read any prompt; ordinary ones if empty.
         reference: "module:callable"; called with the built reward and its config, it returns the reference scorer on
-            that reward's own weights: (list of B PIL images, list of B prompts) -> scores (B,). It may be slow and
-            without gradient, and the reward itself never imports it.
+            that reward's own weights: (list of B PIL images, list of B prompts) -> scores (B,), with its `columns` as a
+            third argument where it reads any. It may be slow and without gradient, and the reward itself never imports
+            it.
         tolerance: the largest difference from the reference that counts as equal, in standard deviations between
             images. Given with a reference, and only then.
 

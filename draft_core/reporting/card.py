@@ -68,7 +68,7 @@ def usage(record: RunRecord, lora: Path, *, base: str | None) -> str:
 def _usage_lines(record: RunRecord, lora: Path, base: str | None) -> Iterator[str]:
     facts = record.facts
     source, scheduler = facts.source, facts.scheduler
-    call = "".join(f", {name}={_written(value)}" for name, value in facts.call.items())
+    call = "".join(f", {name}={_written(value)}" for name, value in {**facts.call, **facts.columns}.items())
     yield "import torch"
     if base is None:
         more = "".join(f", {name}={value!r}" for name, value in source.items())

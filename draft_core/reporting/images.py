@@ -10,6 +10,7 @@ from PIL import Image
 
 from draft_core.evaluation.collapse import EvalRecord
 from draft_core.reporting.image_grid import LOSSLESS, draw_grid, strip_uris
+from draft_core.reporting.run_record import load_inputs
 from draft_core.reporting.summary import RunSummary
 
 ROWS = 16  # prompts of which images are shown
@@ -46,6 +47,15 @@ def prompt_strips(summary: RunSummary) -> tuple[list[tuple[str, dict[str, str]]]
         for number, prompt in enumerate(prompts)
     ]
     return of_prompts, {scale: encoded[scale] for scale in scaled}
+
+
+def input_strips(summary: RunSummary) -> list[dict[str, str]]:
+    """For each prompt that is shown: argument of the call -> the URI of the image that it was given for the prompt."""
+    inputs = load_inputs(summary.record.folder)
+    count = len(summary.record.facts.prompts[:ROWS])
+    wanted = {(number, name): [it] for name, images in inputs.items() for number, it in enumerate(images[:count])}
+    encoded = strip_uris(wanted, budget=BUDGET)
+    return [{name: encoded[number, name] for name in inputs if (number, name) in encoded} for number in range(count)]
 
 
 def is_small(summary: RunSummary) -> bool:

@@ -17,7 +17,7 @@ from draft_core.reporting.curves import (
     training_panels,
 )
 from draft_core.reporting.image_grid import data_uri
-from draft_core.reporting.images import COLUMNS, before_after, is_small, prompt_strips
+from draft_core.reporting.images import COLUMNS, before_after, input_strips, is_small, prompt_strips
 from draft_core.reporting.live import RunState
 from draft_core.reporting.rendering import render
 from draft_core.reporting.run_record import RunRecord, write_whole
@@ -70,6 +70,7 @@ def page_of(summary: RunSummary, state: RunState | None = None) -> str:
         small=is_small(summary),
         shown_seeds=record.facts.seeds[:COLUMNS],
         images=images,
+        inputs=input_strips(summary),
         scaled=scaled,
         training=drawn(training_panels(record, marks)),
         evaluated=drawn(evaluation_panels(record, marks)),

@@ -25,7 +25,10 @@ EVALUATIONS = "evaluations.jsonl"  # one EvalRecord a line
 FACTS = "run.json"  # written when the run is over
 RECIPE = "recipe.yaml"
 PROMPTS = "prompts.json"  # what the recipe's prompt lists held
-IMAGES = "images"  # a folder for each evaluation, UPDATE/IMAGE.png, and for each scale, scale-SCALE/IMAGE.png
+# A folder for each evaluation, UPDATE/IMAGE.png, for each scale, scale-SCALE/IMAGE.png, and for each argument with an
+# image of every prompt, input-ARGUMENT/PROMPT.png.
+IMAGES = "images"
+INPUT = "input-"
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Facts:
         caps: name -> score above which a trained reward counts no more.
         source: how the model was loaded beside its location: "pipeline", "config" and "variant", where they were said.
         scheduler: "name" and "settings" of the scheduler, where it was not the pipeline's own.
+        columns: argument of the call with a value for every prompt -> that of the first prompt, an image as in `call`.
         trained_on: name of the file that was trained on in the place of rewards, which then judge alone; empty if none.
     """
 
@@ -92,6 +96,7 @@ class Facts:
     source: Mapping[str, str] = field(default_factory=dict)
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     drawn_otherwise: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
     trained_on: str = ""
 
     @property
@@ -247,11 +252,11 @@ def write_whole(path: Path, text: str) -> None:
 # Images
 
 
-def save_images(folder: Path, of: int | str, images: torch.Tensor) -> None:
-    """Images (N, 3, H, W) in [0, 1] as 8-bit PNG.
+def save_images(folder: Path, of: int | str, images: torch.Tensor | Sequence[torch.Tensor]) -> None:
+    """Images (N, 3, H, W) in [0, 1], or N images (3, H, W) of any sizes, as 8-bit PNG.
 
     Arguments:
-        of: the update they were evaluated after, or `scale_name`.
+        of: the update they were evaluated after, `scale_name`, or `input_name`.
     """
     images_folder = _folder_of(folder, of)
     for made in (images_folder.parent, images_folder):  # but not the folder of the run, if that is gone
@@ -304,6 +309,21 @@ def _size(image: torch.Tensor) -> str:
 def scale_name(scale: float) -> str:
     """Under which name the images at a scale of the LoRA are kept."""
     return f"scale-{scale:g}"
+
+
+def input_name(argument: str) -> str:
+    """Under which name the images are kept that the call was given for the evaluated prompts."""
+    return f"{INPUT}{argument}"
+
+
+def load_inputs(folder: Path) -> dict[str, list[torch.Tensor]]:
+    """Argument of the call -> the images (3, H, W) that it was given for the first prompts; empty if for none.
+
+    Raises:
+        DraftError: if a file is no image.
+    """
+    found = sorted((folder / IMAGES).glob(f"{INPUT}*"))
+    return {it.name.removeprefix(INPUT): [read_image(file)[0] for file in sorted(it.glob("*.png"))] for it in found}
 
 
 def _folder_of(folder: Path, of: int | str) -> Path:

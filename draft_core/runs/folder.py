@@ -30,6 +30,7 @@ from draft_core.reporting.run_record import (
     Facts,
     RunRecord,
     append_row,
+    input_name,
     load_images,
     read_rows,
     rewrite_rows,
@@ -37,6 +38,7 @@ from draft_core.reporting.run_record import (
     write_facts,
     write_whole,
 )
+from draft_core.rewards.images import read_image
 from draft_core.runs.replacement import bring_back, let_go, put_aside
 from draft_core.training.checkpoints import (
     checkpoints,
@@ -239,6 +241,8 @@ def _prepare(folder: Path, resolved: ResolvedRecipe, *, anew: bool, redraws: boo
         (folder / EVALUATIONS).unlink(missing_ok=True)
         shutil.rmtree(folder / IMAGES, ignore_errors=True)
     write_whole(folder / RECIPE, dump_recipe(resolved.recipe))
+    for argument, images in resolved.inputs().items():
+        save_images(folder, input_name(argument), [read_image(image)[0] for image in images])
     write_whole(folder / PROMPTS, json.dumps(resolved.prompt_lists, ensure_ascii=False, indent=1))
 
 

@@ -11,6 +11,7 @@ import torch
 
 from draft_core.evaluation.collapse import CollapseRule, Verdict
 from draft_core.evaluation.evaluate import as_evaluated
+from draft_core.prompt_rows import Column, type_of_argument
 from draft_core.recipe.resolve import ResolvedRecipe
 from draft_core.recipe.schema import ImageFile, RecipeBase
 from draft_core.registry.catalog import Catalog
@@ -51,6 +52,7 @@ def facts_of(
         tolerance=rule.tolerance,
         caps=rule.caps,
         call=_call_of(recipe, evaluated),
+        columns=_first_row(resolved),
         drawn_otherwise=drawn_otherwise(recipe, trainer.sampler, evaluated),
         images_per_update=images_per_update(recipe.model_dump()),
         versions=recipe.versions or {},
@@ -94,6 +96,16 @@ def _call_of(recipe: RecipeBase, sampler: DifferentiableSampler) -> dict[str, An
         is_image = any(isinstance(part, ImageFile) for part in _listed(recipe.model.call.get(name)))
         call[name] = said[name] if is_image else {"tuple": list(value)} if isinstance(value, tuple) else value
     return call
+
+
+def _first_row(resolved: ResolvedRecipe) -> dict[str, Any]:
+    """Argument of the call -> what the first evaluated prompt's row says for it, as `Facts.columns` has it."""
+    prompt, found = resolved.evaluation_prompts[0], {}
+    for argument, name in resolved.recipe.model.columns.items():
+        column = Column(name, type_of_argument(argument) or "text")
+        value = column.of(prompt, where=argument, may_be_blank=True)
+        found[argument] = {"file": str(value)} if column.type == "image" else value
+    return found
 
 
 def _listed(value: Any) -> list[Any]:

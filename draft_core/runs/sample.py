@@ -15,6 +15,7 @@ from draft_core.adapters.files import load_lora, lora_files, run_around
 from draft_core.adapters.lora import adapters_scaled, is_adapted
 from draft_core.errors import DraftError, RecipeError, list_of_prompts, require_finite, require_from_one
 from draft_core.evaluation.evaluate import evaluate
+from draft_core.prompt_rows import Column, PromptRow
 from draft_core.recipe.load import load_recipe
 from draft_core.recipe.messages import validate
 from draft_core.recipe.schema import ModelConfig
@@ -22,6 +23,7 @@ from draft_core.recipe.yaml_text import read_yaml
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import RewardConfig
 from draft_core.reporting.run_record import METRICS, RECIPE
+from draft_core.rewards.columns import CallColumns
 from draft_core.rewards.objective import Objective
 from draft_core.runs.build import build_sampler
 from draft_core.runs.cut_prompts import cut_prompts
@@ -159,7 +161,7 @@ def drawing(
             )
     name = pipeline if isinstance(pipeline, str) else type(pipeline).__name__
     settings = _settings(name, lora, {"num_inference_steps": steps, "guidance_scale": guidance}, recomputes, catalog)
-    sampler = _sampler(pipeline, settings.model, catalog)
+    sampler = _sampler(pipeline, settings.model, catalog, prompts)
     if lora:
         load_lora(sampler.pipe, lora)
     if settings.run:
@@ -226,16 +228,25 @@ def _settings(
     return _Settings(validate(ModelConfig, {**drawn, "call": call}, catalog, where="sample"))
 
 
-def _sampler(pipeline: Any, model: ModelConfig, catalog: Catalog) -> DifferentiableSampler:
-    """Of a pipeline that was given, as it is; of a name as a run builds it."""
+def _sampler(pipeline: Any, model: ModelConfig, catalog: Catalog, prompts: Sequence[str]) -> DifferentiableSampler:
+    """Of a pipeline that was given, as it is; of a name as a run builds it.
+
+    Raises:
+        DraftError: if its call takes an image, say, of every prompt's row, and a prompt has none.
+    """
+    example = prompts[0]
+    for argument, column in model.columns.items():
+        for prompt in prompts:
+            Column(column).of(prompt, where=f"model.columns.{argument} of the run", may_be_blank=True)
     if isinstance(pipeline, str):
-        return build_sampler(model, catalog=catalog)
+        return build_sampler(model, catalog=catalog, example=example)
     call = {**model.call, **guided(pipeline, model.guidance_scale)}
     return DifferentiableSampler(
         pipeline,
         num_inference_steps=model.num_inference_steps,
         gradient_checkpointing=model.gradient_checkpointing,
         decode=model.decode,
+        columns=CallColumns(model.columns, example if isinstance(example, PromptRow) else None),
         **call,
     )
 

@@ -41,7 +41,9 @@ class Settings(Protocol):
     frames: FrameChoice | None
     call_kwargs: dict[str, Any]
     columns: CallColumns
-    takes_each: bool
+
+    @property
+    def takes_each(self) -> bool: ...
 
 
 Forward = Callable[..., Any]
@@ -340,12 +342,10 @@ def _frozen(forward: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _one_text(value: Any) -> str | None:
     """The text of a string or of a list that holds one; of anything else None."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
     return value if isinstance(value, str) else None
 
 
 def length(value: Any) -> int:
     """The items of a list or a batch; 0 for anything else."""
-    batched = isinstance(value, list) or (isinstance(value, torch.Tensor) and value.ndim > 0)
-    return len(value) if batched else 0
+    return len(value) if isinstance(value, list) or (isinstance(value, torch.Tensor) and value.ndim > 0) else 0

@@ -203,7 +203,7 @@ def keeps_apart(sampler: AnySampler) -> bool:
     read a list as several values for one prompt, or only its first item, and others refuse it.
     """
     trial, blanks = copy.copy(sampler), dict[Any, Any]()
-    trial.takes_each = True
+    vars(trial)["takes_each"] = True
     with pipelines.without_traces(trial.pipe):
         for real in (False, True):  # some look into their networks
             try:

@@ -5,6 +5,7 @@ The order is from the plain to the subtle, so that the first violation is the on
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 import torch
 
 from draft_core.errors import RewardError
+from draft_core.prompt_rows import PromptRow, plain
+from draft_core.rewards.columns import for_reward
 from draft_core.testing.subject import Subject, demand
 
 OTHER_SHAPES = ((48, 72), (72, 48), (61, 67), (33, 33))  # wide, tall, odd
@@ -38,12 +41,18 @@ def one_score_per_image(subject: Subject) -> None:
 
 
 def inputs_are_left_alone(subject: Subject) -> None:
-    """Images and prompts are the same after the call."""
+    """Images, prompts and columns are the same after the call."""
     images, prompts = subject.images(), list(subject.prompts)
+    beside = for_reward(subject.columns, prompts, images, where=subject.spec.kind)
+    kept = {name: [copy.deepcopy(value) for value in values] for name, values in beside.items()}
     before = images.clone()
-    subject.reward(images, prompts)
+    texts = list(plain(prompts))
+    subject.reward(images, texts, **({"columns": beside} if beside else {}))
     demand(torch.equal(images, before), "it changed the images in place")
-    demand(prompts == list(subject.prompts), "it changed the list of prompts")
+    demand(texts == list(subject.prompts), "it changed the list of prompts")
+    for name, values in kept.items():
+        same = len(values) == len(beside.get(name, ())) and all(map(_equal, values, beside[name]))
+        demand(same, f"it changed what it was given as column {name!r}")
 
 
 def deterministic(subject: Subject) -> None:
@@ -127,7 +136,7 @@ def every_image_has_a_gradient(subject: Subject) -> None:
     """The gradient is finite and not zero for each image; a measure has none."""
     if not subject.spec.differentiable:
         images = subject.images().requires_grad_()
-        scores = subject.reward(images, list(subject.prompts))
+        scores = subject.called(images, subject.prompts)
         demand(not scores.requires_grad, "its spec says that it only measures, but its scores carry a gradient")
         return
     for count in (1, 3):
@@ -184,8 +193,9 @@ def half_precision_inputs(subject: Subject) -> None:
 def prompts_count_as_declared(subject: Subject) -> None:
     """The score depends on the prompt exactly if the spec says so."""
     images = subject.images()
-    first, second, third = subject.prompts
-    others = (third, first, second)
+    rows = subject.prompts
+    texts = (rows[2], rows[0], rows[1])  # the columns stay where they are
+    others = tuple(PromptRow(text, getattr(row, "columns", {})) for text, row in zip(texts, rows, strict=True))
     same = torch.equal(subject.score(images), subject.score(images, others))
     if subject.spec.needs_prompt:
         demand(not same, "its spec says that it needs a prompt, but other prompts give the same scores")
@@ -200,7 +210,7 @@ def takes_as_declared(subject: Subject) -> None:
     if not subject.takes_videos:
         return
     try:
-        scores = subject.reward(subject.stills(), list(subject.prompts))
+        scores = subject.called(subject.stills(), subject.prompts)
     except RewardError:
         return
     demand(False, f"it scores images, {scores.tolist()}: pass what it is given through `checked_videos` first")
@@ -229,6 +239,20 @@ def frames_count(subject: Subject) -> None:
         if not gradient[video, frame].any()
     ]
     demand(not without, f"the gradient of video and frame {without[:3]} is zero")
+
+
+def columns_count_as_declared(subject: Subject) -> None:
+    """The score depends on each column that the spec says it reads."""
+    images, rows = subject.images(), subject.prompts
+    before = subject.score(images)
+    for name in subject.spec.columns:
+        values = [row.columns[name] for row in rows]  # type: ignore[attr-defined]
+        turned = tuple(
+            PromptRow(row, {**row.columns, name: value})  # type: ignore[attr-defined]
+            for row, value in zip(rows, (values[2], *values[:2]), strict=True)
+        )
+        same = torch.equal(before, subject.score(images, turned))
+        demand(not same, f"its spec says that it reads column {name!r}, but other values there give the same scores")
 
 
 def config_survives_json(subject: Subject) -> None:
@@ -265,6 +289,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
         prompts_count_as_declared,
         takes_as_declared,
         frames_count,
+        columns_count_as_declared,
         config_survives_json,
         naming_imports_no_torch,
     )
@@ -292,6 +317,10 @@ def _mean_slope(subject: Subject, images: torch.Tensor, direction: torch.Tensor,
     places = (torch.arange(PATH_POINTS) + 0.5) / PATH_POINTS * 2 - 1
     gradients = [subject.gradient(images + step * place * direction) for place in places.tolist()]
     return (torch.stack(gradients).mean(0) * direction).flatten(1).sum(1)
+
+
+def _equal(first: object, second: object) -> bool:
+    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second  # type: ignore[arg-type]
 
 
 def _require_gradient(gradient: torch.Tensor, where: str) -> None:

@@ -16,7 +16,9 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 
 from draft_core.errors import DraftError, PluginError, RewardError, raised
+from draft_core.prompt_rows import plain
 from draft_core.registry.catalog import Catalog, load_catalog
+from draft_core.rewards.columns import for_reward
 from draft_core.rewards.images import to_pil
 from draft_core.rewards.objective import checked_scores
 from draft_core.runs.build import build_reward, reward_config
@@ -155,7 +157,7 @@ def compare_with_reference(
     ]
     if spec.needs_prompt:
         image = seeded_images(subject, 1, *native)
-        given = spec.small_prompts or HARD_PROMPTS
+        given = subject.prompts if spec.columns else spec.small_prompts or HARD_PROMPTS
         cases.append(("prompts" if spec.small_prompts else "hard prompts", [image] * len(given), given))
     if images:
         cases.append((f"{len(images)} files", images, subject.prompts[:1] * len(images)))
@@ -235,11 +237,13 @@ def _compared(
     with torch.no_grad():
         ours = torch.cat(
             [
-                checked_scores(subject.spec.kind, subject.reward, image, [prompt])
+                checked_scores(subject.spec.kind, subject.reward, image, [prompt], subject.columns)
                 for image, prompt in zip(images, prompts, strict=True)
             ]
         )
-        theirs = _of_reference(scorer, [to_pil(image[0]) for image in images], list(prompts), where=where)
+        pil = [to_pil(image[0]) for image in images]
+        beside = for_reward(subject.columns, prompts, images[0], where=where)
+        theirs = _of_reference(scorer, pil, list(plain(prompts)), *([beside] if beside else []), where=where)
     if not isinstance(theirs, torch.Tensor) or theirs.shape != ours.shape:
         shape = tuple(theirs.shape) if isinstance(theirs, torch.Tensor) else type(theirs).__name__
         raise PluginError(f"its reference gave {shape}, not scores of shape {tuple(ours.shape)}", where=where)

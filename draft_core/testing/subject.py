@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from draft_core.prompt_rows import Column, PromptRow, plain
 from draft_core.registry.config import RewardConfig
 from draft_core.registry.specs import RewardSpec
+from draft_core.rewards.columns import for_reward
 from draft_core.runs.build import made_by_plugin
 
 PROMPTS = ("a photograph of a red apple on a table", "two cats", "an oil painting of the sea at night")
 SIDE = 64  # pixels, where the reward has no native size
 FRAMES = 5  # of a video
+OF_COLUMNS = (56, 72)  # height and width of images that stand beside prompts
 
 
 class Violation(AssertionError):
@@ -45,8 +49,38 @@ class Subject:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Three prompts that the reward can read: of the spec's `small_prompts`, else `PROMPTS`."""
-        return (self.spec.small_prompts or PROMPTS)[:3]
+        """Three prompts that the reward can read: of the spec's `small_prompts`, else `PROMPTS`.
+
+        With the columns that it reads, each is a row: of `small_columns`, else of images and numbers that are drawn.
+        """
+        texts = (self.spec.small_prompts or PROMPTS)[:3]
+        if not self.spec.columns:
+            return texts
+        columns = {name: self._values(name) for name in self.spec.columns}
+        return tuple(
+            PromptRow(text, {name: values[place] for name, values in columns.items()})
+            for place, text in enumerate(texts)
+        )
+
+    def _values(self, name: str) -> Sequence[Any]:
+        """Three values of a column, as a list of prompts holds them; images in another size than those to score."""
+        if given := self.spec.small_columns.get(name):
+            return given
+        if self.spec.columns[name] == "number":
+            return ("0.25", "0.5", "0.75")
+        return list(self.stills(3, *OF_COLUMNS))
+
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        """What the reward reads, by its own names."""
+        return {name: Column(name, kind) for name, kind in self.spec.columns.items()}
+
+    def called(self, images: torch.Tensor, prompts: Sequence[str]) -> Any:
+        """What the reward returns for images (B, 3, H, W) and B prompts with what it reads of their columns."""
+        if not self.columns:
+            return self.reward(images, list(prompts))
+        beside = for_reward(self.columns, prompts, images, where=f"reward {self.spec.kind!r}")
+        return self.reward(images, list(plain(prompts)), columns=beside)
 
     @property
     def takes_videos(self) -> bool:
@@ -116,7 +150,7 @@ class Subject:
         return result
 
     def _checked_scores(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        scores = self.reward(images, prompts)
+        scores = self.called(images, prompts)
         demand(isinstance(scores, torch.Tensor), f"it returned {type(scores).__name__}, not a tensor")
         demand(
             scores.shape == (len(images),),

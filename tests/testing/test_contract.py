@@ -217,6 +217,65 @@ def test_a_reward_that_reads_only_some_prompts_is_checked_with_those() -> None:
         RewardSpec(**{**fields, "small_prompts": ("a fox", "a fox", "an owl")})
 
 
+WISHES = tiny.spec(
+    "redness",
+    RednessConfig,
+    "tests.support.tiny:Redness",
+    columns={"reference": "image", "level": "number", "wish": "text"},
+    small_columns={"wish": ("red", "blue", "green")},
+)
+
+
+class Reading(FrozenModule):
+    """Its score depends on all columns; `spoil` is what a bug does to them."""
+
+    def __init__(self, spoil: Callable[[dict[str, list[Any]]], dict[str, list[Any]]] = dict) -> None:
+        super().__init__()
+        self.spoil = spoil
+
+    def forward(self, images: torch.Tensor, prompts: list[str], columns: dict[str, list[Any]]) -> torch.Tensor:
+        checked_images(images, prompts, where="reading")
+        read = self.spoil(columns)
+        levels = torch.tensor([level + len(wish) for level, wish in zip(read["level"], read["wish"], strict=True)])
+        wanted = torch.stack([reference.float().mean() for reference in read["reference"]])
+        return sound(images, prompts) * (1 + wanted) + levels.to(wanted)
+
+
+def without(name: str) -> Callable[[dict[str, list[Any]]], dict[str, list[Any]]]:
+    return lambda columns: {**columns, name: columns[name][:1] * len(columns[name])}
+
+
+def darkened(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    columns["reference"][0].mul_(0.5)
+    return columns
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_sound_reward_that_reads_columns_keeps_every_promise(name: str) -> None:
+    CHECKS[name](subject(Reading(), WISHES))
+
+
+@pytest.mark.parametrize("column", WISHES.columns)
+def test_a_column_that_is_declared_and_not_read_is_caught(column: str) -> None:
+    with pytest.raises(Violation, match=f"it reads column '{column}', but other values there give the same scores"):
+        CHECKS["columns_count_as_declared"](subject(Reading(without(column)), WISHES))
+
+
+def test_bugs_with_columns_are_caught() -> None:
+    with pytest.raises(Violation, match="it changed what it was given as column 'reference'"):
+        CHECKS["inputs_are_left_alone"](subject(Reading(darkened), WISHES))
+    with pytest.raises(Violation, match="in a batch it scores"):  # every image has the first one's wish
+        CHECKS["no_leak_between_images"](subject(Reading(without("level")), WISHES))
+
+
+def test_a_spec_gives_its_checks_texts_to_read() -> None:
+    fields = {**vars(WISHES), "small_columns": {}}
+    with pytest.raises(PluginError, match="its small_columns have fewer than three values of 'wish'; give three"):
+        RewardSpec(**fields)
+    with pytest.raises(PluginError, match="its small_columns name 'other', which it does not read"):
+        RewardSpec(**{**vars(WISHES), "small_columns": {**WISHES.small_columns, "other": ("a", "b", "c")}})
+
+
 def test_a_config_that_does_not_survive_json_is_caught() -> None:
     with pytest.raises(Violation, match="comes back from JSON as"):
         CHECKS["config_survives_json"](subject(Planted(sound), config=Forgetful(secret=2.0)))

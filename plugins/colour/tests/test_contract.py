@@ -1,4 +1,4 @@
-"""The two rewards keep the contract of draft-core."""
+"""The rewards keep the contract of draft-core."""
 
 from typing import ClassVar
 
@@ -12,6 +12,10 @@ class TestPalette(RewardContract):
 class TestPaletteOfTheRest(RewardContract):
     kind = "palette"
     config: ClassVar = {"colours": ["#2a9d8f"], "background": {"colour": "#ffffff", "tolerance": 20}}
+
+
+class TestAskedColour(RewardContract):
+    kind = "asked-colour"
 
 
 class TestColourHarmony(RewardContract):

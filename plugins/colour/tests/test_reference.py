@@ -16,6 +16,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "palette": ("palette", {"colours": COLOURS}),
     "soft": ("palette", {"colours": COLOURS, "sharpness": 0.05}),
     "background": ("palette", {"colours": COLOURS, "background": {"colour": "#808080", "tolerance": 25}}),
+    "asked": ("asked-colour", {}),
+    "asked, background": ("asked-colour", {"background": {"colour": "#808080", "tolerance": 25}}),
     "harmony": ("colour-harmony", {}),
     **{f"harmony {letter}": ("colour-harmony", {"templates": [letter]}) for letter in harmony.TEMPLATES},
 }

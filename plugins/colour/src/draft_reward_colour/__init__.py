@@ -1,4 +1,4 @@
-"""Colours of an image: names the two rewards and their options, and imports no torch."""
+"""Colours of an image: names the rewards and their options, and imports no torch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from draft_core.plugin import Config, Field, RewardConfig, RewardSpec, hookimpl
 DRAFT_API_VERSION = 2
 
 __all__ = [
+    "AskedColourConfig",
     "Background",
     "ColourHarmonyConfig",
     "HexColour",
     "PaletteConfig",
     "Template",
     "draft_register_rewards",
+    "hex_colour",
 ]
 
 MOST_COLOURS = 8
@@ -32,14 +34,15 @@ def _present(colour: Any) -> Any:
     return colour
 
 
-def _hex(colour: str) -> str:
+def hex_colour(colour: str) -> str:
+    """The colour in small letters, "#rrggbb"; raises ValueError if it is none."""
     if not _HEX.fullmatch(colour.lower()):
         raise ValueError(f'{colour!r} is no colour; write # and six hexadecimal digits, such as "#1d3557"')
     return colour.lower()
 
 
 # An sRGB colour, "#rrggbb".
-HexColour: TypeAlias = Annotated[str, BeforeValidator(_present), AfterValidator(_hex)]
+HexColour: TypeAlias = Annotated[str, BeforeValidator(_present), AfterValidator(hex_colour)]
 
 # A harmonic template by the letter that it has with Matsuda.
 Template: TypeAlias = Literal["i", "V", "L", "I", "T", "Y", "X"]
@@ -79,6 +82,15 @@ class PaletteConfig(RewardConfig):
         return colours
 
 
+class AskedColourConfig(RewardConfig):
+    """Options of `asked-colour`: how near the pixels are to the colour that the list of prompts asks for."""
+
+    kind: Literal["asked-colour"] = "asked-colour"
+    background: Background | None = Field(
+        None, description="A colour whose pixels do not count; left out, every pixel counts."
+    )
+
+
 class ColourHarmonyConfig(RewardConfig):
     """Options of `colour-harmony`: how well the hues fit a harmonic template."""
 
@@ -100,7 +112,7 @@ class ColourHarmonyConfig(RewardConfig):
 
 @hookimpl
 def draft_register_rewards() -> Iterable[RewardSpec]:
-    """The two rewards of this distribution."""
+    """The rewards of this distribution."""
     return [
         RewardSpec(
             kind="palette",
@@ -112,6 +124,19 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             code_license="Apache-2.0",
             small={"colours": ["#1d3557", "#e63946", "#f1c453"]},
             reference="draft_reward_colour.reference:palette",
+            tolerance=0.02,
+        ),
+        RewardSpec(
+            kind="asked-colour",
+            summary="how near each pixel's colour is to the one that the prompt's row asks for",
+            config=AskedColourConfig,
+            factory="draft_reward_colour.reward:AskedColourReward",
+            unit="minus CIE76 distance in CIELAB",
+            score_range="(-260, 0]",
+            columns={"colour": "text"},
+            small_columns={"colour": ("#1d3557", "#e63946", "#f1c453")},
+            code_license="Apache-2.0",
+            reference="draft_reward_colour.reference:asked_colour",
             tolerance=0.02,
         ),
         RewardSpec(

@@ -1,11 +1,11 @@
-"""The two scores in numpy, on scikit-image's CIELAB, to compare the rewards with; no gradient.
+"""The scores in numpy, on scikit-image's CIELAB, to compare the rewards with; no gradient.
 
 Nothing but `draft rewards compare` and the tests imports this. It needs scikit-image and scipy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from scipy.special import logsumexp
 from skimage.color import deltaE_cie76, lab2lch, rgb2lab
 from torch import Tensor
 
-from draft_reward_colour import ColourHarmonyConfig, PaletteConfig
+from draft_reward_colour import AskedColourConfig, ColourHarmonyConfig, PaletteConfig
 
 Scorer = Callable[[list[Image.Image], list[str]], Tensor]
 Numbers = npt.NDArray[np.float64]
@@ -48,6 +48,24 @@ def palette(reward: object, config: PaletteConfig) -> Scorer:
         return -float(nearest.mean())
 
     return lambda images, prompts: torch.tensor([score(image) for image in images], dtype=torch.float64)
+
+
+def asked_colour(reward: object, config: AskedColourConfig) -> Callable[..., Tensor]:
+    """Minus the mean of scikit-image's CIE76 distance to the colour of each image, over what is no background."""
+
+    def score(image: Image.Image, colour: str) -> float:
+        lab = rgb2lab(np.asarray(image))
+        distance = deltaE_cie76(lab, _lab_of(colour))
+        if config.background is not None:
+            counts = deltaE_cie76(lab, _lab_of(config.background.colour)) > config.background.tolerance
+            distance = distance[counts] if counts.any() else distance
+        return -float(distance.mean())
+
+    def scores(images: list[Image.Image], prompts: list[str], columns: Mapping[str, Sequence[str]]) -> Tensor:
+        found = [score(*pair) for pair in zip(images, columns["colour"], strict=True)]
+        return torch.tensor(found, dtype=torch.float64)
+
+    return scores
 
 
 def harmony(reward: object, config: ColourHarmonyConfig) -> Scorer:

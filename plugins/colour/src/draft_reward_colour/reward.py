@@ -1,14 +1,15 @@
-"""The two rewards: the distance of colours to a palette, and that of hues to a harmonic template."""
+"""The rewards: the distance of colours to a palette or to a colour of each prompt, and of hues to a template."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from draft_core.errors import RewardError
 from draft_core.rewards import FrozenModule, checked_images
-from draft_reward_colour import ColourHarmonyConfig, PaletteConfig
+from draft_reward_colour import AskedColourConfig, Background, ColourHarmonyConfig, PaletteConfig, hex_colour
 from draft_reward_colour.harmony import best_fit, outside
 from draft_reward_colour.lab import cie76, lab_of, polar, to_lab
 
@@ -38,17 +39,53 @@ class PaletteReward(FrozenModule):
             lab = to_lab(images)
             distances = torch.stack([cie76(lab, lab_of(colour, images)) for colour in self.config.colours])
             nearest = -torch.logsumexp(-self.config.sharpness * distances, dim=0) / self.config.sharpness
-            counts = self._counts(lab)
+            counts = _counts(lab, self.config.background)
             return -nearest.where(counts, 0.0).sum((1, 2)) / counts.sum((1, 2))
 
-    def _counts(self, lab: Tensor) -> Tensor:
-        """Which pixels (B, H, W) of images in CIELAB are scored."""
-        background = self.config.background
-        if background is None:
-            return torch.ones_like(lab[:, 0], dtype=torch.bool)
-        # Not "further than": a pixel that is not a number counts, and the score shows it.
-        counts = ~(cie76(lab, lab_of(background.colour, lab)) <= background.tolerance)
-        return counts | ~counts.any(2, keepdim=True).any(1, keepdim=True)
+
+class AskedColourReward(FrozenModule):
+    """Minus the mean over pixels of the CIE76 distance to a colour that each prompt has of its own, differentiable.
+
+    The list of prompts says it in its column `colour`, as "#rrggbb". Pixels of the background are left out, as with
+    `PaletteReward`.
+    """
+
+    def __init__(self, config: AskedColourConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, images: Tensor, prompts: Sequence[str], columns: Mapping[str, Sequence[str]]) -> Tensor:
+        """Scores (B,) float32 of images (B, 3, H, W) in [0, 1]; prompts are not read.
+
+        Arguments:
+            columns: "colour" -> B colours.
+
+        Raises:
+            RewardError: if images are not a floating-point batch of RGB images with a prompt each, or a text is no
+                colour.
+        """
+        images = checked_images(images, prompts, where="reward 'asked-colour'")
+        with torch.autocast(images.device.type, enabled=False):
+            lab = to_lab(images)
+            asked = torch.stack([lab_of(_checked(colour), images) for colour in columns["colour"]])
+            counts = _counts(lab, self.config.background)
+            return -cie76(lab, asked).where(counts, 0.0).sum((1, 2)) / counts.sum((1, 2))
+
+
+def _checked(colour: str) -> str:
+    try:
+        return hex_colour(colour)
+    except ValueError as error:
+        raise RewardError(str(error), where="reward 'asked-colour': column 'colour'") from None
+
+
+def _counts(lab: Tensor, background: Background | None) -> Tensor:
+    """Which pixels (B, H, W) of images in CIELAB are scored."""
+    if background is None:
+        return torch.ones_like(lab[:, 0], dtype=torch.bool)
+    # Not "further than": a pixel that is not a number counts, and the score shows it.
+    counts = ~(cie76(lab, lab_of(background.colour, lab)) <= background.tolerance)
+    return counts | ~counts.any(2, keepdim=True).any(1, keepdim=True)
 
 
 class ColourHarmonyReward(FrozenModule):
