@@ -6,13 +6,14 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from draft_core.errors import DraftError, SamplerError, list_of_prompts, require_from_one
+from draft_core.evaluation import image_measures
 from draft_core.evaluation.settings import EvaluationSettings
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import Objective
@@ -34,12 +35,14 @@ class Evaluation:
         seeds: S seeds; every prompt has one image from each.
         images: (P S, 3, H, W) in [0, 1] on the CPU, those of one prompt side by side; of a video its middle frame.
         scores: reward name -> (P S,) before its weight.
+        motion: of videos, measure -> (P S,), as `image_measures.motion` gives it; empty of images.
     """
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     images: Tensor
     scores: Mapping[str, Tensor]
+    motion: Mapping[str, Tensor] = field(default_factory=dict)
 
     def means(self) -> dict[str, float]:
         """Reward name -> mean over all images."""
@@ -57,6 +60,7 @@ def evaluate(
     progress: Callable[[int, int], None] = lambda done, total: None,
     share: tuple[int, int] = (0, 1),
     gather: Callable[[Any], list[Any]] = lambda part: [part],
+    keep: Callable[[Tensor], Tensor] | None = None,
 ) -> Evaluation:
     """Images of the pipeline as it is now, one for each prompt and seed, and their scores; builds no graph.
 
@@ -75,6 +79,7 @@ def evaluate(
         share: (rank, world size) of this process: it makes every `world size`-th image, from number `rank` on; all
             make equally many, some of them twice where they do not come out even.
         gather: gives what each process made, by rank.
+        keep: what is kept of images (N, 3, H, W), or videos (N, F, 3, H, W), after they are scored; `still` if left out.
 
     Returns:
         images (P S, 3, H, W) in [0, 1] on the CPU, of each prompt all seeds in turn; and scores, float32 (P S,), in the
@@ -98,7 +103,7 @@ def evaluate(
     rounds = math.ceil(len(pairs) / world_size)
     own = [pairs[(turn * world_size + rank) % len(pairs)] for turn in range(rounds)]
     plan = StepPlan(sampler.steps, frozenset())
-    images, scores = [], []
+    images, scores, motion = [], [], []
     for first in range(0, len(own), batch_size):
         batch = own[first : first + batch_size]
         names = [prompt for prompt, _ in batch]
@@ -107,15 +112,19 @@ def evaluate(
             samples = sampler(names, plan=plan, generator=generators).images
             require_finite_images(samples, sampler.pipe)
             scores.append(rewards(samples, names).per_reward)
-        images.append(still(samples).float().cpu())
+            motion.append(image_measures.motion(samples.float()))
+        images.append((keep or still)(samples.float()).cpu())
         progress(min((first + len(batch)) * world_size, len(pairs)), len(pairs))
-    joined = {name: torch.cat([batch_scores[name] for batch_scores in scores]).cpu() for name in scores[0]}
-    parts = gather((torch.cat(images), joined))
+    joined, moved = (
+        {name: torch.cat([row[name] for row in rows]).cpu() for name in rows[0]} for rows in (scores, motion)
+    )
+    parts = gather((torch.cat(images), joined, moved))
     return Evaluation(
         tuple(prompts),
         tuple(seeds),
-        _in_order([images for images, _ in parts], len(pairs)),
-        {name: _in_order([scores[name] for _, scores in parts], len(pairs)) for name in joined},
+        _in_order([part[0] for part in parts], len(pairs)),
+        {name: _in_order([part[1][name] for part in parts], len(pairs)) for name in joined},
+        {name: _in_order([part[2][name] for part in parts], len(pairs)) for name in moved},
     )
 
 
