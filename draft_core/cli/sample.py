@@ -156,7 +156,7 @@ def sample(
 
     catalog = load_catalog()
     locate_pretrained(model, catalog)
-    require_image_file(output)
+    _require_output(output, searches=searches)
     asked = _Asked(
         model,
         [text for given in prompts for text in given_prompts(given, catalog, where=f"--prompts {short(given)}")],
@@ -178,9 +178,20 @@ def sample(
         _draw(asked, latents, output, catalog)
 
 
+def _require_output(output: Path, *, searches: bool) -> None:
+    """That the grid can be written: as an image, or what was not searched for as MP4."""
+    if output.suffix.lower() != ".mp4" or searches:
+        require_image_file(output)
+        return
+    from draft_core.reporting.image_grid import require_mp4
+
+    require_mp4(output)
+    require_file(output)
+
+
 def _draw(asked: _Asked, file: Path | None, output: Path, catalog: Catalog) -> None:
     """The grid of images, of seeds or of a file's noise."""
-    from draft_core.reporting.image_grid import draw_grid
+    from draft_core.reporting.image_grid import cells, save_grid
     from draft_core.runs.sample import sample as draw_samples
     from draft_core.search.latents_file import read_latents
 
@@ -207,13 +218,14 @@ def _draw(asked: _Asked, file: Path | None, output: Path, catalog: Catalog) -> N
             **how,
             seed=seed,
             latents=latents,
+            keep=cells,
             catalog=catalog,
             progress=progress,
         )
     rows = [(text, list(made[:, place].flatten(0, 1))) for place, text in enumerate(prompts)]
     headings = [f"scale {factor:g}" for factor in asked.scales] if len(asked.scales) > 1 else []
     with writing(output):
-        draw_grid(rows, headings=headings, group=count).save(output)
+        save_grid(rows, output, headings=headings, group=count)
     out.print(f"wrote {output}", highlight=False, soft_wrap=True)
 
 

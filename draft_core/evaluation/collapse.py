@@ -28,6 +28,8 @@ class EvalRecord:
         drift: for each image the distance from the base model's of the same prompt and seed.
         colour: for each image its colourfulness (Hasler and Suesstrunk 2003), in [0, 1].
         detail: for each image the root mean square of what a 2 x 2 mean removes, in [0, 1].
+        movement: for each video the mean size of the difference of two frames in a row, in [0, 1]; empty of images.
+        flicker: for each video the mean size of the second difference of three frames in a row; empty of images.
         gradients: reward name -> L2 norm of its own weighted LoRA gradient on one training batch; empty for one reward.
         cosines: "A ~ B" -> cosine between two rewards' LoRA gradients.
         divisors: reward name -> what normalisation divided it by at this update; empty without normalisation.
@@ -42,6 +44,8 @@ class EvalRecord:
     drift: Sequence[float]
     colour: Sequence[float]
     detail: Sequence[float]
+    movement: Sequence[float] = ()
+    flicker: Sequence[float] = ()
     gradients: Mapping[str, float] = field(default_factory=dict)
     cosines: Mapping[str, float] = field(default_factory=dict)
     divisors: Mapping[str, float] = field(default_factory=dict)
@@ -53,7 +57,12 @@ class EvalRecord:
 
     def measures(self) -> dict[str, Sequence[float]]:
         """What of the images may fall -> its values; diversity only where a prompt has several images."""
-        values = {"diversity": self.diversity, "colour": self.colour, "detail": self.detail}
+        values = {
+            "diversity": self.diversity,
+            "colour": self.colour,
+            "detail": self.detail,
+            "movement": self.movement,
+        }
         return {name: numbers for name, numbers in values.items() if numbers}
 
 
@@ -77,6 +86,7 @@ def eval_record(
         drift=distance(images, base.images).tolist(),
         colour=colourfulness(images).tolist(),
         detail=detail(images).tolist(),
+        **{name: values.tolist() for name, values in evaluation.motion.items()},
         gradients=dict(gradients or {}),
         cosines=dict(cosines or {}),
         divisors=dict(divisors or {}),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from draft_core.errors import DraftError, RewardError, SamplerError, list_of_prompts, require_from_one
+from draft_core.evaluation import image_measures
 from draft_core.evaluation.settings import EvaluationSettings
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import Objective
@@ -35,6 +36,7 @@ class Evaluation:
         images: (P S, 3, H, W) in [0, 1] on the CPU, those of one prompt side by side; of a video its middle frame.
         scores: reward name -> (P S,) before its weight.
         components: "REWARD: PART" -> (P S,), of the rewards that tell what their score is made of.
+        motion: of videos, measure -> (P S,), as `image_measures.motion` gives it; empty of images.
     """
 
     prompts: tuple[str, ...]
@@ -42,6 +44,7 @@ class Evaluation:
     images: Tensor
     scores: Mapping[str, Tensor]
     components: Mapping[str, Tensor] = field(default_factory=dict)
+    motion: Mapping[str, Tensor] = field(default_factory=dict)
 
     def means(self) -> dict[str, float]:
         """Reward name -> mean over all images."""
@@ -59,6 +62,7 @@ def evaluate(
     progress: Callable[[int, int], None] = lambda done, total: None,
     share: tuple[int, int] = (0, 1),
     gather: Callable[[Any], list[Any]] = lambda part: [part],
+    keep: Callable[[Tensor], Tensor] | None = None,
 ) -> Evaluation:
     """Images of the pipeline as it is now, one for each prompt and seed, and their scores; builds no graph.
 
@@ -77,6 +81,7 @@ def evaluate(
         share: (rank, world size) of this process: it makes every `world size`-th image, from number `rank` on; all
             make equally many, some of them twice where they do not come out even.
         gather: gives what each process made, by rank.
+        keep: what is kept of images (N, 3, H, W), or videos (N, F, 3, H, W), after they are scored; `still` if left out.
 
     Returns:
         images (P S, 3, H, W) in [0, 1] on the CPU, of each prompt all seeds in turn; and scores, float32 (P S,), in the
@@ -100,8 +105,8 @@ def evaluate(
     rounds = math.ceil(len(pairs) / world_size)
     own = [pairs[(turn * world_size + rank) % len(pairs)] for turn in range(rounds)]
     plan = StepPlan(sampler.steps, frozenset())
-    images, scores = [], []
-    parts: list[dict[str, Tensor]] = []
+    images: list[Tensor] = []
+    numbers: list[tuple[dict[str, Tensor], ...]] = []  # scores, components and motion of a batch
     done = 0
     for batch in _batches(own, batch_size, sampler):
         names = [prompt for prompt, _ in batch]
@@ -110,19 +115,20 @@ def evaluate(
             samples = sampler(names, plan=plan, generator=generators).images
             require_finite_images(samples, sampler.pipe)
             made = {name: rewards.components_of(name, samples, names) for name in rewards.rewards}
-            scores.append({name: of_reward for name, (of_reward, _) in made.items()})
-            parts.append({f"{name}: {part}": of_part for name, (_, of) in made.items() for part, of_part in of.items()})
-        images.append(still(samples).float().cpu())
+            of_rewards = {name: of_reward for name, (of_reward, _) in made.items()}
+            of_parts = {f"{name}: {part}": of_part for name, (_, of) in made.items() for part, of_part in of.items()}
+            numbers.append((of_rewards, of_parts, image_measures.motion(samples.float())))
+        images.append((keep or still)(samples.float()).cpu())
         done += len(batch)
         progress(min(done * world_size, len(pairs)), len(pairs))
-    gathered = gather((torch.cat(images), _joined(scores), _joined(parts)))
+    gathered = gather((torch.cat(images), *map(_joined, zip(*numbers, strict=True))))
     return Evaluation(
         tuple(prompts),
         tuple(seeds),
         _in_order([made[0] for made in gathered], len(pairs)),
         *(
             {name: _in_order([made[kind][name] for made in gathered], len(pairs)) for name in gathered[0][kind]}
-            for kind in (1, 2)
+            for kind in (1, 2, 3)
         ),
     )
 

@@ -1,4 +1,4 @@
-"""What is measured of images without a network: distance, colour, detail, diversity."""
+"""What is measured of images and videos without a network: distance, colour, detail, diversity, movement, flicker."""
 
 from __future__ import annotations
 
@@ -36,6 +36,20 @@ def detail(images: Tensor) -> Tensor:
     """Root mean square (N,) of what a mean over 2 x 2 pixels removes: edges, texture, noise."""
     smooth = interpolate(avg_pool2d(images, 2, ceil_mode=True), images.shape[-2:], mode="nearest")
     return (images - smooth).square().flatten(1).mean(1).sqrt()
+
+
+def motion(videos: Tensor) -> dict[str, Tensor]:
+    """Measures (N,) of videos (N, F, 3, H, W) in [0, 1]; none of images, or of videos of one frame.
+
+    "movement": mean size of the difference of two frames in a row. "flicker", of three frames or more: mean size of the
+    second difference of three in a row; 0 where every pixel stays or changes at an even pace.
+    """
+    if videos.ndim != 5 or videos.shape[1] < 2:
+        return {}
+    found = {"movement": videos.diff(dim=1)}
+    if videos.shape[1] > 2:
+        found["flicker"] = videos.diff(n=2, dim=1)
+    return {name: difference.abs().flatten(1).mean(1) for name, difference in found.items()}
 
 
 def diversity(images: Tensor) -> Tensor:

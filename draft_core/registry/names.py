@@ -17,6 +17,7 @@ PUBLISHED = {
     "command": "draft-reward-command",
     "command-per-prompt": "draft-reward-command",
     "emoji": "draft-emoji",
+    "emoji-video": "draft-emoji-video",
     "emoji-clip": "draft-emoji",
     "emoji-contrast": "draft-emoji",
     "emoji-hard": "draft-emoji",
@@ -31,14 +32,19 @@ PUBLISHED = {
     "emoji-scenes": "draft-emoji",
     "emoji-train": "draft-emoji",
     "emoji-train-plain": "draft-emoji",
+    "flicker": "draft-reward-motion",
     "hpsv2": "draft-reward-hpsv2",
     "jpeg": "draft-reward-jpeg",
     "jpeg-distortion": "draft-reward-jpeg",
     "jpeg-size": "draft-reward-jpeg",
+    "motion": "draft-reward-motion",
+    "motion-followed": "draft-reward-motion",
     "palette": "draft-reward-colour",
     "pickscore": "draft-reward-pickscore",
     "scenes-heldout": "draft-emoji",
     "scenes-train": "draft-emoji",
+    "video-heldout": "draft-emoji-video",
+    "video-train": "draft-emoji-video",
 }
 
 LIKENESS = 0.7  # of a slip of the pen, by difflib's ratio; "adversarial" and "diversity" reach 0.6

@@ -120,6 +120,8 @@ IMAGE_MEASURES: dict[str, Callable[[EvalRecord], Sequence[float]]] = {
     "drift": lambda evaluation: evaluation.drift,
     "colour": lambda evaluation: evaluation.colour,
     "detail": lambda evaluation: evaluation.detail,
+    "movement": lambda evaluation: evaluation.movement,
+    "flicker": lambda evaluation: evaluation.flicker,
 }
 
 

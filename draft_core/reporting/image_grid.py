@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
+import diffusers
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch.nn.functional import interpolate
 
+from draft_core.errors import DraftError
+from draft_core.frames import FrameChoice
 from draft_core.rewards.images import to_pil
 
 CELL = 128  # side of an image in a grid, in pixels; small images are enlarged to it, large ones reduced
 MARGIN = 8
 GROUP_GAP = 3 * MARGIN  # between groups of columns, beside the margin
 FONT_SIZE = 15
+
+MOVING = (".gif", ".webp", ".mp4")  # what plays
+STILLS = 4  # frames of a video that a still grid shows
+FRAMES_PER_SECOND = 8
 
 LOSSLESS = 128  # images with no side longer than this stay PNG, pixel by pixel
 SIDES = (384, 256, 192, 128)  # what larger ones are reduced to, the first that fits a page
@@ -58,6 +68,68 @@ def draw_grid(
             canvas.paste(cell, (x(column), y))
             draw.rectangle((x(column) - 1, y - 1, x(column) + CELL, y + CELL), outline="#dddddd")
     return canvas
+
+
+def cells(images: torch.Tensor) -> torch.Tensor:
+    """Images or videos (..., 3, H, W), reduced to what a grid shows of them where they are larger."""
+    height, width = images.shape[-2:]
+    side = max(height, width)
+    if side <= CELL:
+        return images
+    small = (max(1, height * CELL // side), max(1, width * CELL // side))
+    return interpolate(images.flatten(0, -4), small, mode="area").unflatten(0, images.shape[:-3])
+
+
+def save_grid(
+    rows: Sequence[tuple[str, Sequence[torch.Tensor]]], file: Path, *, headings: Sequence[str] = (), group: int = 0
+) -> None:
+    """Write a grid of images (3, H, W), or of videos (T, 3, H, W) in [0, 1], as `draw_grid` lays it out.
+
+    A file that ends in .gif or .webp plays videos, and one in .mp4 by diffusers and imageio-ffmpeg; any other shows up
+    to four frames of each, side by side.
+
+    Raises:
+        DraftError: for .mp4, if they are images, or imageio-ffmpeg is not installed.
+    """
+    suffix, shown = file.suffix.lower(), [image for _, images in rows for image in images]
+    if shown[0].ndim == 3:
+        if suffix == ".mp4":
+            raise DraftError("the model makes images, no videos", where=str(file), next="end it in .png or .jpg")
+        draw_grid(rows, headings=headings, group=group).save(file)
+        return
+    frames = shown[0].shape[0]
+    if suffix not in MOVING:
+        some = FrameChoice(min(frames, STILLS)).of(frames)
+        still = [(label, [video[frame] for video in videos for frame in some]) for label, videos in rows]
+        draw_grid(still, headings=headings, group=(group or 1) * len(some)).save(file)
+        return
+    drawn = [
+        draw_grid(
+            [(label, [video[frame] for video in videos]) for label, videos in rows], headings=headings, group=group
+        )
+        for frame in range(frames)
+    ]
+    if suffix == ".mp4":
+        require_mp4(file)
+        even = [frame.crop((0, 0, frame.width - frame.width % 2, frame.height - frame.height % 2)) for frame in drawn]
+        diffusers.utils.export_to_video(even, str(file), fps=FRAMES_PER_SECOND, macro_block_size=2)
+        return
+    drawn[0].save(file, save_all=True, append_images=drawn[1:], duration=1000 // FRAMES_PER_SECOND, loop=0)
+
+
+def require_mp4(file: Path) -> None:
+    """That videos can be written as MP4.
+
+    Raises:
+        DraftError: if imageio-ffmpeg is not installed.
+    """
+    for package in ("imageio", "imageio_ffmpeg"):
+        if importlib.util.find_spec(package) is None:
+            raise DraftError(
+                "MP4 is written by imageio and imageio-ffmpeg, which are not installed",
+                where=str(file),
+                next="run `pip install imageio imageio-ffmpeg`, or end it in .gif",
+            )
 
 
 def _wrapped(label: str, width: int = 26) -> list[str]:

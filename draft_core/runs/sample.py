@@ -14,7 +14,7 @@ import torch
 from draft_core.adapters.files import load_lora, lora_files, run_around
 from draft_core.adapters.lora import adapters_scaled, is_adapted
 from draft_core.errors import DraftError, RecipeError, list_of_prompts, require_finite, require_from_one
-from draft_core.evaluation.evaluate import evaluate
+from draft_core.evaluation.evaluate import evaluate, still
 from draft_core.prompt_rows import Column, PromptRow
 from draft_core.recipe.load import load_recipe
 from draft_core.recipe.messages import validate
@@ -50,6 +50,7 @@ def sample(
     guidance: float | None = None,
     seed: int = 0,
     latents: torch.Tensor | None = None,
+    keep: Callable[[torch.Tensor], torch.Tensor] = still,
     catalog: Catalog | None = None,
     progress: Progress = silent,
 ) -> torch.Tensor:
@@ -68,6 +69,8 @@ def sample(
         guidance: scale of the guidance; if left out likewise, at last the pipeline's default.
         latents: what the images start from in the place of their seeds' noise, (P, S, ...), as `optimise_noise` finds
             them; what the call draws beside it stays that of the seeds.
+        keep: what is kept of images (N, 3, H, W), or videos (N, T, 3, H, W): one row each; with `lambda videos: videos`
+            all frames of videos come back, (F, P, S, T, 3, H, W). Not used with `latents`.
         catalog: what is installed; loaded if left out.
         progress: called with a stage, how many images are done, of how many, and a note.
 
@@ -95,7 +98,7 @@ def sample(
             how: dict[str, Any] = {"batch_size": images_per_prompt, "autocast": drawn.autocast, "progress": told}
             with drawn.scaled(scale):
                 if latents is None:
-                    images = evaluate(drawn.sampler, Objective({}), prompts, seeds, **how).images
+                    images = evaluate(drawn.sampler, Objective({}), prompts, seeds, keep=keep, **how).images
                 else:
                     of_images = [prompt for prompt in prompts for _ in seeds]
                     start = latents.flatten(0, 1)

@@ -14,7 +14,7 @@ from draft_core.cli import rewards as cli_rewards
 from draft_core.errors import PluginError
 from draft_core.plugin import Field
 from draft_core.registry.specs import RewardSpec
-from draft_core.rewards import FrozenModule, checked_images
+from draft_core.rewards import FrozenModule, checked_images, checked_videos
 from draft_core.testing import CHECKS, RewardContract, Subject, Violation
 from tests.support import tiny
 from tests.support.tiny import REDNESS, Redness, RednessConfig
@@ -138,6 +138,83 @@ def reads_prompts(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
     return sound(images, prompts) + torch.tensor([float(len(prompt)) for prompt in prompts])
 
 
+def subject(reward: Any, spec: RewardSpec = REDNESS, **more: Any) -> Subject:
+    return Subject(spec, more.pop("config", RednessConfig()), reward=reward, **more)
+
+
+class OfVideos(FrozenModule):
+    """A reward of videos made of a function."""
+
+    takes = "video"
+
+    def __init__(self, score: Score) -> None:
+        super().__init__()
+        self.score = score
+
+    def forward(self, videos: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return self.score(checked_videos(videos, prompts, where="planted"), prompts)
+
+
+class TolerantOfImages(OfVideos):
+    """It scores images too, as if they were videos."""
+
+    def forward(self, videos: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return self.score(videos if videos.ndim == 5 else videos[:, None].expand(-1, 2, -1, -1, -1), prompts)
+
+
+def steady(videos: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    """Every frame counts, and so does its place."""
+    return (videos.diff(dim=1).square().flatten(1).mean(1) + videos.square().flatten(1).mean(1)) / 2
+
+
+def first_and_last(videos: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    return (videos[:, -1] - videos[:, 0]).square().flatten(1).mean(1)
+
+
+def of_one_frame(videos: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    return sound(videos[:, 0], prompts)
+
+
+VIDEO = RewardSpec(**{**vars(REDNESS), "takes": "video"})
+BUGS_OF_VIDEOS: dict[str, tuple[str, Any]] = {
+    "one_score_per_image": ("of shape", OfVideos(lambda videos, prompts: sound(videos.flatten(0, 1), prompts))),
+    "no_leak_between_images": (
+        "in a batch it scores",
+        OfVideos(lambda videos, prompts: steady(videos, prompts) - steady(videos, prompts).mean()),
+    ),
+    "gradient_is_right": (
+        "a finite difference",
+        OfVideos(lambda videos, prompts: 2 * steady(videos, prompts) - steady(videos, prompts).detach()),
+    ),
+    "takes_as_declared": ("it scores images", TolerantOfImages(steady)),
+    "frames_count": ("the same as its first frame repeated", OfVideos(of_one_frame)),
+}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_sound_reward_of_videos_keeps_every_promise(name: str) -> None:
+    CHECKS[name](subject(OfVideos(steady), VIDEO))
+
+
+@pytest.mark.parametrize("name", BUGS_OF_VIDEOS)
+def test_checks_catch_bugs_of_rewards_of_videos(name: str) -> None:
+    said, reward = BUGS_OF_VIDEOS[name]
+    with pytest.raises(Violation, match=said):
+        CHECKS[name](subject(reward, VIDEO))
+
+
+def test_frames_without_a_gradient_are_caught() -> None:
+    with pytest.raises(Violation, match=r"the gradient of video and frame \[\(0, 1\), \(0, 2\), \(0, 3\)\] is zero"):
+        CHECKS["frames_count"](subject(OfVideos(first_and_last), VIDEO))
+
+
+def test_a_spec_and_a_reward_agree_on_what_it_takes() -> None:
+    with pytest.raises(Violation, match="its spec says that it takes image, its attribute video"):
+        CHECKS["takes_as_declared"](subject(OfVideos(steady)))
+    with pytest.raises(PluginError, match="it has a reference, and those are called with single images"):
+        RewardSpec(**{**vars(VIDEO), "reference": "a:b", "tolerance": 0.1})
+
+
 DRAWN: dict[str, Any] = {
     "one_score_per_image": Planted(lambda images, prompts: sound(images, prompts)[:, None]),
     "inputs_are_left_alone": Planted(in_place),
@@ -153,10 +230,6 @@ DRAWN: dict[str, Any] = {
     "half_precision_inputs": Planted(as_given),
     "prompts_count_as_declared": Planted(reads_prompts),
 }
-
-
-def subject(reward: Any, spec: RewardSpec = REDNESS, **more: Any) -> Subject:
-    return Subject(spec, more.pop("config", RednessConfig()), reward=reward, **more)
 
 
 @pytest.mark.parametrize("reward", [Planted(sound), Redness(RednessConfig())], ids=["smooth", "linear"])
@@ -287,7 +360,8 @@ def test_a_naming_module_that_imports_torch_is_caught() -> None:
 
 
 def test_every_check_has_a_planted_bug() -> None:
-    assert set(CHECKS) - set(DRAWN) == {"config_survives_json", "naming_imports_no_torch"}, "which have tests above"
+    above = {"config_survives_json", "naming_imports_no_torch", "takes_as_declared", "frames_count"}
+    assert set(CHECKS) - set(DRAWN) == above, "which have tests above"
 
 
 def test_the_class_runs_every_check_and_a_skip_needs_a_reason() -> None:

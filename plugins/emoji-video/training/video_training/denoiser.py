@@ -28,7 +28,7 @@ STILL_BATCH = 8  # frames, each of another clip
 BATCH = 2  # clips
 FEW, FEW_UNTIL = 4, 0.7  # so many frames of a clip are enough until this share of the budget
 SEED = 11
-GRID_MINUTES = 12.0
+GRID_MINUTES = 10.0
 GRID = ["a red apple moving left", "a fox moving up", "a star growing"]
 
 
@@ -91,9 +91,11 @@ def train_moving(
     """Train denoiser, motion modules and text tower on clips; leave the averaged parts in work/video."""
     torch.manual_seed(SEED)  # of the motion modules' first weights
     module = nn.ModuleDict({"unet": quiet(pipeline.unet), "text": pipeline.text_encoder}).requires_grad_(True)
-    training = prepare(module, MOVING, budget, work / "video" / "moving.pt", device)
     tables = [m.pos_embed for m in module.modules() if getattr(m, "pos_embed", None) is not None]
     full = [t.pe.clone() for t in tables]
+    for table, pe in zip(tables, full, strict=True):
+        table.register_buffer("pe", pe, persistent=False)  # what is trained on some frames is saved for all
+    training = prepare(module, MOVING, budget, work / "video" / "moving.pt", device)
 
     def loss(generator: torch.Generator) -> Tensor:
         few = budget.share(training.elapsed_s, training.step) < FEW_UNTIL
@@ -195,7 +197,8 @@ def save(training: Training, pipeline: StableDiffusionPipeline, work: Path) -> N
     flat = UNet2DConditionModel.from_config(pipeline.unet.config)
     flat.load_state_dict({k: v for k, v in moving.items() if "motion_modules" not in k})
     adapter = build_adapter(flat)
-    adapter.load_state_dict({k: v for k, v in moving.items() if "motion_modules" in k})
+    places = {k: v for k, v in adapter.state_dict().items() if k.endswith("pos_embed.pe")}
+    adapter.load_state_dict({**places, **{k: v for k, v in moving.items() if "motion_modules" in k}})
     flat.save_pretrained(work / "video" / "unet")
     adapter.save_pretrained(work / "video" / "motion_adapter")
     text = type(pipeline.text_encoder)(pipeline.text_encoder.config)
