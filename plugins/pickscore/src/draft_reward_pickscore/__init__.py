@@ -45,7 +45,7 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             needs_prompt=True,
             native_size=224,
             code_license="Apache-2.0",
-            weights_license="MIT",
+            weights_license="not declared (the model's card names none)",
             download_mb=3950,
             small={"weights": "random", "tokenizer": "bytes"},
             reference="draft_reward_pickscore.reference:reference",
