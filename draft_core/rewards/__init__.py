@@ -1,6 +1,7 @@
-"""What a reward's own file builds on: the protocol, the frozen base class, checked input and cached text features."""
+"""What a reward's own file builds on: the protocol, the frozen base class, checked input, and features of prompts."""
 
 from draft_core.rewards.inputs import TextFeatureCache, checked_images
 from draft_core.rewards.protocol import FrozenModule, Reward
+from draft_core.rewards.relative import RelativePrompt
 
-__all__ = ["FrozenModule", "Reward", "TextFeatureCache", "checked_images"]
+__all__ = ["FrozenModule", "RelativePrompt", "Reward", "TextFeatureCache", "checked_images"]

@@ -16,7 +16,7 @@ from draft_reward_imagereward.reward import ImageReward
 from draft_core.rewards.images import resize_and_crop_like_pil, to_pil
 from draft_core.testing import SIZES, Subject, compare_kind
 
-from .original import original
+from .published_code import package_model
 
 (SPEC,) = draft_register_rewards()
 SMALL = ImageRewardConfig(**SPEC.small)
@@ -33,7 +33,7 @@ def test_scores_are_those_of_the_reference(size: tuple[int, int]) -> None:
 def published(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The package's model with seeded weights, large enough that images differ."""
     with pytest.MonkeyPatch.context() as patch:
-        model = original(TINY, tmp_path_factory.mktemp("settings") / "med_config.json", patch)
+        model = package_model(TINY, tmp_path_factory.mktemp("settings") / "med_config.json", patch)
         generator = torch.Generator().manual_seed(5)
         for name, parameter in model.named_parameters():
             is_scale = "norm" in name.lower() and name.endswith("weight")
@@ -71,7 +71,7 @@ def test_the_published_size_has_the_names_and_shapes_of_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with init_empty_weights():
-        published = original(LARGE, tmp_path / "med_config.json", monkeypatch).state_dict()
+        published = package_model(LARGE, tmp_path / "med_config.json", monkeypatch).state_dict()
         own = Networks(LARGE).state_dict()
     theirs = {name: tensor.shape for name, tensor in published.items()}
     ours = {published_name(name): tensor.shape for name, tensor in own.items()}

@@ -13,8 +13,8 @@ from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVi
 from draft_core.rewards.weights import require_fit
 
 SIDE = 224
-# BLIP's med_config.json and its "large" vision transformer. transformers' own defaults differ: 8 heads, eps 1e-5, and an
-# initializer_range of 1e-10, with which random vision transformers would see nothing.
+# BLIP's med_config.json and its "large" vision transformer. transformers' own defaults differ: 8 heads, eps 1e-5, and
+# an initializer_range of 1e-10, with which random vision transformers would see nothing.
 LARGE: dict[str, dict[str, Any]] = {
     "vision": {
         "hidden_size": 1024,

@@ -2,8 +2,8 @@
 
 Pillow resizes and crops; vision transformer, text encoder and head are written out here after BLIP's definition,
 without transformers, and take the reward's own weights by the names of the published file. The package `image-reward`
-itself cannot be asked: it needs timm 0.6.13, and does not import under transformers 5; the tests load its modules one by
-one where it is installed. Nothing but `draft rewards compare` and the tests imports this.
+itself cannot be asked: it needs timm 0.6.13, and does not import under transformers 5; the tests load its modules one
+by one where it is installed. Nothing but `draft rewards compare` and the tests imports this.
 """
 
 from __future__ import annotations

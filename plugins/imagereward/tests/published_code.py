@@ -21,7 +21,7 @@ from draft_reward_imagereward.tiny import character_tokenizer
 PACKAGE, VERSION = "image-reward", "1.5"
 
 
-def original(sizes: dict[str, dict[str, Any]], settings: Path, patch: pytest.MonkeyPatch) -> Any:
+def package_model(sizes: dict[str, dict[str, Any]], settings: Path, patch: pytest.MonkeyPatch) -> Any:
     """The package's own ImageReward with networks of these sizes; the test is skipped where the package is missing.
 
     Arguments:
