@@ -3,6 +3,7 @@
 from draft_core.plan import Renoising, StepPlan
 from draft_core.registry.config import Config, DirectConfig, Field, MethodConfig, RewardConfig
 from draft_core.registry.hooks import hookimpl
+from draft_core.registry.relative import RelativePromptConfig
 from draft_core.registry.specs import MethodSpec, PretrainedSpec, RewardSpec
 from draft_core.setting import RecipePath
 
@@ -14,6 +15,7 @@ __all__ = [
     "MethodSpec",
     "PretrainedSpec",
     "RecipePath",
+    "RelativePromptConfig",
     "Renoising",
     "RewardConfig",
     "RewardSpec",

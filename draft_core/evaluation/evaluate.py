@@ -81,7 +81,7 @@ def evaluate(
         share: (rank, world size) of this process: it makes every `world size`-th image, from number `rank` on; all
             make equally many, some of them twice where they do not come out even.
         gather: gives what each process made, by rank.
-        keep: what is kept of images (N, 3, H, W), or videos (N, F, 3, H, W), after they are scored; `still` if left out.
+        keep: what is kept of images (N, 3, H, W) or videos (N, F, 3, H, W) after they are scored; `still` if left out.
 
     Returns:
         images (P S, 3, H, W) in [0, 1] on the CPU, of each prompt all seeds in turn; and scores, float32 (P S,), in the

@@ -1,6 +1,15 @@
-"""What a reward's own file builds on: the protocol, the frozen base class, checked input and cached text features."""
+"""What a reward's own file builds on: the protocol, the frozen base class, checked input, and features of prompts."""
 
 from draft_core.rewards.inputs import TextFeatureCache, checked_images, checked_videos
 from draft_core.rewards.protocol import FrozenModule, Reward, RewardWithComponents
+from draft_core.rewards.relative import RelativePrompt
 
-__all__ = ["FrozenModule", "Reward", "RewardWithComponents", "TextFeatureCache", "checked_images", "checked_videos"]
+__all__ = [
+    "FrozenModule",
+    "RelativePrompt",
+    "Reward",
+    "RewardWithComponents",
+    "TextFeatureCache",
+    "checked_images",
+    "checked_videos",
+]

@@ -13,6 +13,7 @@ from draft_reward_clipscore import ClipScoreConfig, draft_register_rewards
 from draft_reward_clipscore.encoders import preparation_of_open_clip, preparation_of_transformers
 from draft_reward_clipscore.reward import ClipScoreReward, defined
 from open_clip.transform import image_transform
+from pydantic import ValidationError
 
 from draft_core.errors import DraftError
 from draft_core.rewards.images import to_pil
@@ -58,6 +59,27 @@ def test_a_blank_stands_between_prefix_and_prompt(prefix: str, read: str) -> Non
     config = ClipScoreConfig(model="tiny", weights="random", prefix=prefix)
     features = ClipScoreReward(config).text_features("two cats", device)
     assert torch.equal(features, ClipScoreReward(with_(prefix="")).text_features(read, device))
+
+
+@pytest.mark.parametrize("library", ["open_clip", "transformers"])
+def test_control_words_score_by_the_sum_of_the_encoders_features(library: str) -> None:
+    """(1 + k) times one text's features minus the other's, each of unit length, with the prefix before both."""
+    fields = {"library": library, "definition": "cosine", "prefix": "A photo of "}
+    plain = ClipScoreReward(with_(**fields))
+    relative = ClipScoreReward(with_(**fields, positive="a sharp", negative="a {prompt}, blurred", k=0.5))
+    images = Subject(SPEC, TINY, reward=plain).images(3)
+    encode, device = plain.encoder.text, torch.device("cpu")
+    positive, negative = (encode(f"A photo of {text}", device)[0] for text in ("a sharp cat", "a cat, blurred"))
+    features = 1.5 * positive / positive.norm() - negative / negative.norm()
+    of_images = plain.encoder.images(images)
+    expected = of_images @ features / of_images.norm(dim=1)
+    torch.testing.assert_close(relative(images, ["cat"] * 3), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("definition", ["clipscore", "percent"])
+def test_a_definition_without_negative_scores_takes_no_control_words(definition: str) -> None:
+    with pytest.raises(ValidationError, match=f"the definition '{definition}' makes zero of what is negative"):
+        ClipScoreConfig(definition=definition, positive="sharp", negative="blurred")
 
 
 def test_a_prompt_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:

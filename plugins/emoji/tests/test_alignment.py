@@ -34,6 +34,22 @@ def test_every_image_scores_highest_for_its_own_prompt(drawn: tuple[list[str], t
     assert table.argmax(dim=1).tolist() == list(range(len(prompts)))
 
 
+def test_control_words_score_by_the_sum_of_two_cosines(drawn: tuple[list[str], torch.Tensor]) -> None:
+    """By CLIPModel's own text features, and in favour of the images that were drawn with the words for."""
+    prompts, images = drawn
+    plain = load_reward("emoji-clip")
+    relative = load_reward("emoji-clip", positive="{prompt}", negative="3d style, {prompt}", k=0.5)
+    texts = [f"3d style, {prompt}" for prompt in prompts]
+    expected = 1.5 * plain(images, prompts) - plain(images, texts)
+    torch.testing.assert_close(relative(images, prompts), expected, rtol=0, atol=1e-6)
+    assert not torch.allclose(expected, 0.5 * plain(images, prompts), atol=0.01), "the words change nothing"
+
+
+class TestEmojiClipWithControlWords(RewardContract):
+    kind = "emoji-clip"
+    config = {"positive": "3d style,", "negative": "flat style,", "k": 0.5}  # noqa: RUF012
+
+
 def test_a_white_page_scores_below_the_image(drawn: tuple[list[str], torch.Tensor]) -> None:
     prompts, images = drawn
     reward = load_reward("emoji-clip")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 from draft_reward_hpsv2 import Hpsv2Config, draft_register_rewards
@@ -55,6 +56,16 @@ def test_a_prompt_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     reward(images, ["a", "b", "a"])
     reward(images, ["b", "a", "c"])
     assert asked == ["a", "b", "c"]
+
+
+def test_control_words_score_by_the_sum_of_the_encoders_features() -> None:
+    """(1 + k) times one text's features minus the other's, each of unit length, by open_clip's own call."""
+    plain, relative = Hpsv2Reward(RANDOM), Hpsv2Reward(with_(positive="Sharp.", negative="{prompt}, blurred", k=0.5))
+    images = Subject(SPEC, RANDOM, reward=plain).images(3)
+    tokens = open_clip.tokenize(["Sharp. two cats", "two cats, blurred"])
+    positive, negative = plain.clip.encode_text(tokens, normalize=True)
+    expected = plain.image_features(images) @ (1.5 * positive - negative)
+    torch.testing.assert_close(relative(images, ["two cats"] * 3), expected, rtol=0, atol=1e-6)
 
 
 def test_a_checkpoint_in_half_precision_is_loaded_in_float32(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from draft_reward_pickscore import PickScoreConfig, draft_register_rewards
 from draft_reward_pickscore.reward import PickScoreReward, load_clip
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
 
 from draft_core.errors import DraftError
 from draft_core.testing import Subject
@@ -70,6 +71,18 @@ def test_a_prompt_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     reward(images, ["a", "b", "a"])
     reward(images, ["b", "a", "c"])
     assert asked == ["a", "b", "c"]
+
+
+def test_control_words_score_by_the_sum_of_the_encoders_features() -> None:
+    """(1 + k) times one text's features minus the other's, each of unit length, by transformers' own call."""
+    plain = PickScoreReward(RANDOM)
+    relative = PickScoreReward(with_(positive="Sharp.", negative="{prompt}, blurred", k=0.5))
+    images = Subject(SPEC, RANDOM, reward=plain).images(3)
+    tokens = plain.tokenizer(["Sharp. two cats", "two cats, blurred"], padding=True, return_tensors="pt")
+    features = plain.clip.get_text_features(**tokens)
+    positive, negative = normalize(getattr(features, "pooler_output", features))  # transformers 5 wraps them
+    expected = plain.scale * plain.image_features(images) @ (1.5 * positive - negative)
+    torch.testing.assert_close(relative(images, ["two cats"] * 3), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("option", "size"), [("weights", r"3,945 MB"), ("tokenizer", "4 MB")])

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
-from draft_core.plugin import Field, RecipePath, RewardConfig, RewardSpec, hookimpl
+from draft_core.plugin import Field, RecipePath, RelativePromptConfig, RewardSpec, hookimpl
 
 DRAFT_API_VERSION = 2
 
 __all__ = ["ClipScoreConfig", "draft_register_rewards"]
 
 
-class ClipScoreConfig(RewardConfig):
+class ClipScoreConfig(RelativePromptConfig):
     """Options of `clipscore`: how well an image fits its prompt in the eyes of a CLIP."""
 
     kind: Literal["clipscore"] = "clipscore"
@@ -48,6 +48,15 @@ class ClipScoreConfig(RewardConfig):
     @classmethod
     def _with_a_blank(cls, prefix: str | None) -> str | None:
         return f"{prefix} " if prefix and not prefix[-1].isspace() else prefix
+
+    @model_validator(mode="after")
+    def _relative_scores_keep_their_sign(self) -> ClipScoreConfig:
+        if self.positive is not None and self.definition != "cosine":
+            raise ValueError(
+                f"the definition {self.definition!r} makes zero of what is negative, as scores relative to control words "
+                "often are; set definition to cosine"
+            )
+        return self
 
 
 @hookimpl

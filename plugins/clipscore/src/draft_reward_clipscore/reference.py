@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPProcessor, CLIPTokenizerFast
 
+from draft_core.rewards import RelativePrompt
 from draft_reward_clipscore import ClipScoreConfig
 from draft_reward_clipscore.encoders import model_folder
 from draft_reward_clipscore.reward import ClipScoreReward
@@ -33,11 +34,15 @@ def reference(reward: ClipScoreReward, config: ClipScoreConfig) -> Callable[[lis
     cosine = of_open_clip(reward, config) if config.library == "open_clip" else of_transformers(reward, config)
     prefix = "A photo depicts " if config.definition == "clipscore" else ""
     prefix = prefix if config.prefix is None else config.prefix
+    relative = RelativePrompt(config.positive, config.negative, config.k)
+
+    def of_prompt(image: Image.Image, prompt: str) -> Tensor:
+        return relative(prompt, lambda text: cosine(image, prefix + text))
 
     @torch.no_grad()
     def score(images: list[Image.Image], prompts: list[str]) -> Tensor:
         pairs = zip(images, prompts, strict=True)
-        cosines = torch.stack([cosine(image, prefix + prompt) for image, prompt in pairs])
+        cosines = torch.stack([of_prompt(image, prompt) for image, prompt in pairs])
         if config.definition == "clipscore":
             return 2.5 * torch.clip(cosines, 0, None)
         return 100 * torch.clip(cosines, 0, None) if config.definition == "percent" else cosines

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize as unit_length
 
-from draft_core.rewards import FrozenModule, TextFeatureCache, checked_images
+from draft_core.rewards import FrozenModule, RelativePrompt, TextFeatureCache, checked_images
 from draft_reward_clipscore import ClipScoreConfig
 from draft_reward_clipscore.encoders import WHERE, load_encoder
 
@@ -32,6 +32,7 @@ class ClipScoreReward(FrozenModule):
         default = PAPERS_PREFIX if config.definition == "clipscore" else ""
         self.prefix = default if config.prefix is None else config.prefix
         self.encoder = load_encoder(config)
+        self.relative = RelativePrompt(config.positive, config.negative, config.k)
         self.memory = TextFeatureCache()
         self.requires_grad_(False).eval()
 
@@ -44,12 +45,16 @@ class ClipScoreReward(FrozenModule):
         images = checked_images(images, prompts, where=WHERE)
         with torch.autocast(images.device.type, enabled=False):
             images = unit_length(self.encoder.images(images).float())
-            texts = self.memory(prompts, lambda prompt: self.text_features(prompt, images.device), images.device)
+            texts = self.memory(
+                prompts,
+                lambda prompt: self.relative(prompt, lambda text: self.text_features(text, images.device)),
+                images.device,
+            )
             cosines = (images * texts).sum(1)
             return defined(cosines, self.definition)
 
     def text_features(self, prompt: str, device: torch.device) -> Tensor:
-        """Embedding (D,) of unit length, float32, of a prompt with the prefix before it."""
+        """Embedding (D,) of unit length, float32, of a text with the prefix before it."""
         return unit_length(self.encoder.text(self.prefix + prompt, device).float())[0]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from draft_core.plugin import Field, PretrainedSpec, RewardConfig, RewardSpec, hookimpl
+from draft_core.plugin import Field, PretrainedSpec, RelativePromptConfig, RewardConfig, RewardSpec, hookimpl
 
 DRAFT_API_VERSION = 2
 
@@ -18,8 +18,8 @@ SMALL_SCENES = ("a fox and an owl", "3d style, a blue fox and a red apple", "a g
 LICENSE = "Apache-2.0; trained on Noto Emoji (Apache-2.0) and Fluent Emoji (MIT)"
 
 
-class EmojiClipConfig(RewardConfig):
-    """Options of `emoji-clip`: there are none."""
+class EmojiClipConfig(RelativePromptConfig):
+    """Options of `emoji-clip`: control words for and against, such as "3d style, {prompt}"."""
 
     kind: Literal["emoji-clip"] = "emoji-clip"
 

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn.functional import normalize as unit_length
 from transformers import CLIPModel, CLIPTokenizer
 
-from draft_core.rewards import FrozenModule, TextFeatureCache, checked_images
+from draft_core.rewards import FrozenModule, RelativePrompt, TextFeatureCache, checked_images
 from draft_core.rewards.images import normalize, resize_like_pil
 from draft_core.rewards.weights import load_pretrained, load_tokenizer
-from draft_emoji import FOLDER, ClipConfig
+from draft_emoji import FOLDER, ClipConfig, EmojiClipConfig
 
 SIDE = 64
 TOKENS = 24
@@ -40,6 +40,9 @@ class EmojiClip(FrozenModule):
         self.tokenizer = load_tokenizer(
             CLIPTokenizer, str(FOLDER / "model" / "tokenizer"), where=self.where, option=option
         )
+        self.relative = RelativePrompt()
+        if isinstance(config, EmojiClipConfig):
+            self.relative = RelativePrompt(config.positive, config.negative, config.k)
         self.memory = TextFeatureCache()
         self.requires_grad_(False).eval()
 
@@ -62,8 +65,10 @@ class EmojiClip(FrozenModule):
         return unit_length(self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output))
 
     def text_features(self, texts: Sequence[str], device: torch.device) -> Tensor:
-        """Embeddings (N, D) of unit length, each made once."""
-        return self.memory(texts, lambda text: self._text_features(text, device), device)
+        """Embeddings (N, D) of unit length, each made once; with control words, what the image's are multiplied with."""
+        return self.memory(
+            texts, lambda text: self.relative(text, lambda full: self._text_features(full, device)), device
+        )
 
     def _text_features(self, text: str, device: torch.device) -> Tensor:
         tokens = self.tokenizer([text], padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")

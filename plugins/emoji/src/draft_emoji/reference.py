@@ -23,7 +23,9 @@ Score = Callable[[list[Image.Image], list[str]], Tensor]
 def cosine(reward: EmojiClip, config: ClipConfig) -> Score:
     """CLIPModel's own cosine of an image that Pillow resized, one image at a time."""
     cosines = _cosines(reward)
-    return _one_by_one(lambda image, prompt: reward.scale * cosines(image, [prompt])[0])
+    return _one_by_one(
+        lambda image, prompt: reward.relative(prompt, lambda text: reward.scale * cosines(image, [text])[0])
+    )
 
 
 def _cosines(reward: EmojiClip) -> Callable[[Image.Image, list[str]], Tensor]:

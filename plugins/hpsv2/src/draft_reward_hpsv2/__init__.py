@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from draft_core.plugin import Field, RecipePath, RewardConfig, RewardSpec, hookimpl
+from draft_core.plugin import Field, RecipePath, RelativePromptConfig, RewardSpec, hookimpl
 
 DRAFT_API_VERSION = 2
 
 __all__ = ["Hpsv2Config", "draft_register_rewards"]
 
 
-class Hpsv2Config(RewardConfig):
+class Hpsv2Config(RelativePromptConfig):
     """Options of `hpsv2`: how well people would like an image for its prompt."""
 
     kind: Literal["hpsv2"] = "hpsv2"
@@ -54,6 +54,6 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             download_mb=1970,
             small={"weights": "random", "architecture": "tiny"},
             reference="draft_reward_hpsv2.reference:reference",
-            tolerance=1e-5,
+            tolerance=2e-5,  # a difference of two cosines, as control words make it, spreads less than a cosine
         )
     ]

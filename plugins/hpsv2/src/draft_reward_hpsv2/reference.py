@@ -8,6 +8,7 @@ imports this.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import open_clip
 import torch
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import Compose, InterpolationMode, Normalize, ToTensor
 
+from draft_core.rewards import RelativePrompt
 from draft_core.rewards.images import CLIP_MEAN, CLIP_STD
 from draft_reward_hpsv2 import Hpsv2Config
 from draft_reward_hpsv2.reward import CLIP_NAME, SIDE, TINY, Hpsv2Reward
@@ -47,14 +49,16 @@ def reference(reward: Hpsv2Reward, config: Hpsv2Config) -> Callable[[list[Image.
     model.eval()
     preprocess = Compose([ToTensor(), ResizeMaxSize(SIDE, config.antialias), Normalize(CLIP_MEAN, CLIP_STD)])
     tokenizer = open_clip.get_tokenizer(CLIP_NAME)
+    relative = RelativePrompt(config.positive, config.negative, config.k)
+
+    def cosine(image: Image.Image, text: str) -> Tensor:
+        image_features = model.encode_image(preprocess(image.convert("RGB"))[None], normalize=True)
+        text_features = model.encode_text(tokenizer([text]), normalize=True)
+        return torch.diagonal(image_features @ text_features.T)[0]
 
     @torch.no_grad()
     def score(images: list[Image.Image], prompts: list[str]) -> Tensor:
-        scores = []
-        for image, prompt in zip(images, prompts, strict=True):
-            image_features = model.encode_image(preprocess(image.convert("RGB"))[None], normalize=True)
-            text_features = model.encode_text(tokenizer([prompt]), normalize=True)
-            scores.append(torch.diagonal(image_features @ text_features.T)[0])
-        return torch.stack(scores)
+        pairs = zip(images, prompts, strict=True)
+        return torch.stack([relative(prompt, partial(cosine, image)) for image, prompt in pairs])
 
     return score

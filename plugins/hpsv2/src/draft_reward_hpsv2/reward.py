@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 from torch.nn.functional import normalize as unit_length
 
-from draft_core.rewards import FrozenModule, TextFeatureCache, checked_images
+from draft_core.rewards import FrozenModule, RelativePrompt, TextFeatureCache, checked_images
 from draft_core.rewards.images import CLIP_MEAN, CLIP_STD, normalize
 from draft_core.rewards.weights import RANDOM, HubFile, load_strict, locate, read_tensors, seeded
 from draft_reward_hpsv2 import Hpsv2Config
@@ -35,7 +35,7 @@ TINY = {
 class Hpsv2Reward(FrozenModule):
     """HPS v2 or v2.1, differentiable: higher is an image that people like better for its prompt.
 
-    The cosine between the embeddings of image and prompt. Wu et al. 2023, "Human Preference Score v2",
+    The cosine between the embeddings of image and prompt, or relative to control words. Wu et al. 2023, "Human Preference Score v2",
     arXiv 2306.09341.
 
     Raises:
@@ -47,6 +47,7 @@ class Hpsv2Reward(FrozenModule):
         self.antialias = config.antialias
         self.dtype = getattr(torch, config.dtype)
         self.clip = load_clip(config).to(self.dtype)
+        self.relative = RelativePrompt(config.positive, config.negative, config.k)
         self.memory = TextFeatureCache()
         self.requires_grad_(False).eval()
 
@@ -59,7 +60,11 @@ class Hpsv2Reward(FrozenModule):
         images = checked_images(images, prompts, where=WHERE)
         with torch.autocast(images.device.type, enabled=False):
             images = self.image_features(images)
-            texts = self.memory(prompts, lambda prompt: self.text_features(prompt, images.device), images.device)
+            texts = self.memory(
+                prompts,
+                lambda prompt: self.relative(prompt, lambda text: self.text_features(text, images.device)),
+                images.device,
+            )
             scores: Tensor = (images * texts).sum(1)
         return scores
 

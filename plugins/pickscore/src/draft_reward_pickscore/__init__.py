@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from draft_core.plugin import Field, RecipePath, RewardConfig, RewardSpec, hookimpl
+from draft_core.plugin import Field, RecipePath, RelativePromptConfig, RewardSpec, hookimpl
 
 DRAFT_API_VERSION = 2
 
 __all__ = ["PickScoreConfig", "draft_register_rewards"]
 
 
-class PickScoreConfig(RewardConfig):
+class PickScoreConfig(RelativePromptConfig):
     """Options of `pickscore`: which of two images for a prompt people would pick."""
 
     kind: Literal["pickscore"] = "pickscore"
@@ -45,7 +45,7 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             needs_prompt=True,
             native_size=224,
             code_license="Apache-2.0",
-            weights_license="MIT",
+            weights_license="not declared (the model's card names none)",
             download_mb=3950,
             small={"weights": "random", "tokenizer": "bytes"},
             reference="draft_reward_pickscore.reference:reference",

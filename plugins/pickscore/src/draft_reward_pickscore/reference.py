@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPProcessor
 
+from draft_core.rewards import RelativePrompt
 from draft_reward_pickscore import PickScoreConfig
 from draft_reward_pickscore.reward import TOKENS, PickScoreReward, clip_tokenizer
 
@@ -41,7 +43,10 @@ def reference(reward: PickScoreReward, config: PickScoreConfig) -> Callable[[lis
         score: Tensor = (model.logit_scale.exp() * (text_embs @ image_embs.T))[0, 0]
         return score
 
+    relative = RelativePrompt(config.positive, config.negative, config.k)
+
     def score(images: list[Image.Image], prompts: list[str]) -> Tensor:
-        return torch.stack([score_one(*pair) for pair in zip(images, prompts, strict=True)])
+        pairs = zip(images, prompts, strict=True)
+        return torch.stack([relative(prompt, partial(score_one, image)) for image, prompt in pairs])
 
     return score

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize as unit_length
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast
 
-from draft_core.rewards import FrozenModule, TextFeatureCache, checked_images
+from draft_core.rewards import FrozenModule, RelativePrompt, TextFeatureCache, checked_images
 from draft_core.rewards.images import CLIP_MEAN, CLIP_STD, normalize, resize_and_crop_like_pil
 from draft_core.rewards.weights import RANDOM, load_pretrained, load_tokenizer, locate_model, seeded
 from draft_reward_pickscore import PickScoreConfig
@@ -38,8 +38,8 @@ TINY: dict[str, Any] = {
 class PickScoreReward(FrozenModule):
     """PickScore v1, differentiable: higher is the image that people would rather pick for the prompt.
 
-    exp(logit scale) times the cosine between the embeddings of image and prompt. Kirstain et al. 2023,
-    "Pick-a-Pic", arXiv 2305.01569, equation 2.
+    exp(logit scale) times the cosine between the embeddings of image and prompt, or relative to control words.
+    Kirstain et al. 2023, "Pick-a-Pic", arXiv 2305.01569, equation 2.
 
     Raises:
         DraftError: if the model or its tokenizer is missing or does not fit.
@@ -54,6 +54,7 @@ class PickScoreReward(FrozenModule):
         clip = load_clip(config)
         self.register_buffer("scale", clip.logit_scale.detach().exp())
         self.clip = clip.to(self.dtype)
+        self.relative = RelativePrompt(config.positive, config.negative, config.k)
         self.memory = TextFeatureCache()
         self.side: int = clip.config.vision_config.image_size
         self.requires_grad_(False).eval()
@@ -67,7 +68,11 @@ class PickScoreReward(FrozenModule):
         images = checked_images(images, prompts, where=WHERE)
         with torch.autocast(images.device.type, enabled=False):
             images = self.image_features(images)
-            texts = self.memory(prompts, lambda prompt: self.text_features(prompt, images.device), images.device)
+            texts = self.memory(
+                prompts,
+                lambda prompt: self.relative(prompt, lambda text: self.text_features(text, images.device)),
+                images.device,
+            )
             scores: Tensor = self.scale * (images * texts).sum(1)
         return scores
 
