@@ -41,6 +41,8 @@ PUBLISHED = {
     "pickscore": "draft-reward-pickscore",
     "scenes-heldout": "draft-emoji",
     "scenes-train": "draft-emoji",
+    "similarity": "draft-reward-similarity",
+    "similarity-per-prompt": "draft-reward-similarity",
 }
 
 LIKENESS = 0.7  # of a slip of the pen, by difflib's ratio; "adversarial" and "diversity" reach 0.6

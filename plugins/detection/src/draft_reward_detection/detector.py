@@ -131,7 +131,7 @@ def check_preparation(settings: Mapping[str, Any], side: int, *, where: str) -> 
         raise DraftError(
             f"this model prepares its images with {other[0]} = {settings[other[0]]}",
             where=where,
-            next=f"take an OWL-ViT that squashes them to {side} x {side} pixels, bicubic, with CLIP's mean and deviation",
+            next=f"take an OWL-ViT that squashes them to {side} x {side} pixels, bicubic, with CLIP's mean and std",
         )
 
 
