@@ -131,6 +131,16 @@ def dump_recipe(recipe: BaseModel) -> str:
 # What validation alone cannot see
 
 
+def _check_scored(recipe: RecipeBase, field: str, prompts: Sequence[str], where: str) -> None:
+    """That the rewards or the metrics can score these prompts."""
+    for index, reward in enumerate(getattr(recipe, field)):
+        try:
+            reward.check_prompts(prompts)
+        except DraftError as error:
+            place = f"{where}, for {field}.{index}" + (f" ({error.where})" if error.where else "")
+            raise RecipeError(error.what, where=place, next=error.next) from None
+
+
 def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
     if "\0" in str(recipe.output):
         raise RecipeError("a folder's name cannot hold a zero byte", where=f"{where}: output", next="name another")
@@ -167,8 +177,12 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
         recipe.method.check_prompts(trained.columns)
     except DraftError as error:
         raise RecipeError(error.what, where=prompts, next=error.next) from None
+    if recipe.method.trains_on_rewards:
+        _check_scored(recipe, "rewards", trained.prompts, prompts)
     _, held_out = resolve_evaluation(recipe, catalog, where=f"{where}: ", whole=True)
     if recipe.evaluation:
+        for field in ("rewards", "metrics"):
+            _check_scored(recipe, field, held_out, f"{where}: evaluation.prompts")
         seen = {(row_key(prompt), getattr(prompt, "folder", None)) for prompt in trained.prompts}
         if both := [prompt for prompt in held_out if (row_key(prompt), getattr(prompt, "folder", None)) in seen]:
             raise RecipeError(

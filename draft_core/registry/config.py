@@ -48,6 +48,18 @@ class RewardConfig(Config):
         "which then needs no gradient; `{}` takes the defaults. The reward itself judges the evaluations.",
     )
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuses prompts that the reward cannot score; here none.
+
+        It is called when a recipe is loaded, before any model is, with the prompts that the reward will score.
+
+        Arguments:
+            prompts: of the training or of the evaluation.
+
+        Raises:
+            DraftError: that names a prompt, and says what it lacks.
+        """
+
 
 class MethodConfig(Config):
     """What every method can say: its name; a method subclasses it and adds its settings.

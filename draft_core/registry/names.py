@@ -16,6 +16,9 @@ PUBLISHED = {
     "colour-harmony": "draft-reward-colour",
     "command": "draft-reward-command",
     "command-per-prompt": "draft-reward-command",
+    "detection": "draft-reward-detection",
+    "detection-found": "draft-reward-detection",
+    "detection-per-prompt": "draft-reward-detection",
     "emoji": "draft-emoji",
     "emoji-video": "draft-emoji-video",
     "emoji-clip": "draft-emoji",
@@ -45,6 +48,8 @@ PUBLISHED = {
     "scenes-train": "draft-emoji",
     "video-heldout": "draft-emoji-video",
     "video-train": "draft-emoji-video",
+    "similarity": "draft-reward-similarity",
+    "similarity-per-prompt": "draft-reward-similarity",
 }
 
 LIKENESS = 0.7  # of a slip of the pen, by difflib's ratio; "adversarial" and "diversity" reach 0.6
