@@ -10,10 +10,11 @@ from typing import Annotated
 
 import typer
 
-from draft_core.cli.outputs import writing
+from draft_core.cli.outputs import require_file, writing
 from draft_core.cli.sample import sample
-from draft_core.cli.terminal import number, out
+from draft_core.cli.terminal import number, out, prints_aside
 from draft_core.errors import DraftError, first_line
+from draft_core.registry.catalog import load_catalog
 
 runs_app = typer.Typer()
 
@@ -22,7 +23,10 @@ runs_app = typer.Typer()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")] = [],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The page to write about several runs; else comparison.html.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The page to write about several runs, else comparison.html; the file of --bug."
+        ),
     ] = None,
     against: Annotated[
         list[str],
@@ -31,11 +35,18 @@ def report(
         ),
     ] = [],
     curves: Annotated[bool, typer.Option("--curves", help="List the reference curves instead.")] = False,
+    bug: Annotated[
+        bool,
+        typer.Option("--bug", help="Print what a bug report needs instead, also of a run that failed, without paths."),
+    ] = False,
 ) -> None:
     """Write the page of a run anew, from what its folder holds; of several runs, one page that compares them.
 
     Example: draft report runs/short runs/long
     """
+    if bug:
+        _report_bug(runs, output, others={"--against": bool(against), "--curves": curves})
+        return
     from draft_core.reporting.comparison import write_comparison
     from draft_core.reporting.page import write_report
     from draft_core.reporting.reference_curves import read_reference
@@ -58,6 +69,25 @@ def report(
             else write_comparison(records, output or Path("comparison.html"))
         )
     out.print(f"wrote {page}", highlight=False, soft_wrap=True)
+
+
+def _report_bug(runs: list[Path], output: Path | None, *, others: dict[str, bool]) -> None:
+    from draft_core.bug_reports.bug_report import bug_report
+
+    if contradicting := next((name for name, is_given in others.items() if is_given), None):
+        raise DraftError(f"--bug and {contradicting} contradict each other", next="give one of them")
+    if len(runs) > 1:
+        raise DraftError("--bug is about one run", where="report", next="name one, or none")
+    if output is not None:
+        require_file(output)
+    with prints_aside():
+        text = bug_report(load_catalog(), *runs)
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    with writing(output):
+        output.write_text(text, encoding="utf-8")
+    out.print(f"wrote {output}", highlight=False, soft_wrap=True)
 
 
 def _print_curves() -> None:

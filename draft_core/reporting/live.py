@@ -6,15 +6,16 @@ A page that is read from a file can fetch nothing, so a script in its state load
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from draft_core.errors import DraftError, one_line, with_type
+from draft_core.errors import DraftError, Interrupted, one_line, with_type
 from draft_core.reporting.rendering import render
-from draft_core.reporting.run_record import RunRecord
+from draft_core.reporting.run_record import ERROR, RunRecord, write_whole
 
 BETWEEN = 5.0  # seconds between two writings of the state, at least
 PATIENCE = 60.0  # seconds without news after which the page says so, at least
@@ -113,6 +114,9 @@ class LivePage:
             yield
         except BaseException as error:
             self.end(error)
+            if isinstance(error, Exception) and not isinstance(error, Interrupted):
+                told = "".join(traceback.format_exception(error))
+                self._guarded(lambda: write_whole(self.path.with_name(ERROR), told))
             raise
 
     def end(self, error: BaseException) -> None:

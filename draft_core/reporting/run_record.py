@@ -24,6 +24,7 @@ METRICS = "metrics.jsonl"  # one StepReport a line
 EVALUATIONS = "evaluations.jsonl"  # one EvalRecord a line
 FACTS = "run.json"  # written when the run is over
 RECIPE = "recipe.yaml"
+ERROR = "error.txt"  # by which error the run ended last, with its traceback; gone once it goes on
 PROMPTS = "prompts.json"  # what the recipe's prompt lists held
 # A folder for each evaluation, UPDATE/IMAGE.png, for each scale, scale-SCALE/IMAGE.png, and for each argument with an
 # image of every prompt, input-ARGUMENT/PROMPT.png.

@@ -21,6 +21,7 @@ from draft_core.recipe.load import dump_recipe
 from draft_core.recipe.resolve import ResolvedRecipe
 from draft_core.recipe.schema import RecipeBase
 from draft_core.reporting.run_record import (
+    ERROR,
     EVALUATIONS,
     FACTS,
     IMAGES,
@@ -196,7 +197,8 @@ class RunFolder:
 
     def _restore(self, trainer: Trainer) -> Restored:
         found = _load_newest(self.path, trainer, self.processes.world_size)
-        (self.path / FACTS).unlink(missing_ok=True)
+        for name in (FACTS, ERROR):
+            (self.path / name).unlink(missing_ok=True)
         rewrite_rows(self.path / METRICS, _rows_until(self.path / METRICS, StepReport, trainer.done))
         if _are_readable(self.path, 0):
             found.evaluations = _rows_until(self.path / EVALUATIONS, EvalRecord, trainer.done)

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PLACES = ("draft_core", "tests", "plugins", "recipes", "benchmarks", "examples", "docs")
-SINGLE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.toml", ".ci/run")
+PLACES = ("draft_core", "tests", "plugins", "recipes", "benchmarks", "examples", "docs", "tools", ".github")
+SINGLE = (
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "AGENTS.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "CITATION.cff"),
+    *("Makefile", "pyproject.toml", ".pre-commit-config.yaml", ".ci/run"),
+)
 SUFFIXES = {".py", ".md", ".yaml", ".yml", ".j2", ".html", ".toml", ".txt", ".json"}
 
 # What is no longer said -> how to find it. A verb like "looks at" and the floor of a number stay what they are.
