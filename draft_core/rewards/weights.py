@@ -121,8 +121,16 @@ def explained(
         ) from error
 
 
-def load_pretrained(architecture: Any, name: str, *, where: str, option: str, megabytes: float | None = None) -> Any:
-    """A model of a transformers class in float32, with every one of its weights from the file.
+def load_pretrained(
+    architecture: Any,
+    name: str,
+    *,
+    where: str,
+    option: str,
+    megabytes: float | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """A model of a transformers class in float32, or in `dtype`, with every one of its weights from the file.
 
     transformers itself loads in whatever precision the file has, and makes up what the file lacks.
 
@@ -130,13 +138,14 @@ def load_pretrained(architecture: Any, name: str, *, where: str, option: str, me
         architecture: the class, such as `transformers.CLIPModel`.
         name: as `locate_model` gives it.
         where, option, megabytes: as in `explained`.
+        dtype: precision in which it is loaded; one that is too large for float32 never is in it.
 
     Raises:
         DraftError: if the model is not there, or does not fit.
     """
     with explained(f"the model {name}", megabytes=megabytes, where=where, option=option, location=name):
         model, info = architecture.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            name, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     require_fit(
         architecture.__name__,

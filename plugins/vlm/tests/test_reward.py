@@ -1,0 +1,196 @@
+"""Questions, weights, components and sharing; and every mistake is one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from draft_reward_vlm.questions import SETS
+from draft_reward_vlm.tiny import tiny
+from transformers import CLIPConfig
+
+from draft_core import load_reward
+from draft_core.errors import DraftError
+from draft_core.registry.catalog import load_catalog
+from draft_core.runs.build import build_objective, reward_config
+
+CATALOG = load_catalog()
+SMALL = {"model": "tiny", "dtype": "float32"}
+PROMPTS = ["a red cat", "two dogs"]
+SHARP = {"ask": "Is it sharp?", "name": "sharp"}
+
+
+def reward(**fields: Any) -> Any:
+    return load_reward("vlm", **{**SMALL, **fields})
+
+
+def images(count: int = 2, height: int = 64, width: int = 48) -> torch.Tensor:
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(5))
+
+
+def test_the_score_is_the_weighted_mean_of_the_components() -> None:
+    asked = [{**SHARP, "weight": 3}, {"ask": 'Is it "{prompt}"?', "weight": -1, "score": "probability"}]
+    made = reward(questions=asked)
+    scores, parts = made.score_with_components(images(), PROMPTS)
+    assert list(parts) == ["sharp", "question 2"]
+    torch.testing.assert_close(scores, (3 * parts["sharp"] - parts["question 2"]) / 4)
+    torch.testing.assert_close(made(images(), PROMPTS), scores)
+    assert (parts["question 2"] > 0).all()
+    assert (parts["question 2"] < 1).all()
+    alone = reward(questions=[{**SHARP, "score": "probability"}, {**SHARP, "name": "log", "score": "log-probability"}])
+    parts = alone.score_with_components(images(), PROMPTS)[1]
+    torch.testing.assert_close(parts["sharp"].log(), parts["log"])
+
+
+def test_contrast_is_against_any_of_the_other_answers() -> None:
+    one = {"score": "log-probability"}
+    asked = [
+        {"ask": "Is it?", "against": ["No", "no"], "name": "contrast"},
+        *({"ask": "Is it?", "answer": word, "name": word, **one} for word in ("Yes", "No", "no")),
+    ]
+    parts = reward(questions=asked).score_with_components(images(), PROMPTS)[1]
+    others = (parts["No"].exp() + parts["no"].exp()).log()
+    torch.testing.assert_close(parts["contrast"], parts["Yes"] - others, rtol=1e-4, atol=1e-5)
+
+
+def test_a_caption_is_scored_by_its_mean_over_tokens() -> None:
+    caption = {"ask": "Describe this.", "answer": "{prompt}", "score": "log-probability"}
+    made = reward(questions=[caption])
+    found = made(images(), PROMPTS)
+    assert found.shape == (2,)
+    assert (found < 0).all()
+    assert not torch.equal(found, made(images(), PROMPTS[::-1]))
+
+
+@pytest.mark.parametrize("name", list(SETS))
+def test_a_shipped_set_is_asked_by_its_name(name: str) -> None:
+    parts = reward(questions=[name]).score_with_components(images(1), PROMPTS[:1])[1]
+    assert list(parts) == [question.name for question in SETS[name]]
+    assert len(parts) >= 4
+
+
+def test_questions_of_a_file_are_those_of_the_prompt(tmp_path: Path) -> None:
+    file = tmp_path / "questions.json"
+    own = {
+        "a red cat": ["Is the cat red?", {"ask": "Is it a dog?", "answer": "No", "against": ["Yes"]}],
+        "two dogs": [],
+    }
+    file.write_text(json.dumps(own))
+    made = reward(questions=[SHARP], question_file=str(file))
+    scores, parts = made.score_with_components(images(), PROMPTS)
+    assert list(parts) == ["sharp", "question_file"]
+    assert parts["question_file"].isnan().tolist() == [False, True]
+    torch.testing.assert_close(scores[1], parts["sharp"][1])
+    torch.testing.assert_close(scores[0], (parts["sharp"][0] + 2 * parts["question_file"][0]) / 3)
+    with pytest.raises(DraftError, match=r"vlm., question_file: it has no questions for the prompt 'three'; add it"):
+        made(images(1), ["three"])
+    empty = reward(questions=[], question_file=str(file))
+    with pytest.raises(DraftError, match="an image is asked nothing"):
+        empty(images(1), ["two dogs"])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "no object of lists"),
+        ('{"a": "Is it?"}', "no object of lists"),
+        ('{"a": [{"asked": "Is it?"}]}', "question 0.ask of the prompt 'a': Field required"),
+        ('{"a": ["Is it {pormpt}?"]}', "question 0.ask of the prompt 'a': .*pormpt"),
+    ],
+)
+def test_a_torn_question_file_is_one_sentence(tmp_path: Path, content: str, said: str) -> None:
+    file = tmp_path / "questions.json"
+    file.write_text(content)
+    with pytest.raises(DraftError, match=said):
+        reward(question_file=str(file))
+
+
+@pytest.mark.parametrize(
+    ("questions", "said"),
+    [
+        (["alignmnet"], "'alignmnet' is no set of questions .alignment, physics, quality."),
+        ([], "ask at least one"),
+        ([{"ask": "Is it {colour}?"}], "{colour} stands for nothing; only {prompt} does"),
+        ([{**SHARP, "weight": 0}], "weight is 0"),
+        ([{**SHARP, "against": []}], "against is empty"),
+        ([{**SHARP, "against": ["Yes"]}], "both the answer and one of those against"),
+        ([{**SHARP, "score": "probability", "against": ["No"]}], "against is given, which score probability does not"),
+        ([{**SHARP, "answer": "{prompt}"}], "set score to log-probability"),
+        ([SHARP, SHARP], "'sharp' twice"),
+    ],
+)
+def test_questions_that_say_nothing_are_refused(questions: list[Any], said: str) -> None:
+    with pytest.raises(DraftError, match=said):
+        reward_config("vlm", {**SMALL, "questions": questions}, CATALOG)
+
+
+def test_answers_that_the_first_token_does_not_decide_are_refused() -> None:
+    long = reward(questions=[{**SHARP, "answer": "Certainly"}])
+    with pytest.raises(DraftError, match=r"the answer 'Certainly' to 'Is it sharp.' has 10 tokens .* log-probability"):
+        long(images(1), ["a"])
+    same = reward(questions=[{**SHARP, "against": [" Yes"]}])
+    with pytest.raises(DraftError, match="begin with the same token; take other words"):
+        same(images(1), ["a"])
+
+
+def test_vqascore_is_the_probability_of_yes() -> None:
+    made = load_reward("vqascore", **SMALL)
+    question = 'Does this figure show "{prompt}"? Please answer Yes or No.'
+    by_vlm = reward(questions=[{"ask": question, "score": "probability"}])
+    assert torch.equal(made(images(), PROMPTS), by_vlm(images(), PROMPTS))
+    for fields, said in (
+        ({"ask": "Is it?"}, "ask: it lacks {prompt}"),
+        ({"layout": "Q:"}, "layout: it lacks {question}"),
+    ):
+        with pytest.raises(DraftError, match=said):
+            load_reward("vqascore", **SMALL, **fields)
+
+
+def test_entries_with_the_same_model_share_it() -> None:
+    fields = [{"questions": ["physics"]}, {"questions": ["quality"]}, {"seed": 1}, {"device": "cpu"}]
+    configs = [reward_config("vlm", {**SMALL, **more}, CATALOG) for more in fields]
+    configs.append(reward_config("vqascore", SMALL, CATALOG))
+    made = list(build_objective(configs, CATALOG).rewards.values())
+    models = [getattr(one, "reward", one).critic.model for one in made]
+    assert models[0] is models[1] is models[4]
+    assert len({id(model) for model in models}) == 3
+
+
+def test_videos_are_shown_whole_or_frame_by_frame() -> None:
+    videos = images(6).unflatten(0, (2, 3))
+    whole, each = (
+        build_objective([reward_config("vlm", {**SMALL, "questions": [SHARP], "frames": frames}, CATALOG)], CATALOG)
+        for frames in ("images", "each")
+    )
+    frames = reward(questions=[SHARP])(videos.flatten(0, 1), [p for p in PROMPTS for _ in range(3)])
+    torch.testing.assert_close(each(videos, PROMPTS).per_reward["vlm"], frames.view(2, 3).mean(1))
+    together = whole(videos, PROMPTS).per_reward["vlm"]
+    assert together.shape == (2,)
+    assert not torch.allclose(together, frames.view(2, 3).mean(1))
+    with pytest.raises(DraftError, match="levels run from"):
+        whole(videos * 255, PROMPTS)
+
+
+@pytest.mark.parametrize("shape", ["qwen2.5-vl", "smolvlm", "blip"])
+def test_a_saved_model_is_loaded_from_its_folder(tmp_path: Path, shape: str) -> None:
+    model, processor = tiny(shape, seed=3)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    made = reward(model=str(tmp_path), questions=[SHARP])
+    assert made(images(), PROMPTS).shape == (2,)
+    assert all(torch.equal(a, b) for a, b in zip(made.critic.model.parameters(), model.parameters(), strict=True))
+    half = reward(model=str(tmp_path), questions=[SHARP], dtype="bfloat16")
+    assert half.critic.model.dtype == torch.bfloat16
+    torch.testing.assert_close(half(images(), PROMPTS), made(images(), PROMPTS), rtol=0.2, atol=0.2)
+
+
+def test_models_of_other_tasks_are_refused_before_they_load(tmp_path: Path) -> None:
+    CLIPConfig().save_pretrained(tmp_path)
+    with pytest.raises(DraftError, match="is a 'clip', which has no image-text-to-text class in transformers; choose"):
+        reward(model=str(tmp_path))
+    with pytest.raises(DraftError, match=r"reward 'vqascore', model: there is no folder 'nowhere/at/all'"):
+        load_reward("vqascore", model="nowhere/at/all")
