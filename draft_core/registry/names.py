@@ -38,6 +38,8 @@ PUBLISHED = {
     "pickscore": "draft-reward-pickscore",
     "scenes-heldout": "draft-emoji",
     "scenes-train": "draft-emoji",
+    "vlm": "draft-reward-vlm",
+    "vqascore": "draft-reward-vlm",
 }
 
 LIKENESS = 0.7  # of a slip of the pen, by difflib's ratio; "adversarial" and "diversity" reach 0.6

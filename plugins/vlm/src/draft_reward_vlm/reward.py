@@ -80,7 +80,7 @@ class VlmReward(FrozenModule):
             return checked_images(images, prompts, where=self.where)
         frames = images.shape[1]
         flat = checked_images(images.flatten(0, 1), [p for p in prompts for _ in range(frames)], where=self.where)
-        return flat.unflatten(0, images.shape[:2])
+        return flat.view(images.shape)
 
     def _own_questions(self, prompt: str) -> Sequence[Question]:
         if self.of_prompt is None:
