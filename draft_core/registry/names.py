@@ -50,6 +50,8 @@ PUBLISHED = {
     "video-train": "draft-emoji-video",
     "similarity": "draft-reward-similarity",
     "similarity-per-prompt": "draft-reward-similarity",
+    "vlm": "draft-reward-vlm",
+    "vqascore": "draft-reward-vlm",
 }
 
 LIKENESS = 0.7  # of a slip of the pen, by difflib's ratio; "adversarial" and "diversity" reach 0.6

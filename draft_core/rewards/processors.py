@@ -44,7 +44,8 @@ def through(processor: Any, images: torch.Tensor, **call: Any) -> Any:
     key = (tuple(images.shape[1:]), repr(sorted(call.items())))
     compared = _compared.setdefault(processor, {})
     if key not in compared:
-        compared[key] = _compare(processor, images.shape[1:], call)
+        with torch.inference_mode(False):  # where nothing could be given a gradient
+            compared[key] = _compare(processor, images.shape[1:], call)
     levels = _whole_levels(images.float().cpu())
     return _on(_call(processor, levels, call, bytes_are_resized=compared[key]), images.device)
 
@@ -100,10 +101,10 @@ def _resized_bytes(levels: torch.Tensor, resized: torch.Tensor, given: Mapping[s
     from torchvision.transforms.v2.functional import resize
 
     mode, antialias = InterpolationMode(given.get("mode", "nearest")), given.get("antialias", False)
-    small = resize(
+    small: torch.Tensor = resize(
         levels.detach().round().to(torch.uint8), list(resized.shape[-2:]), interpolation=mode, antialias=antialias
     )
-    return small.to(resized)
+    return small.to(resized.dtype)
 
 
 # Whether the processor can be trusted

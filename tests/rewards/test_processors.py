@@ -132,6 +132,17 @@ def test_half_precision_and_black_images() -> None:
         torch.testing.assert_close(through(processor, images.half())["pixel_values"], own, rtol=0, atol=1e-6)
 
 
+def test_a_first_call_in_inference_mode_does_not_spoil_later_ones() -> None:
+    processor = transformers.ViTImageProcessor(**SMALL)
+    images = drawn(64, 48)
+    with torch.inference_mode():
+        first = through(processor, images)["pixel_values"]
+    leaf = images.clone().requires_grad_()
+    again = through(processor, leaf)["pixel_values"]
+    assert torch.equal(first, again)
+    assert torch.autograd.grad(again.sum(), leaf)[0].ne(0).all()
+
+
 def another_filter(levels: torch.Tensor, resized: torch.Tensor, given: dict) -> torch.Tensor:
     return torchvision_functional.resize(levels.detach(), list(resized.shape[-2:]), antialias=False)
 

@@ -137,6 +137,16 @@ def test_answers_that_the_first_token_does_not_decide_are_refused() -> None:
         same(images(1), ["a"])
 
 
+def test_what_is_remembered_in_inference_mode_has_a_gradient_later() -> None:
+    made = reward(questions=[SHARP])
+    with torch.inference_mode():
+        first = made(images(), PROMPTS)
+    leaf = images().requires_grad_()
+    again = made(leaf, PROMPTS)
+    assert torch.equal(first, again)
+    assert torch.autograd.grad(again.sum(), leaf)[0].ne(0).any()
+
+
 def test_vqascore_is_the_probability_of_yes() -> None:
     made = load_reward("vqascore", **SMALL)
     question = 'Does this figure show "{prompt}"? Please answer Yes or No.'

@@ -84,9 +84,9 @@ class Critic(torch.nn.Module):
     def _answered(self, asked: Sequence[Asked], pixels: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
         """Of questions of one length: one forward of the model."""
         device, dtype = self.model.device, self.model.dtype
-        inputs = {name: torch.cat([one.inputs[name] for one in asked]).to(device) for name in asked[0].inputs}
+        text = {name: torch.cat([one.inputs[name] for one in asked]).to(device) for name in asked[0].inputs}
         wanted = torch.tensor([one.answers[0] for one in asked], device=device)
-        inputs = _continued(inputs, wanted[:, :-1])
+        inputs: dict[str, Any] = dict(_continued(text, wanted[:, :-1]))
         for name in sorted(asked[0].visual):
             joined = torch.cat([of_one[name] for of_one in pixels]).to(device)
             inputs[name] = joined.to(dtype) if joined.is_floating_point() else joined
@@ -140,9 +140,8 @@ class Critic(torch.nn.Module):
     def _read(self, question: str, answers: Sequence[str], shape: tuple[int, ...]) -> Asked:
         text = self.text_of(question, shape)
         self._require_all_frames(text, shape)
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.rand(shape, generator=generator).mul(255).round().div(255)
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # what is remembered may meet autograd later
+            noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)).mul(255).round().div(255)
             visual = self._visual(noise)
             read = self._process(text, noise, question)
         if shape not in self._compared:

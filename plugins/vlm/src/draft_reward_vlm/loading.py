@@ -21,7 +21,7 @@ from draft_reward_vlm.tiny import tiny
 _loaded: weakref.WeakValueDictionary[tuple[Any, ...], torch.nn.Module] = weakref.WeakValueDictionary()
 
 
-def load_shared(config: ModelConfig, *, where: str) -> torch.nn.Module:
+def load_shared(config: ModelConfig, *, where: str) -> Any:
     """The model, frozen, with its processor as the attribute `processor`; the one that is loaded already if there is.
 
     Rewards share it if they name the same model, dtype, device, seed and gradient checkpointing: whatever moves the one

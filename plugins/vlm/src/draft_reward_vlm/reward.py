@@ -39,7 +39,7 @@ class VlmReward(FrozenModule):
         self.where = where
         self.questions = config.all_questions()
         self.of_prompt = None if config.question_file is None else read_questions(Path(config.question_file), where)
-        self.takes_videos = config.frames != "each"
+        self.takes = "image" if config.frames == "each" else "any"
         self.critic = Critic(load_shared(config, where=where), config, where)
         self.requires_grad_(False).eval()
 
@@ -76,11 +76,11 @@ class VlmReward(FrozenModule):
         return self._gathered([[next(rows) for _ in questions] for questions in asked], asked)
 
     def _checked(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        if not (images.ndim == 5 and self.takes_videos):
+        if images.ndim != 5 or self.takes == "image":
             return checked_images(images, prompts, where=self.where)
         frames = images.shape[1]
         flat = checked_images(images.flatten(0, 1), [p for p in prompts for _ in range(frames)], where=self.where)
-        return flat.unflatten(0, images.shape[:2])
+        return flat.view(images.shape)
 
     def _own_questions(self, prompt: str) -> Sequence[Question]:
         if self.of_prompt is None:

@@ -41,7 +41,7 @@ TEXT = {
     "max_position_embeddings": 4096,
 }
 VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-SPREAD = 0.2  # of the random weights: answers then differ between images by more than float32 rounds
+SPREAD = 0.1  # of the random weights: answers differ between images, and are smooth enough for finite differences
 
 
 def tiny(shape: str, seed: int) -> tuple[Any, Any]:
@@ -172,7 +172,7 @@ def _llava() -> tuple[Any, Any]:
             "model_type": "clip_vision_model",
             "image_size": 56,
             "patch_size": 14,
-            "initializer_factor": 8.0,
+            "initializer_factor": 2.0,
         },
         image_token_index=ids("<image>"),
         image_seq_length=16,
