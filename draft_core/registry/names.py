@@ -31,6 +31,8 @@ PUBLISHED = {
     "emoji-train": "draft-emoji",
     "emoji-train-plain": "draft-emoji",
     "hpsv2": "draft-reward-hpsv2",
+    "hpsv3": "draft-reward-hpsv3",
+    "imagereward": "draft-reward-imagereward",
     "jpeg": "draft-reward-jpeg",
     "jpeg-distortion": "draft-reward-jpeg",
     "jpeg-size": "draft-reward-jpeg",
