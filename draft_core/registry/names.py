@@ -37,6 +37,8 @@ PUBLISHED = {
     "emoji-train-plain": "draft-emoji",
     "flicker": "draft-reward-motion",
     "hpsv2": "draft-reward-hpsv2",
+    "hpsv3": "draft-reward-hpsv3",
+    "imagereward": "draft-reward-imagereward",
     "jpeg": "draft-reward-jpeg",
     "jpeg-distortion": "draft-reward-jpeg",
     "jpeg-size": "draft-reward-jpeg",

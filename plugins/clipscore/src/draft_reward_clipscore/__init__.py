@@ -53,8 +53,8 @@ class ClipScoreConfig(RelativePromptConfig):
     def _relative_scores_keep_their_sign(self) -> ClipScoreConfig:
         if self.positive is not None and self.definition != "cosine":
             raise ValueError(
-                f"the definition {self.definition!r} makes zero of what is negative, as scores relative to control words "
-                "often are; set definition to cosine"
+                f"the definition {self.definition!r} makes zero of what is negative, as scores relative to control "
+                "words often are; set definition to cosine"
             )
         return self
 

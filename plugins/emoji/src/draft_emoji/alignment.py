@@ -65,7 +65,7 @@ class EmojiClip(FrozenModule):
         return unit_length(self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output))
 
     def text_features(self, texts: Sequence[str], device: torch.device) -> Tensor:
-        """Embeddings (N, D) of unit length, each made once; with control words, what the image's are multiplied with."""
+        """Embeddings (N, D) of unit length, each made once; with control words, the sum that images are scored by."""
         return self.memory(
             texts, lambda text: self.relative(text, lambda full: self._text_features(full, device)), device
         )

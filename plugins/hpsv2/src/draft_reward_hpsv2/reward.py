@@ -35,8 +35,8 @@ TINY = {
 class Hpsv2Reward(FrozenModule):
     """HPS v2 or v2.1, differentiable: higher is an image that people like better for its prompt.
 
-    The cosine between the embeddings of image and prompt, or relative to control words. Wu et al. 2023, "Human Preference Score v2",
-    arXiv 2306.09341.
+    The cosine between the embeddings of image and prompt, or relative to control words. Wu et al. 2023, "Human
+    Preference Score v2", arXiv 2306.09341.
 
     Raises:
         DraftError: if the weight file is missing or does not fit.
