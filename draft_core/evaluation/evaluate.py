@@ -79,7 +79,8 @@ def evaluate(
         share: (rank, world size) of this process: it makes every `world size`-th image, from number `rank` on; all
             make equally many, some of them twice where they do not come out even.
         gather: gives what each process made, by rank.
-        keep: what is kept of images (N, 3, H, W), or videos (N, F, 3, H, W), after they are scored; `still` if left out.
+        keep: what is kept of images (N, 3, H, W), or videos (N, F, 3, H, W), after they are scored; `still` if left
+            out.
 
     Returns:
         images (P S, 3, H, W) in [0, 1] on the CPU, of each prompt all seeds in turn; and scores, float32 (P S,), in the
@@ -115,9 +116,7 @@ def evaluate(
             motion.append(image_measures.motion(samples.float()))
         images.append((keep or still)(samples.float()).cpu())
         progress(min((first + len(batch)) * world_size, len(pairs)), len(pairs))
-    joined, moved = (
-        {name: torch.cat([row[name] for row in rows]).cpu() for name in rows[0]} for rows in (scores, motion)
-    )
+    joined, moved = _joined(scores), _joined(motion)
     parts = gather((torch.cat(images), joined, moved))
     return Evaluation(
         tuple(prompts),
@@ -178,6 +177,11 @@ def require_finite_images(images: Tensor, pipe: Any) -> None:
         if has_float16(networks(pipe).values())
         else "look at its weights, its guidance and its other call arguments",
     )
+
+
+def _joined(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Name -> the values of all batches, on the CPU."""
+    return {name: torch.cat([batch[name] for batch in batches]).cpu() for name in batches[0]}
 
 
 def _in_order(parts: Sequence[Tensor], total: int) -> Tensor:
