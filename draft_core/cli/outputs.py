@@ -29,14 +29,20 @@ def require_file(path: Path) -> None:
             path.unlink()
 
 
-def require_image_file(path: Path) -> None:
-    """That an image can be written at `path`, in the format that its ending names.
+def require_image_file(path: Path, *, plays: bool = False) -> None:
+    """That an image can be written at `path`, in the format that its ending names; with `plays` videos as .mp4 too.
 
     Raises:
         DraftError: where it cannot.
     """
     from PIL import Image
 
+    if plays and path.suffix.lower() == ".mp4":
+        from draft_core.reporting.image_grid import require_mp4
+
+        require_mp4(path)
+        require_file(path)
+        return
     suffix = os.path.splitext(path)[1]  # as Pillow sees it: a name that begins with dots alone has none
     form = Image.registered_extensions().get(suffix.lower())
     try:

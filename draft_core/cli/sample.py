@@ -156,7 +156,7 @@ def sample(
 
     catalog = load_catalog()
     locate_pretrained(model, catalog)
-    _require_output(output, searches=searches)
+    require_image_file(output, plays=not searches)
     asked = _Asked(
         model,
         [text for given in prompts for text in given_prompts(given, catalog, where=f"--prompts {short(given)}")],
@@ -176,17 +176,6 @@ def sample(
         _search(asked, output, catalog)
     else:
         _draw(asked, latents, output, catalog)
-
-
-def _require_output(output: Path, *, searches: bool) -> None:
-    """That the grid can be written: as an image, or what was not searched for as MP4."""
-    if output.suffix.lower() != ".mp4" or searches:
-        require_image_file(output)
-        return
-    from draft_core.reporting.image_grid import require_mp4
-
-    require_mp4(output)
-    require_file(output)
 
 
 def _draw(asked: _Asked, file: Path | None, output: Path, catalog: Catalog) -> None:

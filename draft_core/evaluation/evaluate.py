@@ -201,6 +201,7 @@ def require_finite_images(images: Tensor, pipe: Any) -> None:
 
 
 def _joined(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Name -> the values of all batches, on the CPU."""
     if any(batch.keys() != batches[0].keys() for batch in batches):
         raise RewardError(
             "a reward tells other components of one batch than of another",

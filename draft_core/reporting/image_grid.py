@@ -9,7 +9,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import diffusers
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn.functional import interpolate
@@ -71,13 +70,13 @@ def draw_grid(
 
 
 def cells(images: torch.Tensor) -> torch.Tensor:
-    """Images or videos (..., 3, H, W), reduced to what a grid shows of them where they are larger."""
+    """Images (N, 3, H, W) as they are; videos (N, T, 3, H, W) reduced to the cells of a grid where they are larger."""
     height, width = images.shape[-2:]
     side = max(height, width)
-    if side <= CELL:
+    if images.ndim == 4 or side <= CELL:
         return images
     small = (max(1, height * CELL // side), max(1, width * CELL // side))
-    return interpolate(images.flatten(0, -4), small, mode="area").unflatten(0, images.shape[:-3])
+    return interpolate(images.flatten(0, 1), small, mode="area").view(*images.shape[:3], *small)
 
 
 def save_grid(
@@ -103,16 +102,16 @@ def save_grid(
         still = [(label, [video[frame] for video in videos for frame in some]) for label, videos in rows]
         draw_grid(still, headings=headings, group=(group or 1) * len(some)).save(file)
         return
-    drawn = [
-        draw_grid(
-            [(label, [video[frame] for video in videos]) for label, videos in rows], headings=headings, group=group
-        )
-        for frame in range(frames)
-    ]
+    drawn = []
+    for frame in range(frames):
+        of_frame = [(label, [video[frame] for video in videos]) for label, videos in rows]
+        drawn.append(draw_grid(of_frame, headings=headings, group=group))
     if suffix == ".mp4":
+        from diffusers.utils import export_to_video  # not before it is needed: it takes seconds
+
         require_mp4(file)
         even = [frame.crop((0, 0, frame.width - frame.width % 2, frame.height - frame.height % 2)) for frame in drawn]
-        diffusers.utils.export_to_video(even, str(file), fps=FRAMES_PER_SECOND, macro_block_size=2)
+        export_to_video(even, str(file), fps=FRAMES_PER_SECOND, macro_block_size=2)
         return
     drawn[0].save(file, save_all=True, append_images=drawn[1:], duration=1000 // FRAMES_PER_SECOND, loop=0)
 

@@ -67,7 +67,7 @@ def require_videos(sampler: DifferentiableSampler, objective: Objective, setting
     if settings.frames is None and "video" not in map(takes, objective.rewards.values()):
         return
     frames, model = sampler.traits.frames, type(sampler.pipe).__name__
-    check_takes(objective.rewards, makes_videos=frames is not None, model=model)
+    check_takes(dict(objective.rewards.items()), makes_videos=frames is not None, model=model)
     if settings.frames is None:
         return
     if frames is None:

@@ -6,12 +6,13 @@ frame with its thing, and no word of motion was in its captions. So all layers o
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AnimateDiffPipeline, MotionAdapter, StableDiffusionPipeline, UNet2DConditionModel, UNetMotionModel
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from draft_emoji.scene_words import things
 from emoji_training import captions, pictures, unet
@@ -23,10 +24,11 @@ from torch import Tensor, nn
 from .clips import FRAMES, Animator
 
 STILL = Recipe(lr=3e-4, weight_decay=1e-2, ema=0.99, slow=("text.", 0.25))
-MOVING = Recipe(lr=5e-4, weight_decay=1e-2, ema=0.995, slow=("text.", 0.25))
+MOVING = Recipe(lr=6e-4, weight_decay=1e-2, ema=0.99, slow=("text.", 0.5))
 STILL_BATCH = 8  # frames, each of another clip
-BATCH = 2  # clips
-FEW, FEW_UNTIL = 4, 0.7  # so many frames of a clip are enough until this share of the budget
+SINGLE_BATCH, SINGLE_UNTIL = 16, 0.75  # single frames until this share of the budget, which teach most for their cost
+BATCH = 2  # whole clips, from there on
+FOCUS = 1.5  # of a new motion module's attention on the frame itself
 SEED = 11
 GRID_MINUTES = 10.0
 GRID = ["a red apple moving left", "a fox moving up", "a star growing"]
@@ -77,7 +79,7 @@ def train_still(
     training = prepare(module, STILL, budget, work / "video" / "still.pt", device)
 
     def loss(generator: torch.Generator) -> Tensor:
-        x, texts = batch(animator, STILL_BATCH, 1, generator)
+        x, texts, _ = batch(animator, STILL_BATCH, 1, generator)
         return denoising_loss(module, pipeline, x[:, :, 0], texts, generator, device)
 
     for _ in report("still", training, loss, STILL_BATCH):
@@ -91,23 +93,17 @@ def train_moving(
     """Train denoiser, motion modules and text tower on clips; leave the averaged parts in work/video."""
     torch.manual_seed(SEED)  # of the motion modules' first weights
     module = nn.ModuleDict({"unet": quiet(pipeline.unet), "text": pipeline.text_encoder}).requires_grad_(True)
-    tables = [m.pos_embed for m in module.modules() if getattr(m, "pos_embed", None) is not None]
-    full = [t.pe.clone() for t in tables]
-    for table, pe in zip(tables, full, strict=True):
-        table.register_buffer("pe", pe, persistent=False)  # what is trained on some frames is saved for all
+    places = FramePlaces(module)
     training = prepare(module, MOVING, budget, work / "video" / "moving.pt", device)
 
     def loss(generator: torch.Generator) -> Tensor:
-        few = budget.share(training.elapsed_s, training.step) < FEW_UNTIL
-        count = FEW if few else FRAMES
-        chosen = sorted(torch.randperm(FRAMES, generator=generator)[:count].tolist())
-        for table, pe in zip(tables, full, strict=True):  # a frame keeps its place in time
-            table.pe = pe[:, chosen] if few else pe
-        x, texts = batch(animator, BATCH, count, generator, chosen)
+        single = budget.share(training.elapsed_s, training.step) < SINGLE_UNTIL
+        x, texts, chosen = batch(animator, SINGLE_BATCH if single else BATCH, 1 if single else FRAMES, generator)
+        places.chosen = chosen
         return denoising_loss(module, pipeline, x, texts, generator, device)
 
     drawn = training.elapsed_s
-    for _ in report("clips", training, loss, BATCH, every=25):
+    for _ in report("clips", training, loss, SINGLE_BATCH, every=25):
         if training.elapsed_s - drawn > 60 * GRID_MINUTES:
             drawn = training.elapsed_s
             save(training, pipeline, work)
@@ -115,13 +111,38 @@ def train_moving(
     save(training, pipeline, work)
 
 
+class FramePlaces:
+    """Puts each frame at its own place in time, whichever frames of a clip a batch has.
+
+    Attributes:
+        chosen: the numbers of the frames of each clip, (B, F).
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.chosen = torch.arange(FRAMES)[None]
+        for table in [m.pos_embed for m in module.modules() if getattr(m, "pos_embed", None) is not None]:
+            table.forward = partial(self._add, table)
+
+    def _add(self, table: nn.Module, x: Tensor) -> Tensor:
+        """x, (B positions, F, C), plus the places of its frames."""
+        places = table.pe[0, self.chosen]
+        return x + places.repeat_interleave(len(x) // len(places), 0)
+
+
+@torch.no_grad()
 def quiet(denoiser: UNet2DConditionModel) -> UNetMotionModel:
-    """The denoiser with new motion modules that change nothing yet."""
+    """The denoiser with new motion modules that change nothing yet, and whose attention is on the frame itself.
+
+    So a single frame, which is all that most of the training sees, says the same as it would among others.
+    """
     adapter = build_adapter(denoiser)
     for part in adapter.modules():
         if isinstance(part, AnimateDiffTransformer3D):
             nn.init.zeros_(part.proj_out.weight)
             nn.init.zeros_(part.proj_out.bias)
+        if isinstance(part, Attention):
+            for layer, size in ((part.to_q, FOCUS), (part.to_k, FOCUS), (part.to_v, 1.0), (part.to_out[0], 1.0)):
+                layer.weight.copy_(size * torch.eye(len(layer.weight)))
     return UNetMotionModel.from_unet2d(denoiser, adapter)
 
 
@@ -141,19 +162,13 @@ def report(name: str, training: Training, loss: Loss, batch_size: int, every: in
         yield p
 
 
-def batch(
-    animator: Animator, count: int, frames: int, generator: torch.Generator, chosen: list[int] | None = None
-) -> tuple[Tensor, list[str]]:
-    """Pixels (count, 3, F, 64, 64) in [-1, 1] of random clips, and their captions.
-
-    Each clip shows its `chosen` frames, or without those `frames` random ones in order.
-    """
+def batch(animator: Animator, count: int, frames: int, generator: torch.Generator) -> tuple[Tensor, list[str], Tensor]:
+    """Random frames of `count` random clips: pixels (count, 3, frames, 64, 64) in [-1, 1], captions, frame numbers."""
     clips = [animator.draw(generator) for _ in range(count)]
-    stacks = []
-    for clip in clips:
-        at = chosen or sorted(torch.randperm(FRAMES, generator=generator)[:frames].tolist())
-        stacks.append(to_tensor(animator.frames(clip, generator, at)))
-    return torch.stack(stacks).transpose(1, 2), [animator.caption(c, generator) for c in clips]
+    chosen = [torch.randperm(FRAMES, generator=generator)[:frames].sort().values for _ in clips]
+    pixels = [to_tensor(animator.frames(c, at.tolist())) for c, at in zip(clips, chosen, strict=True)]
+    texts = [animator.caption(c, generator) for c in clips]
+    return torch.stack(pixels).transpose(1, 2), texts, torch.stack(chosen)
 
 
 def denoising_loss(
@@ -197,8 +212,7 @@ def save(training: Training, pipeline: StableDiffusionPipeline, work: Path) -> N
     flat = UNet2DConditionModel.from_config(pipeline.unet.config)
     flat.load_state_dict({k: v for k, v in moving.items() if "motion_modules" not in k})
     adapter = build_adapter(flat)
-    places = {k: v for k, v in adapter.state_dict().items() if k.endswith("pos_embed.pe")}
-    adapter.load_state_dict({**places, **{k: v for k, v in moving.items() if "motion_modules" in k}})
+    adapter.load_state_dict({k: v for k, v in moving.items() if "motion_modules" in k})
     flat.save_pretrained(work / "video" / "unet")
     adapter.save_pretrained(work / "video" / "motion_adapter")
     text = type(pipeline.text_encoder)(pipeline.text_encoder.config)
