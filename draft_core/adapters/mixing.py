@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from draft_core.adapters.files import CONFIG_KEY, lora_files, run_around
 from draft_core.adapters.fitting import CLIP_PREFIX, DOWN, UP
-from draft_core.errors import CheckpointError, DraftError, one_line, require_finite
+from draft_core.errors import CheckpointError, DraftError, one_line, require_finite, require_from_one
 
 DIFFUSERS_KEY = "lora_adapter_metadata"  # where diffusers keeps peft's settings, behind the component's name
 FORMATS = ("diffusers", "comfyui")
@@ -111,19 +111,35 @@ def _scale(name: str, rank: int, settings: Mapping[str, Any], *, behind_componen
 # Mixing
 
 
-def mix_loras(sources: Sequence[tuple[Path, float]], folder: Path) -> Path:
-    """Writes the LoRA whose contribution is the weighted sum of several; returns its folder.
+@dataclass(frozen=True)
+class Mix:
+    """What `mix_loras` wrote.
+
+    Arguments:
+        folder: of the LoRA.
+        kept: share of the squared norm of the sum that it has; less than 1 only where its rank was limited.
+    """
+
+    folder: Path
+    kept: float = 1.0
+
+
+def mix_loras(sources: Sequence[tuple[Path, float]], folder: Path, *, rank: int | None = None) -> Mix:
+    """Writes the LoRA whose contribution is the weighted sum of several.
 
     Arguments:
         sources: folders of runs or of LoRAs, or files; each with its weight.
         folder: to be made; it must not hold anything.
+        rank: of the LoRA at most, 1 or more: what fits of the sum in the sense of least squares (Eckart and Young
+            1936). None takes the sum as it is, whose rank is the sum of the ranks.
 
     Raises:
-        DraftError: if they are not LoRAs of one model on the same layers, a weight is not finite, or `folder` is not
-            empty.
+        DraftError: if they are not LoRAs of one model on the same layers, a weight is not finite, `rank` is not from 1
+            on, or `folder` is not empty.
     """
     for path, weight in sources:
         require_finite(weight, where=f"the weight of {path}")
+    require_from_one(1 if rank is None else rank, where="rank")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DraftError("it is there already, and not empty", where=str(folder), next="name a new folder")
     files = [lora_files(path) for path, _ in sources]
@@ -136,14 +152,25 @@ def mix_loras(sources: Sequence[tuple[Path, float]], folder: Path) -> Path:
                 next="mix LoRAs of one model",
             )
     weights = [weight for _, weight in sources]
-    mixed = {name: _mixed([read_lora(found[name]) for found in files], weights) for name in files[0]}
+    norms = _Norms()
+    mixed = {name: _mixed([read_lora(found[name]) for found in files], weights, rank, norms) for name in files[0]}
     folder.mkdir(parents=True, exist_ok=True)
     for name, (state, metadata) in mixed.items():
         save_file(state, folder / name, metadata)
-    return folder
+    return Mix(folder, norms.kept / norms.total if norms.kept < norms.total else 1.0)
 
 
-def _mixed(loras: Sequence[LoraFile], weights: Sequence[float]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+@dataclass
+class _Norms:
+    """Squared norms of sums, and of what is kept of them."""
+
+    total: float = 0.0
+    kept: float = 0.0
+
+
+def _mixed(
+    loras: Sequence[LoraFile], weights: Sequence[float], rank: int | None, norms: _Norms
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     first = loras[0]
     for other in loras[1:]:
         if other.shapes != first.shapes:
@@ -158,15 +185,33 @@ def _mixed(loras: Sequence[LoraFile], weights: Sequence[float]) -> tuple[dict[st
     state = {}
     for name in first.factors:
         downs, ups = zip(*(lora.factors[name] for lora in loras), strict=True)
-        state[name + DOWN] = torch.cat(downs).contiguous()
-        scaled = [weight * up for weight, up in zip(weights, ups, strict=True)]
-        state[name + UP] = torch.cat(scaled, dim=1).contiguous()
+        down, up = torch.cat(downs), torch.cat([weight * up for weight, up in zip(weights, ups, strict=True)], dim=1)
+        if rank is not None:
+            down, up = _limited(down, up, rank, norms)
+        state[name + DOWN], state[name + UP] = down.contiguous(), up.contiguous()
     if not first.config:  # diffusers reads the ranks off the shapes, and takes alpha for the rank
         return state, {"format": "pt"}
-    ranks = {name.partition(".")[2]: sum(len(lora.factors[name][0]) for lora in loras) for name in first.factors}
+    ranks = {name.partition(".")[2]: len(state[name + DOWN]) for name in first.factors}
     patterns = {re.escape(layer): rank for layer, rank in ranks.items()}
     config = {**first.config, "rank_pattern": patterns, "alpha_pattern": patterns, "use_rslora": False}
     return state, {"format": "pt", CONFIG_KEY: json.dumps(config)}
+
+
+def _limited(down: torch.Tensor, up: torch.Tensor, rank: int, norms: _Norms) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors of the nearest matrix to B A of this rank or less; those of convolutions are matrices but for their shape.
+
+    B A = Q_b (R_b R_a^T) Q_a^T, whose singular values are those of the small matrix in the middle.
+    """
+    (q_a, r_a), (q_b, r_b) = (torch.linalg.qr(factor.double()) for factor in (down.flatten(1).T, up.flatten(1)))
+    left, values, right = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    norms.total += float(values.square().sum())
+    norms.kept += float(values[:rank].square().sum())
+    roots = values[:rank].sqrt()
+    narrow_up, narrow_down = q_b @ left[:, :rank] * roots, (q_a @ right[:rank].T * roots).T
+    return (
+        narrow_down.to(down).view(len(roots), *down.shape[1:]),
+        narrow_up.to(up).view(len(up), len(roots), *up.shape[2:]),
+    )
 
 
 def _named(files: Mapping[str, Path]) -> str:

@@ -112,8 +112,13 @@ def mix(
         list[str], typer.Argument(metavar="LORA:WEIGHT...", help="A run, a lora folder or a file, and its weight.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=1, help="Of the LoRA at most; else the sum of the ranks, and exact.")
+    ] = None,
 ) -> None:
     """Mix LoRAs of one model: what they add to it, weighted and summed, as one LoRA. No training, no model needed.
+
+    Of rewards, or of seeds: the mean of several runs of one recipe is often better than each of them.
 
     Example: draft mix runs/jpeg:0.6 runs/aesthetic:0.4 --output runs/mixed
     """
@@ -122,8 +127,10 @@ def mix(
     from draft_core.adapters.mixing import mix_loras
 
     with writing(output):
-        folder = mix_loras(weighed, output)
-    out.print(f"wrote {folder}", highlight=False, soft_wrap=True)
+        mixed = mix_loras(weighed, output, rank=rank)
+    if rank is not None:
+        out.print(f"rank {rank} holds {mixed.kept:.1%} of the sum, by its squared norm", highlight=False)
+    out.print(f"wrote {mixed.folder}", highlight=False, soft_wrap=True)
 
 
 @runs_app.command()

@@ -198,6 +198,8 @@ class PretrainedSpec:
         alias: its name in recipes, used where a hub name or a folder could stand.
         summary: one line for listings.
         folder: a folder in diffusers' format.
+        lora: the file or folder of a LoRA, in diffusers' format, that is added to the weights when they are loaded: two
+            aliases may share a folder.
         license: licences of the weights and of the data behind them.
         prompts: prompt lists that come with it, name -> text file with one prompt a line.
         call: arguments of the pipeline's call that suit it, such as guidance_scale; recipes and `draft sample` start
@@ -211,6 +213,7 @@ class PretrainedSpec:
     summary: str
     folder: Path
     license: str
+    lora: Path | None = None
     prompts: Mapping[str, Path] = field(default_factory=dict)
     call: Mapping[str, Any] = field(default_factory=dict)
 

@@ -18,7 +18,7 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 from packaging.version import Version
 from safetensors import SafetensorError
 
-from draft_core.adapters.files import lora_files
+from draft_core.adapters.files import load_lora, lora_files
 from draft_core.errors import DraftError, RecipeError, first_line
 from draft_core.prompt_rows import type_of_argument
 from draft_core.recipe.resolve import is_single_file, locate_pretrained
@@ -91,7 +91,16 @@ def load_pipeline(
     for attribute in IMAGE_FILTERS:
         if getattr(pipe, attribute, None) is not None:
             setattr(pipe, attribute, None)
+    if name in catalog.pretrained and (lora := catalog.pretrained[name].spec.lora) is not None:
+        _add(pipe, lora)
     return pipe
+
+
+def _add(pipe: Any, lora: Path) -> None:
+    """Adds to the weights what the LoRA of an alias adds to them, and leaves no adapter behind."""
+    load_lora(pipe, lora)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
 
 
 # A file that is not what it seems makes diffusers stumble over the keys and shapes that it expects.

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
@@ -84,6 +85,27 @@ def test_a_mix_of_unequal_ranks_adds_the_weighted_sum(tmp_path: Path) -> None:
     mix_loras([(tmp_path / "one", 0.6), (tmp_path / "other", 0.4)], tmp_path / "mixed")
     other = loaded(tmp_path / "other")
     require_same(loaded(tmp_path / "mixed"), {name: 0.6 * delta + 0.4 * other[name] for name, delta in uneven.items()})
+
+
+def test_a_mix_of_limited_rank_is_the_nearest_of_that_rank(tmp_path: Path) -> None:
+    """The best approximation by numpy's singular values, of every layer by itself; convolutions as matrices."""
+    uneven_lora(tmp_path / "one")
+    saved_lora(tmp_path / "other", seed=2)
+    sources = [(tmp_path / "one", 0.6), (tmp_path / "other", 0.4)]
+    mix_loras(sources, tmp_path / "exact")
+    mixed = mix_loras(sources, tmp_path / "mixed", rank=2)
+    exact, found = loaded(tmp_path / "exact"), loaded(tmp_path / "mixed")
+    kept = total = 0.0
+    nearest = {}
+    for name, delta in exact.items():
+        left, values, right = np.linalg.svd(delta.flatten(1).double().numpy(), full_matrices=False)
+        nearest[name] = torch.tensor((left[:, :2] * values[:2]) @ right[:2]).view(delta.shape).float()
+        kept, total = kept + float((values[:2] ** 2).sum()), total + float((values**2).sum())
+    require_same(found, nearest)
+    assert mixed.kept == pytest.approx(kept / total, rel=1e-5)
+    assert mixed.kept < 0.999
+    assert mix_loras(sources, tmp_path / "whole", rank=64).kept == 1.0
+    require_same(loaded(tmp_path / "whole"), exact)
 
 
 def test_a_mix_for_a_pipeline_without_a_loader_says_its_ranks(tmp_path: Path) -> None:
