@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +92,8 @@ def evaluate(
     if not seeds:
         raise DraftError("there are no seeds", where="evaluate", next="give at least one")
     require_from_one(batch_size, where="evaluate: batch_size")
+    if batch_size > 1:
+        sampler.takes_each  # noqa: B018  found once, and not anew for every copy
     sampler = as_evaluated(sampler)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     rank, world_size = share
@@ -99,6 +101,8 @@ def evaluate(
     own = [pairs[(turn * world_size + rank) % len(pairs)] for turn in range(rounds)]
     plan = StepPlan(sampler.steps, frozenset())
     images, scores = [], []
+    if world_size > 1 and not _share_calls(pairs, sampler):
+        batch_size = 1  # all processes make equally many calls, which sharded denoisers make together
     done = 0
     for batch in _batches(own, batch_size, sampler):
         names = [prompt for prompt, _ in batch]
@@ -110,6 +114,7 @@ def evaluate(
         images.append(still(samples).float().cpu())
         done += len(batch)
         progress(min(done * world_size, len(pairs)), len(pairs))
+    _require_one_size({size for part in gather([*{image.shape[-2:] for image in images}]) for size in part}, sampler)
     joined = {name: torch.cat([batch_scores[name] for batch_scores in scores]).cpu() for name in scores[0]}
     parts = gather((torch.cat(images), joined))
     return Evaluation(
@@ -118,6 +123,24 @@ def evaluate(
         _in_order([images for images, _ in parts], len(pairs)),
         {name: _in_order([scores[name] for _, scores in parts], len(pairs)) for name in joined},
     )
+
+
+def _share_calls(pairs: Sequence[tuple[str, int]], sampler: DifferentiableSampler) -> bool:
+    """Whether all prompts can be drawn in one call, but for their number."""
+    (first, _), *others = pairs
+    return all(sampler.columns.may_share_a_call(first, other, lambda: sampler.takes_each) for other, _ in others)
+
+
+def _require_one_size(sizes: Collection[Sequence[int]], sampler: DifferentiableSampler) -> None:
+    """That all images have one height and width: an evaluation compares them with one another."""
+    if len(sizes) > 1:
+        (height, width), (tall, wide), *_ = sorted(map(tuple, sizes))
+        raise SamplerError(
+            f"its images are {width} x {height} and {wide} x {tall} pixels, and an evaluation compares images of one "
+            "size",
+            where=type(sampler.pipe).__name__,
+            next="give its prompts images of one size, or say height and width in the call where it takes them",
+        )
 
 
 def _batches(
