@@ -132,9 +132,9 @@ def _is_file(path: Path) -> bool:
 
 
 def unread(prompts: PromptList, found: Sequence[Reader], method: MethodConfig) -> list[str]:
-    """A note on the columns that nothing reads; none where the method looks at them itself."""
-    looks = type(method).check_prompts is not MethodConfig.check_prompts
-    names = [] if looks else sorted(prompts.columns.keys() - {reader.column.name for reader in found})
+    """A note on the columns that nothing reads; none where the method reads them itself."""
+    reads_itself = type(method).check_prompts is not MethodConfig.check_prompts
+    names = [] if reads_itself else sorted(prompts.columns.keys() - {reader.column.name for reader in found})
     return [f"nothing reads the column{'s' * (len(names) > 1)} {', '.join(names)} of the prompts"] if names else []
 
 
