@@ -73,14 +73,14 @@ def columns_of(config: RewardConfig, catalog: Catalog, *, where: str) -> dict[st
     Raises:
         RecipeError: if the recipe names one that the reward does not read.
     """
-    declared = catalog.reward(config.kind).spec.columns
-    if unknown := next((name for name in config.columns if name not in declared), None):
+    declared, named = catalog.reward(config.kind).spec.columns, config.columns or {}
+    if unknown := next((name for name in named if name not in declared), None):
         raise RecipeError(
             f"reward {config.kind!r} reads no column {short(unknown)!r}",
             where=where,
             next=f"it reads {', '.join(declared)}" if declared else "leave it out, it reads none",
         )
-    return {name: Column(config.columns.get(name, name), kind) for name, kind in declared.items()}
+    return {name: Column(named.get(name, name), kind) for name, kind in declared.items()}
 
 
 def with_rows(prompts: PromptList, found: Sequence[Reader]) -> PromptList:
