@@ -124,8 +124,8 @@ def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
         ("prompts=[true]", 'prompts.0: input should be a text, not True; put it in quotes: "true".'),
         (
             "prompts=[{a cat: sitting}]",
-            "prompts: none of 'a cat' is called prompt; call the one with the prompts `prompt`; a text with a colon in it "
-            "stands in quotes.",
+            "prompts: none of 'a cat' is called prompt; call the one with the prompts `prompt`; a text with a colon in "
+            "it stands in quotes.",
         ),
         ("prompts=3", 'prompts: input should be a text, a list or fields, not 3; put it in quotes: "3".'),
         (
