@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from draft_core.evaluation.evaluate import evaluate
     from draft_core.learners.direct import DirectLearner
     from draft_core.plan import Renoising, StepPlan
-    from draft_core.prompt_rows import PromptRow
+    from draft_core.prompt_rows import PromptRow, row_key
     from draft_core.recipe.load import load_recipe
     from draft_core.registry.catalog import load_catalog
     from draft_core.registry.methods import (
@@ -80,6 +80,7 @@ _HOMES = {
     "load_recipe": "recipe.load",
     "load_reward": "runs.build",
     "optimise_noise": "search.noise",
+    "row_key": "prompt_rows",
     "run_recipe": "runs.run",
     "sample": "runs.sample",
     "save_checkpoint": "training.checkpoints",
@@ -119,6 +120,7 @@ __all__ = [
     "load_recipe",
     "load_reward",
     "optimise_noise",
+    "row_key",
     "run_recipe",
     "sample",
     "save_checkpoint",

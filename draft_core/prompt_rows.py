@@ -93,7 +93,11 @@ class Column:
 
 
 def row_key(prompt: str) -> str:
-    """What tells the rows of a list apart: the prompt, and behind it what its columns hold, where it has any."""
+    """What tells the rows of a list apart: the prompt, and behind it what its columns hold, where it has any.
+
+    Arguments:
+        prompt: a text, or a row.
+    """
     columns = getattr(prompt, "columns", None)
     if not columns:
         return str(prompt)

@@ -114,9 +114,7 @@ class PromptFile:
 
 # What a recipe can say where prompts are asked for: the name of a plugin's list or of a file, the prompts themselves,
 # as texts or as rows with further columns, or a file with the column to read.
-Prompts = (
-    Annotated[str, RecipePath(of="file", absent="keep")] | tuple[str, ...] | tuple[dict[str, Any], ...] | PromptFile
-)
+Prompts = Annotated[str, RecipePath(of="file", absent="keep")] | tuple[str | dict[str, Any], ...] | PromptFile
 
 
 def images_per_prompt(call: Mapping[str, Any]) -> int:

@@ -65,6 +65,7 @@ SLOW = (
     "tests/reporting/test_live.py::test_a_page_that_cannot_be_written_costs_the_page_alone",
     "tests/reporting/test_live.py::test_a_run_has_its_page_from_the_first_evaluation_on_and_a_resumed_one_again",
     "tests/reporting/test_page.py",
+    "tests/runs/test_columns.py",
     "tests/runs/test_evaluator.py::test_every_image_of_an_evaluation_is_drawn_so_and_training_is_not",
     "tests/runs/test_faults.py",
     "tests/runs/test_gradient_free_runs.py",

@@ -144,19 +144,13 @@ class Probe:
         """`size` items of the training, for a single process; so many in a row have one prompt."""
         batches = self.trainer.batches
         return Batch(
-            prompts=[self._prompt(index // repeats) for index in range(size)],
+            prompts=[_prompt(self.trainer, index // repeats) for index in range(size)],
             generators=[torch.Generator("cpu").manual_seed(place) for place in range(size * batches.images_per_prompt)],
             columns={},
             update=0,
             rng=Random(0),
             ranks=Alone(),
         )
-
-    def _prompt(self, number: int) -> str:
-        """One of the training; always the first where a call has one prompt, for others may not share it."""
-        batches = self.trainer.batches
-        one = bool(self.sampler.columns.names) and batches.batch_size == batches.repeats
-        return batches.prompts[0 if one else number % len(batches.prompts)]
 
     def timed_image(self, sampler: DifferentiableSampler, rewards: Objective) -> tuple[int, float]:
         """Denoiser calls of one image that is drawn without a gradient and scored, and its seconds.
@@ -174,7 +168,7 @@ class Probe:
     def _scores(self, batch: int, recorded: int, *, is_scored: bool = True) -> torch.Tensor:
         trainer, steps = self.trainer, self.sampler.steps
         plan = StepPlan(steps=steps, grad_steps=frozenset(range(steps - min(recorded, steps), steps)))
-        prompts = [self._prompt(index) for index in range(batch)]
+        prompts = [_prompt(trainer, index) for index in range(batch)]
         noise = [
             torch.Generator("cpu").manual_seed(place) for place in range(batch * trainer.batches.images_per_prompt)
         ]
@@ -260,3 +254,10 @@ class _Clock:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+def _prompt(trainer: Trainer, number: int) -> str:
+    """A prompt of the training; always the first where a call has a single one, for others may not share it."""
+    batches = trainer.batches
+    shares_no_call = bool(trainer.sampler.columns.names) and batches.batch_size == batches.repeats
+    return batches.prompts[0 if shares_no_call else number % len(batches.prompts)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,6 +99,8 @@ def evaluate(
     if not seeds:
         raise DraftError("there are no seeds", where="evaluate", next="give at least one")
     require_from_one(batch_size, where="evaluate: batch_size")
+    if batch_size > 1:
+        sampler.takes_each  # noqa: B018  found once, and not anew for every copy
     sampler = as_evaluated(sampler)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     rank, world_size = share
@@ -107,6 +109,8 @@ def evaluate(
     plan = StepPlan(sampler.steps, frozenset())
     images: list[Tensor] = []
     numbers: list[tuple[dict[str, Tensor], ...]] = []  # scores, components and motion of a batch
+    if world_size > 1 and not _share_calls(pairs, sampler):
+        batch_size = 1  # all processes make equally many calls, which sharded denoisers make together
     done = 0
     for batch in _batches(own, batch_size, sampler):
         names = [prompt for prompt, _ in batch]
@@ -121,6 +125,7 @@ def evaluate(
         images.append((keep or still)(samples.float()).cpu())
         done += len(batch)
         progress(min(done * world_size, len(pairs)), len(pairs))
+    _require_one_size({size for part in gather([*{image.shape[-2:] for image in images}]) for size in part}, sampler)
     gathered = gather((torch.cat(images), *map(_joined, zip(*numbers, strict=True))))
     return Evaluation(
         tuple(prompts),
@@ -131,6 +136,24 @@ def evaluate(
             for kind in (1, 2, 3)
         ),
     )
+
+
+def _share_calls(pairs: Sequence[tuple[str, int]], sampler: DifferentiableSampler) -> bool:
+    """Whether all prompts can be drawn in one call, but for their number."""
+    (first, _), *others = pairs
+    return all(sampler.columns.may_share_a_call(first, other, lambda: sampler.takes_each) for other, _ in others)
+
+
+def _require_one_size(sizes: Collection[Sequence[int]], sampler: DifferentiableSampler) -> None:
+    """That all images have one height and width: an evaluation compares them with one another."""
+    if len(sizes) > 1:
+        (height, width), (tall, wide), *_ = sorted(map(tuple, sizes))
+        raise SamplerError(
+            f"its images are {width} x {height} and {wide} x {tall} pixels, and an evaluation compares images of one "
+            "size",
+            where=type(sampler.pipe).__name__,
+            next="give its prompts images of one size, or say height and width in the call where it takes them",
+        )
 
 
 def _batches(

@@ -73,14 +73,14 @@ def columns_of(config: RewardConfig, catalog: Catalog, *, where: str) -> dict[st
     Raises:
         RecipeError: if the recipe names one that the reward does not read.
     """
-    declared = catalog.reward(config.kind).spec.columns
-    if unknown := next((name for name in config.columns if name not in declared), None):
+    declared, named = catalog.reward(config.kind).spec.columns, config.columns or {}
+    if unknown := next((name for name in named if name not in declared), None):
         raise RecipeError(
             f"reward {config.kind!r} reads no column {short(unknown)!r}",
             where=where,
             next=f"it reads {', '.join(declared)}" if declared else "leave it out, it reads none",
         )
-    return {name: Column(config.columns.get(name, name), kind) for name, kind in declared.items()}
+    return {name: Column(named.get(name, name), kind) for name, kind in declared.items()}
 
 
 def with_rows(prompts: PromptList, found: Sequence[Reader]) -> PromptList:
@@ -132,9 +132,9 @@ def _is_file(path: Path) -> bool:
 
 
 def unread(prompts: PromptList, found: Sequence[Reader], method: MethodConfig) -> list[str]:
-    """A note on the columns that nothing reads; none where the method looks at them itself."""
-    looks = type(method).check_prompts is not MethodConfig.check_prompts
-    names = [] if looks else sorted(prompts.columns.keys() - {reader.column.name for reader in found})
+    """A note on the columns that nothing reads; none where the method reads them itself."""
+    reads_itself = type(method).check_prompts is not MethodConfig.check_prompts
+    names = [] if reads_itself else sorted(prompts.columns.keys() - {reader.column.name for reader in found})
     return [f"nothing reads the column{'s' * (len(names) > 1)} {', '.join(names)} of the prompts"] if names else []
 
 

@@ -93,7 +93,8 @@ def _without_echoes(problems: Sequence[_Problem]) -> list[_Problem]:
         inside = [other for other in problems if len(other.path) > len(problem.path) and _starts(other, problem.path)]
         is_echo = problem.type == "too_short" or problem.type in WANTED
         misspelt = [other.path[-1] for other in unknown if other.path[:-1] == problem.path[:-1]]
-        if is_echo and inside:
+        beside = [other.type for other in problems if other.path == problem.path]
+        if is_echo and (inside or (problem.type == "dict_type" and "string_type" in beside)):  # a text or a row
             continue
         if problem.type == "missing" and difflib.get_close_matches(problem.path[-1], misspelt, n=1, cutoff=NEAR):
             continue

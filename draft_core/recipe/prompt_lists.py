@@ -31,7 +31,7 @@ class PromptList:
 
     prompts: tuple[str, ...]
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    folder: Path | None = None
+    folder: Path | None = field(default=None, compare=False)
 
 
 def read_prompt_file(path: Path, column: str | None = None, *, where: str) -> PromptList:
@@ -235,7 +235,12 @@ def _chosen(file: _File, names: Sequence[str]) -> str:
         return likely[0]
     what = f"{' and '.join(map(repr, likely))} may both hold prompts" if likely else f"none of {known} is called prompt"
     advice = f"say which column holds them: {{file: {file.path.name}, column: ...}}"
-    raise file.error(what, advice if file.path.name else "call the one with the prompts `prompt`")
+    raise file.error(
+        what,
+        advice
+        if file.path.name
+        else "call the one with the prompts `prompt`; a text with a colon in it stands in quotes",
+    )
 
 
 def _prompt(file: _File, place: str, value: Any) -> str:

@@ -37,8 +37,8 @@ class RewardConfig(Config):
     cap: float | None = Field(
         None, description="Scores above it earn no more: their gradient is zero, so that nothing is over-optimised."
     )
-    columns: dict[str, str] = Field(
-        {},
+    columns: dict[str, str] | None = Field(
+        None,
         description="Of a reward that reads columns of the prompt list: its name for one -> the list's own; what is "
         "left out is called the same in both.",
     )

@@ -70,6 +70,7 @@ class CallColumns:
         """Argument -> its value for one call: one alone for one prompt, a list for several; empty without prompts.
 
         Arguments:
+            prompts: B rows; None where the call has no prompts.
             takes_each: says whether the call takes a list with a value for each prompt; asked only for several. Where
                 not, all must have the same one, which is given alone.
             where: the pipeline; it begins an error's sentence.
@@ -80,16 +81,24 @@ class CallColumns:
         """
         if not self.names or prompts is None:
             return {}
-        found, each = {}, len(prompts) > 1 and takes_each()
+        found, takes_list = {}, len(prompts) > 1 and takes_each()
         for argument, name in self.names.items():
             column = Column(name, type_of_argument(argument) or "text")
             blank = column.type == "text"  # no negative prompt, say
             given = [column.of(prompt, where=f"{where}: {argument}", may_be_blank=blank) for prompt in prompts]
-            found[argument] = _for_call(argument, [*map(_read, given)], each, where)
+            found[argument] = _for_call(argument, [*map(_read, given)], takes_list, where)
         return found
 
     def may_share_a_call(self, first: str, second: str, takes_each: Callable[[], bool]) -> bool:
-        """Whether two prompts can be drawn in one call: they have one row, or the call takes each its own value."""
+        """Whether two prompts can be drawn in one call: they have one row, or the call takes each its own value.
+
+        Arguments:
+            first, second: rows.
+            takes_each: as in `of`.
+
+        Raises:
+            DraftError: if a row lacks a column, or its image cannot be read.
+        """
         if not self.names or row_key(first) == row_key(second):
             return True
         if not takes_each():
@@ -109,17 +118,17 @@ class CallColumns:
         Row b has the negative of each image of the example, and another text.
         """
         assert self.example is not None
-        one, other = dict(self.example.columns), dict(self.example.columns)
+        columns, others = dict(self.example.columns), dict(self.example.columns)
         for argument, name in self.names.items():
             column = Column(name, type_of_argument(argument) or "text")
             value = column.of(self.example, where=argument, may_be_blank=True)
             if column.type == "image":
                 image = _read(value)
-                one[name] = image
-                other[name] = Image.fromarray(255 - np.asarray(image.convert("RGB")))
+                columns[name] = image
+                others[name] = Image.fromarray(255 - np.asarray(image.convert("RGB")))
             else:
-                other[name] = f"{value} and another"
-        a, b = PromptRow(self.example, one), PromptRow(self.example, other)
+                others[name] = f"{value} and another"
+        a, b = PromptRow(self.example, columns), PromptRow(self.example, others)
         return [a, a], [a, b], [b, b]
 
 

@@ -76,7 +76,15 @@ class Subject:
         return {name: Column(name, kind) for name, kind in self.spec.columns.items()}
 
     def called(self, images: torch.Tensor, prompts: Sequence[str]) -> Any:
-        """What the reward returns for images (B, 3, H, W) and B prompts with what it reads of their columns."""
+        """What the reward returns for images, with what it reads of the prompts' columns.
+
+        Arguments:
+            images: (B, 3, H, W) in [0, 1].
+            prompts: B, rows where it reads columns.
+
+        Raises:
+            DraftError: if a row lacks a column.
+        """
         if not self.columns:
             return self.reward(images, list(prompts))
         beside = for_reward(self.columns, prompts, images, where=f"reward {self.spec.kind!r}")

@@ -134,8 +134,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "say in model.columns.image which one it is",
     ),
     "no such column": (
-        {"columns": image_column(image="picture")},
-        "the call's image reads column 'picture', and the list has 'image', 'wish'",
+        {"columns": image_column(image="photo")},
+        "the call's image reads column 'photo', and the list has 'image', 'wish'",
     ),
     "a reward's": (
         {"prompts": [{"prompt": "a cat"}]},

@@ -122,7 +122,11 @@ def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
         ("rewards=[{kind: choosy, source: {version: 2.1}}]", 'not 2.1; put it in quotes: "2.1".'),
         ("prompts=[300, no]", 'prompts.0: input should be a text, not 300; put it in quotes: "300".'),
         ("prompts=[true]", 'prompts.0: input should be a text, not True; put it in quotes: "true".'),
-        ("prompts=[{a cat: sitting}]", "prompts.0: input should be a text, not {'a cat': 'sitting'}; put the text in"),
+        (
+            "prompts=[{a cat: sitting}]",
+            "prompts: none of 'a cat' is called prompt; call the one with the prompts `prompt`; a text with a colon in "
+            "it stands in quotes.",
+        ),
         ("prompts=3", 'prompts: input should be a text, a list or fields, not 3; put it in quotes: "3".'),
         (
             "rewards=[{kind: choosy, target: 1.5}]",

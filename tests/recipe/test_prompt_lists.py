@@ -81,7 +81,12 @@ def test_a_file_is_read_by_its_suffix(
 @pytest.mark.parametrize(
     ("name", "content", "column", "sentence"),
     [
-        ("a.md", "a", None, "prompts are not read from .md; give a file of .txt, .csv, .tsv, .json, .jsonl."),
+        (
+            "a.md",
+            "a",
+            None,
+            "prompts are not read from .md; give a file of .txt, .csv, .tsv, .json, .jsonl, .yaml, .yml.",
+        ),
         ("prompts", "a", None, "prompts are not read from files without a suffix"),
         ("a.txt", b"a\nb\xff\n", None, "line 2 is not UTF-8"),
         ("a.txt", b"a\nb\0\n", None, "line 2 holds a zero byte"),

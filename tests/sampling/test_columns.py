@@ -180,6 +180,32 @@ def test_images_of_two_sizes_share_no_call() -> None:
         drawn(sampler, prompts, noise())
 
 
+def test_an_evaluation_compares_images_of_one_size() -> None:
+    sampler, _ = sampler_of("SD image to image")
+    prompts = [PromptRow("a cat", {"source": pil(0)}), PromptRow("a dog", {"source": pil(1, 32, 16)})]
+    with pytest.raises(SamplerError, match="its images are 16 x 16 and 32 x 16 pixels, and an evaluation compares im"):
+        evaluate(sampler, Objective({}), prompts, [0], batch_size=2)
+
+
+def test_processes_draw_what_one_draws_where_a_call_takes_one_image() -> None:
+    """Each makes its share in calls of one prompt, equally many."""
+    sampler, prompts = sampler_of(ONE_AT_A_TIME)
+    whole = evaluate(sampler, Objective({}), prompts, [0, 1], batch_size=2).images
+    shares: list[Any] = [[], []]
+    for rank in (0, 1):
+        evaluate(
+            sampler,
+            Objective({}),
+            prompts,
+            [0, 1],
+            batch_size=2,
+            share=(rank, 2),
+            gather=lambda part, rank=rank: shares[rank].append(part) or [part, part],
+        )
+    (own, _), (other, _) = shares[0][-1], shares[1][-1]
+    torch.testing.assert_close(torch.stack([own, other], 1).flatten(0, 1), whole, atol=1e-5, rtol=1e-5)
+
+
 def test_a_prompt_without_its_row_is_refused() -> None:
     sampler, _ = sampler_of("SD image to image")
     with pytest.raises(DraftError, match=r"Img2ImgPipeline: image: prompt 'a cat' has no column 'source'; take the"):

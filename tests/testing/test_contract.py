@@ -314,8 +314,15 @@ class Reading(FrozenModule):
         return sound(images, prompts) * (1 + wanted) + levels.to(wanted)
 
 
+NOTHING_READ = {"reference": torch.zeros(3, 4, 4), "level": 0.0, "wish": ""}
+
+
 def without(name: str) -> Callable[[dict[str, list[Any]]], dict[str, list[Any]]]:
-    return lambda columns: {**columns, name: columns[name][:1] * len(columns[name])}
+    return lambda columns: {**columns, name: [NOTHING_READ[name]] * len(columns[name])}
+
+
+def first_for_all(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    return {**columns, "level": columns["level"][:1] * len(columns["level"])}
 
 
 def darkened(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -338,7 +345,7 @@ def test_bugs_with_columns_are_caught() -> None:
     with pytest.raises(Violation, match="it changed what it was given as column 'reference'"):
         CHECKS["inputs_are_left_alone"](subject(Reading(darkened), WISHES))
     with pytest.raises(Violation, match="in a batch it scores"):  # every image has the first one's wish
-        CHECKS["no_leak_between_images"](subject(Reading(without("level")), WISHES))
+        CHECKS["no_leak_between_images"](subject(Reading(first_for_all), WISHES))
 
 
 def test_a_spec_gives_its_checks_texts_to_read() -> None:
@@ -360,8 +367,14 @@ def test_a_naming_module_that_imports_torch_is_caught() -> None:
 
 
 def test_every_check_has_a_planted_bug() -> None:
-    above = {"config_survives_json", "naming_imports_no_torch", "takes_as_declared", "frames_count"}
-    assert set(CHECKS) - set(DRAWN) == above, "which have tests above"
+    others = {
+        "columns_count_as_declared",
+        "config_survives_json",
+        "naming_imports_no_torch",
+        "takes_as_declared",
+        "frames_count",
+    }
+    assert set(CHECKS) - set(DRAWN) == others, "which have tests above"
 
 
 def test_the_class_runs_every_check_and_a_skip_needs_a_reason() -> None:
