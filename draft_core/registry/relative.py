@@ -19,8 +19,8 @@ class RelativePromptConfig(RewardConfig):
     """What a reward on text features can say beside the common fields: two texts, and how much the first counts.
 
     The score is f . ((1 + k) t+ - t-), where f, t+ and t- are the features of unit length of the image and of both
-    texts: `draft_core.rewards.RelativePrompt` computes it. Shen et al. 2025, "Directly Aligning the Full Diffusion Trajectory
-    with Fine-Grained Human Preference", arXiv 2509.06942 (SRPO).
+    texts: `draft_core.rewards.RelativePrompt` computes it. Shen et al. 2025, "Directly Aligning the Full Diffusion
+    Trajectory with Fine-Grained Human Preference", arXiv 2509.06942 (SRPO).
     """
 
     positive: str | None = Field(

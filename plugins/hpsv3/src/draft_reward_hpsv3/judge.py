@@ -37,7 +37,7 @@ TINY: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "initializer_range": 0.1,
+    "initializer_range": 0.05,
     "bos_token_id": None,
     "eos_token_id": None,
     "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
@@ -47,7 +47,7 @@ TINY: dict[str, Any] = {
         "hidden_size": 64,
         "num_heads": 2,
         "mlp_ratio": 2,
-        "initializer_range": 0.1,
+        "initializer_range": 0.05,
     },
 }
 
