@@ -16,7 +16,7 @@ from draft_reward_face import MtcnnConfig
 PACKAGE, TESTED = "facenet-pytorch", "2.6.0"
 NAMES = ("pnet", "rnet", "onet")
 SIDES = (12, 24, 48)  # pixels that each network sees of a candidate
-GAIN = 25.0  # of random heads, so that some candidates pass a stage and others do not
+GAIN = 4.0  # of random heads, so that some candidates pass a stage and others do not
 
 
 class Stage(nn.Module):
@@ -51,9 +51,9 @@ class Stage(nn.Module):
             self.add_module(f"{self.head}_{number}", layer)
 
     def forward(self, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability of a face (N, ...) and corrections of the box (N, 4, ...) for levels (N, 3, H, W) in [0, 255].
+        """Log-probability of a face (N, ...) and corrections of the box (N, 4, ...), of levels (N, 3, H, W).
 
-        With a dense layer there is one of each for an image, otherwise one for each place.
+        Levels are in [0, 255].         With a dense layer there is one of each for an image, otherwise one for each place.
         """
         at = (levels - 127.5) / 128
         for number, pool in enumerate(self.pools, 1):
@@ -71,8 +71,8 @@ class Stage(nn.Module):
 def load_stages(config: MtcnnConfig) -> nn.ModuleList:
     """P-Net, R-Net and O-Net in float32.
 
-    Zhang, Zhang, Li and Qiao 2016, "Joint Face Detection and Alignment using Multi-task Cascaded Convolutional Networks",
-    arXiv 1604.02878; layers as facenet-pytorch 2.6.0 has them.
+    Zhang, Zhang, Li and Qiao 2016, "Joint Face Detection and Alignment using Multi-task Cascaded Convolutional
+    Networks", arXiv 1604.02878; layers as facenet-pytorch 2.6.0 has them.
 
     Raises:
         DraftError: if a file is missing or does not fit.

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from draft_core.errors import RewardError
 from draft_core.rewards import FrozenModule, checked_images
-from draft_core.rewards.images import round_straight_through
 from draft_reward_face import FaceConfig, FaceCountConfig, MtcnnConfig
 from draft_reward_face.cascade import Candidates, cascade, faces
 from draft_reward_face.networks import load_stages
@@ -26,7 +25,7 @@ class _Mtcnn(FrozenModule):
         self.requires_grad_(False).eval()
 
     def candidates(self, images: Tensor, prompts: Sequence[str], *, best: bool) -> list[Candidates]:
-        """What the cascade leaves of each image (3, H, W) in [0, 1], rounded to 8 bits as the detector was published.
+        """What the cascade leaves of each image (3, H, W) in [0, 1].
 
         Raises:
             RewardError: if images are not a floating-point batch of RGB images, or smaller than the smallest face.
@@ -40,16 +39,15 @@ class _Mtcnn(FrozenModule):
                 next=f"set min_face_size to {max(min(height, width), 12)} or less, or score larger images",
             )
         with torch.autocast(images.device.type, enabled=False):
-            levels = round_straight_through(images * 255).clamp(0, 255)
             settings = (self.stages, self.thresholds, self.min_face_size)
-            return [cascade(image, *settings, best=best) for image in levels.split(1)]
+            return [cascade(image, *settings, best=best) for image in (images * 255).split(1)]
 
 
 class FaceReward(_Mtcnn):
     """How face-like the best place of an image is, differentiable; higher is more like a face.
 
-    The largest sum of a candidate's log-probabilities under MTCNN's three networks. Where no candidate passes a network,
-    its most likely one goes on, so that there is always one, with a gradient. This definition is ours.
+    The largest sum of a candidate's log-probabilities under MTCNN's three networks. Where no candidate passes a
+    network, its most likely one goes on, so that there is always one, with a gradient. This definition is ours.
 
     Raises:
         DraftError: if the weights are missing or do not fit.

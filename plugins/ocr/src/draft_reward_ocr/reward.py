@@ -71,8 +71,8 @@ class _Reading(FrozenModule):
 class OcrReward(_Reading):
     """How surely one text is read, differentiable; higher is surer.
 
-    log p(text) under the reader, over all ways to space it (Graves et al. 2006, "Connectionist Temporal Classification",
-    equation 3), divided by the number of letters.
+    log p(text) under the reader, over all ways to space it (Graves et al. 2006, "Connectionist Temporal
+    Classification", equation 3), divided by the number of letters.
 
     Raises:
         DraftError: if the weights are missing or do not fit.
