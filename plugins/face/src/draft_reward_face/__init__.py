@@ -49,7 +49,7 @@ def _spec(kind: str, summary: str, config: type[RewardConfig], factory: str, **m
         factory=f"draft_reward_face.reward:{factory}",
         code_license="Apache-2.0",
         weights_license="MIT",
-        small={"weights": "random"},
+        small={"weights": "random", "min_face_size": 30},
         **more,
     )
 

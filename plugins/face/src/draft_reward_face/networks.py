@@ -53,7 +53,7 @@ class Stage(nn.Module):
     def forward(self, levels: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability of a face (N, ...) and corrections of the box (N, 4, ...), of levels (N, 3, H, W).
 
-        Levels are in [0, 255].         With a dense layer there is one of each for an image, otherwise one for each place.
+        Levels are in [0, 255]. With a dense layer there is one of each for an image, otherwise one for each place.
         """
         at = (levels - 127.5) / 128
         for number, pool in enumerate(self.pools, 1):

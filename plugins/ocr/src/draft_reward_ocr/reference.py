@@ -1,8 +1,7 @@
 """The score by Pillow, and by CTC's sum over paths in float64: slow, on PIL images, without a gradient.
 
-Grey, crop and resize by Pillow, on the reward's own network; the probability of a text by the forward recursion over plain
-probabilities, not by torch. Nothing but `draft rewards compare` and the
-tests imports this.
+Grey, crop and resize by Pillow, on the reward's own network; the probability of a text by the forward recursion over
+plain probabilities, not by torch. Nothing but `draft rewards compare` and the tests imports this.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def quoted(prompt: str, *, where: str) -> str:
     Raises:
         RewardError: if there is none, several, an empty one, or one that the reader cannot read.
     """
-    found = [straight or curly for straight, curly in QUOTED.findall(prompt)]
+    found: list[str] = [straight or curly for straight, curly in QUOTED.findall(prompt)]
     if len(found) != 1 or not found[0]:
         count = "no text" if not any(found) else f"{len(found)} texts"
         raise RewardError(
