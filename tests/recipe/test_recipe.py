@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from draft_core.recipe.resolve import resolve_prompts
 from draft_core.recipe.schema import recipe_type
 from draft_core.recipe.yaml_text import dump_yaml, parse_yaml
 from draft_core.registry.catalog import BrokenPlugin, Catalog, Distribution, Entry
-from tests.support.tiny import GOOD, REDNESS
+from tests.support.tiny import GOOD, REDNESS, RednessConfig
 
 
 def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
@@ -199,3 +200,20 @@ def test_a_method_may_reach_as_many_steps_as_a_scheduler_makes_of_them(catalog: 
         assert load_recipe(GOOD, changes, catalog=catalog).model.num_inference_steps == 3
     else:
         assert "k = 13 is larger than the number of sampler steps, 3" in refusal(changes, catalog)
+
+
+def test_a_reward_refuses_prompts_that_it_cannot_score(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def check(self: RednessConfig, prompts: Sequence[str]) -> None:
+        asked.append(list(prompts))
+        if "a cat" in prompts:
+            raise DraftError("it has no dog", where="redness", next="add one")
+
+    monkeypatch.setattr(RednessConfig, "check_prompts", check)
+    load_recipe(GOOD, ["prompts=[a dog]", "evaluation.prompts=[two dogs]"], catalog=catalog)
+    assert asked[:2] == [["a dog"], ["two dogs"]]
+    sentence = refusal(["prompts=[a cat]", "evaluation.prompts=[two dogs]"], catalog)
+    assert sentence.endswith("prompts, for rewards.0 (redness): it has no dog; add one.")
+    sentence = refusal(["prompts=[a dog]", "evaluation.prompts=[a cat]"], catalog)
+    assert "evaluation.prompts, for rewards.0 (redness): it has no dog" in sentence

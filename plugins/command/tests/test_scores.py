@@ -15,7 +15,7 @@ import pytest
 import torch
 from draft_reward_command import CommandConfig, draft_register_rewards
 from draft_reward_command.reward import CommandReward
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from draft_core.errors import RewardError
 from draft_core.plugin import RewardConfig
@@ -158,6 +158,22 @@ def test_a_reader_of_bar_codes_is_a_reward(made, tmp_path):
     assert sharp >= pale > 0
     assert sharp >= 0.6
     assert (wrong, blank) == (0, 0)
+
+
+def test_a_reader_of_text_is_a_reward(made, tmp_path):
+    pytest.importorskip("rapidocr_onnxruntime", reason="rapidocr-onnxruntime is missing")
+    program = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[3]
+    assert program == (PACKAGE / "example_ocr.py").read_text(encoding="utf-8")
+    images = []
+    for word in ("OPEN", "Stop", ""):
+        image = Image.new("RGB", (160, 64), "white")
+        ImageDraw.Draw(image).text((16, 10), word, fill="black", font=ImageFont.load_default(size=40))
+        images.append(torch.from_numpy(numpy.array(image)).permute(2, 0, 1) / 255)
+    reward = made(program, command=(sys.executable, str(tmp_path / "program.py"), "OPEN"), start="once")
+    there, other, blank = reward(torch.stack(images), [""] * 3).tolist()
+    assert there == 1
+    assert other < 0.5
+    assert blank == 0
 
 
 def test_the_page_shows_the_program_of_the_readme():

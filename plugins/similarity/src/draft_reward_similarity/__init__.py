@@ -29,8 +29,8 @@ class SimilarityToConfig(RewardConfig):
 
     model: Literal["dinov2", "lpips-alex", "lpips-vgg", "lpips-squeeze"] = Field(
         "dinov2",
-        description='What compares: "dinov2" what the images show (cosine of DINOv2\'s class token), "lpips-..." how they '
-        "look, place by place (minus the LPIPS distance, with the backbone AlexNet, VGG-16 or SqueezeNet).",
+        description='What compares: "dinov2" what the images show (cosine of DINOv2\'s class token), "lpips-..." how '
+        "they look, place by place (minus the LPIPS distance, with the backbone AlexNet, VGG-16 or SqueezeNet).",
     )
     weights: Annotated[str, RecipePath(("hub", "random"), of="either")] = Field(
         "hub",

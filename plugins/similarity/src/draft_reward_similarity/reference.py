@@ -77,7 +77,9 @@ def of_lpips(reward: Any, config: SimilarityToConfig) -> Similarity:
         other.load_state_dict({key: value.float().cpu() for key, value in layer.state_dict().items()})
 
     def similarity(image: Image.Image, other: Image.Image) -> Tensor:
-        squashed = [each.resize((side, side), Image.Resampling.BICUBIC) for each in (image, other)]
+        # Rows first in every version; at once, Pillow 13 would take the columns of tall images first.
+        rows = [each.resize((side, each.height), Image.Resampling.BICUBIC) for each in (image, other)]
+        squashed = [each.resize((side, side), Image.Resampling.BICUBIC) for each in rows]
         tensors = [torch.from_numpy(np.asarray(each, dtype=np.float32) / 255) for each in squashed]
         distance: Tensor = model(*(tensor.permute(2, 0, 1)[None] for tensor in tensors), normalize=True)[0, 0, 0, 0]
         return -distance
