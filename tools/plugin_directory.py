@@ -49,8 +49,8 @@ and downloads are. A port should name its reference ([how](write-a-reward.md#4-i
 3. Add that to [plugins.toml](plugins.toml), run `python -m tools.plugin_directory`, and open a pull request; or paste
    the entry into an issue of the form *New reward*.
 
-An entry that can no longer be installed with the current draft-core is removed. Being listed is no review of the code: a
-plugin runs with your rights ([SECURITY.md](../SECURITY.md#what-does-not-count)).
+An entry that can no longer be installed with the current draft-core is removed. Being listed is no review of the code:
+a plugin runs with your rights ([SECURITY.md](../SECURITY.md#what-does-not-count)).
 """
 
 
