@@ -83,4 +83,6 @@ def _left_by_control_group(root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         with suppress(OSError, ValueError):  # there is none, or it says "max"
-            yield max(0, int((root / limit).read_text()) - int((root / used).read_text()))
+            yield max(
+                0, int((root / limit).read_text(encoding="ascii")) - int((root / used).read_text(encoding="ascii"))
+            )

@@ -25,9 +25,11 @@ def save_tiny(folder: Path, seed: int) -> None:
     letters = list(bytes_to_unicode().values())
     tokens = [*letters, *(letter + "</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({token: place for place, token in enumerate(tokens)}))
+    (folder / "vocab.json").write_text(
+        json.dumps({token: place for place, token in enumerate(tokens)}), encoding="utf-8"
+    )
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]), encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}), encoding="utf-8")
     # Sizes as plain numbers, as the oldest repositories have them.
     settings = {"image_processor_type": "CLIPImageProcessor", "size": 224, "crop_size": 224, "resample": 3}
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")

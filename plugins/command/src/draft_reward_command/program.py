@@ -1,24 +1,28 @@
 """A program as a child process: lines in, as many lines out, within a time; each way to fail is one sentence.
 
-For Linux and macOS. The program has a session of its own: Ctrl-C reaches the run alone, which finishes its update, and
-whatever the program started ends with it.
+The program has a session of its own, on Windows a process group: Ctrl-C reaches the run alone, which finishes its
+update, and whatever the program started ends with it. Threads read and write, since Windows can wait for no pipe. What
+is for Windows alone was never run.
 """
 
 from __future__ import annotations
 
 import os
-import selectors
+import queue
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from draft_core.errors import RewardError
 from draft_reward_command.answers import WrongAnswersError, scores_of
@@ -90,6 +94,16 @@ class Program:
         return RewardError(f"{what}; its last words: {said}" if said else what, where=self.where, next=next)
 
 
+@dataclass
+class _Pipes:
+    """A process, what is open for it, and the threads that alone use its pipes while they live."""
+
+    process: subprocess.Popen[bytes]
+    errors: IO[bytes]
+    reader: threading.Thread
+    writer: threading.Thread | None = None
+
+
 class _Child:
     """One process of the program."""
 
@@ -103,7 +117,7 @@ class _Child:
                 stdout=subprocess.PIPE,
                 stderr=self.errors,
                 bufsize=0,
-                start_new_session=True,
+                **_apart(),
             )
         except (OSError, ValueError) as error:
             self.errors.close()
@@ -112,7 +126,9 @@ class _Child:
                 where=where,
                 next="begin a script by a line such as #!/usr/bin/env python3, or name its interpreter as first word",
             ) from error
-        self.close = weakref.finalize(self, _end, self.process, self.errors)  # at the latest when this interpreter ends
+        self.answered: queue.SimpleQueue[bytes] = queue.SimpleQueue()  # parts of its output; an empty one is its end
+        self.pipes = _Pipes(self.process, self.errors, _started(_read, self.process.stdout, self.answered))
+        self.close = weakref.finalize(self, _end, self.pipes)  # at the latest when this interpreter ends
 
     def kill(self) -> None:
         """Ends it at once, and all that it started."""
@@ -143,47 +159,29 @@ class _Child:
 
     def _talk(self, text: bytes, count: int, deadline: float, ends: bool) -> bytes:
         """Writes the text and reads what is answered meanwhile: so neither side waits for the other for ever."""
-        to, of = self._pipes()
-        rest, answered = memoryview(text), bytearray()
-        with selectors.DefaultSelector() as selector:
-            selector.register(of, selectors.EVENT_READ)
-            if not ends and selector.select(0):  # what came after the last answer that was asked for
-                answered += os.read(of.fileno(), CHUNK)
-                if answered:
-                    raise WrongAnswersError(
-                        f"it printed {answered[:80].decode(errors='replace')!r} without being asked", TIDY
-                    )
-            selector.register(to, selectors.EVENT_WRITE)
-            while of in selector.get_map() and (ends or rest or answered.count(b"\n") < count):
-                if not (ready := selector.select(max(deadline - time.monotonic(), 0.0))):
-                    raise TimeoutError
-                for key, _ in ready:
-                    if key.fileobj is to:
-                        rest = self._written(to, rest)
-                        if not rest:
-                            selector.unregister(to)
-                            if ends:
-                                to.close()
-                    elif part := os.read(of.fileno(), CHUNK):
-                        answered += part
-                        self._require_short(answered, count)
-                    else:
-                        selector.unregister(of)
+        answered, part = bytearray(), self._part(0.0) if not ends else None
+        if part:  # what came after the last answer that was asked for
+            raise WrongAnswersError(f"it printed {part[:80].decode(errors='replace')!r} without being asked", TIDY)
+        self.pipes.writer = _started(_write, self.process.stdin, text, ends)
+        while part != b"" and (ends or answered.count(b"\n") < count):
+            part = self._part(max(deadline - time.monotonic(), 0.0))
+            if part is None:
+                raise TimeoutError
+            answered += part
+            self._require_short(answered, count)
+        self.pipes.writer.join(max(deadline - time.monotonic(), 0.0))
+        if self.pipes.writer.is_alive():  # it does not read all that it is asked
+            raise TimeoutError
+        while extra := self._part(0.0):
+            answered += extra
         return bytes(answered)
 
-    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
-        to, of = self.process.stdin, self.process.stdout
-        assert to is not None
-        assert of is not None
-        os.set_blocking(to.fileno(), False)
-        return to, of
-
-    def _written(self, to: IO[bytes], rest: memoryview) -> memoryview:
-        """What is left to write; nothing for a program that reads no more, and may have answered nevertheless."""
+    def _part(self, seconds: float) -> bytes | None:
+        """What it printed next; empty at its end, None if nothing comes within these seconds."""
         try:
-            return rest[os.write(to.fileno(), rest[:CHUNK]) :]
-        except BrokenPipeError:
-            return rest[:0]
+            return self.answered.get(timeout=seconds) if seconds else self.answered.get_nowait()
+        except queue.Empty:
+            return None
 
     def _require_short(self, answered: bytearray, count: int) -> None:
         if len(answered) > LONGEST * count:
@@ -214,7 +212,7 @@ def _located(word: str, folder: Path, where: str) -> str:
     Raises:
         RewardError: if there is none, or it cannot be executed.
     """
-    is_path = os.sep in word
+    is_path = os.sep in word or (os.altsep or os.sep) in word
     path = folder / word
     if found := shutil.which(path if is_path else word):
         return str(Path(found).absolute())
@@ -229,20 +227,62 @@ def _located(word: str, folder: Path, where: str) -> str:
     raise RewardError(f"there is no program {place}", where=where, next="check the path" if is_path else beside)
 
 
-def _end(process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+def _started(work: Any, *words: Any) -> threading.Thread:
+    """A thread that does this, and keeps no interpreter from ending."""
+    thread = threading.Thread(target=work, args=words, daemon=True)
+    thread.start()
+    return thread
+
+
+def _read(of: IO[bytes], answered: queue.SimpleQueue[bytes]) -> None:
+    """Takes all that a pipe gives, and closes it at its end."""
+    with of, suppress(OSError):
+        while part := of.read(CHUNK):
+            answered.put(part)
+    answered.put(b"")
+
+
+def _write(to: IO[bytes], text: bytes, ends: bool) -> None:
+    """Writes a text; less of it to a program that reads no more, and may have answered nevertheless."""
+    rest = memoryview(text)
+    with suppress(OSError):
+        while rest:
+            rest = rest[to.write(rest[:CHUNK]) :]
+    if ends:
+        with suppress(OSError):
+            to.close()
+
+
+def _end(pipes: _Pipes) -> None:
     """Ends the input of a process, and the process if it does not end by itself; closes what was open for it."""
+    process = pipes.process
     assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.close()
+    if pipes.writer is not None and pipes.writer.is_alive():
+        _kill(process)
+        pipes.writer.join(GRACE)
+    with suppress(OSError):
+        process.stdin.close()
     try:
         process.wait(GRACE)
     except subprocess.TimeoutExpired:
         _kill(process)
         process.wait()
-    process.stdout.close()
-    errors.close()
+    pipes.reader.join(GRACE)  # it lives on where something that left the session holds the pipe
+    pipes.errors.close()
+
+
+def _apart() -> dict[str, Any]:
+    """How a process is started so that it can be ended with all that it starts, and gets no Ctrl-C."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """Ends a process and all that it started."""
+    if sys.platform == "win32":  # never run
+        subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True, check=False)
+        process.kill()
+    else:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
