@@ -44,7 +44,14 @@ class RewardWithComponents(Protocol):
     def score_with_components(
         self, images: torch.Tensor, prompts: Sequence[str]
     ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        """The scores that the call gives, (N,), and by name of each part its values, float32 (N,)."""
+        """The scores that the call gives, (N,), and by the name of each part its values, float32 (N,).
+
+        The names must be the same at every call.
+
+        Arguments:
+            images: float (N, 3, H, W) in [0, 1].
+            prompts: N strings.
+        """
         ...
 
 
