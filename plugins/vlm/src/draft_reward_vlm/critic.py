@@ -144,6 +144,7 @@ class Critic(torch.nn.Module):
         with torch.inference_mode(False), torch.no_grad():  # what is remembered may meet autograd later
             noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)).mul(255).round().div(255)
             read = self._process(text, noise, question)
+            self._require_place(text, shape, read)
             if shape not in self._visual_names:
                 self._visual_names[shape] = self._compared(self._visual(noise), read)
         names = self._visual_names[shape]
@@ -177,6 +178,17 @@ class Critic(torch.nn.Module):
                 f"{type(self.model).__name__} is shown {places} of {shape[0]} frames at once",
                 where=f"{self.where}, frames",
                 next="set it to each",
+            )
+
+    def _require_place(self, text: str, shape: tuple[int, ...], read: Mapping[str, Any]) -> None:
+        """Refuses a text without a place for the image, where the model reads images among its tokens."""
+        as_video = len(shape) == 4 and self.as_video
+        mark = getattr(self.processor, "image_token_id", None)
+        if isinstance(mark, int) and not as_video and not (read["input_ids"] == mark).any():
+            raise DraftError(
+                f"the text {text[:60]!r} has no place for the image",
+                where=f"{self.where}, layout",
+                next=f"write {getattr(self.processor, 'image_token', '<image>')} where the image stands",
             )
 
     def _process(self, text: str, image: Tensor, question: str) -> Any:
