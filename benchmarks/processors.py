@@ -28,7 +28,8 @@ HEAD = """# Image processors
 [`through`](public-surface.md) runs an image or video processor of transformers on tensors, with a gradient, and gives
 what the processor's own call gives for Pillow images. "Its own call" is that of the torchvision backend, the one that
 `AutoProcessor` loads in transformers 5 and that inference with the model therefore uses. The slower Pillow backend
-resizes with other rounding: the two differ by one level in up to 6 % of the values, and `through` refuses it by name.
+rounds otherwise, by one or two levels in up to 6 % of the values, and since Pillow 13 it may resize columns before
+rows, which changes more: `through` refuses it by name.
 
 What is refused is no fixed list: at the first call for each size of images, noise of that size goes through both ways,
 and a processor whose values differ by more than 1e-6, or whose gradient is cut, is refused with the reason. The tables

@@ -29,6 +29,8 @@ SLOW = (
     "plugins/emoji/tests/test_judge.py",
     "plugins/emoji/tests/test_scorer_training.py",
     "plugins/jpeg/tests/test_acceptance.py",
+    "plugins/vlm/tests/test_contract.py",
+    "plugins/vlm/tests/test_training.py",
     "tests/cli/test_app.py::test_a_finished_run_goes_on_from_any_folder",
     "tests/cli/test_app.py::test_a_run_fills_its_folder_and_can_be_resumed_but_not_overwritten_by_accident",
     "tests/cli/test_app.py::test_ctrl_c_saves_and_the_resumed_run_is_the_uninterrupted_one",

@@ -110,6 +110,11 @@ class Objective(FrozenModule):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The scores of one reward as `scores_of` gives them, and by name the parts that it tells of them, (N,).
 
+        Arguments:
+            name: of the reward.
+            images: (N, 3, H, W) in [0, 1], or videos, (N, F, 3, H, W); parts of frames are averaged like their scores.
+            prompts: N.
+
         Raises:
             RewardError: as `forward`, or if a part is not one number for each image.
         """

@@ -134,8 +134,8 @@ def _compare(processor: Any, shape: Sequence[int], call: Mapping[str, Any]) -> b
         except Exception as error:
             raise _refusal(name, f"on tensors it raised {raised(error)}") from error
         _require_same(name, own, ours)
-        graded = [tensor.sum() for tensor in _tensors(ours) if tensor.requires_grad]
-        if not graded or not torch.autograd.grad(torch.stack(graded).sum(), levels)[0].any():
+        sums = [tensor.sum() for tensor in _tensors(ours) if tensor.requires_grad]
+        if not sums or not torch.autograd.grad(torch.stack(sums).sum(), levels)[0].any():
             raise _refusal(name, "it cuts the gradient")
     return bytes_are_resized
 

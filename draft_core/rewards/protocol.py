@@ -50,9 +50,13 @@ class RewardWithComponents(Protocol):
     def score_with_components(
         self, images: torch.Tensor, prompts: Sequence[str]
     ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        """The scores that the call gives, (N,), and by name of each part its values, float32 (N,).
+        """The scores that the call gives, (N,), and by the name of each part its values, float32 (N,).
 
-        A reward that reads columns is given them here as in its call.
+        The names must be the same at every call.
+
+        Arguments:
+            images: as in its call; of a reward that reads columns, those follow as there.
+            prompts: N strings.
         """
         ...
 

@@ -148,8 +148,10 @@ def test_text_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = critic.ask(QUESTION, ("Yes", "No"), (3, 64, 48))
     monkeypatch.setattr(critic, "_process", None)
     assert critic.ask(QUESTION, ("Yes", "No"), (3, 64, 48)) is first
-    monkeypatch.setattr(critic_module, "REMEMBERED", 1)
     monkeypatch.undo()
+    monkeypatch.setattr(critic_module, "REMEMBERED", 1)
+    critic.ask("Is it large?", ("Yes", "No"), (3, 64, 48))
+    assert critic.ask(QUESTION, ("Yes", "No"), (3, 64, 48)) is not first
 
 
 def test_the_answer_has_a_blank_before_it_unless_a_line_ends_there() -> None:
@@ -162,6 +164,16 @@ def test_the_answer_has_a_blank_before_it_unless_a_line_ends_there() -> None:
 def test_a_question_that_holds_the_models_own_marks_is_one_sentence() -> None:
     with pytest.raises(DraftError, match=r"LlavaProcessor cannot read the question 'an <image> here'.* special words"):
         made("llava").ask("an <image> here", ("Yes",), (3, 64, 48))
+
+
+def test_a_layout_without_the_image_is_refused() -> None:
+    with pytest.raises(
+        DraftError, match=r"layout: the text 'Q: Is it\?' has no place for the image; write <image> where"
+    ):
+        made("llava", layout="Q: {question}").ask("Is it?", ("Yes",), (3, 64, 48))
+    laid = made("llava", layout="Q: <image> {question} A:")
+    assert laid.text_of("Is it?", (3, 64, 48)) == "Q: <image> Is it? A:"
+    assert logs_of(laid, drawn(1, 64, 48)).shape == (1, 2)
 
 
 def test_layers_can_be_recomputed(tmp_path: Path) -> None:

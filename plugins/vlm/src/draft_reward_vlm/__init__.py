@@ -136,7 +136,7 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             code_license="Apache-2.0",
             weights_license=licence,
             download_mb=16_600,
-            small=SMALL,
+            small={**SMALL, "questions": [{"ask": 'Does this show "{prompt}"?', "name": "shown"}]},
             reference="draft_reward_vlm.reference:generated",
             tolerance=1e-3,
         ),

@@ -17,6 +17,7 @@ from draft_core.rewards.images import through
 from draft_reward_vlm import ModelConfig
 
 REMEMBERED = 4096  # questions whose tokens are kept
+OTHER_MODEL = "choose another model"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Critic(torch.nn.Module):
             )
         self.as_video = takes_video and config.frames in ("auto", "video")
         self._asked: OrderedDict[tuple[Any, ...], Asked] = OrderedDict()
-        self._compared: set[tuple[int, ...]] = set()
+        self._visual_names: dict[tuple[int, ...], frozenset[str]] = {}
 
     def forward(self, images: Sequence[Tensor], asked: Sequence[Asked], of: Sequence[int]) -> list[Tensor]:
         """For each question the log-probabilities of its answers, float32 (answers, tokens of an answer).
@@ -142,12 +143,11 @@ class Critic(torch.nn.Module):
         self._require_all_frames(text, shape)
         with torch.inference_mode(False), torch.no_grad():  # what is remembered may meet autograd later
             noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)).mul(255).round().div(255)
-            visual = self._visual(noise)
             read = self._process(text, noise, question)
-        if shape not in self._compared:
-            self._require_same(visual, read)
-            self._compared.add(shape)
-        names = frozenset(visual) & frozenset(read)
+            self._require_place(text, shape, read)
+            if shape not in self._visual_names:
+                self._visual_names[shape] = self._compared(self._visual(noise), read)
+        names = self._visual_names[shape]
         inputs = {name: value for name, value in read.items() if name not in names and isinstance(value, Tensor)}
         tokens = tuple(self._tokens(text, answer) for answer in answers)
         return Asked(_as_generated(self.model.config.model_type, inputs, self.model), tokens, names)
@@ -180,6 +180,17 @@ class Critic(torch.nn.Module):
                 next="set it to each",
             )
 
+    def _require_place(self, text: str, shape: tuple[int, ...], read: Mapping[str, Any]) -> None:
+        """Refuses a text without a place for the image, where the model reads images among its tokens."""
+        as_video = len(shape) == 4 and self.as_video
+        mark = getattr(self.processor, "image_token_id", None)
+        if isinstance(mark, int) and not as_video and not (read["input_ids"] == mark).any():
+            raise DraftError(
+                f"the text {text[:60]!r} has no place for the image",
+                where=f"{self.where}, layout",
+                next=f"write {getattr(self.processor, 'image_token', '<image>')} where the image stands",
+            )
+
     def _process(self, text: str, image: Tensor, question: str) -> Any:
         """The processor's own call on Pillow images, from which the text inputs are taken."""
         frames = [_to_pillow(frame) for frame in (image if image.ndim == 4 else image[None])]
@@ -201,20 +212,20 @@ class Critic(torch.nn.Module):
             next="say in the field layout where image and question stand, and keep special words out of the question",
         )
 
-    def _require_same(self, visual: Mapping[str, Tensor], read: Mapping[str, Any]) -> None:
-        """That image and text are read as by the processor's one call for both."""
-        for name in visual.keys() & read.keys():
-            same = visual[name].shape == read[name].shape and torch.allclose(
-                visual[name].double(), read[name].double(), atol=1e-5
-            )
-            if not same:
+    def _compared(self, visual: Mapping[str, Tensor], read: Mapping[str, Any]) -> frozenset[str]:
+        """The names of what is made of the image, which the processor's one call for image and text must make too."""
+        names = frozenset(visual) & frozenset(read)
+        if not names:
+            raise DraftError(f"{type(self.processor).__name__} prepares no image", where=self.where, next=OTHER_MODEL)
+        for name in sorted(names):
+            wanted, found = read[name].double(), visual[name].double()
+            if wanted.shape != found.shape or not torch.allclose(wanted, found, atol=1e-5):
                 raise DraftError(
                     f"{type(self.processor).__name__} prepares {name} otherwise than its image processor alone",
                     where=self.where,
-                    next="choose another model",
+                    next=OTHER_MODEL,
                 )
-        if not visual.keys() & read.keys():
-            raise DraftError(f"{type(self.processor).__name__} prepares no image", where=self.where)
+        return names
 
     def _tokens(self, text: str, answer: str) -> tuple[int, ...]:
         """The tokens by which an answer continues the text, with a blank between unless a line or a mark ends there."""
