@@ -26,9 +26,10 @@ from .clips import FRAMES, Animator
 STILL = Recipe(lr=3e-4, weight_decay=1e-2, ema=0.99, slow=("text.", 0.25))
 MOVING = Recipe(lr=6e-4, weight_decay=1e-2, ema=0.99, slow=("text.", 0.5))
 STILL_BATCH = 8  # frames, each of another clip
-SINGLE_BATCH, SINGLE_UNTIL = 16, 0.75  # single frames until this share of the budget, which teach most for their cost
+SINGLE_BATCH, SINGLE_UNTIL = 16, 0.9  # single frames until this share of the budget, which teach most for their cost
 BATCH = 2  # whole clips, from there on
 FOCUS = 1.5  # of a new motion module's attention on the frame itself
+SNR_LIMIT = 0.5  # timesteps are drawn by min(1, this / SNR): where a thing is, is settled where noise is most
 SEED = 11
 GRID_MINUTES = 10.0
 GRID = ["a red apple moving left", "a fox moving up", "a star growing"]
@@ -182,7 +183,8 @@ def denoising_loss(
     """The squared error of v on images (B, 3, H, W) or clips (B, 3, F, H, W), all frames of one at one timestep."""
     x = encode(pipeline, pixels).to(device)
     bar = unet.noise_schedule().alphas_cumprod
-    t = unet.timesteps(unet.timestep_shares(bar), len(x), generator)
+    weight = (SNR_LIMIT * (1 - bar) / bar).clamp(max=1)
+    t = unet.timesteps(weight / weight.sum(), len(x), generator)
     a, s = (f[t].sqrt().view(-1, *[1] * (x.ndim - 1)).to(device) for f in (bar, 1 - bar))
     noise = torch.randn(x.shape, generator=generator).to(device)
     noisy, v = a * x + s * noise, a * noise - s * x
