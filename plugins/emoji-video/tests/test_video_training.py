@@ -61,7 +61,7 @@ def test_a_clip_shows_its_motion(animator: Animator, motion: str) -> None:
 
 
 def opposite(name: str) -> str:
-    return f"moving {dict(left='right', right='left', up='down', down='up')[name]}"
+    return "moving " + {"left": "right", "right": "left", "up": "down", "down": "up"}[name]
 
 
 def test_chosen_frames_are_those_of_the_whole_clip(animator: Animator) -> None:
