@@ -16,7 +16,6 @@ PUBLISHED = {
     "command": "draft-reward-command",
     "command-per-prompt": "draft-reward-command",
     "emoji": "draft-emoji",
-    "emoji-video": "draft-emoji-video",
     "emoji-clip": "draft-emoji",
     "emoji-contrast": "draft-emoji",
     "emoji-hard": "draft-emoji",
@@ -42,8 +41,6 @@ PUBLISHED = {
     "pickscore": "draft-reward-pickscore",
     "scenes-heldout": "draft-emoji",
     "scenes-train": "draft-emoji",
-    "video-heldout": "draft-emoji-video",
-    "video-train": "draft-emoji-video",
 }
 
 LIKENESS = 0.7  # of a slip of the pen, by difflib's ratio; "adversarial" and "diversity" reach 0.6

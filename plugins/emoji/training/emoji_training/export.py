@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextModel, ResNetForImageClassification
 
@@ -61,11 +61,11 @@ def export_scenes(work: Path, model: Path) -> None:
     export_scorers(work, model, SCENE_SCORERS)
 
 
-def write(pipeline: DiffusionPipeline, words: Path, folder: Path, limit: float = LIMIT_MB) -> float:
+def write(pipeline: StableDiffusionPipeline, words: Path, folder: Path) -> float:
     """Replace `folder` by the pipeline in fp16 safetensors and give its size in MB; `words` has the tokenizer's files.
 
     Raises:
-        ValueError: if it is above the limit, in MB.
+        ValueError: if it is above LIMIT_MB.
     """
     aside = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)
@@ -79,8 +79,8 @@ def write(pipeline: DiffusionPipeline, words: Path, folder: Path, limit: float =
     for config in (aside / "model_index.json", aside / "vae" / "config.json", aside / "unet" / "config.json"):
         drop_origin(config)
     size = sum(f.stat().st_size for f in aside.rglob("*") if f.is_file()) / 1e6
-    if size > limit:
-        raise ValueError(f"{aside} has {size:.1f} MB, above the {limit} MB that fit a package; make it smaller")
+    if size > LIMIT_MB:
+        raise ValueError(f"{aside} has {size:.1f} MB, above the {LIMIT_MB} MB that fit a package; make it smaller")
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
     return size
