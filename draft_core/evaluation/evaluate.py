@@ -16,7 +16,7 @@ from draft_core.errors import DraftError, SamplerError, list_of_prompts, require
 from draft_core.evaluation import image_measures
 from draft_core.evaluation.settings import EvaluationSettings
 from draft_core.plan import StepPlan
-from draft_core.rewards.objective import Objective
+from draft_core.rewards.objective import Objective, check_takes, takes_videos
 from draft_core.sampling.pipelines import call_inputs, has_float16, networks
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.setting import IMAGE_COUNTS
@@ -89,7 +89,7 @@ def evaluate(
     Raises:
         DraftError: if `prompts` is one text or `seeds` one number, or there are none of them, or `batch_size` is not
             from 1 on.
-        RewardError: if a reward fails or breaks its contract.
+        RewardError: if a reward fails or breaks its contract, or takes videos where the model makes images.
         SamplerError: if the pipeline cannot be called so; as `NotFiniteError`, if an image is not finite.
     """
     prompts = list_of_prompts(prompts, where="evaluate")
@@ -99,6 +99,9 @@ def evaluate(
         raise DraftError("there are no seeds", where="evaluate", next="give at least one")
     require_from_one(batch_size, where="evaluate: batch_size")
     sampler = as_evaluated(sampler)
+    if any(map(takes_videos, rewards.rewards.values())):
+        makes_videos = sampler.traits.frames is not None
+        check_takes(dict(rewards.rewards.items()), makes_videos=makes_videos, model=type(sampler.pipe).__name__)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     rank, world_size = share
     rounds = math.ceil(len(pairs) / world_size)

@@ -72,7 +72,7 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Prompt
         learner = with_surrogates(learner, recipe, objective, prompts.prompts, catalog)
     if recipe.regularizers.kl or getattr(learner, "needs_base_model", False):
         sampler.base_model = adapter.base_model
-    return Trainer(
+    trainer = Trainer(
         sampler,
         objective,
         learner,
@@ -83,6 +83,8 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Prompt
         device=recipe.device,
         columns=prompts.columns,
     )
+    sampler.frames = trainer.batches.frames(recipe.train.frames, 0)  # a forecast samples before an update
+    return trainer
 
 
 def require_recipe(recipe: Any, *, where: str) -> None:
