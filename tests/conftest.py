@@ -82,7 +82,7 @@ SLOW = (
     "tests/sampling/test_families.py::test_a_lora_with_the_default_targets_gets_a_gradient_and_comes_back_from_its_file",
     "tests/sampling/test_families.py::test_a_replay_from_the_latents_of_the_last_step_gives_the_sample_again",
     "tests/sampling/test_families.py::test_full_draft_is_naive_autograd",
-    "tests/sampling/test_frames.py::test_a_resumed_run_of_random_frames",
+    "tests/sampling/test_frames.py::test_a_resumed_run_of_random_frames_is_the_uninterrupted_one",
     "tests/sampling/test_memory.py",
     "tests/sampling/test_models_page.py",
     "tests/sampling/test_recomputation.py::test_a_lora_has_the_same_gradient_and_takes_less_memory",

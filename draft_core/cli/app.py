@@ -215,6 +215,10 @@ def _scored(
     """The unit of the reward, and the score of each image."""
     catalog = load_catalog()
     spec = catalog.reward(reward).spec
+    if spec.takes == "video":
+        raise DraftError(
+            f"reward {reward!r} scores videos, and this command reads images", where="--reward", next="name another one"
+        )
     if spec.needs_prompt and not prompt:
         raise DraftError(f"reward {reward!r} scores images against a prompt", where="--prompt", next="give one")
     if len(prompt) not in (0, 1, len(images)):

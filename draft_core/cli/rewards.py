@@ -68,6 +68,7 @@ def show_reward(kind: Annotated[str, typer.Argument(help="A kind that `draft rew
     facts = {
         "from": str(entry.distribution),
         "score": f"{spec.unit}, {spec.score_range}, higher is better",
+        "takes": "whole videos" if spec.takes == "video" else "images, and each frame of a video",
         "trains": "yes" if spec.differentiable else "without a gradient: methods that need none",
         "prompt": "needed" if spec.needs_prompt else "not used",
         **({"columns": ", ".join(f"{name} ({kind})" for name, kind in spec.columns.items())} if spec.columns else {}),

@@ -107,9 +107,9 @@ def sample(
     latents: Annotated[
         Path | None, typer.Option("--latents", help="A file of --optimise-noise: draw its prompts from its noise.")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The image file to write, such as a .png.")] = Path(
-        "samples.png"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The file to write: .png or another image, of videos .gif or .mp4.")
+    ] = Path("samples.png"),
 ) -> None:
     """Sample a grid of images, one row a prompt, with or without a LoRA; a group of columns for each scale of it.
 

@@ -21,6 +21,7 @@ from draft_core.cost.meta_device import (
 )
 from draft_core.cost.peak_memory import MemoryMeter
 from draft_core.cost.published import MODELS, REWARD_ENCODERS, Model
+from draft_core.frames import FrameChoice
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import Objective
 from draft_core.sampling.call_traits import CallTraits
@@ -49,6 +50,7 @@ class Update:
         rank, targets: of the LoRA.
         dtype: of the frozen weights.
         checkpointing, decode, remember_prompts: as in a recipe's model.
+        frames: of videos, those that are decoded and scored; None for all.
     """
 
     model: Model
@@ -63,6 +65,7 @@ class Update:
     checkpointing: Checkpointing = False
     decode: Decode = "whole"
     remember_prompts: bool = False
+    frames: FrameChoice | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,7 @@ def _activations(pipe: Any, update: Update) -> int:
         num_inference_steps=steps,
         gradient_checkpointing=update.checkpointing,
         decode=update.decode,
+        frames=update.frames,
         **{**update.model.call, **update.call, **embeddings(update.model, 1, getattr(torch, update.dtype))},
     )
     sampler.traits = CallTraits(steps)  # counting the steps takes numbers

@@ -16,7 +16,8 @@ from draft_core.errors import DraftError, RewardError, SamplerError, list_of_pro
 from draft_core.evaluation import image_measures
 from draft_core.evaluation.settings import EvaluationSettings
 from draft_core.plan import StepPlan
-from draft_core.rewards.objective import Objective
+from draft_core.rewards.objective import Objective, check_takes
+from draft_core.rewards.protocol import takes
 from draft_core.sampling.pipelines import call_inputs, has_float16, networks
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.setting import IMAGE_COUNTS
@@ -90,7 +91,7 @@ def evaluate(
     Raises:
         DraftError: if `prompts` is one text or `seeds` one number, or there are none of them, or `batch_size` is not
             from 1 on.
-        RewardError: if a reward fails or breaks its contract.
+        RewardError: if a reward fails or breaks its contract, or takes videos where the model makes images.
         SamplerError: if the pipeline cannot be called so; as `NotFiniteError`, if an image is not finite.
     """
     prompts = list_of_prompts(prompts, where="evaluate")
@@ -102,6 +103,9 @@ def evaluate(
     if batch_size > 1:
         sampler.takes_each  # noqa: B018  found once, and not anew for every copy
     sampler = as_evaluated(sampler)
+    if "video" in map(takes, rewards.rewards.values()):
+        makes_videos = sampler.traits.frames is not None
+        check_takes(dict(rewards.rewards.items()), makes_videos=makes_videos, model=type(sampler.pipe).__name__)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     rank, world_size = share
     rounds = math.ceil(len(pairs) / world_size)

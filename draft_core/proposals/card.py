@@ -7,6 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from draft_core.errors import RecipeError
+from draft_core.frames import FrameChoice
 from draft_core.recipe.schema import RecipeBase
 from draft_core.registry.config import DirectConfig, RewardConfig
 
@@ -69,6 +70,7 @@ def update_of(recipe: RecipeBase) -> Update:
         raise RecipeError("it is not predicted for a card that is not here", where=name, next=NOT_PREDICTED)
     renoising = method.renoising()
     copies = max(1, renoising.copies) if renoising.batched else 1
+    frames = recipe.train.frames
     return Update(
         model=published,
         batch=recipe.train.batch_size * images_per_prompt(model.call) * copies,
@@ -85,6 +87,7 @@ def update_of(recipe: RecipeBase) -> Update:
         checkpointing=model.gradient_checkpointing,
         decode=model.decode,
         remember_prompts=model.remember_prompts,
+        frames=None if frames is None else FrameChoice(frames.count, frames.choice),
     )
 
 

@@ -169,7 +169,12 @@ def start_of(name: str) -> Start:
 
 
 def suits(kind: str, model: str, catalog: Catalog) -> bool:
-    """Whether a reward reads images like those of the model: small networks read emoji, CLIPs read photographs."""
+    """Whether a reward reads images like those of the model: small networks read emoji, CLIPs read photographs.
+
+    Rewards of whole videos are not proposed: those that there are read one thing before a plain background.
+    """
+    if catalog.rewards[kind].spec.takes == "video":
+        return False
     is_of_emoji = str(catalog.rewards[kind].distribution.name) == EMOJI_PLUGIN
     needs_download = catalog.rewards[kind].spec.download_mb > 0
     return not needs_download if model == EMOJI else not is_of_emoji

@@ -174,7 +174,7 @@ def check_takes(rewards: Mapping[str, torch.nn.Module], *, makes_videos: bool, m
         raise RewardError(
             f"it scores videos, and {model} makes images",
             where=f"reward {named[0]!r}",
-            next="use a video model, such as emoji-video, or another reward",
+            next="use a video model, or another reward",
         )
 
 

@@ -88,6 +88,7 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Prompt
         columns=prompts.columns,
     )
     require_own_values(trainer.sampler, recipe.train)
+    trainer.sampler.frames = trainer.batches.frames(recipe.train.frames, 0)  # a forecast samples before an update
     return trainer
 
 

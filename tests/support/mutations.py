@@ -252,6 +252,7 @@ VALUES: dict[str, list[Any]] = {
     "train.sharding": ["full"],
     "train.seed": [0, 2**62],
     "train.normalize": ["scale", "gradient"],
+    "train.frames": [{"count": 2}],
     "train.max_skipped": [0, 10**9],
     "regularizers.kl": [0.1, 1e308],
     "regularizers.lora_norm": [0.1, 1e308],

@@ -1,1 +1,0 @@
-"""Makes the small video model: clips of moving emoji, its training, its export."""
