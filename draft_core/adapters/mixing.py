@@ -198,7 +198,7 @@ def _mixed(
 
 
 def _limited(down: torch.Tensor, up: torch.Tensor, rank: int, norms: _Norms) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factors of the nearest matrix to B A of this rank or less; those of convolutions are matrices but for their shape.
+    """Factors of the nearest matrix to B A of this rank or less; those of convolutions are taken for matrices.
 
     B A = Q_b (R_b R_a^T) Q_a^T, whose singular values are those of the small matrix in the middle.
     """

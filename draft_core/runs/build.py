@@ -13,18 +13,19 @@ from draft_core.errors import DraftError, PluginError, RecipeError, raised_at, w
 from draft_core.learners.learner import Learner
 from draft_core.learners.surrogate_learner import SurrogateLearner
 from draft_core.prompt_rows import PromptRow
-from draft_core.recipe.columns import columns_of, images_of, readers
+from draft_core.recipe.columns import columns_of
 from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import with_absolute_paths, working_directory
 from draft_core.recipe.prompt_lists import PromptList
-from draft_core.recipe.resolve import resolve_evaluation, training_prompts
+from draft_core.recipe.resolve import training_prompts
 from draft_core.recipe.schema import ModelConfig, RecipeBase, reward_type
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import Config, MethodConfig, RewardConfig
-from draft_core.rewards.columns import CallColumns, check_images_of
+from draft_core.rewards.columns import CallColumns
 from draft_core.rewards.objective import Objective
 from draft_core.rewards.placement import OnDevice
 from draft_core.runs.pipeline_loading import (
+    check_files,
     check_model,
     guided,
     load_pipeline,
@@ -66,7 +67,7 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Prompt
     evaluated = recipe.evaluation.guidance_scale if recipe.evaluation else None
     check_model(recipe.model, catalog, evaluated_guidance=evaluated)
     prompts = prompts if prompts is not None else training_prompts(recipe, catalog)
-    _check_files(recipe, prompts.prompts, catalog)
+    check_files(recipe, prompts.prompts, catalog)
     learner = build_learner(recipe.method, catalog, seed=recipe.train.seed)
     require_columns(learner, prompts.columns)
     objective = build_objective(recipe.rewards, catalog)
@@ -90,15 +91,6 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Prompt
     require_own_values(trainer.sampler, recipe.train)
     trainer.sampler.frames = trainer.batches.frames(recipe.train.frames, 0)  # a forecast samples before an update
     return trainer
-
-
-def _check_files(recipe: RecipeBase, trained: Sequence[str], catalog: Catalog) -> None:
-    """That the images in the columns of the prompts can be read, and share a size where they share a call."""
-    found, (_, evaluated) = readers(recipe, catalog), resolve_evaluation(recipe, catalog)
-    shares_calls = recipe.train.batch_size > recipe.train.images_per_prompt
-    of_calls = set(recipe.model.columns.values()) if shares_calls else set()
-    check_images_of(dict(images_of(trained, found)), of_one_size=of_calls, where="prompts")
-    check_images_of(dict(images_of(evaluated, found)), of_one_size=(), where="evaluation.prompts")
 
 
 def require_recipe(recipe: Any, *, where: str) -> None:

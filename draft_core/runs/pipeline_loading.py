@@ -7,7 +7,7 @@ import inspect
 import json
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from safetensors import SafetensorError
 from draft_core.adapters.files import load_lora, lora_files
 from draft_core.errors import DraftError, RecipeError, first_line
 from draft_core.prompt_rows import type_of_argument
-from draft_core.recipe.resolve import is_single_file, locate_pretrained
-from draft_core.recipe.schema import ImageFile, ModelConfig, SchedulerConfig
+from draft_core.recipe.columns import images_of, readers
+from draft_core.recipe.resolve import is_single_file, locate_pretrained, resolve_evaluation
+from draft_core.recipe.schema import ImageFile, ModelConfig, RecipeBase, SchedulerConfig
 from draft_core.registry.catalog import Catalog, load_catalog
+from draft_core.rewards.columns import check_images_of
 from draft_core.rewards.hub import hub_or_cache
 from draft_core.rewards.images import read_image, to_pil
 from draft_core.sampling import pipelines
@@ -136,6 +138,19 @@ def check_model(model: ModelConfig, catalog: Catalog, *, evaluated_guidance: flo
         _scheduler_class(model.scheduler)
     if model.lora.init is not None:
         lora_files(model.lora.init)
+
+
+def check_files(recipe: RecipeBase, trained: Sequence[str], catalog: Catalog) -> None:
+    """That the images in the columns of the prompts can be read, and share a size where they share a call.
+
+    Raises:
+        DraftError: naming the first that does not.
+    """
+    found, (_, evaluated) = readers(recipe, catalog), resolve_evaluation(recipe, catalog)
+    shares_calls = recipe.train.batch_size > recipe.train.images_per_prompt
+    of_calls = set(recipe.model.columns.values()) if shares_calls else set()
+    check_images_of(dict(images_of(trained, found)), of_one_size=of_calls, where="prompts")
+    check_images_of(dict(images_of(evaluated, found)), of_one_size=(), where="evaluation.prompts")
 
 
 def _check_source(location: str, pipeline: str | None, config: str | None, variant: str | None) -> None:

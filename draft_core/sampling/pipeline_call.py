@@ -25,6 +25,7 @@ from draft_core.sampling.noise_levels import general_step
 from draft_core.sampling.randomness import Generator
 from draft_core.sampling.recomputation import keeping, kept_as_it_is, recomputed, types_of
 
+Forward = Callable[..., Any]
 Decode = Literal["whole", "selective", "blocks", "checkpointed", "sliced", "unrecorded"]
 Checkpointing = Literal[False, True, "selective", "blocks"]
 
@@ -46,7 +47,6 @@ class Settings(Protocol):
     def takes_each(self) -> bool: ...
 
 
-Forward = Callable[..., Any]
 FRAME_BY_FRAME = (AutoencoderKL, AutoencoderTiny)  # decoders that take the frames of a video as so many images
 
 
@@ -265,9 +265,8 @@ class PipelineCall:
 
     def _decode(self, decode: Any, latents: Any, *args: Any, **kwargs: Any) -> Any:
         """The decoder's output, its graph kept as the sampler's `decode` says; zeros for frames that are not chosen."""
-        first = sum(map(len, self.decoded))
+        first, chosen, total = sum(map(len, self.decoded)), self.sampler.frames, self.video_length
         self.decoded.append(latents)
-        chosen, total = self.sampler.frames, self.video_length
         if chosen is None or not total or latents.ndim != 4 or not isinstance(self.pipe.vae, FRAME_BY_FRAME):
             return self._decode_all(decode, latents, *args, **kwargs)
         numbers = set(chosen.of(total))

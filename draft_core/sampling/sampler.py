@@ -25,14 +25,7 @@ from draft_core.sampling.noise_levels import check_eta
 from draft_core.sampling.pipeline_call import Checkpointing, Decode
 from draft_core.sampling.randomness import Generator
 from draft_core.sampling.replay import Replay, Visit, keeps_apart, renoised_start, unvisited
-from draft_core.sampling.rollout import (
-    Origin,
-    Rollout,
-    check_given,
-    check_recorded,
-    check_same_sampler,
-    starting_from,
-)
+from draft_core.sampling.rollout import Origin, Rollout, check_given, check_recorded, check_same_sampler, starting_from
 from draft_core.setting import SCHEDULES
 
 NO_RENOISING = Renoising()
