@@ -61,7 +61,7 @@ class Listed:
     Arguments:
         distribution: that offers it.
         checked_with: versions with which its author compared or checked it, a sentence's part; empty if unknown.
-        example: whether it shows how an entry looks, and is not published.
+        example: whether it only shows how an entry is written, and is not published.
         page: its README, relative to docs/, of a plugin of this repository.
     """
 

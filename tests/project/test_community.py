@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -43,7 +44,12 @@ def long_description(folder: Path) -> str:
     metadata = pytest.importorskip("hatchling.metadata.core", reason="hatchling is not installed")
     manager = pytest.importorskip("hatchling.plugin.manager")
     pytest.importorskip("hatch_fancy_pypi_readme", reason="hatch-fancy-pypi-readme is not installed")
-    return str(metadata.ProjectMetadata(str(folder), manager.PluginManager()).core.readme)
+    before = Path.cwd()
+    os.chdir(folder)  # as whoever builds it does; the hook reads the README from there
+    try:
+        return str(metadata.ProjectMetadata(str(folder), manager.PluginManager()).core.readme)
+    finally:
+        os.chdir(before)
 
 
 def relative_targets(text: str) -> list[str]:
