@@ -144,7 +144,6 @@ class Critic(torch.nn.Module):
         with torch.inference_mode(False), torch.no_grad():  # what is remembered may meet autograd later
             noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)).mul(255).round().div(255)
             read = self._process(text, noise, question)
-            self._require_place(text, shape, read)
             if shape not in self._visual_names:
                 self._visual_names[shape] = self._compared(self._visual(noise), read)
         names = self._visual_names[shape]
@@ -180,17 +179,6 @@ class Critic(torch.nn.Module):
                 next="set it to each",
             )
 
-    def _require_place(self, text: str, shape: tuple[int, ...], read: Mapping[str, Any]) -> None:
-        """Refuses a text without a place for the image, where the model reads images among its tokens."""
-        as_video = len(shape) == 4 and self.as_video
-        mark = getattr(self.processor, "image_token_id", None)
-        if isinstance(mark, int) and not as_video and not (read["input_ids"] == mark).any():
-            raise DraftError(
-                f"the text {text[:60]!r} has no place for the image",
-                where=f"{self.where}, layout",
-                next=f"write {getattr(self.processor, 'image_token', '<image>')} where the image stands",
-            )
-
     def _process(self, text: str, image: Tensor, question: str) -> Any:
         """The processor's own call on Pillow images, from which the text inputs are taken."""
         frames = [_to_pillow(frame) for frame in (image if image.ndim == 4 else image[None])]
@@ -207,7 +195,7 @@ class Critic(torch.nn.Module):
 
     def _unreadable(self, what: str, question: str, error: Exception) -> DraftError:
         return DraftError(
-            f"{what} cannot read the question {question!r}: {one_line(error)}",
+            f"{what} cannot read the question {question!r}: {one_line(error).rstrip('.')}",
             where=self.where,
             next="say in the field layout where image and question stand, and keep special words out of the question",
         )
