@@ -1,4 +1,4 @@
-"""The model of HPS v3, Qwen2-VL without its vocabulary's output and with a head, and how the published file names it."""
+"""The model of HPS v3: Qwen2-VL with a head instead of its vocabulary's output, and the names of the published file."""
 
 from __future__ import annotations
 
