@@ -28,6 +28,8 @@ SLOW = (
     "plugins/emoji/tests/test_emoji_training.py",
     "plugins/emoji/tests/test_judge.py",
     "plugins/emoji/tests/test_scorer_training.py",
+    "plugins/hpsv3/tests/test_contract.py",
+    "plugins/hpsv3/tests/test_hpsv3.py",
     "plugins/jpeg/tests/test_acceptance.py",
     "tests/cli/test_app.py::test_a_finished_run_goes_on_from_any_folder",
     "tests/cli/test_app.py::test_a_run_fills_its_folder_and_can_be_resumed_but_not_overwritten_by_accident",
