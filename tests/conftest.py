@@ -28,6 +28,8 @@ SLOW = (
     "plugins/emoji/tests/test_emoji_training.py",
     "plugins/emoji/tests/test_judge.py",
     "plugins/emoji/tests/test_scorer_training.py",
+    "plugins/hpsv3/tests/test_contract.py",
+    "plugins/hpsv3/tests/test_hpsv3.py",
     "plugins/jpeg/tests/test_acceptance.py",
     "plugins/vlm/tests/test_contract.py",
     "plugins/vlm/tests/test_training.py",

@@ -1,4 +1,4 @@
-"""The model of HPS v3, Qwen2-VL without its vocabulary's output and with a head; and the published names of its weights."""
+"""The model of HPS v3: Qwen2-VL with a head instead of its vocabulary's output, and the names of the published file."""
 
 from __future__ import annotations
 

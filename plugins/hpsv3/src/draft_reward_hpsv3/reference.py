@@ -38,7 +38,7 @@ TEMPLATE = (
 
 def reference(reward: Hpsv3Reward, config: Hpsv3Config) -> Callable[[list[Image.Image], list[str]], Tensor]:
     """The published score in the reward's precision on its device, one image at a time."""
-    backbone, head = reward.judge.backbone, reward.judge.head
+    backbone, head = reward.judge.backbone, reward.judge.head.state_dict()
     device = next(backbone.parameters()).device
     tokenizer, processor = qwen_tokenizer(config, where=WHERE), ImageProcessor()
     if config.tokenizer == BYTES:
@@ -55,7 +55,7 @@ def reference(reward: Hpsv3Reward, config: Hpsv3Config) -> Callable[[list[Image.
         states = states_of(backbone, ids, pixels.to(device), grid.to(device))
         state = states[ids == tokenizer.convert_tokens_to_ids("<|Reward|>")].float()
         for layer in (0, 3, 5):
-            state = linear(state, head[layer].weight, head[layer].bias)
+            state = linear(state, head[f"{layer}.weight"], head[f"{layer}.bias"])
             state = state if layer == 5 else relu(state)
         return state[0, 0]
 

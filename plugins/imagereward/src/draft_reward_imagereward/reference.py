@@ -74,7 +74,8 @@ def prepared(image: Image.Image) -> Tensor:
     image = image.resize((int(224 * width / short), int(224 * height / short)), Image.Resampling.BICUBIC)
     left, top = (round((side - 224) / 2) for side in image.size)
     levels = np.asarray(image.crop((left, top, left + 224, top + 224)), dtype=np.float32) / np.float32(255)
-    return torch.from_numpy((levels - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)).permute(2, 0, 1)
+    mean, std = (np.array(values, dtype=np.float32) for values in (CLIP_MEAN, CLIP_STD))
+    return torch.from_numpy((levels - mean) / std).permute(2, 0, 1)
 
 
 def vision(weights: Weights, pixels: Tensor, heads: int) -> Tensor:
@@ -114,5 +115,5 @@ def text(weights: Weights, ids: Tensor, seen: Tensor, heads: int) -> Tensor:
 
 def attended(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
     """Attention with several heads, (L, D), of queries (L, D), keys and values (S, D)."""
-    split = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in (queries, keys, values))
+    split = (x.view(len(x), heads, -1).transpose(0, 1) for x in (queries, keys, values))
     return scaled_dot_product_attention(*split).transpose(0, 1).flatten(1)
