@@ -23,6 +23,7 @@ SLOW = (
     "plugins/adversarial/tests/test_contract.py",
     "plugins/adversarial/tests/test_training.py",
     "plugins/command/tests/test_training.py",
+    "plugins/detection/tests/test_contract.py",
     "plugins/emoji/tests/test_alignment.py",
     "plugins/emoji/tests/test_emoji_model.py",
     "plugins/emoji/tests/test_emoji_training.py",

@@ -60,7 +60,7 @@ class Detector(torch.nn.Module):
         boxes = self.model.image_embedder(pixel_values=pixels)[0].flatten(1, 2)
         flat = [query for of_image in queries for query in of_image]
         texts = self.memory(flat, lambda query: self.text_features(query, images.device), images.device)
-        logits: Tensor = self.model.class_predictor(boxes, texts.unflatten(0, (len(images), -1)))[0]
+        logits: Tensor = self.model.class_predictor(boxes, texts.reshape(len(images), -1, texts.shape[1]))[0]
         return logits.float()
 
     def text_features(self, query: str, device: torch.device) -> Tensor:

@@ -36,7 +36,8 @@ def reference(reward: DetectionReward, config: DetectorConfig) -> Callable[[list
         inputs = processor(text=[[*present, *removed]], images=image, max_length=16, return_tensors="pt")
         probabilities = model(**inputs).logits[0].double().exp().sum(0)
         evidence = probabilities.log()
-        return (evidence[: len(present)].sum() - evidence[len(present) :].sum()) / len(evidence)
+        score: Tensor = (evidence[: len(present)].sum() - evidence[len(present) :].sum()) / len(evidence)
+        return score
 
     def score(images: list[Image.Image], prompts: list[str]) -> Tensor:
         return torch.stack([score_one(*pair) for pair in zip(images, prompts, strict=True)])

@@ -103,12 +103,12 @@ def seen_by(network: nn.Module, levels: Tensor, found: Candidates, side: int) ->
     corners = found.boxes.trunc().int()
     low, high = corners[:, :2].clamp_min(1) - 1, corners[:, 2:].clamp(max=torch.tensor([width, height]).to(corners))
     inside = (high > low).all(1)
-    found, low, high = found.at(inside), low[inside].tolist(), high[inside].tolist()
-    if not low:
+    found = found.at(inside)
+    if not len(found.boxes):
         return found
     crops = [
         interpolate(levels[..., y0:y1, x0:x1], (side, side), mode="area")
-        for (x0, y0), (x1, y1) in zip(low, high, strict=True)
+        for (x0, y0), (x1, y1) in zip(low[inside].tolist(), high[inside].tolist(), strict=True)
     ]
     log_probability, corrections = network(torch.cat(crops))
     return Candidates(found.boxes, log_probability, found.total + log_probability, corrections.detach())

@@ -89,7 +89,7 @@ def load_stages(config: MtcnnConfig) -> nn.ModuleList:
     for name, stage in zip(NAMES, stages, strict=True):
         if config.weights == RANDOM:
             with torch.no_grad():
-                stage.get_submodule(f"{stage.head}_1").weight.mul_(GAIN)
+                stage.get_submodule(f"{stage.head}_1").get_parameter("weight").mul_(GAIN)
         else:
             file = in_package(name, where=where) if config.weights == "package" else Path(config.weights) / f"{name}.pt"
             if not file.is_file():

@@ -40,7 +40,7 @@ class _Mtcnn(FrozenModule):
             )
         with torch.autocast(images.device.type, enabled=False):
             settings = (self.stages, self.thresholds, self.min_face_size)
-            return [cascade(image, *settings, best=best) for image in (images * 255).split(1)]
+            return [cascade(image, *settings, best=best) for image in (images * 255)[:, None]]
 
 
 class FaceReward(_Mtcnn):

@@ -31,7 +31,7 @@ class Reader(nn.Module):
         super().__init__()
         narrow = nn.MaxPool2d((2, 1))  # halves the height alone
         self.FeatureExtraction = nn.Module()
-        self.FeatureExtraction.ConvNet = nn.Sequential(
+        convolutions = nn.Sequential(
             *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Conv2d(64, 128, 3, padding=1), nn.ReLU()),
@@ -40,6 +40,7 @@ class Reader(nn.Module):
             *(nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU(), narrow),
             *(nn.Conv2d(WIDTH, WIDTH, 2), nn.ReLU()),
         )
+        self.FeatureExtraction.add_module("ConvNet", convolutions)
         self.SequenceModeling = nn.Sequential(Recurrent(), Recurrent())
         self.Prediction = nn.Linear(WIDTH, 1 + len(LETTERS))
 
@@ -48,7 +49,7 @@ class Reader(nn.Module):
 
         T is W // 4 - 1.
         """
-        columns = self.FeatureExtraction.ConvNet((strips - 0.5) / 0.5).mean(2).mT
+        columns = self.get_submodule("FeatureExtraction.ConvNet")((strips - 0.5) / 0.5).mean(2).mT
         logits: Tensor = self.Prediction(self.SequenceModeling(columns))
         return logits.log_softmax(2)
 

@@ -58,7 +58,7 @@ def of_transformers(reward: Any) -> Similarity:
 
     def similarity(image: Image.Image, other: Image.Image) -> Tensor:
         tokens = [model(**processor(each, return_tensors="pt")).last_hidden_state[0, 0] for each in (image, other)]
-        return torch.nn.functional.cosine_similarity(*tokens, dim=0)
+        return torch.nn.functional.cosine_similarity(tokens[0], tokens[1], dim=0)
 
     return similarity
 
