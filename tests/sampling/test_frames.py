@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from draft_core import DraftK, Trainer
 from draft_core.errors import DraftError, RecipeError, RewardError, SamplerError
 from draft_core.evaluation.evaluate import evaluate
+from draft_core.evaluation.image_measures import motion
 from draft_core.frames import FrameChoice
 from draft_core.learners.direct import DirectLearner
 from draft_core.rewards import FrozenModule
@@ -166,6 +169,28 @@ def test_a_reward_of_videos_gets_all_frames_at_once_and_refuses_images() -> None
     )
     with pytest.raises(RewardError, match="reward 'movement': it scores videos, and these are images"):
         objective(videos[:, 0], PROMPTS)
+
+
+def test_evaluations_measure_movement_and_flicker_of_videos_alone() -> None:
+    pipe = ANIMATE.pipe()
+    seen = evaluate(sampler_of(ANIMATE, pipe), Objective({}), ["a cat"], [1], keep=lambda videos: videos)
+    assert seen.images.shape[:3] == (1, 5, 3)
+    frames = seen.images[0].double().numpy()
+    movement = np.mean([np.abs(b - a).mean() for a, b in itertools.pairwise(frames)])
+    flicker = np.mean([np.abs(frames[i - 1] - 2 * frames[i] + frames[i + 1]).mean() for i in (1, 2, 3)])
+    assert seen.motion["movement"].item() == pytest.approx(movement, rel=1e-5)
+    assert seen.motion["flicker"].item() == pytest.approx(flicker, rel=1e-5)
+    assert not evaluate(sampler_of(IMAGES, IMAGES.pipe()), Objective({}), ["a cat"], [1]).motion
+    assert motion(torch.zeros(2, 1, 3, 8, 8)) == {}
+    assert set(motion(torch.zeros(2, 2, 3, 8, 8))) == {"movement"}
+
+
+def test_an_evaluation_refuses_rewards_of_videos_for_images_before_it_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = sampler_of(IMAGES, IMAGES.pipe())
+    assert sampler.traits.frames is None
+    monkeypatch.setattr(type(sampler), "__call__", lambda *a, **k: pytest.fail("it drew"))
+    with pytest.raises(RewardError, match="it scores videos, and StableDiffusionPipeline makes images"):
+        evaluate(sampler, Objective({"movement": Movement()}), ["a cat"], [0])
 
 
 def test_settings_differ_by_their_frames() -> None:
