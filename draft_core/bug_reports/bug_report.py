@@ -103,11 +103,11 @@ def _of_run(run: Path, machine: Machine) -> list[str]:
             next="name the folder of a run, or leave it out",
         ) from None
     metrics = [line[:LONGEST_LINE] for line in _text(run / METRICS).splitlines()[-LAST_METRICS:]]
-    error = _text(run / ERROR).strip()[-LONGEST_ERROR:]
+    last_error = _text(run / ERROR).strip()[-LONGEST_ERROR:]
     return [
         *_block("Recipe", _anonymous_yaml(recipe, machine), "yaml"),
         *_block(f"Last lines of {METRICS}", machine.text("\n".join(metrics)), "json"),
-        *_block("Last error", machine.text(error), "text"),
+        *_block("Last error", machine.text(last_error), "text"),
     ]
 
 

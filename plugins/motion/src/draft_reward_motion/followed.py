@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ class MotionFollowed(FrozenModule):
     not one that follows.
     """
 
-    takes: ClassVar[Literal["image", "video"]] = "video"
+    takes = "video"
 
     def __init__(self, config: MotionFollowedConfig) -> None:
         super().__init__()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ class MotionReward(FrozenModule):
     it shall grow or shrink, b is the length of the movement, and r the mean distance of the sizes.
     """
 
-    takes: ClassVar[Literal["image", "video"]] = "video"
+    takes = "video"
 
     def __init__(self, config: MotionConfig) -> None:
         super().__init__()
@@ -63,7 +62,7 @@ class FlickerReward(FrozenModule):
     pace in every pixel, has 0; frames that alternate between black and white have -200.
     """
 
-    takes: ClassVar[Literal["image", "video"]] = "video"
+    takes = "video"
 
     def __init__(self, config: FlickerConfig) -> None:
         super().__init__()
