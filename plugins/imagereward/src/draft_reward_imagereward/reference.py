@@ -115,5 +115,5 @@ def text(weights: Weights, ids: Tensor, seen: Tensor, heads: int) -> Tensor:
 
 def attended(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
     """Attention with several heads, (L, D), of queries (L, D), keys and values (S, D)."""
-    split = (x.view(len(x), heads, -1).transpose(0, 1) for x in (queries, keys, values))
-    return scaled_dot_product_attention(*split).transpose(0, 1).flatten(1)
+    q, k, v = (x.view(len(x), heads, -1).transpose(0, 1) for x in (queries, keys, values))
+    return scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1)
