@@ -96,9 +96,10 @@ class Subject:
         return self.spec.takes == "video"
 
     def images(self, count: int = 3, height: int | None = None, width: int | None = None) -> torch.Tensor:
-        """What the reward is tried on: `stills`, or `videos` of five frames where it takes those.
+        """What the reward is tried on: `count` stills, or as many `videos` of five frames where it takes those.
 
-        Sides that are left out are the spec's native size.
+        (`count`, 3, `height`, `width`), or (`count`, 5, 3, `height`, `width`), in [0.2, 0.8]. Sides left out are
+        the spec's native size.
         """
         return self.videos(count, FRAMES, height, width) if self.takes_videos else self.stills(count, height, width)
 

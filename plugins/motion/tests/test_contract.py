@@ -17,3 +17,11 @@ class TestMotionOfANamedDirection(RewardContract):
 
 class TestFlicker(RewardContract):
     kind = "flicker"
+
+
+class TestMotionFollowed(RewardContract):
+    kind = "motion-followed"
+    skip: ClassVar = {
+        "prompts_count_as_declared": "0 or 1, and the kit's noise follows no motion; test_scores.py has clips that do",
+        "frames_count": "likewise",
+    }
