@@ -34,6 +34,7 @@ PUBLISHED = {
     "emoji-scenes": "draft-emoji",
     "emoji-train": "draft-emoji",
     "emoji-train-plain": "draft-emoji",
+    "emoji-two-steps": "draft-emoji",
     "flicker": "draft-reward-motion",
     "face": "draft-reward-face",
     "face-count": "draft-reward-face",

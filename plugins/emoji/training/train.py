@@ -3,7 +3,7 @@
 A stage that was interrupted goes on from its last checkpoint. `vae` and `clip` do not need each other and may run side
 by side, as one process each; so may `judge` and `preference`, and the three stages of scenes. The stages after `export`
 need the folder that it writes and no other stage before it but `data`: they make the scorers for the model that is
-shipped, and from it the model of scenes and its scorers.
+shipped, and from it the model of scenes and its scorers, and at last the LoRA for two steps, by the installed package.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ STAGES = (
     "scenes-matcher",
     "scenes-judge",
     "scenes-export",
+    "two-steps",
+    "two-steps-export",
 )
 MINUTES = {  # about what was shipped took
     "vae": 25.0,
@@ -56,7 +58,7 @@ def main() -> None:
 
 def run(stage: str, arguments: argparse.Namespace) -> None:
     """Run one stage, from its checkpoint if it has one."""
-    from emoji_training import clip, drawn, export, judge, pictures, preference, unet, vae
+    from emoji_training import clip, drawn, export, judge, pictures, preference, two_steps, unet, vae
     from emoji_training.loop import Budget
     from emoji_training.scenes import denoiser, matcher, prompts
     from emoji_training.scenes import judge as scenes_judge
@@ -92,6 +94,10 @@ def run(stage: str, arguments: argparse.Namespace) -> None:
     elif stage == "scenes-export":
         prompts.write(arguments.model.with_name("prompts"))
         export.export_scenes(work, arguments.model)
+    elif stage == "two-steps":
+        two_steps.train(work)
+    elif stage == "two-steps-export":
+        two_steps.export(work, arguments.model)
 
 
 def parse() -> argparse.Namespace:
