@@ -344,8 +344,6 @@ class Trainer:
         except (DraftError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # torch's, or the learner's own
-            raise CheckpointError(
-                f"it does not fit ({with_type(error)})", next="start anew with --overwrite"
-            ) from error
+            raise CheckpointError(f"it does not fit ({with_type(error)})", next="start anew: --overwrite") from error
         self.scoring.restore(scale)
         self.skipped, self.done = skipped, done

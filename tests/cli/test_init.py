@@ -164,7 +164,7 @@ def test_a_file_of_prompts_is_named_as_the_recipe_sees_it(init: Any, tmp_path: P
     [
         (["--model", "sd4"], "--model: 'sd4' is no model that a recipe can be written for; give one of emoji, sd15"),
         (["--model", "sdxl", "--card", "big"], "--card: 'big' is not the memory of a card"),
-        (["--model", "sdxl", "--reward", "hpsv3"], "--reward: unknown reward 'hpsv3'"),
+        (["--model", "sdxl", "--reward", "hpsv9"], "--reward: unknown reward 'hpsv9'"),
         (["--model", "sdxl", "--reward", "emoji-clip"], "'emoji-clip' cannot be trained on here"),
         (["--model", "sdxl", "--card", "8GB"], "--card: one image of Stable Diffusion XL takes 13.3 GiB at the least"),
         (["--prompts", "none.txt"], "--prompts none.txt: no such file"),

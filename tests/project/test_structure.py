@@ -25,7 +25,7 @@ CORE = ROOT / "draft_core"
 MODULES = sorted(CORE.rglob("*.py"))
 FOLDERS = sorted({module.parent for module in MODULES})
 MOST_MODULES, MOST_LINES, MOST_METHODS = 12, 350, 15
-MOST_CONTRACT_LINES, MOST_MENTIONS = 90, 3
+MOST_CONTRACT_LINES, MOST_MENTIONS = 100, 3
 
 
 def name_of(path: Path) -> str:

@@ -145,6 +145,7 @@ def byte_tokenizer() -> Any:
     letters = [chr(code) for code in codes] + [chr(256 + place) for place in range(256 - len(codes))]
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     with TemporaryDirectory() as folder:
-        (Path(folder) / "vocab.json").write_text(json.dumps({token: place for place, token in enumerate(tokens)}))
-        (Path(folder) / "merges.txt").write_text("#version: 0.2\n")
+        vocabulary = {token: place for place, token in enumerate(tokens)}
+        (Path(folder) / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+        (Path(folder) / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
         return CLIPTokenizerFast.from_pretrained(folder, pad_token="!")

@@ -68,8 +68,9 @@ def byte_tokenizer() -> Any:
     codes = [*range(33, 127), *range(161, 173), *range(174, 256)]  # those that stand for themselves in GPT-2's
     letters = [chr(code) for code in codes] + [chr(256 + place) for place in range(256 - len(codes))]
     with TemporaryDirectory() as folder:
-        (Path(folder) / "vocab.json").write_text(json.dumps({letter: place for place, letter in enumerate(letters)}))
-        (Path(folder) / "merges.txt").write_text("#version: 0.2\n")
+        vocabulary = {letter: place for place, letter in enumerate(letters)}
+        (Path(folder) / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+        (Path(folder) / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
         tokenizer = Qwen2Tokenizer.from_pretrained(folder)
     tokenizer.add_tokens(list(SPECIAL), special_tokens=True)
     lines = [line for line in INSTRUCTION.partition("{")[0].split("\n") if len(line) > 1]
