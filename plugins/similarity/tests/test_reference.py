@@ -26,7 +26,6 @@ def test_cosines_are_those_of_transformers(size: tuple[int, int]) -> None:
 def test_each_prompt_has_its_own() -> None:
     comparison = compare_kind("similarity-per-prompt", SPECS["similarity-per-prompt"].small, sizes=[(300, 401)])
     assert comparison.holds, comparison
-    assert comparison.rows[-1].images == "prompts"
 
 
 @pytest.mark.parametrize("size", [(64, 64), (300, 401), (97, 64)], ids=str)

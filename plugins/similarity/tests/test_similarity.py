@@ -1,8 +1,7 @@
-"""What the comparison does not show: extremes, gradients, the map from prompts to images, and what is refused."""
+"""What the comparison does not show: extremes, gradients, references in a column, and what is refused."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ import torchvision.models
 from draft_reward_similarity import EXAMPLES, SimilarityConfig, SimilarityPerPromptConfig
 from draft_reward_similarity.dinov2 import PREPARATION, check_preparation
 from draft_reward_similarity.lpips import heads_file
-from draft_reward_similarity.references import read_references
 from draft_reward_similarity.reward import SimilarityPerPromptReward, SimilarityReward
 
-from draft_core import load_reward
+from draft_core import load_recipe, load_reward
 from draft_core.errors import DraftError, RecipeError
 from draft_core.rewards.images import read_image
 
@@ -51,55 +49,35 @@ def test_flat_images_have_finite_gradients(reward: SimilarityReward, level: floa
     assert bool(gradient.isfinite().all())
 
 
-def test_a_prompt_meets_its_own_reference_whatever_stands_beside_it() -> None:
-    reward = SimilarityPerPromptReward(
-        SimilarityPerPromptConfig(references=str(EXAMPLES / "references.yaml"), weights="random")
-    )
-    prompts = ["blue stripes", "a red disc", "blue stripes", "a green corner"]
-    names = ["stripes.png", "disc.png", "stripes.png", "corner.png"]
+@pytest.mark.parametrize("fields", MODELS, ids=lambda fields: fields["model"])
+def test_a_prompt_meets_the_reference_of_its_row_whatever_stands_beside_it(fields: dict[str, Any]) -> None:
+    reward = SimilarityPerPromptReward(SimilarityPerPromptConfig(weights="random", **fields))
+    files = [EXAMPLES / f"{name}.png" for name in ("stripes", "disc", "stripes", "corner")]
     alone = [
-        SimilarityReward(SimilarityConfig(reference=str(EXAMPLES / name), weights="random"))(IMAGE, [""])
-        for name in names
+        SimilarityReward(SimilarityConfig(reference=str(file), weights="random", **fields))(IMAGE, [""])
+        for file in files
     ]
-    torch.testing.assert_close(reward(IMAGE.expand(4, -1, -1, -1), prompts), torch.cat(alone))
-    with pytest.raises(
-        DraftError, match=r"prompt 'a red disk' has no reference image \(the nearest that has is 'a red"
-    ):
-        reward(IMAGE, ["a red disk"])
+    columns = {"reference": [read_image(file)[0] for file in files]}
+    torch.testing.assert_close(reward(IMAGE.expand(4, -1, -1, -1), [""] * 4, columns), torch.cat(alone))
 
 
-@pytest.mark.parametrize("suffix", ["yaml", "json"])
-def test_paths_begin_at_the_folder_of_the_map(tmp_path: Path, suffix: str) -> None:
+def test_a_recipe_reads_references_from_a_column(tmp_path: Path) -> None:
+    """Paths begin at the folder of the list; a missing image is refused before anything is loaded."""
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(Path(DISC).read_bytes())
-    (tmp_path / f"map.{suffix}").write_text(json.dumps({"a": "images/a.png", "b": DISC}), encoding="utf-8")
-    assert read_references(tmp_path / f"map.{suffix}") == {"a": tmp_path / "images" / "a.png", "b": Path(DISC)}
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "said"),
-    [
-        ("map.json", "{", "cannot be read"),
-        ("map.json", '{"a": "x.png", "a": "y.png"}', "it has 'a' twice"),
-        ("map.yaml", "a: x.png\na: y.png\n", "cannot be read"),
-        ("map.yaml", "a: !!python/object/apply:os.getcwd []\n", "cannot be read"),
-        ("map.yaml", "- a\n", "it maps no prompt to an image; map each prompt to the path of an image"),
-        ("map.yaml", "a: 3\n", "'a': 3 is no prompt with a path"),
-        ("map.yaml", "a: missing.png\n", "there is no file .*missing.png' for the prompt 'a'; correct it"),
-        ("map.txt", "a: b", "it ends neither in .yaml nor in .json"),
-    ],
-)
-def test_a_map_that_is_none_is_one_sentence(tmp_path: Path, name: str, text: str, said: str) -> None:
-    (tmp_path / name).write_text(text, encoding="utf-8")
-    with pytest.raises(DraftError, match=said):
-        load_reward("similarity-per-prompt", references=str(tmp_path / name), weights="random")
-
-
-def test_prompts_are_checked_before_anything_is_loaded() -> None:
-    config = SimilarityPerPromptConfig(references=str(EXAMPLES / "references.yaml"))
-    config.check_prompts(["a red disc", "blue stripes"])
-    with pytest.raises(DraftError, match=r"references.yaml: prompt 'a fox' has no reference image; add it to the map"):
-        config.check_prompts(["a red disc", "a fox"])
+    (tmp_path / "list.csv").write_text("prompt,like\na fox,images/a.png\nan owl,images/b.png\n", encoding="utf-8")
+    entry = {"kind": "similarity-per-prompt", "columns": {"reference": "like"}, "weights": "random"}
+    recipe = {
+        "model": {"pretrained": "no/where"},
+        "prompts": str(tmp_path / "list.csv"),
+        "method": {"kind": "draft-k", "k": 1},
+        "rewards": [entry],
+        "output": str(tmp_path / "run"),
+    }
+    with pytest.raises(DraftError, match=r"b\.png"):
+        load_recipe(recipe)
+    (tmp_path / "images" / "b.png").write_bytes((EXAMPLES / "corner.png").read_bytes())
+    assert load_recipe(recipe).rewards[0].kind == "similarity-per-prompt"
 
 
 def test_a_reference_that_is_no_image_is_refused(tmp_path: Path) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import model_validator
 
 from draft_core.plugin import Field, RecipePath, RewardConfig, RewardSpec, hookimpl
-from draft_reward_similarity.references import read_references, reference_of
 
 DRAFT_API_VERSION = 2
 
@@ -65,24 +64,9 @@ class SimilarityConfig(SimilarityToConfig):
 
 
 class SimilarityPerPromptConfig(SimilarityToConfig):
-    """Options of `similarity-per-prompt`: how much an image is like the reference image of its prompt."""
+    """Options of `similarity-per-prompt`: how much an image is like the reference image beside its prompt."""
 
     kind: Literal["similarity-per-prompt"] = "similarity-per-prompt"
-    references: Annotated[str, RecipePath(of="file")] = Field(
-        min_length=1,
-        description="A .yaml or .json file that maps each prompt to an image file, relative to that file's folder; "
-        "every prompt of the run must be in it.",
-    )
-
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        """Refuses a file that is no such map, image files that are missing, and prompts without one.
-
-        Raises:
-            DraftError: that names the file, the prompt or the image.
-        """
-        references = read_references(Path(self.references))
-        for prompt in prompts:
-            reference_of(prompt, references, where=self.references)
 
 
 def _spec(kind: str, summary: str, config: type[RewardConfig], factory: str, **more: Any) -> RewardSpec:
@@ -115,11 +99,10 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
         ),
         _spec(
             "similarity-per-prompt",
-            "how much an image is like the reference image of its prompt, by DINOv2 or LPIPS",
+            "how much an image is like the reference image in the prompt's row, by DINOv2 or LPIPS",
             SimilarityPerPromptConfig,
             "SimilarityPerPromptReward",
-            needs_prompt=True,
-            small={"references": str(EXAMPLES / "references.yaml"), "weights": "random"},
-            small_prompts=("a red disc", "blue stripes", "a green corner"),
+            columns={"reference": "image"},
+            small={"weights": "random"},
         ),
     ]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from draft_core.rewards.images import to_pil
 from draft_reward_similarity import SimilarityToConfig
-from draft_reward_similarity.references import read_references
 
 try:  # transformers 5 keeps the processor that works with Pillow under this name
     from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil as ImageProcessor
@@ -28,18 +27,18 @@ except ImportError:
 Similarity = Callable[[Image.Image, Image.Image], Tensor]
 
 
-def reference(reward: Any, config: SimilarityToConfig) -> Callable[[list[Image.Image], list[str]], Tensor]:
+def reference(reward: Any, config: SimilarityToConfig) -> Callable[..., Tensor]:
     """The similarity in float32 on the CPU, one image at a time."""
     similarity = of_transformers(reward) if config.model == "dinov2" else of_lpips(reward, config)
-    if config.kind == "similarity":
-        paths: dict[str, Path] = {}
-    else:
-        paths = read_references(Path(config.references))  # type: ignore[attr-defined]
 
     @torch.no_grad()
-    def score(images: list[Image.Image], prompts: list[str]) -> Tensor:
-        files = [paths[prompt] if paths else Path(config.reference) for prompt in prompts]  # type: ignore[attr-defined]
-        others = [Image.open(file).convert("RGB") for file in files]
+    def score(
+        images: list[Image.Image], prompts: list[str], columns: Mapping[str, Sequence[Tensor]] | None = None
+    ) -> Tensor:
+        if columns is None:
+            others = [Image.open(config.reference).convert("RGB")] * len(images)  # type: ignore[attr-defined]
+        else:
+            others = [to_pil(image) for image in columns["reference"]]
         return torch.stack([similarity(*pair) for pair in zip(images, others, strict=True)])
 
     return score
