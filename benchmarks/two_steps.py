@@ -46,8 +46,8 @@ def main() -> None:
 def judged(pipeline: str, lora: Path | None, steps: int, guidance: float) -> dict[str, list[float]]:
     """Reward name -> its scores, those of one thing side by side."""
     prompts = list(resolve_prompts(PROMPTS, load_catalog()))
-    how = {"images_per_prompt": IMAGES, "steps": steps, "guidance": guidance, "seed": SEED}
-    images = sample(pipeline, prompts, lora=lora, **how)[0].flatten(0, 1)
+    drawn = sample(pipeline, prompts, lora=lora, images_per_prompt=IMAGES, steps=steps, guidance=guidance, seed=SEED)
+    images = drawn[0].flatten(0, 1)
     texts = [prompt for prompt in prompts for _ in range(IMAGES)]
     with torch.no_grad():
         return {name: load_reward(name)(images, texts).tolist() for name in (JUDGE, *BESIDE)}
