@@ -29,6 +29,7 @@ SLOW = (
     "plugins/emoji/tests/test_emoji_training.py",
     "plugins/emoji/tests/test_judge.py",
     "plugins/emoji/tests/test_scorer_training.py",
+    "plugins/emoji/tests/test_two_steps.py",
     "plugins/hpsv3/tests/test_contract.py",
     "plugins/hpsv3/tests/test_hpsv3.py",
     "plugins/jpeg/tests/test_acceptance.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from draft_core.adapters.lora import add_lora, is_adapted
+from draft_core.adapters.mixing import read_lora
 from draft_core.errors import CheckpointError, DraftError, RecipeError
 from draft_core.plan import StepPlan
 from draft_core.recipe.load import dump_recipe, load_recipe
 from draft_core.recipe.schema import ModelConfig
 from draft_core.recipe.yaml_text import parse_yaml
-from draft_core.registry.catalog import Catalog
+from draft_core.registry.catalog import Catalog, Entry
 from draft_core.reporting.card import usage
 from draft_core.reporting.run_record import load_images, read_run
 from draft_core.rewards.images import to_pil
@@ -25,7 +28,7 @@ from draft_core.runs.pipeline_loading import load_pipeline, with_tuples
 from draft_core.runs.run import run_recipe
 from tests.support.families import FAMILIES
 from tests.support.runs import saved_lora, without_pages
-from tests.support.tiny import GOOD, byte_tokenizer, tiny_pipe
+from tests.support.tiny import GOOD, byte_tokenizer, tiny_catalog, tiny_pipe
 
 
 @pytest.fixture(scope="module")
@@ -329,3 +332,25 @@ def test_the_lines_of_the_report_draw_the_image_again(
     exec(usage(record, record.folder / "lora", base=record.facts.location), names)
     drawn_again = torch.tensor(list(names["image"].tobytes())).view(16, 16, 3).permute(2, 0, 1) / 255
     torch.testing.assert_close(drawn_again, load_images(record.folder, 1)[0], atol=1.5 / 255, rtol=0)
+
+
+def test_an_alias_may_add_a_lora_to_the_weights_of_its_folder(tmp_path: Path) -> None:
+    """The weights are the sum by hand, no adapter is left, and training puts a LoRA of its own on top."""
+    catalog = tiny_catalog(tmp_path / "tiny")
+    lora = saved_lora(tmp_path / "lora")
+    entry = catalog.pretrained["tiny"]
+    tuned = Entry(replace(entry.spec, alias="tuned", lora=lora, prompts={}), entry.distribution)
+    catalog = replace(catalog, pretrained={**catalog.pretrained, "tuned": tuned})
+    base, pipe = (load_pipeline(name, catalog=catalog) for name in ("tiny", "tuned"))
+    factors = read_lora(lora / "pytorch_lora_weights.safetensors").factors
+    weights = dict(base.unet.named_parameters())
+    changed = 0
+    for name, weight in pipe.unet.named_parameters():
+        added = factors.get(f"unet.{name.removesuffix('.weight')}")
+        expected = weights[name] if added is None else weights[name] + added[1] @ added[0]
+        torch.testing.assert_close(weight, expected, atol=1e-5, rtol=1e-5)
+        changed += added is not None
+    assert changed == len(factors)
+    assert not is_adapted(pipe)
+    add_lora(pipe, rank=2)
+    assert is_adapted(pipe)
