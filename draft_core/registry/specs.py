@@ -33,7 +33,7 @@ class RewardSpec:
         unit: what the score is counted in, such as "-kB" or "cosine".
         takes: "image", and every frame of a video is one; "video", (N, F, 3, H, W), of video models alone; or
             "any", of video models whole videos and of others images. What the factory makes says the same by its
-            attribute `takes`.
+            attribute `takes`; of "any" it may be "image" alone, as its config says.
         score_range: the range of scores in words or as an interval, for people.
         differentiable: False for a metric without a gradient: it may be reported, and trained on by methods that need
             none.
@@ -123,6 +123,10 @@ class RewardSpec:
                     where=where,
                     next="give three different ones, which its checks take",
                 )
+
+    def allows(self, takes: str) -> bool:
+        """Whether what the factory makes may say that it takes this."""
+        return takes == self.takes or (self.takes, takes) == ("any", "image")
 
     def load(self) -> Callable[[RewardConfig], Any]:
         """The factory itself; imports the plugin's code, and with it usually torch.

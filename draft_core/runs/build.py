@@ -280,7 +280,7 @@ def build_reward(config: RewardConfig, catalog: Catalog) -> torch.nn.Module:
     reward = made_by_plugin(entry.spec.load(), config, where)
     if not isinstance(reward, torch.nn.Module):
         raise PluginError(f"its factory made {type(reward).__name__}, not a torch.nn.Module", where=where)
-    if (said := getattr(reward, "takes", "image")) != entry.spec.takes:
+    if not entry.spec.allows(said := getattr(reward, "takes", "image")):
         raise PluginError(
             f"its spec says that it takes {entry.spec.takes}, its attribute `takes` {said}",
             where=where,

@@ -230,7 +230,7 @@ def test_an_update_on_a_file_is_the_published_loss_in_a_program_of_its_own(token
                 agreements.append(float(inside > 0))
     expected = torch.cat(losses).mean()
     assert abs(float(expected) - math.log(2)) > 1e-3
-    assert loss.value.item() == pytest.approx(expected.item(), rel=2e-5)
+    assert loss.value.item() == pytest.approx(expected.item(), rel=1e-4)  # beta is 500: it magnifies rounding
     assert loss.report["agreement"] == pytest.approx(np.mean(agreements))
     assert loss.images == 4
     assert loss.notes == ["trained on the pairs in pairs.jsonl alone: the rewards judge the evaluations"]

@@ -202,7 +202,7 @@ def test_processes_draw_what_one_draws_where_a_call_takes_one_image() -> None:
             share=(rank, 2),
             gather=lambda part, rank=rank: shares[rank].append(part) or [part, part],
         )
-    (own, _), (other, _) = shares[0][-1], shares[1][-1]
+    (own, *_), (other, *_) = shares[0][-1], shares[1][-1]
     torch.testing.assert_close(torch.stack([own, other], 1).flatten(0, 1), whole, atol=1e-5, rtol=1e-5)
 
 
