@@ -9,7 +9,7 @@ import torch
 from draft_emoji.contrast import EmojiContrast
 
 from draft_core import load_reward
-from draft_core.testing import SIZES, RewardContract, compare_kind
+from draft_core.testing import RewardContract, compare_kind
 
 
 class TestEmojiContrast(RewardContract):
@@ -27,9 +27,9 @@ def drawn(draw: Callable[[int, int], tuple[list[str], torch.Tensor]]) -> tuple[l
     return draw(8, 10)
 
 
-@pytest.mark.parametrize("size", [(64, 64), *SIZES], ids=str)
+@pytest.mark.parametrize("size", [(64, 64), (300, 401)], ids=str)  # how images are read is emoji-clip's, tested there
 def test_scores_are_those_of_transformers_on_pillow(size: tuple[int, int]) -> None:
-    comparison = compare_kind("emoji-contrast", {}, sizes=[size])
+    comparison = compare_kind("emoji-contrast", {}, sizes=[size], count=3)
     assert comparison.holds, comparison
 
 
