@@ -50,6 +50,9 @@ for package in packages:
         try:
             importlib.import_module(name)
         except Exception as error:
+            missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+            if name.endswith(".reference") and missing and missing not in hidden:
+                continue  # what a reward is compared with needs a package that is not installed
             failed.append(f"{name}: {type(error).__name__}: {error}")
 print(len(sys.modules))
 sys.exit("\\n".join(failed) or 0)
