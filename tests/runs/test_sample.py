@@ -33,8 +33,9 @@ def test_samples_are_plain_diffusers_images_in_the_order_of_scales_prompts_and_s
     )
     assert images.shape == (2, 2, 2, 3, 16, 16)
     torch.testing.assert_close(images[0, 1, 1], plain(catalog, 8), atol=1e-5, rtol=0)
-    torch.testing.assert_close(images[1, 1, 0], plain(catalog, 7, lora), atol=1e-5, rtol=0)
-    assert (images[1] - images[0]).abs().max() > 1e-3
+    # Random factors of size 1 magnify the rounding in which two images of a call differ from one.
+    torch.testing.assert_close(images[1, 1, 0], plain(catalog, 7, lora), atol=1e-3, rtol=0)
+    assert (images[1] - images[0]).abs().max() > 1e-2
 
 
 def test_a_pipeline_may_be_given_and_its_own_lora_scaled(catalog: Any) -> None:
