@@ -31,10 +31,10 @@ $(INSTALLED): $(PROJECTS) $(CONSTRAINTS)
 demo: install  ## tune an embedded model to draw two things as asked: runs/demo/report.html
 	$(BIN)/draft demo
 
-check: lint  ## what to run before a commit: lint, types and the fast tests, three minutes on two cores
+check: lint  ## what to run before a commit: lint, types and the fast tests, ten minutes on two slow cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL) -m 'not slow'
 
-test: install  ## run all tests, fifteen minutes on two cores
+test: install  ## run all tests, up to an hour on two slow cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 
 lint: install  ## formatting, lint, types, and which folder may import which
