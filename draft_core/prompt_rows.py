@@ -19,6 +19,7 @@ ColumnType = Literal["text", "number", "image"]
 # names in diffusers.
 TEXTS = re.compile(r"(negative_)?prompt(_\d+)?")
 IMAGES = re.compile(r"(\w+_)?image|(\w+_)?mask(?<!attention_mask)")
+PLACE = "{prompt}"  # in control words of a reward: where the prompt stands
 
 
 class PromptRow(str):
@@ -128,3 +129,8 @@ def type_of_argument(name: str) -> ColumnType | None:
     if TEXTS.fullmatch(name) and name != "prompt":
         return "text"
     return "image" if IMAGES.fullmatch(name) else None
+
+
+def column_of_argument(argument: str, name: str) -> Column:
+    """The column of that name, as an argument of a pipeline's call reads it."""
+    return Column(name, type_of_argument(argument) or "text")

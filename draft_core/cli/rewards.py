@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 Small = Annotated[bool, typer.Option("--small", help="A small instance without a download; --set changes it as usual.")]
 
+TAKES = {"image": "images, and each frame of a video", "video": "whole videos", "any": "images, and whole videos"}
+
 rewards_app = typer.Typer(help="List the installed rewards, or show one.", invoke_without_command=True)
 
 
@@ -68,7 +70,7 @@ def show_reward(kind: Annotated[str, typer.Argument(help="A kind that `draft rew
     facts = {
         "from": str(entry.distribution),
         "score": f"{spec.unit}, {spec.score_range}, higher is better",
-        "takes": "whole videos" if spec.takes == "video" else "images, and each frame of a video",
+        "takes": TAKES[spec.takes],
         "trains": "yes" if spec.differentiable else "without a gradient: methods that need none",
         "prompt": "needed" if spec.needs_prompt else "not used",
         **({"columns": ", ".join(f"{name} ({kind})" for name, kind in spec.columns.items())} if spec.columns else {}),

@@ -125,8 +125,9 @@ def evaluate(
             made = {name: rewards.components_of(name, samples, names) for name in rewards.rewards}
             of_rewards = {name: of_reward for name, (of_reward, _) in made.items()}
             of_parts = {f"{name}: {part}": of_part for name, (_, of) in made.items() for part, of_part in of.items()}
-            numbers.append((of_rewards, of_parts, image_measures.motion(samples.float())))
-        images.append((keep or still)(samples.float()).cpu())
+            levels = samples.float()
+            numbers.append((of_rewards, of_parts, image_measures.motion(levels)))
+        images.append((keep or still)(levels).cpu())
         done += len(batch)
         progress(min(done * world_size, len(pairs)), len(pairs))
     _require_one_size({size for part in gather([*{image.shape[-2:] for image in images}]) for size in part}, sampler)

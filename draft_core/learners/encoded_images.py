@@ -115,10 +115,8 @@ class ImageEncoder:
         return latents
 
     def _decoder_input(self, sampler: DifferentiableSampler) -> DecoderInput:
-        alone = seams.in_use(self.pipe, pipelines.steered(self.pipe), before_call=True)
-        traces = seams.state_restored(self.pipe, *pipelines.remembering(self.pipe))
         probes = _Probes(sampler)
-        with alone, torch.no_grad(), torch.random.fork_rng(devices=[]), traces:
+        with pipelines.without_traces(self.pipe):
             shift = probes.decoder_input(torch.zeros_like)
             scale = probes.decoder_input(torch.ones_like) - shift
             shape = probes.shape

@@ -12,7 +12,7 @@ from typing import Any
 
 from draft_core.errors import RecipeError
 from draft_core.evaluation.settings import EvaluationSettings
-from draft_core.prompt_rows import Column, PromptRow, row_key, type_of_argument
+from draft_core.prompt_rows import PromptRow, column_of_argument, row_key
 from draft_core.recipe.columns import Reader, check_columns, fingerprints, readers, unread, with_rows
 from draft_core.recipe.paths import PATH_STARTS, absolute
 from draft_core.recipe.prompt_lists import READERS, PromptList, read_prompt_file, rows_of_recipe
@@ -189,7 +189,7 @@ class ResolvedRecipe:
         return {
             argument: [column.of(prompt, where=argument) for prompt in self.evaluation_prompts]
             for argument, name in self.recipe.model.columns.items()
-            if (column := Column(name, type_of_argument(argument) or "text")).type == "image"
+            if (column := column_of_argument(argument, name)).type == "image"
         }
 
     @property

@@ -7,11 +7,11 @@ from typing import TypeVar
 
 from pydantic import field_validator, model_validator
 
+from draft_core.prompt_rows import PLACE
 from draft_core.registry.config import Field, RewardConfig
 
 __all__ = ["RelativePromptConfig"]
 
-PLACE = "{prompt}"
 Self = TypeVar("Self", bound="RelativePromptConfig")
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from draft_core.errors import DraftError, SamplerError
-from draft_core.prompt_rows import Column, PromptRow, row_key, type_of_argument
+from draft_core.prompt_rows import Column, PromptRow, column_of_argument, row_key
 from draft_core.rewards.image_files import image_size
 from draft_core.rewards.images import read_image, to_pil
 
@@ -83,7 +83,7 @@ class CallColumns:
             return {}
         found, takes_list = {}, len(prompts) > 1 and takes_each()
         for argument, name in self.names.items():
-            column = Column(name, type_of_argument(argument) or "text")
+            column = column_of_argument(argument, name)
             blank = column.type == "text"  # no negative prompt, say
             given = [column.of(prompt, where=f"{where}: {argument}", may_be_blank=blank) for prompt in prompts]
             found[argument] = _for_call(argument, [*map(_read, given)], takes_list, where)
@@ -106,9 +106,8 @@ class CallColumns:
         sizes = [
             _size(column.of(prompt, where=argument))
             for argument, name in self.names.items()
-            for column in [Column(name, "image")]
+            if (column := column_of_argument(argument, name)).type == "image"
             for prompt in (first, second)
-            if type_of_argument(argument) == "image"
         ]
         return all(size == other for size, other in zip(sizes[::2], sizes[1::2], strict=True))
 
@@ -120,7 +119,7 @@ class CallColumns:
         assert self.example is not None
         columns, others = dict(self.example.columns), dict(self.example.columns)
         for argument, name in self.names.items():
-            column = Column(name, type_of_argument(argument) or "text")
+            column = column_of_argument(argument, name)
             value = column.of(self.example, where=argument, may_be_blank=True)
             if column.type == "image":
                 image = _read(value)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from draft_core.errors import RewardError
+from draft_core.prompt_rows import PLACE
 
-PLACE = "{prompt}"  # in control words: where the prompt stands
 MARGIN = 0.5  # how far outside [0, 1] a level may lie: more than a decoder overshoots, less than [-1, 1] or [0, 255] do
 
 

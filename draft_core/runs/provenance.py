@@ -11,7 +11,7 @@ import torch
 
 from draft_core.evaluation.collapse import CollapseRule, Verdict
 from draft_core.evaluation.evaluate import as_evaluated
-from draft_core.prompt_rows import Column, type_of_argument
+from draft_core.prompt_rows import column_of_argument
 from draft_core.recipe.resolve import ResolvedRecipe
 from draft_core.recipe.schema import ImageFile, RecipeBase
 from draft_core.registry.catalog import Catalog
@@ -102,7 +102,7 @@ def _first_row(resolved: ResolvedRecipe) -> dict[str, Any]:
     """Argument of the call -> what the first evaluated prompt's row says for it, as `Facts.columns` has it."""
     prompt, found = resolved.evaluation_prompts[0], {}
     for argument, name in resolved.recipe.model.columns.items():
-        column = Column(name, type_of_argument(argument) or "text")
+        column = column_of_argument(argument, name)
         value = column.of(prompt, where=argument, may_be_blank=True)
         found[argument] = {"file": str(value)} if column.type == "image" else value
     return found

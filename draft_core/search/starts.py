@@ -17,7 +17,7 @@ from torch import Tensor
 from draft_core.errors import DraftError, SamplerError
 from draft_core.evaluation.evaluate import as_evaluated, still
 from draft_core.plan import StepPlan
-from draft_core.sampling import pipelines, seams
+from draft_core.sampling import pipelines
 from draft_core.sampling.chain import DryRun
 from draft_core.sampling.randomness import Draw, drawn_by
 from draft_core.sampling.rollout import starting_from
@@ -63,8 +63,6 @@ def start_of(sampler: DifferentiableSampler, prompts: Sequence[str], seeds: Sequ
         )
     blanks: dict[Any, Any] = {}
     real = sampler.traits.needs_networks
-    alone = seams.in_use(pipe, pipelines.steered(pipe), before_call=True)
-    traces = seams.state_restored(pipe, *pipelines.remembering(pipe))
 
     def end_of(started: DifferentiableSampler, generators: list[torch.Generator]) -> list[Tensor]:
         """The latents before the first step, and the state of every generator after the last."""
@@ -73,7 +71,7 @@ def start_of(sampler: DifferentiableSampler, prompts: Sequence[str], seeds: Sequ
         assert run.starts[0] is not None
         return [run.starts[0].latents, *(generator.get_state() for generator in generators)]
 
-    with alone, torch.no_grad(), torch.random.fork_rng(devices=[]), traces:
+    with pipelines.without_traces(pipe):
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         seeded = tuple(generator.get_state() for generator in generators)
         with _first_draws(generators) as draws:

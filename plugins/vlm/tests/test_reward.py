@@ -11,8 +11,10 @@ import torch
 from draft_reward_vlm.questions import SETS
 from draft_reward_vlm.tiny import tiny
 from transformers import CLIPConfig
+from typer.testing import CliRunner
 
 from draft_core import load_reward
+from draft_core.cli.app import app
 from draft_core.errors import DraftError
 from draft_core.registry.catalog import load_catalog
 from draft_core.runs.build import build_objective, reward_config
@@ -204,3 +206,10 @@ def test_models_of_other_tasks_are_refused_before_they_load(tmp_path: Path) -> N
         reward(model=str(tmp_path))
     with pytest.raises(DraftError, match=r"reward 'vqascore', model: there is no folder 'nowhere/at/all'"):
         load_reward("vqascore", model="nowhere/at/all")
+
+
+def test_what_it_is_given_is_shown() -> None:
+    """`draft rewards show` says that it takes images and whole videos."""
+    shown = CliRunner().invoke(app, ["rewards", "show", "vlm"])
+    assert shown.exit_code == 0, shown.output
+    assert "images, and whole videos" in " ".join(shown.output.split())

@@ -119,41 +119,40 @@ class VqaScoreConfig(ModelConfig):
 SMALL = {"model": "tiny", "dtype": "float32"}
 
 
+def _spec(**own: Any) -> RewardSpec:
+    """What both rewards have in common, and the rest."""
+    return RewardSpec(
+        takes="any",
+        needs_prompt=True,
+        code_license="Apache-2.0",
+        weights_license="Apache-2.0 (the default model, Qwen2.5-VL 7B); otherwise that of the model chosen",
+        download_mb=16_600,
+        reference="draft_reward_vlm.reference:generated",
+        tolerance=1e-3,
+        **own,
+    )
+
+
 @hookimpl
 def draft_register_rewards() -> Iterable[RewardSpec]:
     """The two rewards of this distribution."""
-    licence = "Apache-2.0 (the default model, Qwen2.5-VL 7B); otherwise that of the model chosen"
     return [
-        RewardSpec(
+        _spec(
             kind="vlm",
             summary="how sure a vision-language model is of the wanted answers to questions about an image or video",
             config=VlmConfig,
             factory="draft_reward_vlm.reward:VlmReward",
             unit="log-odds, probability or log-probability, by question; their weighted mean",
             score_range="(-inf, inf) for contrast, [0, 1] for probability, (-inf, 0] for log-probability",
-            takes="any",
-            needs_prompt=True,
-            code_license="Apache-2.0",
-            weights_license=licence,
-            download_mb=16_600,
             small={**SMALL, "questions": [{"ask": 'Does this show "{prompt}"?', "name": "shown"}]},
-            reference="draft_reward_vlm.reference:generated",
-            tolerance=1e-3,
         ),
-        RewardSpec(
+        _spec(
             kind="vqascore",
             summary="VQAScore: the probability that a vision-language model says Yes when asked for the prompt",
             config=VqaScoreConfig,
             factory="draft_reward_vlm.reward:vqascore",
             unit="probability",
             score_range="[0, 1]",
-            takes="any",
-            needs_prompt=True,
-            code_license="Apache-2.0",
-            weights_license=licence,
-            download_mb=16_600,
             small=SMALL,
-            reference="draft_reward_vlm.reference:generated",
-            tolerance=1e-3,
         ),
     ]
