@@ -125,7 +125,7 @@ class RewardSpec:
                 )
 
     def allows(self, takes: str) -> bool:
-        """Whether what the factory makes may say that it takes this."""
+        """Whether what the factory makes may say that it `takes` this: `"image"`, `"video"` or `"any"`."""
         return takes == self.takes or (self.takes, takes) == ("any", "image")
 
     def load(self) -> Callable[[RewardConfig], Any]:
