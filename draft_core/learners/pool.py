@@ -115,6 +115,7 @@ class PoolLearner:
                     where=f"method.{name}",
                     next=f"use {name} <= {sampler.steps - least}, or leave it out",
                 )
+        self._shortened(sampler).traits  # noqa: B018  # or the call says now what it refuses
 
     def losses(self, batch: Batch, sampler: DifferentiableSampler, score: Score) -> Iterator[Loss]:
         """One loss: minus the mean score of a batch of the pool, each sample re-noised to one level.

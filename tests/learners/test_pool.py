@@ -37,7 +37,10 @@ def flow(name: str) -> DifferentiableSampler:
     pipe = with_lora(family.pipe(), std=0.1)
     pipe.set_progress_bar_config(disable=True)
     return DifferentiableSampler(
-        pipe, num_inference_steps=3, base_model=partial(adapters_off, pipe), **{**family.call(torch.float32), "negative_prompt": ""}
+        pipe,
+        num_inference_steps=3,
+        base_model=partial(adapters_off, pipe),
+        **{**family.call(torch.float32), "negative_prompt": ""},
     )
 
 
