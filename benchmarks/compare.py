@@ -57,10 +57,11 @@ from draft_core import (
     load_reward,
 )
 from draft_core.adapters.lora import add_lora
-from draft_core.learners.direct import DirectLearner
-from draft_core.plugin import DirectConfig
+from draft_core.plugin import MethodConfig
 from draft_core.recipe.resolve import resolve_prompts
+from draft_core.registry.pooled import Pool, Target
 from draft_core.rewards.protocol import FrozenModule
+from draft_core.runs.build import build_learner
 from draft_core.training.settings import TrainSettings
 
 RATES = (4e-3, 2e-3, 1e-3, 5e-4)  # from ten times the default; see docs/measurements/methods.md on larger ones
@@ -78,14 +79,17 @@ class Method:
         timed_as: what to time in its place, where the cost of an update is drawn at random.
         timed: whether to time it; not where the drift ends an update, so that no two cost the same.
         sampler_steps: of the sampler that it trains on, where that is not the task's; it is judged by the task's.
+        rounds: where one update in so many draws samples for all of them: the mean of so many is timed, in the place of
+            the median of the task's rounds.
     """
 
     name: str
-    method: DirectConfig
+    method: MethodConfig
     checkpointing: bool = False
-    timed_as: DirectConfig | None = None
+    timed_as: MethodConfig | None = None
     timed: bool = True
     sampler_steps: int | None = None
+    rounds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,27 @@ PREFIXES = tuple(
         (50, (0, 1, 2), ()),
     )
 )
-TASKS = (*EQUAL_STEPS, RACE, *PREFIXES)
+THREE_STEPS = Method("draft-k 1 of 3 steps", DraftK(k=1), sampler_steps=3)
+POOLS = Task(
+    name="pools",
+    steps=20,
+    rates=(8e-3, 1.6e-2),
+    budget=400,
+    methods=(
+        DRAFT_1,
+        THREE_STEPS,
+        *(
+            Method(f"{kind.__name__.lower()} {name}", kind(prefix_steps=3, refresh=4, **fields), rounds=4)
+            for kind, name, fields in (
+                (Pool, "last 1", {"last": 1}),
+                (Pool, "last 5", {"last": 5}),
+                (Target, "last 1", {"last": 1}),
+                (Target, "last 1, 4 fits", {"last": 1, "fits": 4}),
+            )
+        ),
+    ),
+)
+TASKS = (*EQUAL_STEPS, RACE, *PREFIXES, POOLS)
 QUICK = tuple(
     Task(
         name=name,
@@ -374,7 +398,7 @@ def make_trainer(task: Task, method: Method, rate: float, seed: int) -> tuple[Tr
     gauge = DriftGauge(load_reward("jpeg", quality=QUALITY))
     settings = TrainSettings(steps=task.budget, batch_size=task.batch_size, learning_rate=rate, seed=seed)
     prompts = resolve_prompts("emoji-train", load_catalog())
-    learner = DirectLearner(method.method)
+    learner = build_learner(method.method, load_catalog())
     trainer = Trainer(sampler, Objective({"jpeg": gauge}), learner, prompts, settings, device="cpu")
     return trainer, gauge
 
@@ -440,15 +464,20 @@ def time_updates(task: Task, runs: Path) -> None:
     trainers = {}
     for method in timed:
         trainers[method.name], _ = make_trainer(task, method, rate=1e-9, seed=0)
-        trainers[method.name].learner = DirectLearner(method.timed_as or method.method)
+        if method.timed_as is not None:
+            trainers[method.name].learner = build_learner(method.timed_as, load_catalog())
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in trainers}
-    for _ in range(task.rounds):
+    rounds = {method.name: method.rounds or task.rounds for method in timed}
+    for number in range(max(rounds.values())):
         for name, trainer in trainers.items():
+            if number >= rounds[name]:
+                continue
             processor, wall = time.process_time(), time.perf_counter()
             trainer.train_step()
             taken[name].append((time.process_time() - processor, time.perf_counter() - wall))
+    middle = {method.name: fmean if method.rounds else median for method in timed}
     seconds = {
-        name: {"processor": median(one for one, _ in pairs), "wall": median(one for _, one in pairs)}
+        name: {"processor": middle[name](one for one, _ in pairs), "wall": middle[name](one for _, one in pairs)}
         for name, pairs in taken.items()
     }
     seconds_file(task, runs).write_text(json.dumps(seconds), encoding="utf-8")

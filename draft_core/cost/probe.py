@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from draft_core.cost.peak_memory import MemoryMeter, peak_memory
 from draft_core.learners.learner import Alone, Batch, Learner
 from draft_core.learners.recorded_runs import apart, record
 from draft_core.plan import StepPlan
-from draft_core.rewards.objective import Objective
+from draft_core.rewards.objective import Objective, Scores
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.pipeline_call import Checkpointing
 from draft_core.sampling.rollout import Rollout
@@ -124,10 +124,14 @@ class Probe:
     def peak_of(self, learner: Learner, batch: Batch) -> int:
         """Bytes that a batch and the first loss of a learner allocate at most."""
 
+        def score(images: torch.Tensor, prompts: Sequence[str], **of_surrogates: Any) -> Scores:
+            scores: Scores = self.trainer.objective(images, prompts)
+            return scores
+
         def work() -> None:
             trainer = self.trainer
             with self._mostly_empty(), trainer.autocast():
-                loss = next(iter(learner.losses(batch, self.sampler, trainer.objective)))
+                loss = next(iter(learner.losses(batch, self.sampler, score)))
             self._backward(-loss.value if loss.divergence is None else -loss.value - loss.divergence)
 
         return peak_memory(work, self.device)

@@ -30,14 +30,14 @@ class Phase:
     """Steps of one kind in a pass.
 
     Arguments:
-        steps: sampler steps for which the denoiser is asked.
+        steps: sampler steps for which the denoiser is asked, on average.
         images: in each of them.
         encodings: how often the prompts of these images are encoded for them.
         with_grad: whether they are recorded.
         once: whether they are taken in one pass of an update, and not in each.
     """
 
-    steps: int
+    steps: float
     images: float
     encodings: int = 0
     with_grad: bool = False

@@ -50,7 +50,7 @@ class DirectLearner:
         for rollout in sampler.passes(batch.prompts, plan=plan, renoising=renoising, generator=list(batch.generators)):
             # images -> a score for each, (N,)
             scores = score(rollout.images, rollout.prompts, latents=rollout.decoded)
-            _require_gradient(scores.per_reward)
+            require_gradient(scores.per_reward)
             yield Loss(
                 -scores.total.mean(),  # higher reward is better
                 share=1.0 if renoising.step_each else len(rollout.images) / images,
@@ -82,7 +82,12 @@ def images_per_noise(plan: StepPlan, renoising: Renoising) -> int:
     return renoising.copies + (plan.prefix is None)
 
 
-def _require_gradient(per_reward: Mapping[str, torch.Tensor]) -> None:
+def require_gradient(per_reward: Mapping[str, torch.Tensor]) -> None:
+    """That the scores of every reward can be backpropagated.
+
+    Raises:
+        RewardError: naming the first that cannot.
+    """
     for name, scores in per_reward.items():
         if not scores.requires_grad:
             raise RewardError(

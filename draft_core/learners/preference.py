@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from draft_core.errors import RecipeError, SamplerError
-from draft_core.learners.encoded_images import ImageEncoder
+from draft_core.learners.latents.encode import ImageEncoder
 from draft_core.learners.learner import Batch, Loss, Score
 from draft_core.learners.path_samples import PathSample
 from draft_core.learners.recorded_runs import apart, record

@@ -13,6 +13,7 @@ from draft_core.errors import RecipeError
 from draft_core.plan import Renoising, StepPlan
 from draft_core.registry.config import DirectConfig, Field
 from draft_core.registry.gradient_free import GRADIENT_FREE
+from draft_core.registry.pooled import POOLED
 from draft_core.registry.specs import MethodSpec
 
 
@@ -248,6 +249,7 @@ BUILT_IN = (
         kind="flowbp-sparse", config=FlowBPSparse, summary="FlowBP-Sparse: a random few steps with detached input"
     ),
     MethodSpec(kind="steps", config=StepList, summary="the steps that are named, for experiments"),
+    *POOLED,
     *GRADIENT_FREE,
 )
 

@@ -11,7 +11,7 @@ import torch
 
 from draft_core import DifferentiableSampler
 from draft_core.errors import SamplerError
-from draft_core.learners.encoded_images import ImageEncoder
+from draft_core.learners.latents.encode import ImageEncoder
 from draft_core.plan import StepPlan
 from draft_core.sampling.seams import replaced
 from tests.support.chains import Mixture, Points, ddim, points

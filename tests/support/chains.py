@@ -123,7 +123,7 @@ def batch_of(count: int, update: int, prompt: str = "x") -> Batch:
 def scored(reward: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """A score of points (B, D) as a learner is given one."""
 
-    def score(images: torch.Tensor, prompts: Any) -> Scores:
+    def score(images: torch.Tensor, prompts: Any, *, latents: torch.Tensor | None = None) -> Scores:
         total = reward(images.flatten(1))
         return Scores(total, {"reward": total})
 

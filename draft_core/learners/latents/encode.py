@@ -10,14 +10,14 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
 
 import torch
 
 from draft_core.errors import SamplerError, one_line
-from draft_core.sampling import pipelines, seams
+from draft_core.learners.latents.ending import Ending
+from draft_core.sampling import pipelines
 from draft_core.sampling.chain import PROBE_PROMPT, DryRun
-from draft_core.sampling.pipeline_call import Forward
 from draft_core.sampling.sampler import DifferentiableSampler
 
 DIGITS = 16  # of a number that tells latents apart: so few that bfloat16 tells them apart after a scale and a shift
@@ -157,6 +157,10 @@ class _Decoding(BaseException):
         self.latents = latents
 
 
+def _leave(decode: Any, latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    raise _Decoding(latents)
+
+
 class _Probes:
     """Runs of one image without networks, each of which ends with latents that are given.
 
@@ -179,7 +183,7 @@ class _Probes:
         run = DryRun(self.sampler, [self.sampler.columns.example or PROBE_PROMPT], self.blanks)
         if self.encoded is not None:
             run.replay_encoders(self.encoded)
-        probe = _Ending(run, self.sampler.steps, end)
+        probe = Ending(run, self.sampler.steps, end, decode=_leave)
         try:
             run.call.run(probe)
         except _Decoding as decoding:
@@ -190,48 +194,6 @@ class _Probes:
             where=type(self.sampler.pipe).__name__,
             next="leave out method.pairs, and own samples are ranked; or use another pipeline",
         )
-
-
-@final
-class _Ending:
-    """A run without networks whose last step gives the latents that `end` makes of it; steers one `PipelineCall`."""
-
-    def __init__(self, run: DryRun, steps: int, end: Any) -> None:
-        self.run, self.steps, self.end = run, steps, end
-        self.shape = torch.Size()
-
-    def records(self) -> bool:
-        """Nothing."""
-        return False
-
-    def arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """As the sampler gives them."""
-        return arguments
-
-    def further_seams(self) -> list[tuple[Any, str, Any]]:
-        """The decoder, at which the call ends."""
-        return [(self.run.pipe.vae, "decode", self._decode)]
-
-    def step(self, call: seams.StepCall) -> Any:
-        """The scheduler's own, but for the last."""
-        output = self.run.step(call)
-        if self.run.number < self.steps:
-            return output
-        latents = seams.first_of(output, "prev_sample")
-        self.shape = latents.shape
-        end = self.end(latents)  # a call may decode another field than the first
-        return seams.mapped(lambda tensor: end if tensor.shape == latents.shape else tensor, output)
-
-    def network(self, network: Any, record: Forward, forward: Forward, args: Any, kwargs: Any) -> Any:
-        """Zeros."""
-        return self.run.network(network, record, forward, args, kwargs)
-
-    def encode(self, encode: Any) -> Any:
-        """What the encoder returns, or returned before."""
-        return self.run.encode(encode)
-
-    def _decode(self, decode: Any, latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        raise _Decoding(latents)
 
 
 @contextmanager
