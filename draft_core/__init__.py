@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from draft_core.errors import DraftError
     from draft_core.evaluation.evaluate import evaluate
     from draft_core.learners.direct import DirectLearner
+    from draft_core.library.rewards import load_reward
+    from draft_core.library.scores import score
     from draft_core.plan import Renoising, StepPlan
     from draft_core.prompt_rows import PromptRow, row_key
     from draft_core.recipe.load import load_recipe
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     )
     from draft_core.rewards.columns import CallColumns
     from draft_core.rewards.objective import Objective
-    from draft_core.runs.build import build, load_reward
+    from draft_core.runs.build import build
     from draft_core.runs.pipeline_loading import load_pipeline
     from draft_core.runs.run import run_recipe
     from draft_core.runs.sample import sample
@@ -78,12 +80,13 @@ _HOMES = {
     "load_lora": "adapters.files",
     "load_pipeline": "runs.pipeline_loading",
     "load_recipe": "recipe.load",
-    "load_reward": "runs.build",
+    "load_reward": "library.rewards",
     "optimise_noise": "search.noise",
     "row_key": "prompt_rows",
     "run_recipe": "runs.run",
     "sample": "runs.sample",
     "save_checkpoint": "training.checkpoints",
+    "score": "library.scores",
 }
 
 __all__ = [
@@ -124,6 +127,7 @@ __all__ = [
     "run_recipe",
     "sample",
     "save_checkpoint",
+    "score",
 ]
 
 

@@ -39,7 +39,7 @@ from draft_core.recipe.yaml_text import exists
 from draft_core.registry.catalog import load_catalog
 
 if TYPE_CHECKING:
-    from draft_core.cli.scoring import Scored
+    from draft_core.library.scores import Scored
 
 
 class _OneSentenceErrors(TyperGroup):
@@ -226,9 +226,11 @@ def _scored(
             f"{len(prompt)} prompts for {len(images)} images", where="--prompt", next="give one, or one for each"
         )
 
-    from draft_core.cli.scoring import given_columns, score_files
+    from draft_core.cli.scoring import given_columns
+    from draft_core.library.rewards import load_reward
+    from draft_core.library.scores import score_files
     from draft_core.recipe.columns import columns_of
-    from draft_core.runs.build import load_reward, reward_config
+    from draft_core.runs.build import reward_config
 
     read = columns_of(reward_config(reward, fields, catalog), catalog, where="--set columns")
     row = given_columns(reward, read, columns)

@@ -66,9 +66,9 @@ def given_prompts(text: str, catalog: Catalog, *, where: str) -> list[str]:
     """
     lists = catalog.prompt_lists()
     if text in lists:
-        return _rows(resolve_prompt_list(text, catalog, where=where))
+        return rows_of(resolve_prompt_list(text, catalog, where=where))
     if path := _file_at(text):
-        return _rows(resolve_prompt_list(PromptFile(file=str(path)), catalog, where=where))
+        return rows_of(resolve_prompt_list(PromptFile(file=str(path)), catalog, where=where))
     is_one_word = not any(letter.isspace() for letter in text)
     if text.lower().endswith(tuple(READERS)) or (is_one_word and text.startswith(PATH_STARTS)):
         raise RecipeError(f"there is no file {short(text)!r}", where=where, next="check the path")
@@ -81,7 +81,7 @@ def given_prompts(text: str, catalog: Catalog, *, where: str) -> list[str]:
     return resolve_prompts([text], catalog, where=where)
 
 
-def _rows(listed: PromptList) -> list[str]:
+def rows_of(listed: PromptList) -> list[str]:
     """The prompts, with all that stands beside them."""
     columns = listed.columns.items()
     if not columns:
@@ -196,6 +196,18 @@ class ResolvedRecipe:
     def notes(self) -> list[str]:
         """What a person should know of the prompts, a sentence each."""
         return unread(self.prompts, self.readers, self.recipe.method)
+
+
+def require_recipe(recipe: Any, *, where: str) -> None:
+    """Refuses what is no loaded recipe: a mapping of its fields, say, or the name of its file.
+
+    Raises:
+        RecipeError: with what it is.
+    """
+    if not isinstance(recipe, RecipeBase):
+        raise RecipeError(
+            f"the recipe is a {type(recipe).__name__}", where=where, next="give what `load_recipe(...)` returns"
+        )
 
 
 def resolve_recipe(
