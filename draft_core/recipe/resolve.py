@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from draft_core.recipe.prompt_lists import READERS, PromptList, read_prompt_file
 from draft_core.recipe.schema import RecipeBase
 from draft_core.recipe.yaml_text import exists, short
 from draft_core.registry.catalog import Catalog
+from draft_core.registry.specs import HUB_NAME
 from draft_core.setting import PromptFile
 
 
@@ -106,7 +106,7 @@ def locate_pretrained(name: str, catalog: Catalog, *, where: str = "model") -> s
         RecipeError: if it is none of them.
     """
     if name in catalog.pretrained:
-        return str(catalog.pretrained[name].spec.folder)
+        return catalog.pretrained[name].spec.location
     folder = _folder_at(name)
     if folder:
         if not any((folder / index).is_file() for index in ("model_index.json", "modular_model_index.json")):
@@ -120,7 +120,7 @@ def locate_pretrained(name: str, catalog: Catalog, *, where: str = "model") -> s
                 f"file {name} is no {SINGLE_FILE} file", where=where, next="convert it, or give a folder or a hub name"
             )
         return str(file)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+    if HUB_NAME.fullmatch(name):
         return name
     error = catalog.unknown("model", short(name), catalog.pretrained, where=where)
     raise RecipeError(

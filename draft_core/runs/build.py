@@ -80,7 +80,9 @@ def build(
     check_model(recipe.model, catalog, evaluated_guidance=evaluated)
     prompts = prompts if prompts is not None else training_prompts(recipe, catalog)
     if given is not None and given.columns:
-        prompts = replace(prompts, prompts=tuple(rows_of(prompts)))  # with all columns: the recipe does not say which it reads
+        prompts = replace(
+            prompts, prompts=tuple(rows_of(prompts))
+        )  # with all columns: the recipe does not say which it reads
     check_files(recipe, prompts.prompts, catalog)
     learner = build_learner(recipe.method, catalog, seed=recipe.train.seed)
     require_columns(learner, prompts.columns)
