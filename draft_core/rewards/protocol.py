@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import torch
 
 from draft_core.errors import DraftError, RewardError, raised
+from draft_core.rewards.inputs import checked_images, checked_videos
 
 Takes = Literal["image", "video", "any"]
 
@@ -105,8 +106,9 @@ class FunctionReward(FrozenModule):
     """A Python function as a reward.
 
     Arguments:
-        function: called with images (N, 3, H, W) in [0, 1], and with their N prompts where it takes a second argument;
-            it returns scores, (N,), of any floating-point type. A module whose `forward` takes images alone is one too.
+        function: called with images (N, 3, H, W) in [0, 1], float32, and with their N prompts where it takes a second
+            argument; it returns scores, (N,), of any floating-point type. It may say what it `takes` by an attribute. A
+            module whose `forward` takes images alone is one too.
         name: what an error calls it.
     """
 
@@ -118,7 +120,13 @@ class FunctionReward(FrozenModule):
         self.takes_prompts = takes_prompts(function)
 
     def forward(self, images: torch.Tensor, prompts: Sequence[str], **beside: Any) -> torch.Tensor:
-        """Its scores in float32; an exception of its own becomes a `RewardError`."""
+        """Its scores in float32.
+
+        Raises:
+            RewardError: if the function raises, or the images are no floats in [0, 1] with a prompt each.
+        """
+        check = checked_videos if images.ndim == 5 and self.takes != "image" else checked_images
+        images = check(images, prompts, where=f"reward {self.name!r}")
         given = (images, list(prompts)) if self.takes_prompts else (images,)
         try:
             scores: torch.Tensor = self.function(*given, **beside)

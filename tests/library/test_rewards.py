@@ -12,7 +12,7 @@ from PIL import Image
 from draft_core import Objective, build, load_recipe, load_reward, score
 from draft_core.errors import DraftError, RecipeError, RewardError
 from draft_core.registry.catalog import Catalog
-from tests.support.tiny import GOOD, Redness, RednessConfig, tiny_pipe, with_lora  # noqa: F401
+from tests.support.tiny import GOOD, Redness, RednessConfig
 
 
 def images(count: int = 2) -> torch.Tensor:
@@ -82,7 +82,7 @@ def test_a_recipe_trains_on_a_function_in_the_place_of_its_rewards(catalog: Cata
     with pytest.raises(RewardError, match="objective: there is no reward; give at least one"):
         build(recipe, rewards={}, catalog=catalog)
     surrogate = load_recipe(GOOD, ["device=cpu", "rewards.0.surrogate={}"], catalog=catalog)
-    with pytest.raises(RecipeError, match="rewards.0.surrogate: a surrogate learns this reward"):
+    with pytest.raises(RecipeError, match=r"rewards\.0\.surrogate: a surrogate learns this reward"):
         build(surrogate, rewards=redness, catalog=catalog)
 
 
