@@ -31,7 +31,7 @@ from draft_core.errors import DraftError
 from draft_core.learners.direct import DirectLearner
 from draft_core.registry.catalog import Catalog
 from draft_core.reporting.run_record import load_images, read_run
-from tests.support.runs import without_pages
+from tests.support.runs import with_small_images, without_pages
 from tests.support.tiny import GOOD, byte_tokenizer, tiny_pipe
 
 
@@ -126,17 +126,10 @@ RUN = {
 }
 
 
-def small_pages(record: Any, state: Any = None) -> Path:
-    """In the place of `write_report`: the two images that a run shows, of other sizes."""
-    Image.new("RGB", (7, 5), "red").save(record.folder / "curve.png")
-    Image.new("RGB", (9, 3), "red").save(record.folder / "before_after.png")
-    return without_pages(record, state)
-
-
 def test_a_run_tells_what_it_does_and_shows_what_came_out(
     catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("draft_core.runs.run.write_report", small_pages)
+    monkeypatch.setattr("draft_core.runs.run.write_report", with_small_images)
     updates: list[Any] = []
     evaluations: list[Any] = []
     recipe = load_recipe({**RUN, "output": str(tmp_path / "run")}, catalog=catalog)
