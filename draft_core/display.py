@@ -16,7 +16,7 @@ MOST = 64  # images and rows that are shown; of further ones the number is
 
 
 @dataclass(frozen=True)
-class Picture:
+class PngImage:
     """An image that a notebook shows, in PNG.
 
     Arguments:
@@ -45,7 +45,7 @@ def paragraph(text: str) -> str:
     return f"<p>{html.escape(text)}</p>"
 
 
-def image(shown: Picture, caption: str) -> str:
+def image(shown: PngImage, caption: str) -> str:
     """An image in HTML that carries it in itself."""
     return f'<img src="{_data_uri(shown.png)}" alt="{html.escape(caption)}">'
 

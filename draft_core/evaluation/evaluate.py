@@ -280,5 +280,5 @@ def _joined(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 def _in_order(parts: Sequence[Tensor], total: int, group_size: int) -> Tensor:
     """The first `total` of what the processes made by turns, a group at a time, in the order of the pairs."""
-    turns = [part.unflatten(0, (-1, group_size)) for part in parts]
+    turns = [part.view(-1, group_size, *part.shape[1:]) for part in parts]
     return torch.stack(turns, dim=1).flatten(0, 2)[:total]

@@ -143,7 +143,7 @@ class Objective(FrozenModule):
 
         scores = self._scored(name, call, images, prompts, group_size)
         names = dict.fromkeys(part for told in told_of for part in told)
-        parts = {part: torch.cat([told[part] for told in told_of if part in told]) for part in names}
+        parts = {part: self._joined(name, images, [told[part] for told in told_of if part in told]) for part in names}
         for part, values in parts.items():
             if values.ndim != 1 or len(values) % max(len(images), 1):
                 raise RewardError(
@@ -152,6 +152,15 @@ class Objective(FrozenModule):
                     next=f"its plugin must return components of shape ({len(images)},)",
                 )
         return scores, {part: values.view(len(images), -1).mean(1) for part, values in parts.items()}
+
+    def _joined(self, name: str, images: torch.Tensor, values: list[torch.Tensor]) -> torch.Tensor:
+        """A part of all calls of a reward; what is no list of numbers as it is, for the error."""
+        if len(values) == 1 or values[0].ndim != 1:
+            return values[0]
+        if images.ndim == 5 and takes(self.rewards[name]) == "image":  # of every group a call for each frame
+            frames = images.shape[1]
+            values = [torch.stack(values[first : first + frames]).mean(0) for first in range(0, len(values), frames)]
+        return torch.cat(values)
 
     def for_measurement(self) -> Objective:
         """The same rewards, which take images of any prompts for groups: for who measures their time and memory."""

@@ -16,7 +16,7 @@ from random import Random
 from torch import Tensor
 
 from draft_core.cost.room import require_room
-from draft_core.display import Picture, image, paragraph, table
+from draft_core.display import PngImage, image, paragraph, table
 from draft_core.errors import DraftError, Interrupted, RecipeError, first_line
 from draft_core.evaluation.collapse import CollapseRule, EvalRecord, Verdict
 from draft_core.evaluation.evaluate import evaluation_sampler
@@ -71,14 +71,14 @@ class RunResult:
         records = {"before": self.before, "best": self.best, "after": self.after}
         return {name: load_images(self.folder, record.update) for name, record in records.items()}
 
-    def plot(self) -> Picture:
+    def plot(self) -> PngImage:
         """The curves of the run, curve.png of its folder, as an image that a notebook shows."""
-        return Picture((self.folder / "curve.png").read_bytes())
+        return PngImage((self.folder / "curve.png").read_bytes())
 
     def _repr_html_(self) -> str:
         before, best, after = self.before.means(), self.best.means(), self.after.means()
         headings = ["", "before", f"best, update {self.best.update}", f"after, update {self.after.update}"]
-        shown = Picture((self.folder / "before_after.png").read_bytes())
+        shown = PngImage((self.folder / "before_after.png").read_bytes())
         rows = [(name, before[name], best[name], after[name]) for name in before]
         return paragraph(self.outcome.headline) + table(headings, rows) + image(shown, "before and after")
 

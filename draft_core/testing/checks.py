@@ -18,7 +18,7 @@ from draft_core.errors import RewardError
 from draft_core.prompt_rows import plain
 from draft_core.rewards.columns import for_reward
 from draft_core.testing.independence import deterministic, no_leak_between_images, remembers_nothing
-from draft_core.testing.subject import Subject, demand
+from draft_core.testing.subject import Subject, demand, image_counts, other_prompts, summed, with_other
 
 OTHER_SHAPES = ((48, 72), (72, 48), (61, 67), (33, 33))  # wide, tall, odd
 OTHER_LENGTHS = (3, 8)  # frames of a video
@@ -34,7 +34,7 @@ HALF_PRECISION = 0.1  # of the scores' scale: bfloat16 has three digits
 
 def one_score_per_image(subject: Subject) -> None:
     """A batch of B images gives float32 scores of shape (B,), for B = 1 and 3; a group for B = 2 and 3."""
-    for count in subject.counts:
+    for count in image_counts(subject):
         scores = subject.score(subject.images(count))
         demand(scores.dtype == torch.float32, f"it returned {scores.dtype} scores, not float32")
         demand(bool(scores.isfinite().all()), f"its scores are not finite: {scores.tolist()}")
@@ -118,7 +118,7 @@ def every_image_has_a_gradient(subject: Subject) -> None:
         scores = subject.called(images, subject.prompts)
         demand(not scores.requires_grad, "its spec says that it only measures, but its scores carry a gradient")
         return
-    for count in subject.counts:
+    for count in image_counts(subject):
         _require_gradient(subject.gradient(subject.images(count)), f"with {count} images")
 
 
@@ -134,14 +134,14 @@ def gradient_is_right(subject: Subject) -> None:
     size = gradient.square().flatten(1).mean(1).sqrt()
     direction = gradient / size.view(-1, *[1] * (gradient.ndim - 1))
     if subject.spec.surrogate_gradient:
-        gain = subject.summed(subject.score(images + SURROGATE_STEP * direction) - subject.score(images))
+        gain = summed(subject, subject.score(images + SURROGATE_STEP * direction) - subject.score(images))
         demand(bool((gain > 0).all()), f"a step along its surrogate gradient changes the scores by {gain.tolist()}")
         return
     seen = {}
     for step in DIFFERENCE_STEPS:
         up, down = subject.score(images + step * direction), subject.score(images - step * direction)
-        seen[step] = subject.summed((up - down).double()) / (2 * step)
-    promised = subject.summed((gradient * direction).flatten(1).sum(1))
+        seen[step] = summed(subject, (up - down).double()) / (2 * step)
+    promised = summed(subject, (gradient * direction).flatten(1).sum(1))
     errors = [(difference / promised - 1).abs() for difference in seen.values()]
     for step, difference in seen.items():
         if _any_within(errors, DIFFERENCE_TOLERANCE):
@@ -172,7 +172,7 @@ def half_precision_inputs(subject: Subject) -> None:
 def prompts_count_as_declared(subject: Subject) -> None:
     """The score depends on the prompt exactly if the spec says so."""
     images = subject.images()
-    same = torch.equal(subject.score(images), subject.score(images, subject.other_prompts))
+    same = torch.equal(subject.score(images), subject.score(images, other_prompts(subject)))
     if subject.spec.needs_prompt:
         demand(not same, "its spec says that it needs a prompt, but other prompts give the same scores")
     else:
@@ -224,7 +224,7 @@ def columns_count_as_declared(subject: Subject) -> None:
     images = subject.images()
     before = subject.score(images)
     for name in subject.spec.columns:
-        same = torch.equal(before, subject.score(images, subject.with_other(name)))
+        same = torch.equal(before, subject.score(images, with_other(subject, name)))
         demand(not same, f"its spec says that it reads column {name!r}, but other values there give the same scores")
 
 
@@ -290,7 +290,7 @@ def _mean_slope(subject: Subject, images: torch.Tensor, direction: torch.Tensor,
     """The directional derivative (B,), averaged from `images - step * direction` to `images + step * direction`."""
     places = (torch.arange(PATH_POINTS) + 0.5) / PATH_POINTS * 2 - 1
     gradients = [subject.gradient(images + step * place * direction) for place in places.tolist()]
-    return subject.summed((torch.stack(gradients).mean(0) * direction).flatten(1).sum(1))
+    return summed(subject, (torch.stack(gradients).mean(0) * direction).flatten(1).sum(1))
 
 
 def _equal(first: object, second: object) -> bool:

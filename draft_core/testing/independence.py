@@ -38,9 +38,9 @@ def no_leak_between_images(subject: Subject) -> None:
     demand(_close(together, alone, SAME), f"in a batch it scores {together.tolist()}, alone {alone.tolist()}")
     turned = subject.score(images.flip(0), subject.prompts[::-1]).flip(0)
     demand(_close(together, turned, SAME), "its scores change with the order of the batch")
-    one = subject.prompts[:1]
-    together = subject.score(images, one * 3)
-    alone = torch.cat([subject.score(images[i : i + 1], one) for i in range(3)])
+    first_prompt = subject.prompts[:1]
+    together = subject.score(images, first_prompt * 3)
+    alone = torch.cat([subject.score(images[i : i + 1], first_prompt) for i in range(3)])
     demand(
         _close(together, alone, SAME),
         f"in a batch of one prompt it scores {together.tolist()}, alone {alone.tolist()}",
@@ -53,12 +53,12 @@ def remembers_nothing(subject: Subject) -> None:
     A resumed run starts with a reward that has seen nothing, and must score like the one that was interrupted.
     """
     images = subject.images()
-    one = subject.prompts[:1] * 3
+    first_prompt = subject.prompts[:1] * 3
     first = subject.score(images)
     first_recorded, kept = _recorded(subject, images, subject.prompts), _held(subject)
     for _ in range(2):
-        _recorded(subject, images.flip(0, -1), one)
-        subject.score(images.flip(-1), one)
+        _recorded(subject, images.flip(0, -1), first_prompt)
+        subject.score(images.flip(-1), first_prompt)
     second_recorded, second = _recorded(subject, images, subject.prompts), subject.score(images)
     for before, after in ((first, second), (first_recorded, second_recorded)):
         demand(

@@ -16,7 +16,7 @@ from draft_core.registry.config import RewardConfig
 from draft_core.registry.specs import RewardSpec
 from draft_core.rewards.objective import checked_scores
 from draft_core.rewards.protocol import as_reward, scope, takes
-from draft_core.testing.subject import Subject
+from draft_core.testing.subject import Subject, other_prompts
 
 OF_PLUGINS = ("config_survives_json", "naming_imports_no_torch")  # checks of what a file does not have
 
@@ -77,7 +77,7 @@ def _as_seen(subject: Subject, name: str) -> RewardSpec:
     prompts = list(subject.prompts)
     with torch.enable_grad():
         scores = checked_scores(name, subject.reward, images, prompts)
-    others = checked_scores(name, subject.reward, images.detach(), list(subject.other_prompts))
+    others = checked_scores(name, subject.reward, images.detach(), list(other_prompts(subject)))
     return replace(
         subject.spec,
         differentiable=scores.requires_grad,
