@@ -6,6 +6,7 @@ What needs torch is imported inside the command that needs it, so that listing s
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +31,7 @@ from draft_core.registry.specs import RewardSpec
 
 if TYPE_CHECKING:
     from draft_core.testing.reference import Comparison
+    from draft_core.testing.subject import Subject
 
 
 Small = Annotated[bool, typer.Option("--small", help="A small instance without a download; --set changes it as usual.")]
@@ -71,6 +73,7 @@ def show_reward(kind: Annotated[str, typer.Argument(help="A kind that `draft rew
         "from": str(entry.distribution),
         "score": f"{spec.unit}, {spec.score_range}, higher is better",
         "takes": TAKES[spec.takes],
+        **({"scope": "the images of a prompt are scored together"} if spec.scope == "group" else {}),
         "trains": "yes" if spec.differentiable else "without a gradient: methods that need none",
         "prompt": "needed" if spec.needs_prompt else "not used",
         **({"columns": ", ".join(f"{name} ({kind})" for name, kind in spec.columns.items())} if spec.columns else {}),
@@ -91,26 +94,32 @@ def show_reward(kind: Annotated[str, typer.Argument(help="A kind that `draft rew
 
 @rewards_app.command("check")
 def check_reward(
-    kind: Annotated[str, typer.Argument(help="A kind that `draft rewards` lists.")],
+    kind: Annotated[
+        str, typer.Argument(help="A kind that `draft rewards` lists, or FILE.py:NAME of a class or a function.")
+    ],
     overrides: Overrides = [],
     small: Small = False,
+    prompts: Annotated[
+        list[str],
+        typer.Option("--prompt", "-p", help="A prompt that the reward can read; three or more, instead of its own."),
+    ] = [],
 ) -> None:
     """Check that a reward keeps the contract: gradients, independence, precision, and what its spec declares.
 
-    The same checks that `draft_core.testing.RewardContract` runs in pytest. Exits with code 1 if one fails.
-    """
-    from draft_core.runs.build import build_reward, reward_config
-    from draft_core.testing.checks import CHECKS, one_thread
-    from draft_core.testing.subject import Subject, Violation
+    The same checks that `draft_core.testing.RewardContract` runs in pytest. Exits with code 1 if one fails. A reward in
+    a file of your own, which is run, needs no spec: whether it has a gradient and reads the prompt is found by calls.
 
-    catalog = load_catalog()
-    entry = catalog.reward(kind)
-    fields = {**(entry.spec.small if small else {}), **given_fields(overrides)}
-    config = reward_config(kind, fields, catalog)
-    subject = Subject(entry.spec, config, entry.module, build_reward(config, catalog))
+    Example: draft rewards check reward.py:Sharpness
+    """
+    from draft_core.testing.checks import CHECKS, one_thread
+    from draft_core.testing.own_file import OF_PLUGINS, is_own_file
+    from draft_core.testing.subject import Violation
+
+    subject = _subject(kind, given_fields(overrides), prompts, small)
+    checks = {name: check for name, check in CHECKS.items() if not (is_own_file(kind) and name in OF_PLUGINS)}
     broken: dict[str, str] = {}  # cause -> the check that met it first
     failed = 0
-    for name, check in CHECKS.items():
+    for name, check in checks.items():
         try:
             with one_thread():
                 check(subject)
@@ -123,9 +132,42 @@ def check_reward(
             out.print(f"[red]broken[/] {name}: {escape(told)}", highlight=False, soft_wrap=True)
         else:
             out.print(f"[green]kept[/]   {name}", highlight=False)
-    out.print(f"{kind}: {len(CHECKS) - failed} of {len(CHECKS)} checks passed", highlight=False)
+    out.print(f"{kind}: {len(checks) - failed} of {len(checks)} checks passed", highlight=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _subject(kind: str, given: dict[str, Any], prompts: list[str], small: bool) -> Subject:
+    """What is checked, on the prompts that are given or those of its spec."""
+    from draft_core.runs.build import build_reward, reward_config
+    from draft_core.testing.own_file import is_own_file, subject_of_file
+    from draft_core.testing.subject import PROMPTS, Subject
+
+    if prompts and len(set(prompts)) < 3:
+        raise DraftError("the checks need three different prompts", where="--prompt", next="give it three times")
+    if is_own_file(kind):
+        if small or given:
+            what = "--small" if small else "--set"
+            raise DraftError("a reward in a file has no config", where=what, next="leave it out")
+        subject = subject_of_file(kind, small_prompts=prompts)
+        spec = subject.spec
+        facts = [
+            f"takes {TAKES[spec.takes]}",
+            "has a gradient" if spec.differentiable else "has no gradient: methods that need none train on it",
+            "reads the prompt" if spec.needs_prompt else "reads no prompt",
+        ]
+        out.print(f"{kind}: {'; '.join(facts)}", highlight=False, soft_wrap=True)
+        return subject
+    catalog = load_catalog()
+    entry = catalog.reward(kind)
+    config = reward_config(kind, {**(entry.spec.small if small else {}), **given}, catalog)
+    spec = replace(entry.spec, small_prompts=tuple(prompts)) if prompts else entry.spec
+    try:
+        config.check_prompts(prompts or spec.small_prompts or PROMPTS)
+    except DraftError as error:
+        advice = "give three prompts that it can read, each with --prompt"
+        raise DraftError(error.what, where=error.where or f"reward {kind!r}", next=advice) from error
+    return Subject(spec, config, entry.module, build_reward(config, catalog))
 
 
 @rewards_app.command("compare")

@@ -19,6 +19,7 @@ from draft_core.registry.config import Config, DirectConfig, MethodConfig, Rewar
 
 DIRECT = "draft_core.learners.direct:DirectLearner"
 
+HUB_NAME = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 _KIND = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -35,6 +36,9 @@ class RewardSpec:
         takes: "image", and every frame of a video is one; "video", (N, F, 3, H, W), of video models alone; or
             "any", of video models whole videos and of others images. What the factory makes says the same by its
             attribute `takes`; of "any" it may be "image" alone, as its config says.
+        scope: "image", and each is scored by itself; or "group": images of one prompt are scored together, two or more
+            of them, and a score may depend on the others. A recipe then needs `train.images_per_prompt` and
+            `evaluation.images_per_prompt` of 2 or more. What the factory makes says the same by its attribute `scope`.
         score_range: the range of scores in words or as an interval, for people.
         differentiable: False for a metric without a gradient: it may be reported, and trained on by methods that need
             none.
@@ -71,6 +75,7 @@ class RewardSpec:
     unit: str
     code_license: str
     takes: Literal["image", "video", "any"] = "image"
+    scope: Literal["image", "group"] = "image"
     score_range: str = "(-inf, inf)"
     differentiable: bool = True
     surrogate_gradient: bool = False
@@ -92,11 +97,11 @@ class RewardSpec:
             raise PluginError("its kind is not lower-case words joined by hyphens", where=where, next="rename it")
         _check_config(self.kind, self.config, RewardConfig, where)
         _check_path(self.factory, where)
-        if self.takes == "video" and self.reference is not None:
+        if (self.takes == "video" or self.scope == "group") and self.reference is not None:
             raise PluginError(
                 "it has a reference, and those are called with single images",
                 where=where,
-                next="leave it out, and compare the videos in the plugin's own tests",
+                next="leave it out, and compare the scores in the plugin's own tests",
             )
         if (self.reference is None) != (self.tolerance is None):
             raise PluginError(
@@ -197,12 +202,15 @@ class MethodSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedSpec:
-    """A pipeline that a distribution carries in a local folder, under a short alias.
+    """A pipeline that a distribution carries in a local folder, or names on the hub, under a short alias.
 
     Arguments:
         alias: its name in recipes, used where a hub name or a folder could stand.
         summary: one line for listings.
-        folder: a folder in diffusers' format.
+        folder: a folder in diffusers' format; give it or `repository`.
+        repository: "owner/name" on the Hugging Face hub, of a pipeline in diffusers' format.
+        revision: of the repository, a commit for choice: a branch may move, and a run would then go on with other
+            weights. None takes its main branch.
         lora: the file or folder of a LoRA, in diffusers' format, that is added to the weights when they are loaded: two
             aliases may share a folder.
         license: licences of the weights and of the data behind them.
@@ -211,13 +219,16 @@ class PretrainedSpec:
             from them.
 
     Raises:
-        PluginError: at construction, if the alias is not lower-case words joined by hyphens.
+        PluginError: at construction, if the alias is not lower-case words joined by hyphens, or it does not say where
+            the pipeline is, or says it twice.
     """
 
     alias: str
     summary: str
-    folder: Path
     license: str
+    folder: Path | None = None
+    repository: str | None = None
+    revision: str | None = None
     lora: Path | None = None
     prompts: Mapping[str, Path] = field(default_factory=dict)
     call: Mapping[str, Any] = field(default_factory=dict)
@@ -227,6 +238,18 @@ class PretrainedSpec:
         _check_types(self, where)
         if not _KIND.fullmatch(self.alias):
             raise PluginError("its alias is not lower-case words joined by hyphens", where=where, next="rename it")
+        if (self.folder is None) == (self.repository is None):
+            how = "neither a folder nor a repository" if self.folder is None else "both a folder and a repository"
+            raise PluginError(f"it names {how}", where=where, next="give one of them")
+        if self.repository is not None and not HUB_NAME.fullmatch(self.repository):
+            raise PluginError(f"its repository {self.repository!r} is not of the form owner/name", where=where)
+        if self.revision is not None and self.repository is None:
+            raise PluginError("it has a revision without a repository", where=where, next="leave it out")
+
+    @property
+    def location(self) -> str:
+        """What `from_pretrained` of diffusers takes: the folder, or the repository's name."""
+        return str(self.folder if self.repository is None else self.repository)
 
 
 def load_named(path: str, *, where: str) -> Any:

@@ -15,9 +15,10 @@ from contextlib import contextmanager
 import torch
 
 from draft_core.errors import RewardError
-from draft_core.prompt_rows import PromptRow, plain
+from draft_core.prompt_rows import plain
 from draft_core.rewards.columns import for_reward
-from draft_core.testing.subject import Subject, demand
+from draft_core.testing.independence import deterministic, no_leak_between_images, remembers_nothing
+from draft_core.testing.subject import Subject, demand, image_counts, other_prompts, summed, with_other
 
 OTHER_SHAPES = ((48, 72), (72, 48), (61, 67), (33, 33))  # wide, tall, odd
 OTHER_LENGTHS = (3, 8)  # frames of a video
@@ -28,13 +29,12 @@ DIFFERENCE_TOLERANCE = 0.1
 DIFFERENCE_STEPS = (1e-3, 3e-3, 1e-2)  # root mean square of the change of a pixel
 PATH_POINTS = 5  # at which the slope is taken where one point says too little
 SURROGATE_STEP = 4 / 255  # one along a surrogate gradient, likewise
-SAME = 1e-4  # of the scores' scale: what is left of float32 when a batch is cut otherwise
 HALF_PRECISION = 0.1  # of the scores' scale: bfloat16 has three digits
 
 
 def one_score_per_image(subject: Subject) -> None:
-    """A batch of B images gives float32 scores of shape (B,), for B = 1 and 3."""
-    for count in (1, 3):
+    """A batch of B images gives float32 scores of shape (B,), for B = 1 and 3; a group for B = 2 and 3."""
+    for count in image_counts(subject):
         scores = subject.score(subject.images(count))
         demand(scores.dtype == torch.float32, f"it returned {scores.dtype} scores, not float32")
         demand(bool(scores.isfinite().all()), f"its scores are not finite: {scores.tolist()}")
@@ -53,27 +53,6 @@ def inputs_are_left_alone(subject: Subject) -> None:
     for name, values in kept.items():
         same = len(values) == len(beside.get(name, ())) and all(map(_equal, values, beside[name]))
         demand(same, f"it changed what it was given as column {name!r}")
-
-
-def deterministic(subject: Subject) -> None:
-    """The same images score the same, in every bit, whatever torch's random state is."""
-    images = subject.images()
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        first = subject.score(images)
-        torch.manual_seed(2)
-        second = subject.score(images)
-    demand(torch.equal(first, second), f"it scored the same images {first.tolist()} and then {second.tolist()}")
-
-
-def no_leak_between_images(subject: Subject) -> None:
-    """An image's score does not depend on the other images of its batch, nor on their order."""
-    images = subject.images()
-    together = subject.score(images)
-    alone = torch.cat([subject.score(images[i : i + 1], subject.prompts[i : i + 1]) for i in range(3)])
-    demand(_close(together, alone, SAME), f"in a batch it scores {together.tolist()}, alone {alone.tolist()}")
-    turned = subject.score(images.flip(0), subject.prompts[::-1]).flip(0)
-    demand(_close(together, turned, SAME), "its scores change with the order of the batch")
 
 
 def frozen(subject: Subject) -> None:
@@ -139,12 +118,12 @@ def every_image_has_a_gradient(subject: Subject) -> None:
         scores = subject.called(images, subject.prompts)
         demand(not scores.requires_grad, "its spec says that it only measures, but its scores carry a gradient")
         return
-    for count in (1, 3):
+    for count in image_counts(subject):
         _require_gradient(subject.gradient(subject.images(count)), f"with {count} images")
 
 
 def gradient_is_right(subject: Subject) -> None:
-    """A step along the gradient changes the score by what the gradient says.
+    """A step along the gradient changes the score by what the gradient says; of a group the sum of the scores.
 
     A surrogate gradient, so declared in the spec, need only point upwards.
     """
@@ -155,14 +134,14 @@ def gradient_is_right(subject: Subject) -> None:
     size = gradient.square().flatten(1).mean(1).sqrt()
     direction = gradient / size.view(-1, *[1] * (gradient.ndim - 1))
     if subject.spec.surrogate_gradient:
-        gain = subject.score(images + SURROGATE_STEP * direction) - subject.score(images)
+        gain = summed(subject, subject.score(images + SURROGATE_STEP * direction) - subject.score(images))
         demand(bool((gain > 0).all()), f"a step along its surrogate gradient changes the scores by {gain.tolist()}")
         return
     seen = {}
     for step in DIFFERENCE_STEPS:
         up, down = subject.score(images + step * direction), subject.score(images - step * direction)
-        seen[step] = (up - down).double() / (2 * step)
-    promised = (gradient * direction).flatten(1).sum(1)
+        seen[step] = summed(subject, (up - down).double()) / (2 * step)
+    promised = summed(subject, (gradient * direction).flatten(1).sum(1))
     errors = [(difference / promised - 1).abs() for difference in seen.values()]
     for step, difference in seen.items():
         if _any_within(errors, DIFFERENCE_TOLERANCE):
@@ -193,10 +172,7 @@ def half_precision_inputs(subject: Subject) -> None:
 def prompts_count_as_declared(subject: Subject) -> None:
     """The score depends on the prompt exactly if the spec says so."""
     images = subject.images()
-    rows = subject.prompts
-    texts = (rows[2], rows[0], rows[1])  # the columns stay where they are
-    others = tuple(PromptRow(text, getattr(row, "columns", {})) for text, row in zip(texts, rows, strict=True))
-    same = torch.equal(subject.score(images), subject.score(images, others))
+    same = torch.equal(subject.score(images), subject.score(images, other_prompts(subject)))
     if subject.spec.needs_prompt:
         demand(not same, "its spec says that it needs a prompt, but other prompts give the same scores")
     else:
@@ -204,7 +180,9 @@ def prompts_count_as_declared(subject: Subject) -> None:
 
 
 def takes_as_declared(subject: Subject) -> None:
-    """Its attribute `takes` says what its spec says, and one of videos refuses images with a `RewardError`."""
+    """Its attributes `takes` and `scope` say what its spec says; one of videos refuses images with a `RewardError`."""
+    scoped = getattr(subject.reward, "scope", "image")
+    demand(subject.spec.scope == scoped, f"its spec says that its scope is the {subject.spec.scope}, it says {scoped}")
     said = getattr(subject.reward, "takes", "image")
     demand(subject.spec.allows(said), f"its spec says that it takes {subject.spec.takes}, its attribute {said}")
     if not subject.takes_videos:
@@ -243,15 +221,10 @@ def frames_count(subject: Subject) -> None:
 
 def columns_count_as_declared(subject: Subject) -> None:
     """The score depends on each column that the spec says it reads."""
-    images, rows = subject.images(), subject.prompts
+    images = subject.images()
     before = subject.score(images)
     for name in subject.spec.columns:
-        values = [row.columns[name] for row in rows]  # type: ignore[attr-defined]
-        turned = tuple(
-            PromptRow(row, {**row.columns, name: value})  # type: ignore[attr-defined]
-            for row, value in zip(rows, (values[2], *values[:2]), strict=True)
-        )
-        same = torch.equal(before, subject.score(images, turned))
+        same = torch.equal(before, subject.score(images, with_other(subject, name)))
         demand(not same, f"its spec says that it reads column {name!r}, but other values there give the same scores")
 
 
@@ -278,6 +251,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
         inputs_are_left_alone,
         deterministic,
         no_leak_between_images,
+        remembers_nothing,
         frozen,
         tensors_move_along,
         any_shape,
@@ -316,7 +290,7 @@ def _mean_slope(subject: Subject, images: torch.Tensor, direction: torch.Tensor,
     """The directional derivative (B,), averaged from `images - step * direction` to `images + step * direction`."""
     places = (torch.arange(PATH_POINTS) + 0.5) / PATH_POINTS * 2 - 1
     gradients = [subject.gradient(images + step * place * direction) for place in places.tolist()]
-    return (torch.stack(gradients).mean(0) * direction).flatten(1).sum(1)
+    return summed(subject, (torch.stack(gradients).mean(0) * direction).flatten(1).sum(1))
 
 
 def _equal(first: object, second: object) -> bool:
@@ -327,7 +301,3 @@ def _require_gradient(gradient: torch.Tensor, where: str) -> None:
     demand(bool(gradient.isfinite().all()), f"{where} its gradient is not finite")
     without = [place for place, of_image in enumerate(gradient) if not of_image.any()]
     demand(not without, f"{where} the gradient of image {without[:1]} is zero")
-
-
-def _close(first: torch.Tensor, second: torch.Tensor, tolerance: float) -> bool:
-    return bool((first - second).abs().max() <= tolerance * first.abs().max().clamp_min(1e-3))
