@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -25,6 +25,8 @@ from rich.progress import (
 from draft_core.errors import DraftError, require_finite
 from draft_core.json_text import json_text
 from draft_core.registry.catalog import Catalog
+
+T = TypeVar("T")
 
 out = Console()
 err = Console(stderr=True, soft_wrap=True)
@@ -102,6 +104,20 @@ def given_fields(overrides: list[str]) -> dict[str, Any]:
     for override in overrides:
         set_field(fields, override)
     return fields
+
+
+def asked(ask: Callable[[], T]) -> T:
+    """The answer of a person.
+
+    Raises:
+        DraftError: if there is none to ask.
+    """
+    try:
+        return ask()
+    except EOFError:
+        raise DraftError(
+            "there is nobody to ask", where="terminal", next="give the options that it asks for, or --yes"
+        ) from None
 
 
 def number(text: str, *, where: str) -> float:

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from draft_core.cli.scaffold import reward_project, write_reward_project
 from draft_core.errors import DraftError
+from draft_core.publishing.rewards import reward_project, write_reward_project
 from draft_core.testing.checks import CHECKS
 from tests.support import tiny
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from draft_core.cli.scaffold import reward_project
+from draft_core.publishing.rewards import reward_project
 from draft_core.recipe.yaml_text import parse_yaml
 from tests.support.pages import ROOT, code_blocks, text_of
 
