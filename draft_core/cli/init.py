@@ -14,7 +14,7 @@ from rich.table import Table
 
 from draft_core.cli.cost import cost, print_prediction
 from draft_core.cli.outputs import require_file, writing
-from draft_core.cli.terminal import asked, out, quiet_libraries
+from draft_core.cli.terminal import asked, out, quiet_libraries, with_places
 from draft_core.errors import DraftError, RecipeError
 from draft_core.proposals.starts import (
     EMOJI,
@@ -92,7 +92,7 @@ def init(
     else:
         print_prediction(fit.prediction, size)
     if start.note:
-        out.print(f"first: {escape(start.note)}", highlight=False, soft_wrap=True)
+        out.print(f"first: {escape(with_places(start.note))}", highlight=False, soft_wrap=True)
     out.print(f"next: draft train {output}", highlight=False, soft_wrap=True)
 
 

@@ -13,7 +13,7 @@ import typer
 from rich.prompt import Confirm, Prompt
 
 from draft_core.cli.outputs import writing
-from draft_core.cli.terminal import asked, out
+from draft_core.cli.terminal import asked, out, with_places
 from draft_core.errors import DraftError
 from draft_core.publishing.methods import write_method_project
 from draft_core.publishing.models import ModelSource, large_files, write_model_project
@@ -50,6 +50,9 @@ Licensed = Annotated[
     License | None,
     typer.Option("--license", help="Of the code; with none, package indexes refuse the package until you choose."),
 ]
+WeightsLicense = Annotated[
+    str | None, typer.Option("--weights-license", help="Licences of the weights, and of the data behind them.")
+]
 Author = Annotated[str | None, typer.Option("--author", help="Your name, for the licence and the package's page.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing, and take what is proposed.")]
 
@@ -73,6 +76,7 @@ def new_reward(
         bool | None,
         typer.Option("--port/--new", help="A port of a published scorer, which is then compared with it; or new."),
     ] = None,
+    weights_license: WeightsLicense = None,
     license: Licensed = None,
     author: Author = None,
     output: Output = None,
@@ -94,12 +98,16 @@ def new_reward(
         weights = _yes(asks, "Does it load the weights of a network?")
     if port is None:
         port = takes is Takes.image and _yes(asks, "Is it a port of a published scorer?")
-    traits = RewardTraits(takes=takes.value, reads=reads.value, weights=weights, port=port)
+    if weights and weights_license is None:
+        weights_license = _weights_license(asks)
+    traits = RewardTraits(
+        takes=takes.value, reads=reads.value, weights=weights, port=port, weights_license=weights_license
+    )
     owner = _owner(asks, license, author)
     folder = output or Path(f"draft-reward-{name}")
     with writing(folder):
         written = write_reward_project(name, folder, traits, owner)
-    _tell(written, folder, check_command(name, traits))
+    _tell(written, folder, check_command(name, traits), "docs/write-a-reward.md")
     out.print(f"before you publish: draft rewards check {name} --release", highlight=False, soft_wrap=True)
 
 
@@ -131,7 +139,7 @@ def new_method(
     folder = output or Path(f"draft-method-{name}")
     with writing(folder):
         written = write_method_project(name, folder, learner=learner, owner=owner)
-    _tell(written, folder, "draft methods")
+    _tell(written, folder, "draft methods", "docs/write-a-method.md")
 
 
 def new_model(
@@ -147,9 +155,7 @@ def new_model(
     prompts: Annotated[
         Path | None, typer.Option("--prompts", help="A text file with a prompt a line; three are written if left out.")
     ] = None,
-    weights_license: Annotated[
-        str | None, typer.Option("--weights-license", help="Licences of the weights, and of the data behind them.")
-    ] = None,
+    weights_license: WeightsLicense = None,
     license: Licensed = None,
     author: Author = None,
     output: Output = None,
@@ -169,13 +175,13 @@ def new_model(
     if lora is None and asks and (said := _said("Which LoRA is added to it: a file, folder or run; none if empty")):
         lora = Path(said)
     if weights_license is None:
-        weights_license = (asks and _said("Under which licence are the weights; empty if you do not know yet")) or None
+        weights_license = _weights_license(asks)
     owner = _owner(asks, license, author)
     source = ModelSource(base=base, lora=lora, prompts=prompts, license=weights_license or "none yet")
     folder = output or Path(f"draft-model-{name}")
     with writing(folder):
         written = write_model_project(name, folder, source, load_catalog(), owner)
-    _tell(written, folder, "draft plugins")
+    _tell(written, folder, "draft plugins", "docs/how-to/publish-a-plugin.md")
     for file in large_files(written):
         size = file.stat().st_size / 1e6
         out.print(f"note: {file} has {size:.0f} MB; ask the index for room first", highlight=False, soft_wrap=True)
@@ -193,6 +199,10 @@ def _owner(asks: bool, license: License | None, author: str | None) -> Owner:
     return Owner(license=chosen.value, author=author or None)
 
 
+def _weights_license(asks: bool) -> str | None:
+    return (asks and _said("Under which licence are the weights; empty if you do not know yet")) or None
+
+
 def _choice(asks: bool, question: str, choices: Sequence[str]) -> str:
     """The answer, or the first choice where nobody is asked."""
     if not asks:
@@ -208,7 +218,8 @@ def _said(question: str) -> str:
     return asked(partial(Prompt.ask, question, default="", show_default=False, console=out)).strip()
 
 
-def _tell(written: Sequence[Path], folder: Path, then: str) -> None:
+def _tell(written: Sequence[Path], folder: Path, then: str, page: str) -> None:
     for path in written:
         out.print(f"wrote {path}", highlight=False, soft_wrap=True)
     out.print(f"next: pip install -e '{folder}[test]' && {then} && pytest {folder}", highlight=False, soft_wrap=True)
+    out.print(f"more: {with_places(page)}", highlight=False, soft_wrap=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -22,6 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+import draft_core
 from draft_core.errors import DraftError, require_finite
 from draft_core.json_text import json_text
 from draft_core.registry.catalog import Catalog
@@ -104,6 +107,20 @@ def given_fields(overrides: list[str]) -> dict[str, Any]:
     for override in overrides:
         set_field(fields, override)
     return fields
+
+
+def with_places(text: str) -> str:
+    """A text with pages such as docs/tutorial.md named by where they lie on this machine.
+
+    The wheel carries the pages that commands cite; in a source tree they are beside the package.
+    """
+    package = Path(draft_core.__file__).parent
+    places = [folder for folder in (package, package.parent) if (folder / "docs").is_dir()]
+    return re.sub(r"\bdocs/[\w/-]+\.md", lambda page: _placed(page[0], places), text)
+
+
+def _placed(page: str, places: list[Path]) -> str:
+    return next((str(folder / page) for folder in places if (folder / page).is_file()), page)
 
 
 def asked(ask: Callable[[], T]) -> T:

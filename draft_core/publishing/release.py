@@ -52,9 +52,9 @@ def missing_for_release(entry: Entry[RewardSpec], package: Message | None = None
     """
     package = package if package is not None else _installed(entry.distribution.name)
     found = [*_of_spec(entry.spec), *_of_weights(entry.spec), *_of_fields(entry.spec)]
-    if owner := PUBLISHED.get(entry.spec.kind):
-        if owner != entry.distribution.name:
-            found.append(Finding(f"the kind {entry.spec.kind!r} is that of {owner}", "choose another kind"))
+    owner = PUBLISHED.get(entry.spec.kind, entry.distribution.name)
+    if owner != entry.distribution.name:
+        found.append(Finding(f"the kind {entry.spec.kind!r} is that of {owner}", "choose another kind"))
     if package is None:
         found.append(Finding("it is in no installed package", "install it: pip install -e ."))
     else:
@@ -167,7 +167,7 @@ def _of_readme(kind: str, package: Message) -> Iterator[Finding]:
     if not text.strip():
         yield Finding("the package has no README", 'write `readme = "README.md"` into pyproject.toml')
         return
-    if kind not in text:
+    if not re.search(rf"(?<![\w-]){re.escape(kind)}(?![\w-])", text):
         yield Finding(f"the README does not name {kind!r}", "say how a recipe names it, and what its score means")
     prose = FENCED.sub("", text)
     for target in [*LINKED.findall(prose), *DEFINED.findall(prose)]:

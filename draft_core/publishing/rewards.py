@@ -27,17 +27,24 @@ class RewardTraits:
         reads: "pixels" and nothing else, the "prompt" too, or "columns" that stand beside it in the list of prompts.
         weights: whether it loads the weights of a network.
         port: whether it is a port of a published scorer, which it is then compared with.
+        weights_license: of the weights, if it loads any; None leaves it open.
 
     Raises:
-        DraftError: at construction, for a port of a scorer of videos: references are called with single images.
+        DraftError: at construction, for a licence of weights without weights, and for a port of a scorer of videos:
+            references are called with single images.
     """
 
     takes: Takes = "image"
     reads: Reads = "pixels"
     weights: bool = False
     port: bool = False
+    weights_license: str | None = None
 
     def __post_init__(self) -> None:
+        if self.weights_license is not None and not self.weights:
+            raise DraftError(
+                "it loads no weights", where="--weights-license", next="give --weights too, or leave it out"
+            )
         if self.port and self.takes == "video":
             raise DraftError(
                 "a reference scores single images, so a reward of videos cannot name one",
@@ -103,19 +110,18 @@ def _values(traits: RewardTraits) -> dict[str, object]:
         "columns": f"how near the colours of {thing} are to the one in its prompt's row",
     }
     summary = (network if traits.weights else plain)[traits.reads] + steady
-    is_warmth = traits.reads == "pixels" and not traits.weights
+    is_plainest = traits == RewardTraits(port=traits.port)
     score, unit, score_range = _score(traits)
     return {
         "video": traits.takes == "video",
         "reads": traits.reads,
         "weights": traits.weights,
         "port": traits.port,
+        "weights_license": traits.weights_license,
         "colour_of": traits.reads if traits.reads != "pixels" and not traits.weights else None,
-        "summary": f"{summary}: red minus blue" if is_warmth and not steady else summary,
+        "summary": f"{summary}: red minus blue" if is_plainest else summary,
         "summary_short": summary,
-        "docstring": "Mean red minus mean blue: replace this by what you want images to be."
-        if is_warmth and not steady
-        else f"{summary[0].upper()}{summary[1:]}: replace this by what you want.",
+        "is_plainest": is_plainest,
         "score": score,
         "unit": unit,
         "score_range": score_range,
