@@ -110,7 +110,7 @@ def given_fields(overrides: list[str]) -> dict[str, Any]:
 
 
 def with_places(text: str) -> str:
-    """A text with pages such as docs/tutorial.md named by where they lie on this machine.
+    """A text with its pages, such as docs/write-a-reward.md, named by where they lie on this machine.
 
     The wheel carries the pages that commands cite; in a source tree they are beside the package.
     """

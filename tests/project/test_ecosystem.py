@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -102,6 +103,8 @@ def new_environment(base: Path, folder: Path) -> Stranger:
     """A virtual environment with third-party packages only, by links to those of this one."""
     venv.create(folder, with_pip=True)
     site = Path(run(folder / "bin" / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    for path in site.glob("setuptools*"):  # older than torch asks for
+        shutil.rmtree(path)
     (site / "third.pth").write_text(str(base / "third"), encoding="utf-8")
     for program in ("pytest", "twine"):
         path = folder / "bin" / program
@@ -121,7 +124,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in dict.fromkeys(map(Path, sys.path)):
         for item in path.iterdir() if path.name == "site-packages" else ():
             link = base / "third" / item.name
-            if not item.name.startswith(("draft", "__editable__", "_draft", "pip", "setuptools")) and not link.exists():
+            if not item.name.startswith(("draft", "__editable__", "_draft", "pip")) and not link.exists():
                 link.symlink_to(item)
     return base
 
