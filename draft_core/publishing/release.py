@@ -6,10 +6,9 @@ import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from email import message_from_string
 from email.message import Message
 from importlib import metadata
-from typing import Any
+from typing import Any, cast
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -64,10 +63,9 @@ def missing_for_release(entry: Entry[RewardSpec], package: Message | None = None
 
 def _installed(distribution: str) -> Message | None:
     try:
-        text = metadata.distribution(distribution).read_text("METADATA")
+        return cast(Message, metadata.metadata(distribution))
     except metadata.PackageNotFoundError:
         return None
-    return message_from_string(text) if text else None
 
 
 def _of_spec(spec: RewardSpec) -> Iterator[Finding]:

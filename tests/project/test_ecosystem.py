@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from draft_core.publishing.rewards import reward_project
 from draft_core.testing.checks import CHECKS
 from tests.support import tiny
-from tests.support.pages import ROOT, SMALL, code_blocks, text_of
+from tests.support.pages import ROOT, code_blocks, text_of
 
 
 def test_the_template_plugin_is_what_the_scaffold_writes() -> None:
@@ -53,7 +53,7 @@ def test_the_page_shows_the_original_of_a_port_line_by_line() -> None:
 
 # Settings with which a command of the page runs in seconds.
 FEWER = {
-    "draft train": " ".join(f"--set {setting}" for setting in (*SMALL, "train.batch_size=2", "model.lora.rank=2")),
+    "draft train": "--set train.steps=2 --set model.num_inference_steps=2 --set model.lora.rank=2 --set device=cpu",
     "draft sample": "--steps 2",
     "python -m build": "--no-isolation",
 }
