@@ -167,6 +167,7 @@ FOLDERS = [folder for folder in release.projects(ROOT) if folder != ROOT]
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_a_plugin_of_this_repository_can_be_published(folder: Path) -> None:
     built = built_metadata(folder)
+    assert "LICENSE" in (built.get_all("License-File") or [])
     entries = [entry for entry in installed().rewards.values() if entry.distribution.name == built["Name"]]
     if not entries:
         pytest.skip(f"{built['Name']} is not installed")
