@@ -66,6 +66,7 @@ SLOW = (
     "tests/project/test_own_model.py::test_the_memory_in_the_table_is_what_draft_cost_predicts",
     "tests/project/test_structure.py::test_a_contract_catches_what_it_is_for",
     "tests/project/test_tutorial.py",
+    "tests/publishing/test_projects.py::test_every_project_passes_its_own_tests",
     "tests/project/test_workflows.py::test_a_file_keeps_the_schema_of_its_format",
     "tests/recipe/test_fuzz.py",
     "tests/recipe/test_scale_recipes.py",

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from draft_core.cli.cost import cost
 from draft_core.cli.init import init
-from draft_core.cli.outputs import writing
+from draft_core.cli.new import new_method, new_model, new_reward
 from draft_core.cli.rewards import rewards_app
 from draft_core.cli.runs import runs_app
 from draft_core.cli.terminal import (
@@ -71,6 +71,9 @@ app.command()(init)
 app.command()(cost)
 app.add_typer(runs_app)
 app.command()(vote)
+app.command()(new_reward)
+app.command()(new_method)
+app.command()(new_model)
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in the output folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the output folder.")]
@@ -268,27 +271,6 @@ def _scored(
     scorer = load_reward(reward, catalog=catalog, **fields)
     prompts = prompt * len(images) if len(prompt) == 1 else prompt or [""] * len(images)
     return spec.unit, list(score_files(reward, scorer, images, prompts, read, row))
-
-
-@app.command("new-reward")
-def new_reward(
-    name: Annotated[str, typer.Argument(help="The kind of the new reward, lower-case words joined by hyphens.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The new folder; draft-reward-NAME if left out.")
-    ] = None,
-) -> None:
-    """Write a ready plugin project for a reward of your own: config, reward, tests, README, CI.
-
-    It passes its contract at once; then replace the score by yours. See docs/write-a-reward.md.
-    """
-    from draft_core.cli.scaffold import write_reward_project
-
-    folder = output or Path(f"draft-reward-{name}")
-    with writing(folder):
-        written = write_reward_project(name, folder)
-    for path in written:
-        out.print(f"wrote {path}", highlight=False, soft_wrap=True)
-    out.print(f"next: pip install -e {folder} && draft rewards check {name}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -15,7 +14,7 @@ from rich.table import Table
 
 from draft_core.cli.cost import cost, print_prediction
 from draft_core.cli.outputs import require_file, writing
-from draft_core.cli.terminal import out, quiet_libraries
+from draft_core.cli.terminal import asked, out, quiet_libraries, with_places
 from draft_core.errors import DraftError, RecipeError
 from draft_core.proposals.starts import (
     EMOJI,
@@ -31,8 +30,6 @@ from draft_core.registry.catalog import Catalog, load_catalog
 
 if TYPE_CHECKING:
     from draft_core.proposals.fitting import Fit
-
-T = TypeVar("T")
 
 CARD = "24GB"  # where there is no GPU to ask
 
@@ -95,7 +92,7 @@ def init(
     else:
         print_prediction(fit.prediction, size)
     if start.note:
-        out.print(f"first: {escape(start.note)}", highlight=False, soft_wrap=True)
+        out.print(f"first: {escape(with_places(start.note))}", highlight=False, soft_wrap=True)
     out.print(f"next: draft train {output}", highlight=False, soft_wrap=True)
 
 
@@ -104,7 +101,7 @@ def _require_free(output: Path, *, overwrite: bool, yes: bool) -> None:
         raise RecipeError("it is a folder", where=f"--output {output}", next="name a file, such as recipe.yaml")
     if not output.exists() or overwrite:
         return
-    if yes or not _asked(partial(Confirm.ask, f"{output} is there already. Replace it?", console=out, default=False)):
+    if yes or not asked(partial(Confirm.ask, f"{output} is there already. Replace it?", console=out, default=False)):
         raise RecipeError(
             "it is there already", where=f"--output {output}", next="name another file, or give --overwrite"
         )
@@ -115,7 +112,7 @@ def _ask_model() -> str:
     for name, start in STARTS.items():
         table.add_row(f"[bold]{name}[/]", start.title)
     out.print(table)
-    return _asked(
+    return asked(
         partial(Prompt.ask, "Which model", choices=list(STARTS), default=EMOJI, show_choices=False, console=out)
     )
 
@@ -130,7 +127,7 @@ def _reward(model: str, reward: str | None, catalog: Catalog, *, yes: bool) -> s
             table.add_row(f"[dim]{kind}[/]", f"[dim]not installed: {command}[/]")
         out.print(table)
         ask = partial(Prompt.ask, "Which reward", choices=known, default=known[0], show_choices=False, console=out)
-        reward = _asked(ask)
+        reward = asked(ask)
     if reward is None and not known:
         raise RecipeError(
             f"no reward is installed that {model} can be trained on",
@@ -150,21 +147,7 @@ def _card(*, yes: bool) -> str:
     if yes:
         out.print(f"a card of {found} is assumed; --card says another", highlight=False)
         return found
-    return _asked(partial(Prompt.ask, "Memory of the GPU to train on", default=found, console=out))
-
-
-def _asked(ask: Callable[[], T]) -> T:
-    """The answer of a person.
-
-    Raises:
-        RecipeError: if there is none to ask.
-    """
-    try:
-        return ask()
-    except EOFError:
-        raise RecipeError(
-            "there is nobody to ask", where="draft init", next="give the options that it asks for, or --yes"
-        ) from None
+    return asked(partial(Prompt.ask, "Memory of the GPU to train on", default=found, console=out))
 
 
 def _fit(start: Start, reward: str, card: float | None, catalog: Catalog) -> Fit:

@@ -6,6 +6,7 @@ What needs torch is imported inside the command that needs it, so that listing s
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from draft_core.cli.terminal import (
     Overrides,
@@ -27,6 +28,7 @@ from draft_core.cli.terminal import (
 )
 from draft_core.errors import DraftError, one_line, raised_at, with_type
 from draft_core.registry.catalog import load_catalog
+from draft_core.registry.config import RewardConfig
 from draft_core.registry.specs import RewardSpec
 
 if TYPE_CHECKING:
@@ -84,12 +86,7 @@ def show_reward(kind: Annotated[str, typer.Argument(help="A kind that `draft rew
     }
     for name, fact in facts.items():
         out.print(f"  {name}: {escape(fact)}", highlight=False)
-    table = Table("field", "type", "default", "help")
-    schema = spec.config.model_json_schema()
-    for name, described in schema["properties"].items():
-        default = "required" if name in schema.get("required", ()) else json.dumps(described.get("default"))
-        table.add_row(name, escape(_type_text(described)), escape(default), escape(described.get("description", "")))
-    out.print(table)
+    out.print(_fields_table(spec.config.model_json_schema()))
 
 
 @rewards_app.command("check")
@@ -103,14 +100,23 @@ def check_reward(
         list[str],
         typer.Option("--prompt", "-p", help="A prompt that the reward can read; three or more, instead of its own."),
     ] = [],
+    release: Annotated[
+        bool, typer.Option("--release", help="Say instead what it lacks to be published; nothing is loaded.")
+    ] = False,
 ) -> None:
     """Check that a reward keeps the contract: gradients, independence, precision, and what its spec declares.
 
-    The same checks that `draft_core.testing.RewardContract` runs in pytest. Exits with code 1 if one fails. A reward in
-    a file of your own, which is run, needs no spec: whether it has a gradient and reads the prompt is found by calls.
+    The same checks that `draft_core.testing.RewardContract` runs in pytest. A reward in a file of your own, which is
+    run, needs no spec: whether it has a gradient and reads the prompt is found by calls. With --release: licences,
+    sizes, README, version, and the help of each field. Exits with code 1 if a check fails or something required is
+    missing.
 
     Example: draft rewards check reward.py:Sharpness
     """
+    if release:
+        _check_release(kind, is_configured=small or bool(overrides) or bool(prompts))
+        return
+
     from draft_core.testing.checks import CHECKS, one_thread
     from draft_core.testing.own_file import OF_PLUGINS, is_own_file
     from draft_core.testing.subject import Violation
@@ -168,6 +174,27 @@ def _subject(kind: str, given: dict[str, Any], prompts: list[str], small: bool) 
         advice = "give three prompts that it can read, each with --prompt"
         raise DraftError(error.what, where=error.where or f"reward {kind!r}", next=advice) from error
     return Subject(spec, config, entry.module, build_reward(config, catalog))
+
+
+def _check_release(kind: str, *, is_configured: bool) -> None:
+    """Prints what a reward lacks to be published."""
+    from draft_core.publishing.release import missing_for_release
+
+    if is_configured:
+        raise DraftError(
+            "--release builds no reward, so there is nothing to set",
+            where="--release",
+            next="leave out --set, --small and --prompt",
+        )
+    findings = missing_for_release(load_catalog().reward(kind))
+    for finding in findings:
+        word = "[red]missing[/]" if finding.required else "[yellow]advised[/]"
+        out.print(f"{word} {escape(finding.what)}; {escape(finding.next)}", highlight=False, soft_wrap=True)
+    required = sum(finding.required for finding in findings)
+    verdict = f"{required} to mend before it is published" if required else "ready to be published"
+    out.print(f"{kind}: {verdict}", highlight=False)
+    if required:
+        raise typer.Exit(1)
 
 
 @rewards_app.command("compare")
@@ -257,13 +284,56 @@ def _tolerance_text(spec: RewardSpec) -> str:
     return f"within {spec.tolerance:g} standard deviations between images (`draft rewards compare {spec.kind}`)"
 
 
+def _fields_table(schema: dict[str, Any]) -> Table:
+    """A row for every field; the fields of a nested config follow it, under its name and a dot."""
+    table = Table(Column("field", no_wrap=True), "type", "default", "help")
+    for name, described, is_required in _all_fields(schema, schema.get("$defs", {})):
+        default = "required" if is_required else json.dumps(described.get("default"))
+        help = described.get("description", "")
+        table.add_row(name, escape(_type_text(described)), escape(default), escape(help))
+    return table
+
+
+def _all_fields(
+    schema: dict[str, Any], known: dict[str, Any], prefix: str = "", above: tuple[str, ...] = ()
+) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """Name, description and whether it must be given, of the fields of a schema and of those nested in it."""
+    for name, described in schema.get("properties", {}).items():
+        yield prefix + name, described, name in schema.get("required", ())
+        if not prefix and name in RewardConfig.model_fields:  # what all rewards have, recipes.md describes
+            continue
+        for nested, dots in _nested(described):
+            if nested not in above and "properties" in known.get(nested, {}):
+                yield from _all_fields(known[nested], known, f"{prefix}{name}{dots}.", (*above, nested))
+
+
+def _nested(described: dict[str, Any], dots: str = "") -> Iterator[tuple[str, str]]:
+    """The names of the types that a field's type refers to, and how their fields are reached: "[]" for a list's."""
+    if "$ref" in described:
+        yield described["$ref"].rpartition("/")[2], dots
+    for option in [*described.get("anyOf", ()), *described.get("oneOf", ()), *described.get("allOf", ())]:
+        yield from _nested(option, dots)
+    items = described.get("items")
+    for part in [*([items] if isinstance(items, dict) else []), *described.get("prefixItems", ())]:
+        yield from _nested(part, f"{dots}[]")
+    if isinstance(described.get("additionalProperties"), dict):
+        yield from _nested(described["additionalProperties"], f"{dots}.NAME")
+
+
 def _type_text(described: dict[str, Any]) -> str:
+    if "$ref" in described:
+        return str(described["$ref"].rpartition("/")[2])
     if "const" in described:
         return json.dumps(described["const"])
     if "enum" in described:
         return " | ".join(json.dumps(value) for value in described["enum"])
-    if "anyOf" in described:
-        return " | ".join(_type_text(option) for option in described["anyOf"])
+    if options := described.get("anyOf") or described.get("oneOf") or described.get("allOf"):
+        return " | ".join(_type_text(option) for option in options)
+    if described.get("type") == "array":
+        parts = described.get("prefixItems") or [described.get("items") or {}]
+        return f"list of {', '.join(dict.fromkeys(map(_type_text, parts)))}"
+    if isinstance(described.get("additionalProperties"), dict):
+        return f"mapping to {_type_text(described['additionalProperties'])}"
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     limits = [f"{sign} {described[name]:g}" for name, sign in bounds.items() if name in described]
     return " ".join([str(described.get("type", "any")), ", ".join(limits)]).strip()

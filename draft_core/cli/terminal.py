@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -22,9 +24,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+import draft_core
 from draft_core.errors import DraftError, require_finite
 from draft_core.json_text import json_text
 from draft_core.registry.catalog import Catalog
+
+T = TypeVar("T")
 
 out = Console()
 err = Console(stderr=True, soft_wrap=True)
@@ -102,6 +107,34 @@ def given_fields(overrides: list[str]) -> dict[str, Any]:
     for override in overrides:
         set_field(fields, override)
     return fields
+
+
+def with_places(text: str) -> str:
+    """A text with its pages, such as docs/write-a-reward.md, named by where they lie on this machine.
+
+    The wheel carries the pages that commands cite; in a source tree they are beside the package.
+    """
+    package = Path(draft_core.__file__).parent
+    places = [folder for folder in (package, package.parent) if (folder / "docs").is_dir()]
+    return re.sub(r"\bdocs/[\w/-]+\.md", lambda page: _placed(page[0], places), text)
+
+
+def _placed(page: str, places: list[Path]) -> str:
+    return next((str(folder / page) for folder in places if (folder / page).is_file()), page)
+
+
+def asked(ask: Callable[[], T]) -> T:
+    """The answer of a person.
+
+    Raises:
+        DraftError: if there is none to ask.
+    """
+    try:
+        return ask()
+    except EOFError:
+        raise DraftError(
+            "there is nobody to ask", where="terminal", next="give the options that it asks for, or --yes"
+        ) from None
 
 
 def number(text: str, *, where: str) -> float:

@@ -5,6 +5,7 @@ Inherit `RewardContract` in a test, or run `draft rewards check` and `draft rewa
 
 from draft_core.testing.checks import CHECKS, one_thread
 from draft_core.testing.contract import RewardContract
+from draft_core.testing.models import write_small_model
 from draft_core.testing.reference import SIZES, Comparison, compare_kind, compare_with_reference
 from draft_core.testing.subject import PROMPTS, Subject, Violation
 
@@ -19,4 +20,5 @@ __all__ = [
     "compare_kind",
     "compare_with_reference",
     "one_thread",
+    "write_small_model",
 ]

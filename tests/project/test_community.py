@@ -15,7 +15,7 @@ import pytest
 
 import draft_core
 from draft_core import load_catalog
-from draft_core.cli.scaffold import reward_project
+from draft_core.publishing.rewards import reward_project
 from draft_core.recipe.yaml_text import parse_yaml
 from draft_core.registry.specs import RewardSpec
 from tests.support.pages import ROOT, require_installed, text_of

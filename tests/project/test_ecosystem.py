@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
-import sysconfig
 import venv
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from draft_core.cli.scaffold import reward_project, write_reward_project
-from draft_core.errors import DraftError
+from draft_core.publishing.rewards import reward_project
 from draft_core.testing.checks import CHECKS
 from tests.support import tiny
-
-ROOT = Path(__file__).parents[2]
+from tests.support.pages import ROOT, code_blocks, text_of
 
 
 def test_the_template_plugin_is_what_the_scaffold_writes() -> None:
@@ -52,84 +51,135 @@ def test_the_page_shows_the_original_of_a_port_line_by_line() -> None:
         assert block in files
 
 
-@pytest.mark.parametrize("kind", ["Warm", "warm_light", "1st", "", "warm--light"])
-def test_an_impossible_name_is_refused(kind: str, tmp_path: Path) -> None:
-    with pytest.raises(DraftError, match="cannot name a reward; use lower-case words joined by hyphens"):
-        write_reward_project(kind, tmp_path / "new")
+# Settings with which a command of the page runs in seconds.
+FEWER = {
+    "draft train": "--set train.steps=2 --set model.num_inference_steps=2 --set model.lora.rank=2 --set device=cpu",
+    "draft sample": "--steps 2",
+    "python -m build": "--no-isolation",
+}
 
 
-def test_a_folder_with_content_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(DraftError, match="it exists and is not an empty folder"):
-        write_reward_project("warm", tmp_path)
+@dataclass(frozen=True)
+class Stranger:
+    """Somebody with an environment of their own, and an index that has the wheels of this repository alone.
+
+    Arguments:
+        base: where the wheels lie, and links to third-party packages.
+        folder: of the environment.
+    """
+
+    base: Path
+    folder: Path
+
+    @property
+    def bin(self) -> Path:
+        return self.folder / "bin"
+
+    def run(self, *words: Any, cwd: Path | None = None) -> str:
+        """What a command printed; it runs where nothing of this repository lies, which `python -c` would import."""
+        done = subprocess.run(
+            [str(word) for word in words],
+            capture_output=True,
+            text=True,
+            timeout=900,
+            cwd=cwd or self.bin,
+            env={
+                "PATH": f"{self.bin}:/usr/bin:/bin",
+                "HOME": "/nonexistent",
+                "COLUMNS": "200",
+                "OMP_NUM_THREADS": "1",
+                "HF_HUB_OFFLINE": "1",
+                "PIP_NO_INDEX": "1",
+                "PIP_FIND_LINKS": str(self.base / "wheels"),
+                "PIP_NO_BUILD_ISOLATION": "0",  # the variable says what the option's default is: 0 is no isolation
+                "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            },
+        )
+        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
+        return done.stdout
+
+
+def new_environment(base: Path, folder: Path) -> Stranger:
+    """A virtual environment with third-party packages only, by links to those of this one."""
+    venv.create(folder, with_pip=True)
+    site = Path(run(folder / "bin" / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    for path in site.glob("setuptools*"):  # older than torch asks for
+        shutil.rmtree(path)
+    (site / "third.pth").write_text(str(base / "third"), encoding="utf-8")
+    for program in ("pytest", "twine"):
+        path = folder / "bin" / program
+        module = "twine" if program == "twine" else "pytest"
+        path.write_text(f'#!/bin/sh\nexec {folder}/bin/python -m {module} "$@"\n', encoding="utf-8")
+        path.chmod(0o755)
+    return Stranger(base, folder)
 
 
 @pytest.fixture(scope="module")
-def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment with the wheels of the core and of a scaffolded plugin, and third-party packages only."""
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheels of the core and of the embedded model, and links to what others publish."""
     base = tmp_path_factory.mktemp("stranger")
-    write_reward_project("warm-light", base / "project")
-    for project in (ROOT, base / "project"):
+    for project in (ROOT, ROOT / "plugins" / "emoji"):
         run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", base / "wheels", project)
-    venv.create(base / "venv", with_pip=True)
-    python = base / "venv" / "bin" / "python"
-    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    # Third-party packages come from this environment by links, what this repository installed does not.
     (base / "third").mkdir()
-    for item in Path(sysconfig.get_path("purelib")).iterdir():
-        if not item.name.startswith(("draft", "__editable__", "_draft", "pip", "setuptools")):
-            (base / "third" / item.name).symlink_to(item)
-    (site / "third.pth").write_text(str(base / "third"))
-    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", *sorted((base / "wheels").glob("*.whl")))
+    for path in dict.fromkeys(map(Path, sys.path)):
+        for item in path.iterdir() if path.name == "site-packages" else ():
+            link = base / "third" / item.name
+            if not item.name.startswith(("draft", "__editable__", "_draft", "pip")) and not link.exists():
+                link.symlink_to(item)
     return base
 
 
-def run(*words: Any, cwd: Path | None = None) -> str:
-    """What a command printed; it runs where nothing of this repository lies, which `python -c` would import."""
-    done = subprocess.run(
-        [str(word) for word in words],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=cwd or Path(words[0]).parent,
-        env={
-            "PATH": "/usr/bin:/bin",
-            "HOME": "/nonexistent",
-            "COLUMNS": "200",
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-        },
-    )
+@pytest.fixture(scope="module")
+def clean(base: Path) -> Stranger:
+    """An environment with the core's wheel."""
+    stranger = new_environment(base, base / "venv")
+    stranger.run(stranger.bin / "python", "-m", "pip", "install", "--quiet", "draft-core")
+    return stranger
+
+
+def run(*words: Any) -> str:
+    """What a command of this environment printed."""
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=300, cwd="/")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_a_plugin_from_a_wheel_is_found_checked_trained_on_and_uninstalled(clean: Path, tmp_path: Path) -> None:
-    bin_ = clean / "venv" / "bin"
-    where = "import draft_core, draft_reward_warm_light as plugin; print(draft_core.__file__, plugin.__file__)"
-    origin = run(bin_ / "python", "-c", where)
-    assert str(ROOT) not in origin
-    assert str(ROOT) not in run(bin_ / "python", "-c", "import sys; print(sys.path)")
+def test_the_page_on_publishing_works_command_by_command(base: Path, tmp_path: Path) -> None:
+    """A reward with weights and a reference image, a method and a model: written, trained on, tried as wheels."""
+    page = text_of("docs/how-to/publish-a-plugin.md")
+    for name, content in re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", page, flags=re.DOTALL):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    commands = [line for block in code_blocks(page, "sh") for line in block.splitlines()]
+    assert [line.split()[:2] for line in commands if line.startswith("draft new")] == [
+        ["draft", f"new-{what}"] for what in ("reward", "method", "model")
+    ]
+    stranger, printed = None, {}
+    for line in commands:
+        if made := re.fullmatch(r"python -m venv (\S+)", line):
+            environment = new_environment(base, tmp_path / made[1])
+            stranger = stranger or environment
+            continue
+        if line.startswith(". "):
+            continue
+        assert stranger is not None
+        more = next((words for begin, words in FEWER.items() if line.removeprefix("clean/bin/").startswith(begin)), "")
+        printed[line] = stranger.run("/bin/bash", "-c", f"{line} {more}", cwd=tmp_path)
+    passed = f"like-this: {len(CHECKS)} of {len(CHECKS)} checks passed"
+    assert passed in printed["clean/bin/draft rewards check like-this --small"]
+    assert "ready to be published" in printed["draft rewards check like-this --release"]
+    assert (tmp_path / "runs" / "clean" / "lora" / "pytorch_lora_weights.safetensors").is_file()
+    assert (tmp_path / "tuned.png").is_file()
+    where = "import draft_core, draft_reward_like_this as plugin; print(draft_core.__file__, plugin.__file__)"
+    python = tmp_path / "clean" / "bin" / "python"
+    assert str(ROOT) not in stranger.run(python, "-c", f"{where}; import sys; print(sys.path)")
 
-    assert "draft-reward-warm-light 0.1.0" in run(bin_ / "draft", "rewards")
-    passed = f"warm-light: {len(CHECKS)} of {len(CHECKS)} checks passed"
-    assert passed in run(bin_ / "draft", "rewards", "check", "warm-light")
+    # what `draft new-reward` cites came with the wheel
+    (cited,) = re.findall(r"^more: (.+)$", next(text for line, text in printed.items() if "new-reward" in line), re.M)
+    assert Path(cited).is_relative_to(tmp_path / ".venv")
+    assert Path(cited).read_text(encoding="utf-8") == text_of("docs/write-a-reward.md")
 
-    tiny.tiny_catalog(tmp_path)
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        f"model: {{pretrained: {tmp_path / 'model'}, num_inference_steps: 2}}\n"
-        "prompts: [a cat, a dog]\n"
-        "rewards: [{kind: warm-light, strength: 2.0}]\n"
-        "train: {steps: 2, batch_size: 2}\n"
-        "device: cpu\n"
-        f"output: {tmp_path / 'run'}\n"
-    )
-    assert "train 2/2" in run(bin_ / "draft", "train", recipe, cwd=tmp_path)
-    assert (tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors").is_file()
-
-    run(bin_ / "python", "-m", "pip", "uninstall", "--yes", "--quiet", "draft-reward-warm-light")
-    assert "No reward is installed" in run(bin_ / "draft", "rewards")
+    stranger.run(python, "-m", "pip", "uninstall", "--yes", "--quiet", "draft-reward-like-this")
+    assert "like-this" not in stranger.run(tmp_path / "clean" / "bin" / "draft", "rewards")
 
 
 METHOD_PROJECT = {
@@ -226,15 +276,15 @@ class Level(torch.nn.Module):
 }
 
 
-def test_a_strangers_learner_trains_on_a_reward_without_gradient(clean: Path, tmp_path: Path) -> None:
+def test_a_strangers_learner_trains_on_a_reward_without_gradient(clean: Stranger, tmp_path: Path) -> None:
     """A method and a reward from a wheel, with no line of the core changed; a run that is cut short goes on exactly."""
-    bin_ = clean / "venv" / "bin"
+    bin_, run = clean.bin, clean.run
     for name, content in METHOD_PROJECT.items():
-        path = clean / "method" / name
+        path = clean.base / "method" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-    wheels = clean / "method-wheels"
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", wheels, clean / "method")
+    wheels = clean.base / "method-wheels"
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", wheels, clean.base / "method")
     run(bin_ / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", *wheels.glob("*.whl"))
     where = "import draft_core, draft_imitation; print(draft_core.__file__, draft_imitation.__file__)"
     assert str(ROOT) not in run(bin_ / "python", "-c", where)

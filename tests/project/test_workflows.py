@@ -1,4 +1,4 @@
-"""The workflows are sound by the linters of their format, and every action is pinned; so are those of the pages."""
+"""Our workflows and those that `draft new-reward` writes are sound by their linters; every action is pinned."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from draft_core.cli.scaffold import reward_project
+from draft_core.publishing.rewards import reward_project
 from draft_core.recipe.yaml_text import parse_yaml
-from tests.support.pages import ROOT, code_blocks, text_of
+from tests.support.pages import ROOT
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 PINNED = r"[\w.-]+/[\w.-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+"
 
 
 def texts() -> dict[str, str]:
-    """Every workflow that is run, written by `draft new-reward`, or shown on a page."""
-    (shown,) = code_blocks(text_of("docs/how-to/publish-a-plugin.md"), "yaml")
+    """Every workflow that is run here, or written by `draft new-reward`."""
+    files = reward_project("warm-light")
     return {
         **{path.name: path.read_text(encoding="utf-8") for path in WORKFLOWS},
-        "new-reward.yml": reward_project("warm-light")[".github/workflows/test.yml"],
-        "publish-a-plugin.yml": shown,
+        **{f"new-reward-{name}.yml": files[f".github/workflows/{name}.yml"] for name in ("test", "release")},
     }
 
 
@@ -109,7 +108,7 @@ def test_a_job_has_the_least_rights(name: str) -> None:
     for job in workflow["jobs"].values():
         rights = job["permissions"]
         writes = {right for right, level in rights.items() if level == "write"}
-        assert not writes or name in ("release.yml", "publish-a-plugin.yml")
+        assert not writes or name in ("release.yml", "new-reward-release.yml")
         # what may write runs no code of a pull request and installs nothing
         assert not writes or not any("actions/checkout" in step.get("uses", "") for step in job["steps"])
 

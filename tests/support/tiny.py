@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import signal
 from collections.abc import Collection
@@ -11,16 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from draft_core.adapters.lora import add_lora, trainable
 from draft_core.plugin import Field, PretrainedSpec, RewardConfig, RewardSpec
 from draft_core.registry.catalog import Catalog, Distribution, Entry
 from draft_core.rewards import FrozenModule, checked_images
+from draft_core.testing.models import WIDTH, byte_tokenizer, small_networks
 
 PROMPTS = ["a cat", "a red dog"]
-WIDTH = 16  # of the text embedding
 
 
 def make_scheduler(cls: Any, **config: Any) -> Any:
@@ -32,44 +30,12 @@ def make_scheduler(cls: Any, **config: Any) -> Any:
 
 def tiny_pipe(scheduler: Any = None, dtype: torch.dtype = torch.float32, tokenizer: Any = None) -> Any:
     """Seeded, 16x16 pixels, and as deep as needed to have attention and a decoder."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=WIDTH,
-            attention_head_dim=4,
-            norm_num_groups=4,
-        )
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=16,
-        )
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=600,
-                hidden_size=WIDTH,
-                intermediate_size=32,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                max_position_embeddings=16,
-                bos_token_id=512,
-                eos_token_id=513,
-                pad_token_id=513,
-            )
-        )
+    networks = small_networks()
     pipe = StableDiffusionPipeline(
-        vae=vae.to(dtype).eval(),
-        text_encoder=text_encoder.to(dtype).eval() if tokenizer is not None else None,
+        vae=networks["vae"].to(dtype),
+        text_encoder=networks["text_encoder"].to(dtype) if tokenizer is not None else None,
         tokenizer=tokenizer,
-        unet=unet.to(dtype).eval(),
+        unet=networks["unet"].to(dtype),
         scheduler=scheduler or make_scheduler(DDIMScheduler),
         safety_checker=None,
         feature_extractor=None,
@@ -94,17 +60,6 @@ def embeddings(dtype: torch.dtype = torch.float32, batch: int = 2) -> dict[str, 
     generator = torch.Generator().manual_seed(3)
     positive, negative = torch.randn(2, batch, 5, WIDTH, generator=generator, dtype=dtype)
     return {"prompt_embeds": positive, "negative_prompt_embeds": negative}
-
-
-def byte_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A real CLIP tokenizer that knows single bytes only."""
-    codes = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = [chr(code) for code in codes] + [chr(256 + n) for n in range(256 - len(codes))]
-    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: place for place, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer.from_pretrained(folder, model_max_length=16)
 
 
 # A recipe of the tiny catalog.
