@@ -214,7 +214,7 @@ def _scored(
 ) -> tuple[str, list[Scored]]:
     """The unit of the reward, and the score of each image."""
     catalog = load_catalog()
-    spec = catalog.reward(reward).spec
+    spec = spec_at(reward, fields, catalog)
     if spec.takes == "video":
         raise DraftError(
             f"reward {reward!r} scores videos, and this command reads images", where="--reward", next="name another one"
