@@ -103,9 +103,11 @@ def check_reward(
     from draft_core.testing.checks import CHECKS, one_thread
     from draft_core.testing.subject import Subject, Violation
 
+    given = given_fields(overrides)
+    _refuse_environment(given, "check")
     catalog = load_catalog()
     entry = catalog.reward(kind)
-    fields = {**(entry.spec.small if small else {}), **given_fields(overrides)}
+    fields = {**(entry.spec.small if small else {}), **given}
     config = reward_config(kind, fields, catalog)
     subject = Subject(entry.spec, config, entry.module, build_reward(config, catalog))
     broken: dict[str, str] = {}  # cause -> the check that met it first
@@ -166,6 +168,7 @@ def _compared(
     kind: str, given: dict[str, Any], images: list[Path], small: bool, *, with_bars: bool
 ) -> tuple[Comparison, str]:
     """The comparison, and the unit of the reward."""
+    _refuse_environment(given, "compare")
     catalog = load_catalog()
     entry = catalog.reward(kind)
     entry.spec.load_reference()  # refuses a kind that names none, before anything is loaded
@@ -182,6 +185,16 @@ def _compared(
     with ProgressLines() as progress:
         shown = partial(progress, "compare")
         return compare_kind(kind, fields, catalog=catalog, images=loaded, progress=shown), entry.spec.unit
+
+
+def _refuse_environment(given: dict[str, Any], command: str) -> None:
+    """The contract and the comparison look into the reward, which another process holds."""
+    if "environment" in given:
+        raise DraftError(
+            f"`draft rewards {command}` looks into the reward, and one with an environment is in another process",
+            where="--set environment",
+            next=f"install draft-core there, and give `draft rewards {command}` there",
+        )
 
 
 def _markdown(comparison: Comparison) -> str:

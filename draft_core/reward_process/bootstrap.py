@@ -12,7 +12,7 @@ import sys
 LOWEST = (3, 10)
 
 
-def main():
+def main() -> None:
     """Speaks first: that it is there, or what is missing."""
     answers, questions = os.fdopen(os.dup(1), "wb", 0), os.fdopen(os.dup(0), "rb")
     os.dup2(2, 1)  # what a reward prints goes to the standard error, also from C
@@ -31,10 +31,11 @@ def main():
     serve(questions, answers)
 
 
-def find_core(folder):
+def find_core(folder: str) -> None:
     """Makes `draft_core` the package in that folder: that alone, nothing else that is installed beside it."""
     place = os.path.join(folder, "__init__.py")
     spec = importlib.util.spec_from_file_location("draft_core", place, submodule_search_locations=[folder])
+    assert spec is not None and spec.loader is not None  # noqa: PT018
     sys.modules["draft_core"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 

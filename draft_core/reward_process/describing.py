@@ -36,7 +36,7 @@ def _described(entry: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
     try:
         config = config_of(entry["fields"], catalog, folder=entry["folder"], overrides=entry["overrides"])
     except DraftError as error:
-        return {"error": {"type": type(error).__name__, "what": error.what, "where": error.where, "next": error.next}}
+        return {"error": as_told(error)}
     found = catalog.reward(config.kind)
     spec = found.spec
     facts = {name: getattr(spec, name) for name in FACTS}
@@ -46,6 +46,11 @@ def _described(entry: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
         "checks_prompts": type(config).check_prompts is not RewardConfig.check_prompts,
         "versions": {"python": platform.python_version(), **dict(_versions(found.distribution.name))},
     }
+
+
+def as_told(error: DraftError) -> dict[str, Any]:
+    """An error as JSON says it."""
+    return {"type": type(error).__name__, "what": error.what, "where": error.where, "next": error.next}
 
 
 def config_of(fields: Mapping[str, Any], catalog: Catalog, *, folder: str, overrides: list[str]) -> RewardConfig:

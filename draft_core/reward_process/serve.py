@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 from draft_core.errors import DraftError, raised
-from draft_core.reward_process.describing import check_prompts, describe
+from draft_core.reward_process.describing import as_told, check_prompts, describe
 
 Question = Mapping[str, Any]
 
@@ -28,6 +28,7 @@ def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
         return
     _tell(answers, {})
     does: dict[str, Callable[[Question], dict[str, Any]]] = {"describe": describe, "check_prompts": check_prompts}
+    answer: dict[str, Any]
     while True:
         question = json.loads(lines.get())
         try:
@@ -46,11 +47,6 @@ def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
                 "error": {"type": "RewardError", "what": f"it raised {raised(error)}", "where": None, "next": None}
             }
         _tell(answers, answer)
-
-
-def as_told(error: DraftError) -> dict[str, Any]:
-    """An error as JSON says it."""
-    return {"type": type(error).__name__, "what": error.what, "where": error.where, "next": error.next}
 
 
 def _read(questions: IO[bytes], lines: queue.SimpleQueue[bytes]) -> None:

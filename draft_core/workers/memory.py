@@ -5,8 +5,10 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import weakref
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from draft_core.errors import RewardError
 
@@ -23,6 +25,7 @@ class SharedMemory:
 
     Attributes:
         path: of the file.
+        close: lets go of the file, at the latest when nothing holds the memory.
 
     Raises:
         RewardError: if no file can be made.
@@ -36,6 +39,7 @@ class SharedMemory:
         self.path = path
         self._file = os.fdopen(descriptor, "r+b", buffering=0)
         self._map: mmap.mmap | None = None
+        self.close = weakref.finalize(self, _let_go, self._file, path)
 
     def bytes(self, size: int) -> mmap.mmap:
         """The bytes themselves, `size` at least.
@@ -67,11 +71,11 @@ class SharedMemory:
         with suppress(OSError):
             os.unlink(self.path)
 
-    def close(self) -> None:
-        """Lets go of the file."""
-        self._map = None
-        self._file.close()
-        self.forget_name()
+
+def _let_go(file: IO[bytes], path: str) -> None:
+    file.close()
+    with suppress(OSError):
+        os.unlink(path)
 
 
 def _made() -> tuple[int, str]:

@@ -140,8 +140,8 @@ class WorkerProcess:
 
     def _refusal(self, told: Mapping[str, Any]) -> DraftError:
         """The error that the process tells of, of the same class and with the same words."""
-        cls = getattr(errors, str(told["type"]), RewardError)
-        return cls(told["what"], where=told["where"] or self.where, next=told["next"])  # type: ignore[no-any-return]
+        cls: type[DraftError] = getattr(errors, str(told["type"]), RewardError)
+        return cls(told["what"], where=told["where"] or self.where, next=told["next"])
 
     def _missing(self, told: Mapping[str, Any]) -> RewardError:
         """What that Python lacks, and the command that installs it."""

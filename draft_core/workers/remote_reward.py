@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch.autograd.function import once_differentiable
 
+from draft_core.errors import RewardError
 from draft_core.rewards.protocol import FrozenModule, Takes
 from draft_core.workers.precision import settings_of
 from draft_core.workers.worker import Scored, Worker
@@ -40,7 +40,7 @@ class RemoteReward(FrozenModule):
         if not (self.differentiable and torch.is_grad_enabled() and images.requires_grad):
             return self.worker.score(images, prompts, columns).scores
         call = _Call(self.worker, prompts, columns, settings_of(images.device))
-        scores: torch.Tensor = _Scores.apply(images, call)  # type: ignore[no-untyped-call]
+        scores: torch.Tensor = _Scores.apply(images, call)
         return scores
 
     def score_with_components(
@@ -79,8 +79,13 @@ class _Scores(torch.autograd.Function):
         return scored.scores
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_scores: torch.Tensor) -> tuple[torch.Tensor | None, None]:
-        (images,) = ctx.saved_tensors
         call = ctx.call
+        if torch.is_grad_enabled():  # of a backward pass with create_graph
+            raise RewardError(
+                "a gradient of its gradient is asked for, and its process gives none",
+                where=call.worker.where,
+                next="leave out `environment`, and run the reward in this process",
+            )
+        (images,) = ctx.saved_tensors
         return call.worker.gradient(call.number, grad_scores, lambda: call.scored(images), images.device), None

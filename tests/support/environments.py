@@ -73,9 +73,7 @@ def in_one_process(catalog: Catalog) -> Catalog:
     return Catalog(rewards={**catalog.rewards, **here}, pretrained=catalog.pretrained)
 
 
-def _write_metadata(
-    site: Path, name: str, version: str, *, requires: str | None = None, entry_point: str = ""
-) -> None:
+def _write_metadata(site: Path, name: str, version: str, *, requires: str | None = None, entry_point: str = "") -> None:
     folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
     folder.mkdir()
     lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]

@@ -53,7 +53,7 @@ class Columned(FrozenModule):
     def forward(
         self, images: torch.Tensor, prompts: Sequence[str], columns: Mapping[str, Sequence[Any]]
     ) -> torch.Tensor:
-        rows = zip(images, columns["target"], columns["weight"], columns["text"])
+        rows = zip(images, columns["target"], columns["weight"], columns["text"], strict=True)
         return torch.stack(
             [len(text) - weight * (image - pixels[:, :1, :1]).square().mean() for image, pixels, weight, text in rows]
         ).float()
