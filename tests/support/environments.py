@@ -1,4 +1,4 @@
-"""Python environments with small plugins, written by hand: torch and the rest are this one's, by a .pth file."""
+"""Python environments with small plugins, written by hand: torch and the rest are this one's, by links."""
 
 from __future__ import annotations
 
@@ -57,9 +57,17 @@ def empty_environment(folder: Path, *, shares: bool = True) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     (site,) = folder.glob("lib/python*/site-packages")
     if shares:
-        shared = [path for path in sys.path if path.endswith("site-packages")]
-        (site / "shared.pth").write_text("\n".join(shared) + "\n", encoding="utf-8")
+        _share(site)
     return site
+
+
+def _share(site: Path) -> None:
+    """Links to what this environment has installed, but for draft-core and its plugins."""
+    for installed in [Path(path) for path in sys.path if path.endswith("site-packages")]:
+        for item in installed.iterdir():
+            is_ours = item.name.startswith(("draft", "_editable", "__editable")) or item.suffix == ".pth"
+            if not is_ours and not (site / item.name).exists():
+                (site / item.name).symlink_to(item)
 
 
 def python_of(folder: Path) -> Path:

@@ -256,7 +256,7 @@ def trained(rewards: Mapping[str, torch.nn.Module]) -> torch.Tensor:
     """Pixels after a few steps up the sum of rewards."""
     images = images_of(3, 3, 12, 12).requires_grad_()
     objective = Objective(rewards)
-    for _ in range(10):
+    for _ in range(20):
         (slope,) = torch.autograd.grad(objective(images, PROMPTS).total.sum(), images)
         images = (images + 0.1 * slope).detach().requires_grad_()
     return images
@@ -267,7 +267,7 @@ def test_ten_deaths_at_random_questions_change_no_bit(here: type[HereProcess]) -
     expected = trained({"tint": reward})
     here.asked = 0
     draw = Random(7)
-    here.deaths = {5 * number + draw.randrange(2) for number in range(1, 11)}  # never twice over one question
+    here.deaths = {6 * number + draw.randrange(2) for number in range(1, 11)}  # never twice over one question
     assert torch.equal(trained({"tint": there}), expected)
     assert there.worker.starts == 11  # type: ignore[union-attr]
 
