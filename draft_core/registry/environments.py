@@ -159,6 +159,11 @@ def spec_of(config: RewardConfig, catalog: Catalog) -> RewardSpec | RewardFacts:
     return config.facts if isinstance(config, RewardInEnvironment) else catalog.reward(config.kind).spec
 
 
+def in_environment(config: RewardConfig) -> bool:
+    """Whether a reward runs in an environment of its own."""
+    return isinstance(config, RewardInEnvironment)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where an entry stands, and its paths begin.

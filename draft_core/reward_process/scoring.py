@@ -81,7 +81,8 @@ class Scorer:
         of = take(self.memory, question["of"], scores.device)
         with self._memory_in_a_sentence():
             adopt(question["settings"])  # without its autocast: a backward pass has none
-            (gradient,) = torch.autograd.grad(scores, images, of, allow_unused=True)
+            # That of this sum is `of` times 1, the same in every bit; given `of` itself, torch would import sympy.
+            (gradient,) = torch.autograd.grad((scores * of).sum(), images, allow_unused=True)
         return {"known": True, "gradient": None if gradient is None else put(self.memory, [gradient])[0]}
 
     def _forget(self, question: Mapping[str, Any]) -> None:

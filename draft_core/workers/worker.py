@@ -141,15 +141,14 @@ class Worker:
         """
 
         def ask() -> torch.Tensor | None:
-            answer: dict[str, Any] = {"known": False}
             for _ in range(STARTS + 1):  # it may die once more between the call and this question
                 told = put(self._shared(), [grad_scores])
                 answer = self._ask({"do": "gradient", "call": call, "of": told[0], "settings": settings_of(device)})
                 if answer["known"]:
-                    break
+                    gradient = answer["gradient"]
+                    return None if gradient is None else take(self._shared(), gradient, device)
                 again()
-            gradient = answer["gradient"]
-            return None if gradient is None else take(self._shared(), gradient, device)
+            raise WorkerDiedError("it was killed after each time that the call was made again")
 
         return self._exact(ask)
 
@@ -180,7 +179,12 @@ class Worker:
         if self._process is not None:
             return
         self.starts += 1
-        process = WorkerProcess(self.python, where=self.where)
+        try:
+            process = WorkerProcess(self.python, where=self.where)
+        except RewardError as error:
+            if self.starts == 1:
+                raise
+            raise WorkerDiedError(error.what) from None  # it could start before
         memory = SharedMemory()
         try:
             question = {"do": "build", "config": self.config, "memory": memory.path, "where": self.where}

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from draft_core.cli.app import app
 from draft_core.errors import DraftError, PluginError, RecipeError, RewardError
+from draft_core.proposals.card import update_of
 from draft_core.recipe.load import dump_recipe, load_recipe
 from draft_core.recipe.yaml_text import parse_yaml
 from draft_core.registry.catalog import Catalog
@@ -132,7 +135,9 @@ def refused(catalog: Catalog, python: Path, **fields: Any) -> str:
     return str(caught.value)
 
 
-def load(catalog: Catalog, python: Path, prompts: Any = None, overrides: Any = (), **fields: Any) -> Any:
+def load(
+    catalog: Catalog, python: Path, prompts: Any = None, overrides: Any = (), model: Any = None, **fields: Any
+) -> Any:
     entry = {"kind": "new-tint", "environment": {"python": str(python)}, **fields}
     data = {
         **GOOD,
@@ -175,6 +180,17 @@ def test_errors_of_the_environment_are_those_of_this_one(new: Path, catalog: Cat
         load(catalog, new, kind="imagereward-2")
     said = str(caught.value)
     assert said.startswith(f"recipe: rewards.0: {new}: unknown reward 'imagereward-2'; did you mean 'imagereward'?")
+
+
+def test_what_looks_into_a_reward_or_its_memory_refuses_an_environment(new: Path, catalog: Catalog) -> None:
+    recipe = load(catalog, new, model={"pretrained": "stable-diffusion-v1-5/stable-diffusion-v1-5"})
+    with pytest.raises(RecipeError, match="reward 'new-tint': environment: the memory of its process is not predicted"):
+        update_of(recipe)
+    for command in ("check", "compare"):
+        words = ["rewards", command, "new-tint", "--set", f"environment.python={new}"]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 2
+        assert f"`draft rewards {command}` looks into the reward" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize(

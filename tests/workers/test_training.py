@@ -55,24 +55,35 @@ def recipe_of(catalog: Catalog, output: Path, pythons: dict[str, Path], **more: 
 
 
 class Killer(threading.Thread):
-    """Kills workers at random moments of their lives, as often as it was told."""
+    """Kills processes of workers at random moments after their first answer, until there were ten."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.workers: list[Worker] = []
         self.pids: list[int] = []
+        self.answered: set[int | None] = set()
         self.killed = 0
         self.over = False
 
     def worker(self, *given: Any, **more: Any) -> Worker:
-        self.workers.append(Worker(*given, **more))
-        return self.workers[-1]
+        worker = Worker(*given, **more)
+        asks = worker._ask
+
+        def ask(question: Any) -> Any:
+            answer = asks(question)
+            self.answered.add(worker.pid)
+            return answer
+
+        worker._ask = ask  # type: ignore[method-assign]
+        self.workers.append(worker)
+        return worker
 
     def run(self) -> None:
         draw = Random(3)
         while self.killed < KILLS and not self.over:
             time.sleep(draw.uniform(0, 0.2))
-            ready = [pid for worker in self.workers if (pid := worker.pid) is not None and pid not in self.pids]
+            pids = [pid for worker in self.workers if (pid := worker.pid) is not None]
+            ready = [pid for pid in pids if pid in self.answered and pid not in self.pids]
             if ready:
                 self.pids.append(draw.choice(ready))
                 self.killed += 1
