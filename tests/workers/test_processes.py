@@ -145,7 +145,7 @@ def load(
         "prompts": prompts or GOOD["prompts"],
         "evaluation": {"prompts": "tiny-heldout"},
     }
-    return load_recipe(data, overrides, catalog=catalog)
+    return load_recipe({**data, "model": model or GOOD["model"]}, overrides, catalog=catalog)
 
 
 def test_a_recipe_is_checked_by_the_environment_of_its_reward(
