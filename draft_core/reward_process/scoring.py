@@ -79,7 +79,7 @@ class Scorer:
             return {"known": False}
         images, scores = self.calls.pop(question["call"])
         of = take(self.memory, question["of"], scores.device)
-        with self._memory_in_a_sentence():
+        with self._memory_in_a_sentence(), torch.enable_grad():  # for the sum below
             adopt(question["settings"])  # without its autocast: a backward pass has none
             # That of this sum is `of` times 1, the same in every bit; given `of` itself, torch would import sympy.
             (gradient,) = torch.autograd.grad((scores * of).sum(), images, allow_unused=True)
