@@ -106,6 +106,7 @@ SLOW = (
     "tests/training/test_trainer.py::test_a_torn_checkpoint_is_refused",
     "tests/training/test_trainer.py::test_the_reward_rises",
     "tests/voting/test_voting.py::test_a_browser_answers_by_keys",
+    "tests/workers/test_training.py",
 )
 
 # A shell's background job ignores SIGINT, and the commands that tests interrupt would ignore it too.

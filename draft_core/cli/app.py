@@ -36,10 +36,12 @@ from draft_core.cli.terminal import (
 from draft_core.cli.vote import vote
 from draft_core.errors import DraftError, Interrupted
 from draft_core.recipe.yaml_text import exists
-from draft_core.registry.catalog import load_catalog
+from draft_core.registry.catalog import Catalog, load_catalog
 
 if TYPE_CHECKING:
     from draft_core.library.scores import Scored
+    from draft_core.registry.environments import RewardFacts
+    from draft_core.registry.specs import RewardSpec
 
 
 class _OneSentenceErrors(TyperGroup):
@@ -238,7 +240,7 @@ def _scored(
 ) -> tuple[str, list[Scored]]:
     """The unit of the reward, and the score of each image."""
     catalog = load_catalog()
-    spec = catalog.reward(reward).spec
+    spec = catalog.reward(reward).spec if "environment" not in fields else _spec_elsewhere(reward, fields, catalog)
     if spec.takes == "video":
         raise DraftError(
             f"reward {reward!r} scores videos, and this command reads images", where="--reward", next="name another one"
@@ -271,6 +273,14 @@ def _scored(
     scorer = load_reward(reward, catalog=catalog, **fields)
     prompts = prompt * len(images) if len(prompt) == 1 else prompt or [""] * len(images)
     return spec.unit, list(score_files(reward, scorer, images, prompts, read, row))
+
+
+def _spec_elsewhere(reward: str, fields: dict[str, Any], catalog: Catalog) -> RewardSpec | RewardFacts:
+    """What the reward's own environment says of it."""
+    from draft_core.registry.environments import spec_of
+    from draft_core.runs.build import reward_config
+
+    return spec_of(reward_config(reward, fields, catalog), catalog)
 
 
 @app.command()

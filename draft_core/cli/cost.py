@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from draft_core.cli.terminal import Overrides, out, print_json, prints_aside, quiet_libraries
+from draft_core.cli.terminal import Overrides, err, out, print_json, prints_aside, quiet_libraries
 from draft_core.registry.catalog import load_catalog
 
 if TYPE_CHECKING:
@@ -84,9 +84,12 @@ def _forecast(recipe: Path, overrides: list[str]) -> tuple[Forecast, dict[str, i
     from draft_core.cost.room import free_memory
     from draft_core.evaluation.evaluate import evaluation_sampler
     from draft_core.recipe.resolve import resolve_evaluation
+    from draft_core.registry.environments import in_environment
     from draft_core.runs.build import build, build_objective
 
     quiet_libraries()
+    for kind in [config.kind for config in (*validated.rewards, *validated.metrics) if in_environment(config)]:
+        err.print(f"not counted: the memory of reward {escape(kind)}, which has a process of its own", highlight=False)
     settings, prompts = resolve_evaluation(validated, catalog)
     trainer = build(validated, catalog=catalog)
     sampler = evaluation_sampler(trainer.sampler, settings)

@@ -121,7 +121,9 @@ def check_reward(
     from draft_core.testing.own_file import OF_PLUGINS, is_own_file
     from draft_core.testing.subject import Violation
 
-    subject = _subject(kind, given_fields(overrides), prompts, small)
+    given = given_fields(overrides)
+    _refuse_environment(given, "check")
+    subject = _subject(kind, given, prompts, small)
     checks = {name: check for name, check in CHECKS.items() if not (is_own_file(kind) and name in OF_PLUGINS)}
     broken: dict[str, str] = {}  # cause -> the check that met it first
     failed = 0
@@ -235,6 +237,7 @@ def _compared(
     kind: str, given: dict[str, Any], images: list[Path], small: bool, *, with_bars: bool
 ) -> tuple[Comparison, str]:
     """The comparison, and the unit of the reward."""
+    _refuse_environment(given, "compare")
     catalog = load_catalog()
     entry = catalog.reward(kind)
     entry.spec.load_reference()  # refuses a kind that names none, before anything is loaded
@@ -251,6 +254,16 @@ def _compared(
     with ProgressLines() as progress:
         shown = partial(progress, "compare")
         return compare_kind(kind, fields, catalog=catalog, images=loaded, progress=shown), entry.spec.unit
+
+
+def _refuse_environment(given: dict[str, Any], command: str) -> None:
+    """The contract and the comparison look into the reward, which another process holds."""
+    if "environment" in given:
+        raise DraftError(
+            f"`draft rewards {command}` looks into the reward, and one with an environment is in another process",
+            where="--set environment",
+            next=f"install draft-core there, and give `draft rewards {command}` there",
+        )
 
 
 def _markdown(comparison: Comparison) -> str:

@@ -319,6 +319,7 @@ def _rewards(
     kind: str | None, fields: Mapping[str, Any], lora: Path | None, catalog: Catalog, *, climbs: bool
 ) -> Sequence[RewardConfig]:
     """The reward that was named, or those of the run that the LoRA lies in."""
+    from draft_core.registry.environments import spec_of
     from draft_core.runs.build import reward_config
     from draft_core.runs.sample import rewards_of
 
@@ -338,7 +339,7 @@ def _rewards(
             next="name a reward that `draft rewards` lists, or give the folder of a run as --lora",
         )
     for reward in rewards:
-        if climbs and reward.weight and not catalog.reward(reward.kind).spec.differentiable:
+        if climbs and reward.weight and not spec_of(reward, catalog).differentiable:
             raise DraftError(
                 f"reward {reward.kind!r} has no gradient for the noise to climb",
                 where="--optimise-noise",

@@ -10,6 +10,7 @@ from draft_core.errors import RecipeError
 from draft_core.frames import FrameChoice
 from draft_core.recipe.schema import RecipeBase
 from draft_core.registry.config import DirectConfig, RewardConfig
+from draft_core.registry.environments import in_environment
 
 if TYPE_CHECKING:
     from draft_core.cost.card import Update
@@ -59,6 +60,10 @@ def update_of(recipe: RecipeBase) -> Update:
     if named := [reward.kind for reward in recipe.rewards if reward.surrogate is not None]:
         raise RecipeError(
             "what it takes beside the method is not predicted", where=f"reward {named[0]!r}: surrogate", next=ALONE
+        )
+    if named := [config.kind for config in (*recipe.rewards, *recipe.metrics) if in_environment(config)]:
+        raise RecipeError(
+            "the memory of its process is not predicted", where=f"reward {named[0]!r}: environment", next=NOT_PREDICTED
         )
     others = {
         "model.pipeline": model.pipeline not in (None, published.pipeline),

@@ -17,6 +17,7 @@ from draft_core.recipe.schema import RecipeBase
 from draft_core.recipe.yaml_text import short
 from draft_core.registry.catalog import Catalog
 from draft_core.registry.config import MethodConfig, RewardConfig
+from draft_core.registry.environments import spec_of
 
 HASHED = 16  # letters of a file's digest that a run remembers
 
@@ -73,7 +74,7 @@ def columns_of(config: RewardConfig, catalog: Catalog, *, where: str) -> dict[st
     Raises:
         RecipeError: if the recipe names one that the reward does not read.
     """
-    declared, named = catalog.reward(config.kind).spec.columns, config.columns or {}
+    declared, named = spec_of(config, catalog).columns, config.columns or {}
     if unknown := next((name for name in named if name not in declared), None):
         raise RecipeError(
             f"reward {config.kind!r} reads no column {short(unknown)!r}",

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised
 from draft_core.prompt_rows import TEXTS, row_key
 from draft_core.recipe.columns import readers, with_absolute_rows
+from draft_core.recipe.elsewhere import are_all_elsewhere, with_environments
 from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import base_of, with_absolute_paths
 from draft_core.recipe.resolve import locate_pretrained, resolve_evaluation, training_prompts
@@ -22,6 +23,7 @@ from draft_core.recipe.schema import LARGEST_FLOAT, LARGEST_INTEGER, RecipeBase,
 from draft_core.recipe.yaml_text import dump_yaml, plain_copy, read_yaml, set_field, short
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
+from draft_core.registry.environments import spec_of
 from draft_core.setting import SCHEDULES, PromptFile, images_per_prompt
 
 # What the sampler is given beside the arguments of the call.
@@ -59,10 +61,12 @@ def load_recipe(
     for override in overrides:
         set_field(data, override)
     try:
-        recipe: RecipeBase = validate(recipe_type(catalog), data, catalog, where=name)
+        type_ = recipe_type(catalog, needs_rewards=not are_all_elsewhere(data))
+        recipe: RecipeBase = validate(type_, data, catalog, where=name)
         recipe = with_absolute_paths(
             recipe, base_of(base, overrides), where=name, names=_names_that_are_no_paths(catalog)
         )
+        recipe = with_environments(recipe, where=name, folder=base, overrides=overrides)
         recipe = _with_prompts_of_method(_with_call_of_alias(recipe, catalog), name)
         recipe = _with_absolute_rows(recipe, catalog, base_of(base, overrides), name)
         _check(recipe, catalog, name)
@@ -184,7 +188,7 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
     check_surrogates(recipe, method, catalog, where)
     check_groups(recipe, catalog, where, images_evaluated=evaluation.images_per_prompt)
     for index, reward in enumerate(recipe.rewards if method.needs_gradient else ()):
-        if not catalog.reward(reward.kind).spec.differentiable and reward.surrogate is None:
+        if not spec_of(reward, catalog).differentiable and reward.surrogate is None:
             trainable = [kind for kind, entry in catalog.rewards.items() if entry.spec.differentiable]
             methods = [kind for kind, entry in catalog.methods.items() if not entry.spec.needs_gradient]
             or_method = f"take a method that needs none ({', '.join(methods)}), " if methods else ""

@@ -152,5 +152,7 @@ def _fits(value: Any, annotation: Any) -> bool:
     annotation, _ = _unwrapped(annotation, ())
     if annotation is Any:
         return True
+    if get_origin(annotation) in (Union, types.UnionType):
+        return any(_fits(value, member) for member in get_args(annotation))
     kind = get_origin(annotation) or annotation
     return isinstance(kind, type) and isinstance(value, kind) and not (isinstance(value, str) and kind is Sequence)

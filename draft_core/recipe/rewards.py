@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from draft_core.errors import DraftError, RecipeError
 from draft_core.recipe.schema import RecipeBase
 from draft_core.registry.catalog import Catalog
+from draft_core.registry.environments import spec_of
 from draft_core.registry.specs import MethodSpec
 from draft_core.setting import images_per_prompt
 
@@ -40,13 +41,13 @@ def check_surrogates(recipe: RecipeBase, method: MethodSpec, catalog: Catalog, w
                 where=f"{where}: rewards.{index}.surrogate",
                 next="leave it out, or take a method whose gradient flows through the reward, such as draft-k",
             )
-        if catalog.reward(reward.kind).spec.scope == "group":
+        if spec_of(reward, catalog).scope == "group":
             raise RecipeError(
                 f"the surrogate of {reward.kind!r} sees one image, and the reward compares the images of a prompt",
                 where=f"{where}: rewards.{index}.surrogate",
                 next="leave it out",
             )
-        if columns := list(catalog.reward(reward.kind).spec.columns):
+        if columns := list(spec_of(reward, catalog).columns):
             raise RecipeError(
                 f"the surrogate of {reward.kind!r} sees images and prompts, and the reward reads column {columns[0]!r}",
                 where=f"{where}: rewards.{index}.surrogate",
@@ -70,7 +71,7 @@ def check_groups(recipe: RecipeBase, catalog: Catalog, where: str, *, images_eva
         f"{field}.{index}": reward.kind
         for field in ("rewards", "metrics")
         for index, reward in enumerate(getattr(recipe, field))
-        if catalog.reward(reward.kind).spec.scope == "group"
+        if spec_of(reward, catalog).scope == "group"
     }
     if not in_groups:
         return

@@ -12,7 +12,7 @@ from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ValidationError, create_model
+from pydantic import BeforeValidator, Discriminator, Tag, ValidationError, create_model
 from pydantic_core import PydanticCustomError
 
 from draft_core.errors import PluginError
@@ -21,6 +21,7 @@ from draft_core.recipe.messages import sentence_of
 from draft_core.recipe.trackers import TrackersConfig
 from draft_core.registry.catalog import Catalog
 from draft_core.registry.config import Config, Field, MethodConfig, RewardConfig
+from draft_core.registry.environments import RewardInEnvironment
 from draft_core.registry.methods import DraftLV
 from draft_core.setting import MOST, MOST_STEPS, Prompts, RecipePath
 from draft_core.training.settings import CheckpointSettings, RegularizerSettings, TrainSettings
@@ -208,13 +209,18 @@ class RecipeBase(Config):
         return changed(self, catalog, fields)
 
 
-def recipe_type(catalog: Catalog) -> type[RecipeBase]:
+def recipe_type(catalog: Catalog, *, needs_rewards: bool = True) -> type[RecipeBase]:
     """The recipe model whose `rewards` and `metrics` are unions of everything in `catalog`.
 
+    Arguments:
+        needs_rewards: whether an entry may be of a reward that is installed here; False if all have environments of
+            their own.
+
     Raises:
-        PluginError: if no reward is installed; a union of nothing would accept anything.
+        PluginError: if no reward is installed where one is needed; a union of nothing would accept anything.
     """
-    entries: Any = tuple[reward_type(catalog), ...]  # type: ignore[misc]
+    entry: Any = entry_type(catalog) if needs_rewards or catalog.rewards else RewardInEnvironment
+    entries: Any = tuple[entry, ...]
     return create_model(
         "Recipe",
         __base__=RecipeBase,
@@ -229,6 +235,24 @@ def recipe_type(catalog: Catalog) -> type[RecipeBase]:
             Field((), description="Further rewards, measure-only ones too, to score the evaluation with."),
         ),
     )
+
+
+def entry_type(catalog: Catalog) -> Any:
+    """A reward that is installed here, or one in an environment of its own: told apart by that field.
+
+    Raises:
+        PluginError: as `reward_type`.
+    """
+    here, elsewhere = Annotated[reward_type(catalog), Tag(_HERE)], Annotated[RewardInEnvironment, Tag(_ELSEWHERE)]
+    return Annotated[here | elsewhere, Discriminator(_where_it_is)]
+
+
+_HERE, _ELSEWHERE = "(installed here)", "(in an environment)"
+
+
+def _where_it_is(entry: Any) -> str:
+    has_one = "environment" in entry if isinstance(entry, Mapping) else isinstance(entry, RewardInEnvironment)
+    return _ELSEWHERE if has_one else _HERE
 
 
 def reward_type(catalog: Catalog) -> Any:

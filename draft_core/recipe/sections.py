@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from draft_core.recipe.paths import typed_fields
 from draft_core.recipe.yaml_text import short
+from draft_core.registry.environments import RewardInEnvironment
 
 NEAR = 0.6  # of difflib's likeness between a misspelt name and the right one
 FAR = 0.75  # the same for a name that stands elsewhere
@@ -89,6 +90,8 @@ def _chosen(classes: Sequence[type], data: Any, default: Any) -> type | None:
     """The class that the data is meant to be of: the only one, or the one whose name in the recipe the data holds."""
     if len(classes) == 1:
         return classes[0]
+    if isinstance(data, Mapping) and "environment" in data and RewardInEnvironment in classes:
+        return RewardInEnvironment
     if isinstance(data, Mapping):
         tags = [value for value in data.values() if isinstance(value, str)]
         return next((candidate for candidate in classes if tag_of(candidate) in tags), None)

@@ -15,6 +15,7 @@ from typing import Generic
 
 from packaging.utils import canonicalize_name
 
+from draft_core import __version__  # a worker's environment need not have this distribution
 from draft_core.errors import DraftError, PluginError, raised
 from draft_core.registry.hooks import ENTRY_POINT_GROUP
 from draft_core.registry.methods import BUILT_IN
@@ -67,7 +68,7 @@ class BrokenPlugin:
 
 
 def _own_methods() -> dict[str, Entry[MethodSpec]]:
-    core = Distribution("draft-core", importlib.metadata.version("draft-core"))
+    core = Distribution("draft-core", __version__)
     return {spec.kind: Entry(spec, core) for spec in BUILT_IN}
 
 

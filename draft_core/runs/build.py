@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from draft_core.adapters.adapter import Adapter
 from draft_core.adapters.lora_adapter import Lora
-from draft_core.errors import DraftError, PluginError, RecipeError, raised_at, with_type
+from draft_core.errors import PluginError, RecipeError
 from draft_core.learners.learner import Learner
 from draft_core.learners.surrogate_learner import SurrogateLearner
 from draft_core.prompt_rows import PromptRow
@@ -19,13 +20,13 @@ from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import with_absolute_paths, working_directory
 from draft_core.recipe.prompt_lists import PromptList
 from draft_core.recipe.resolve import require_recipe, rows_of, training_prompts
-from draft_core.recipe.schema import ModelConfig, RecipeBase, reward_type
+from draft_core.recipe.schema import ModelConfig, RecipeBase, entry_type
 from draft_core.registry.catalog import Catalog, load_catalog
-from draft_core.registry.config import Config, MethodConfig, RewardConfig
+from draft_core.registry.config import MethodConfig, RewardConfig
+from draft_core.registry.environments import Place, RewardInEnvironment, described, spec_of
+from draft_core.reward_process.making import check_device, made_by_plugin, made_reward
 from draft_core.rewards.columns import CallColumns
 from draft_core.rewards.objective import Objective, Rewards, as_objective
-from draft_core.rewards.placement import OnDevice
-from draft_core.rewards.protocol import scope
 from draft_core.runs.pipeline_loading import (
     check_files,
     check_model,
@@ -47,6 +48,8 @@ from draft_core.training.learner_contract import require_columns, require_own_va
 from draft_core.training.precision import autocast
 from draft_core.training.scoring import check_images
 from draft_core.training.trainer import Trainer
+from draft_core.workers.remote_reward import RemoteReward
+from draft_core.workers.worker import Worker
 
 LEARNER_MEMBERS = ("needs_gradient", "yields_divergence", "losses", "modules", "state_dict", "load_state_dict")
 
@@ -243,7 +246,7 @@ def with_surrogates(
 def _within_prompt(reward: RewardConfig, catalog: Catalog) -> bool:
     """Whether the reward's scores are compared between images of one prompt alone."""
     pairs = reward.surrogate.pairs if reward.surrogate else "any"
-    return pairs == "prompt" or (pairs == "auto" and catalog.reward(reward.kind).spec.needs_prompt)
+    return pairs == "prompt" or (pairs == "auto" and spec_of(reward, catalog).needs_prompt)
 
 
 def build_objective(configs: Sequence[RewardConfig], catalog: Catalog, *, beside: Objective | None = None) -> Objective:
@@ -268,47 +271,18 @@ def build_objective(configs: Sequence[RewardConfig], catalog: Catalog, *, beside
 
 
 def build_reward(config: RewardConfig, catalog: Catalog) -> torch.nn.Module:
-    """What the plugin's factory makes of its config.
+    """What the plugin's factory makes of its config, here or in the config's own environment.
 
     Raises:
-        PluginError: if the factory raises anything but a `DraftError`, or makes no module.
+        DraftError: if the factory raises, or makes no module, or the environment's process cannot be started.
     """
-    entry = catalog.reward(config.kind)
-    where = f"reward {config.kind!r} of {entry.distribution}"
-    reward = made_by_plugin(entry.spec.load(), config, where)
-    if not isinstance(reward, torch.nn.Module):
-        raise PluginError(f"its factory made {type(reward).__name__}, not a torch.nn.Module", where=where)
-    if not entry.spec.allows(said := getattr(reward, "takes", "image")):
-        raise PluginError(
-            f"its spec says that it takes {entry.spec.takes}, its attribute `takes` {said}",
-            where=where,
-            next="tell its author",
-        )
-    if entry.spec.scope != scope(reward):
-        problem = f"its spec says that its scope is the {entry.spec.scope}, its attribute `scope` {scope(reward)}"
-        raise PluginError(problem, where=where, next="tell its author")
-    if config.device is None:
-        return reward
-    _check_device(config.device, where=f"reward {config.kind!r}: device")
-    return OnDevice(reward, config.device)
-
-
-def made_by_plugin(factory: Callable[[Any], Any], config: Config, where: str) -> Any:
-    """What a plugin's factory makes of a config.
-
-    Raises:
-        PluginError: if it raises anything but a `DraftError`; `where` names the plugin, the traceback is the cause.
-    """
-    try:
-        return factory(config)
-    except DraftError:
-        raise
-    except Exception as error:
-        raise PluginError(
-            f"it cannot be built ({with_type(error)}){raised_at(error)}",
-            where=where,
-            next="tell its author",
-        ) from error
+    if not isinstance(config, RewardInEnvironment):
+        return made_reward(config, catalog)
+    environment, facts = config.environment, config.facts
+    worker = Worker(
+        environment.interpreter, config.there(), timeout=environment.timeout, where=f"reward {config.kind!r}"
+    )
+    return RemoteReward(worker, differentiable=facts.differentiable, scope=facts.scope)
 
 
 def reward_config(kind: str, fields: Mapping[str, Any], catalog: Catalog) -> RewardConfig:
@@ -319,30 +293,23 @@ def reward_config(kind: str, fields: Mapping[str, Any], catalog: Catalog) -> Rew
     """
     if "kind" in fields:
         raise RecipeError("the kind is said already", where=f"reward {kind!r}: kind", next="leave it out")
-    catalog.reward(kind)
-    where = f"reward {kind!r}"
-    config: RewardConfig = validate(reward_type(catalog), {"kind": kind, **fields}, catalog, where=where)
-    return with_absolute_paths(config, working_directory, where=where)
-
-
-def _check_device(device: str, *, where: str) -> None:
-    """That a device is here; a number behind cuda counts from 0."""
-    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    available = ["cpu", *(["cuda", *(f"cuda:{card}" for card in range(cards))] if cards else [])]
-    available += ["mps"] if torch.backends.mps.is_available() else []
-    if device not in available:
-        raise RecipeError(
-            f"{device!r} is not available here", where=where, next=f"use {', '.join(available)}, or leave the field out"
-        )
+    if "environment" not in fields:
+        catalog.reward(kind)
+    where, type_ = f"reward {kind!r}", entry_type(catalog) if catalog.rewards else RewardInEnvironment
+    config: RewardConfig = validate(type_, {"kind": kind, **fields}, catalog, where=where)
+    config = with_absolute_paths(config, working_directory, where=where)
+    if isinstance(config, RewardInEnvironment):
+        (config,) = described({Place(where, Path.cwd(), joint=": "): config})
+    return config
 
 
 def _check_machine(recipe: RecipeBase) -> None:
     if recipe.device:
-        _check_device(recipe.device, where="device")
+        check_device(recipe.device, where="device")
     for place, reward in enumerate([*recipe.rewards, *recipe.metrics]):
-        if reward.device:
+        if reward.device and not isinstance(reward, RewardInEnvironment):
             name = f"rewards.{place}" if place < len(recipe.rewards) else f"metrics.{place - len(recipe.rewards)}"
-            _check_device(reward.device, where=f"{name}.device")
+            check_device(reward.device, where=f"{name}.device")
     processes = Processes(cpu=recipe.device == "cpu")
     autocast(processes.device, recipe.train.mixed_precision)  # refuses what the device cannot do
     check_images(recipe.train, images_per_prompt(recipe.model.call), processes.world_size)

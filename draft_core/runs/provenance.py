@@ -15,6 +15,7 @@ from draft_core.prompt_rows import column_of_argument
 from draft_core.recipe.resolve import ResolvedRecipe
 from draft_core.recipe.schema import ImageFile, RecipeBase
 from draft_core.registry.catalog import Catalog
+from draft_core.registry.environments import spec_of
 from draft_core.reporting.run_record import Facts, Licence
 from draft_core.runs.continuation import images_per_update
 from draft_core.sampling.sampler import DifferentiableSampler
@@ -132,7 +133,7 @@ def licences(recipe: RecipeBase, catalog: Catalog) -> list[Licence]:
         spec = catalog.pretrained[recipe.model.pretrained].spec
         found.append(Licence(f"model {spec.alias}", spec.license, None))
     for config in [*recipe.rewards, *recipe.metrics]:
-        reward = catalog.reward(config.kind).spec
+        reward = spec_of(config, catalog)
         licence = Licence(f"reward {reward.kind}", reward.code_license, reward.weights_license)
         if licence not in found:
             found.append(licence)

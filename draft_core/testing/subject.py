@@ -11,8 +11,8 @@ import torch
 from draft_core.prompt_rows import Column, PromptRow, plain
 from draft_core.registry.config import RewardConfig
 from draft_core.registry.specs import RewardSpec
+from draft_core.reward_process.making import made_by_plugin
 from draft_core.rewards.columns import for_reward
-from draft_core.runs.build import made_by_plugin
 
 PROMPTS = ("a photograph of a red apple on a table", "two cats", "an oil painting of the sea at night")
 SIDE = 64  # pixels, where the reward has no native size

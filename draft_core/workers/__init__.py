@@ -1,0 +1,1 @@
+"""Rewards in a process of another Python environment: this side, which starts the process and asks it."""
