@@ -58,6 +58,7 @@ SLOW = (
     "tests/learners/test_preference.py::test_modes_get_the_weights_of_the_base_model_times_the_exponential_of_the_reward",
     "tests/learners/test_weighted_regression.py::test_the_modes_get_the_weights_of_the_tilted_mixture",
     "tests/project/test_benchmarks.py",
+    "tests/project/test_blocks.py::test_the_block_of_search_finds_images",
     "tests/project/test_ecosystem.py",
     "tests/project/test_gallery.py",
     "tests/project/test_library.py::test_the_code_of_the_page_runs_as_it_stands",
