@@ -31,6 +31,7 @@ RUN = {
     ("docs/write-a-method.md", "python"): (3, "tests/project/test_tutorial.py"),
     ("docs/write-a-reward.md", "python"): (7, "tests/project/test_ecosystem.py"),
     ("docs/how-to/columns.md", "python"): (1, "tests/project/test_blocks.py"),
+    ("docs/how-to/coming-from-other-libraries.md", "python"): (1, "tests/project/test_from_trl.py"),
     ("docs/how-to/program-as-reward.md", "python"): (1, "plugins/command/tests/test_scores.py"),
     ("docs/how-to/search-without-training.md", "python"): (1, "tests/project/test_blocks.py"),
     ("docs/how-to/train-your-model.md", "python"): (1, "tests/project/test_own_model.py"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 import types
 import warnings
@@ -15,9 +16,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from draft_core import load_catalog
 from draft_core.adapters.lora import trainable
 from draft_core.training.batches import Batches
-from tests.support.pages import ROOT
+from draft_core.recipe.schema import RecipeBase
+from tests.project.test_tutorial import fields
+from tests.support.pages import ROOT, code_blocks, run_code, text_of
 from tests.support.tiny import byte_tokenizer, tiny_pipe, with_lora
 
 STEPS, FIRST, UPDATES, GUIDANCE = 4, 2, 5, 3.0
@@ -161,3 +165,30 @@ def test_another_truncation_would_be_found(example: Any, tmp_path: Path) -> None
         plain_loop(pipe, example.darkness, batches, first)
         ends.append([parameter.detach() for parameter in trainable(pipe)])
     assert max(float((one - other).abs().max()) for one, other in zip(*ends, strict=True)) > 1e-3
+
+
+PAGE = text_of("docs/how-to/coming-from-other-libraries.md")
+
+
+def test_the_block_of_the_page_gives_a_gradient() -> None:
+    (block,) = code_blocks(PAGE, "python")
+    names: dict[str, Any] = {}
+    run_code(block, names)
+    torch.testing.assert_close(names["images"].grad, torch.full((2, 3, 64, 64), -10 / (2 * 3 * 64 * 64)))
+
+
+def test_the_settings_of_the_page_are_there() -> None:
+    schema = RecipeBase.model_json_schema()
+    known = {*fields(schema, schema["$defs"]), "method", "prompts", "evaluation", "trackers", "train.frames.choice"}
+    methods = {kind: set(entry.spec.config.model_fields) for kind, entry in load_catalog().methods.items()}
+    named = set()
+    for line in re.findall(r"(?m)^\| .*$", PAGE):
+        theirs, ours = line.strip("| ").split(" | ", 1)
+        named |= set(re.findall(r"`((?:model|train|evaluation|regularizers|checkpoint)\.[a-z_.]+)", ours))
+        for kind, rest in re.findall(r"\{kind: ([a-z-]+)((?:, [a-z_]+: [^,}]+)*)\}", ours):
+            if kind in methods:
+                assert set(re.findall(r", ([a-z_]+):", rest)) <= methods[kind], line
+        if "of `ddpo`" in ours:
+            assert set(re.findall(r"`([a-z_]+)`", ours.partition("`ddpo`")[0])) <= methods["ddpo"], line
+    assert len(named) > 20
+    assert named <= known, named - known
