@@ -8,6 +8,7 @@ each name in docs/reference/public-surface.md, from its docstring. `make docs` r
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import posixpath
 import re
@@ -52,6 +53,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds what pages link to, the indexes of folders, and the API reference; fills the patterns of the navigation."""
+    for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        files.append(added(f"{DOCS}/{file.src_uri}", f"{file.src_uri}.md", config))
     waiting = [file.src_uri for file in files.documentation_pages()]
     for uri in entries(config.nav):  # such as the README, which no page may link to
         if uri.startswith(f"{BESIDE}/") and uri.endswith(".md"):
@@ -92,7 +95,7 @@ def path_of(uri: str) -> str:
         whole = uri.removesuffix(end)
         if uri.startswith(f"{BESIDE}/") and whole != uri and (ROOT / whole.removeprefix(f"{BESIDE}/")).exists():
             return whole.removeprefix(f"{BESIDE}/") + ("/" if end == "/index.md" else "")
-    return uri.removeprefix(f"{BESIDE}/") if uri.startswith(f"{BESIDE}/") else f"{DOCS}/{uri}"
+    return uri.removeprefix(f"{BESIDE}/") if uri.startswith(f"{BESIDE}/") else f"{DOCS}/{uri}".replace(".ipynb.md", ".ipynb")
 
 
 def uri_of(path: str) -> str:
@@ -101,7 +104,7 @@ def uri_of(path: str) -> str:
     uri = path.removeprefix(f"{DOCS}/") if inside else f"{BESIDE}/{path}"
     if (ROOT / path).is_dir():
         return f"{uri}/index.md"
-    return uri if Path(path).suffix in {".md", ".ipynb", *IMAGES} else f"{uri}.md"
+    return uri if Path(path).suffix in {".md", *IMAGES} else f"{uri}.md"
 
 
 def relinked(markdown: str, led: Callable[[str], str]) -> str:
@@ -132,9 +135,22 @@ def added(path: str, uri: str, config: MkDocsConfig) -> File:
         return File.generated(config, uri, content=index(source))
     if source.suffix == ".md" or source.suffix in IMAGES:
         return File.generated(config, uri, abs_src_path=os.fspath(source))
+    if source.suffix == ".ipynb":
+        return File.generated(config, uri, content=notebook(json.loads(source.read_text(encoding="utf-8")), source.name))
     language = {".py": "python", ".yml": "yaml", ".sh": "sh"}.get(source.suffix, source.suffix.removeprefix("."))
     code = source.read_text(encoding="utf-8")
     return File.generated(config, uri, content=f"# {source.name}\n\n`{path}`\n\n````{language}\n{code}````\n")
+
+
+def notebook(book: dict[str, Any], name: str) -> str:
+    """The cells of a notebook as a page, with a link to the file itself under its title."""
+    cells = ["".join(cell["source"]) for cell in book["cells"]]
+    pages = [
+        f"```python\n{text}\n```" if cell["cell_type"] == "code" else text
+        for cell, text in zip(book["cells"], cells, strict=True)
+    ]
+    title, _, rest = "\n\n".join(pages).partition("\n")
+    return f'{title}\n\n<a href="{name}" download>{name}</a>, to run it yourself\n{rest}\n'
 
 
 def index(folder: Path) -> str:
