@@ -1,4 +1,4 @@
-"""Checks a built site: `python -m tools.check_site site`. `make docs` runs it after mkdocs, which checks the sources alone.
+"""Checks a built site: `python -m tools.check_site site`. `make docs` runs it after mkdocs, which checks the sources.
 
 Every link and anchor leads somewhere, nothing is fetched from elsewhere, and pages fit a telephone.
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 import griffe
 
-# Called with a default and a text: (where the default is among the arguments, where the text is; None: by keyword only).
+# Called with a default and a text: (place of the default among the arguments, that of the text; None: by keyword only).
 DESCRIBED: dict[str, tuple[int, int | None]] = {"Field": (0, None), "setting": (1, 0)}
 # `height, width: text`, whose text may go on in lines that are indented further.
 SHARED = re.compile(r"^( +)(\*{0,2}\w+(?:, \*{0,2}\w+)+): (.*(?:\n\1 +\S.*)*)\n?", re.M)

@@ -1,8 +1,8 @@
 """A hook of mkdocs: what the site has beside docs/, so that the pages stay what a code host shows.
 
-A link out of docs/ brings its target along: a page of the repository as a page, any other text file as a page with its code. Headings
-get the anchors of a code host. Further come an index of a folder that a page links to, and the API reference: a section for
-each name in docs/reference/public-surface.md, from its docstring. `make docs` runs it.
+A link out of docs/ brings its target along: a page of the repository as a page, any other text file as a page with its
+code, a folder as an index. Headings get the anchors of a code host, and the API reference has a section for each name
+in docs/reference/public-surface.md, from its docstring. `make docs` runs it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LINK = re.compile(r"(?P<code>^ *(?P<fence>`{3,}).*?^ *(?P=fence)$|`[^`\n]+`)|\]\
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Takes the slugs of a code host; links to edit a page if pyproject.toml knows the repository; versions under mike."""
+    """Takes the anchors of a code host, links for editing if pyproject.toml has an address, versions under mike."""
     config.mdx_configs.setdefault("toc", {})["slugify"] = slugify(case="lower")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     address = {name.lower(): url for name, url in project.get("urls", {}).items()}.get("repository")
@@ -95,7 +95,11 @@ def path_of(uri: str) -> str:
         whole = uri.removesuffix(end)
         if uri.startswith(f"{BESIDE}/") and whole != uri and (ROOT / whole.removeprefix(f"{BESIDE}/")).exists():
             return whole.removeprefix(f"{BESIDE}/") + ("/" if end == "/index.md" else "")
-    return uri.removeprefix(f"{BESIDE}/") if uri.startswith(f"{BESIDE}/") else f"{DOCS}/{uri}".replace(".ipynb.md", ".ipynb")
+    return (
+        uri.removeprefix(f"{BESIDE}/")
+        if uri.startswith(f"{BESIDE}/")
+        else f"{DOCS}/{uri}".replace(".ipynb.md", ".ipynb")
+    )
 
 
 def uri_of(path: str) -> str:
@@ -126,7 +130,7 @@ def links(markdown: str, path: str) -> Iterator[str]:
 
 
 def added(path: str, uri: str, config: MkDocsConfig) -> File:
-    """The file of the site for a path of the repository: a page, an image, an index of a folder, or a page with code."""
+    """The file of the site for a path of the repository: a page, an image, the index of a folder, a page with code."""
     source = ROOT / path
     if source.is_dir():
         readme = source / "README.md"
@@ -136,7 +140,9 @@ def added(path: str, uri: str, config: MkDocsConfig) -> File:
     if source.suffix == ".md" or source.suffix in IMAGES:
         return File.generated(config, uri, abs_src_path=os.fspath(source))
     if source.suffix == ".ipynb":
-        return File.generated(config, uri, content=notebook(json.loads(source.read_text(encoding="utf-8")), source.name))
+        return File.generated(
+            config, uri, content=notebook(json.loads(source.read_text(encoding="utf-8")), source.name)
+        )
     language = {".py": "python", ".yml": "yaml", ".sh": "sh"}.get(source.suffix, source.suffix.removeprefix("."))
     code = source.read_text(encoding="utf-8")
     return File.generated(config, uri, content=f"# {source.name}\n\n`{path}`\n\n````{language}\n{code}````\n")
@@ -189,7 +195,7 @@ def linked(surface: str) -> str:
 
 
 def filled(nav: list[Any], pages: list[str]) -> list[Any]:
-    """The navigation, where a pattern such as `decisions/*` stands for the pages of that folder that nothing else names."""
+    """The navigation, where a pattern such as `decisions/*` stands for the pages of that folder that nothing names."""
     named = set(entries(nav))
     patterns = [name for name in named if name.endswith("*")]
     taken = {page: max((len(name) for name in patterns if page.startswith(name[:-1])), default=0) for page in pages}

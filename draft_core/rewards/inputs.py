@@ -173,8 +173,8 @@ def from_reward_fn(
 ) -> FrozenModule:
     """A reward made of `function(images, prompts, metadata) -> (rewards, info)`, as TRL's image trainers call it.
 
-    The function is given images (N, 3, H, W) in [0, 1], a tuple of N prompts and a tuple of N dicts; of what it returns,
-    N rewards are kept, as float32, and `info` is dropped. It may return the rewards alone, too.
+    The function is given images (N, 3, H, W) in [0, 1], a tuple of N prompts and a tuple of N dicts. Of what it
+    returns, N rewards are kept, as float32, and `info` is dropped. It may return the rewards alone, too.
 
     Arguments:
         function: scores images; higher is better.
@@ -244,7 +244,9 @@ class _FunctionReward(FrozenModule):
         if not scores.isfinite().all():
             first = int((~scores.isfinite()).nonzero()[0])
             raise RewardError(
-                f"its reward of image {first} is {float(scores.detach()[first])}", where=self.where, next="return finite numbers"
+                f"its reward of image {first} is {float(scores.detach()[first])}",
+                where=self.where,
+                next="return finite numbers",
             )
         return scores
 

@@ -1,4 +1,4 @@
-"""The AlignProp example of TRL (`examples/scripts/alignprop.py` of 0.23), part for part; its settings are in the comments."""
+"""The AlignProp example of TRL (`examples/scripts/alignprop.py` of 0.23), part for part; its settings are in comments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every block of Python or shell in docs/ is run by a test, is a call of `draft` that is parsed, or says why it is not run."""
+"""Every block of Python or shell in docs/ is run by a test, is a call of `draft` that parses, or says why it is not run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from tests.support.families import sd
 from tests.support.pages import ROOT, code_blocks, require_installed, run_code, text_of
 
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.md"))
-BLOCK = re.compile(r"(?:^ *<!-- not run: (?P<why>[^\n]+) -->\n)?^ *```(?P<language>python|sh|bash)\n(?P<code>.*?)^ *```$", re.M | re.S)
+BLOCK = re.compile(
+    r"(?:^ *<!-- not run: (?P<why>[^\n]+) -->\n)?^ *```(?P<language>python|sh|bash)\n(?P<code>.*?)^ *```$", re.M | re.S
+)
 
 UNREADABLE: Any = typer.BadParameter.__base__  # click's UsageError, of whichever click typer has
 
@@ -68,8 +70,13 @@ def test_every_block_is_run_or_says_why_not(page: str) -> None:
 
 def test_a_block_that_nothing_runs_is_found() -> None:
     assert unaccounted("docs/new.md", "```python\nprint()\n```\n") != []
-    assert unaccounted("docs/new.md", "1. So:\n\n    ```sh\n    draft cost a.yaml # first\n    make all\n    ```\n") != []
-    assert unaccounted("docs/new.md", "<!-- not run: hours -->\n```sh\nmake all\n```\n```sh\ndraft cost a.yaml\n```\n") == []
+    assert (
+        unaccounted("docs/new.md", "1. So:\n\n    ```sh\n    draft cost a.yaml # first\n    make all\n    ```\n") != []
+    )
+    assert (
+        unaccounted("docs/new.md", "<!-- not run: hours -->\n```sh\nmake all\n```\n```sh\ndraft cost a.yaml\n```\n")
+        == []
+    )
     assert unaccounted("docs/library.md", text_of("docs/library.md") + "\n```python\nprint()\n```\n") != []
 
 

@@ -1,4 +1,4 @@
-"""examples/from_trl: the AlignProp example of TRL, ported, trains as TRL's loop does, written here or TRL's own if it is installed."""
+"""TRL's AlignProp example, ported, trains as TRL's loop does: one written here, and TRL's own if it is installed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from diffusers import DDIMScheduler
 
 from draft_core import load_catalog
 from draft_core.adapters.lora import trainable
-from draft_core.training.batches import Batches
 from draft_core.recipe.schema import RecipeBase
+from draft_core.training.batches import Batches
 from tests.project.test_tutorial import fields
 from tests.support.pages import ROOT, code_blocks, run_code, text_of
 from tests.support.tiny import byte_tokenizer, tiny_pipe, with_lora
@@ -183,7 +183,7 @@ def test_the_settings_of_the_page_are_there() -> None:
     methods = {kind: set(entry.spec.config.model_fields) for kind, entry in load_catalog().methods.items()}
     named = set()
     for line in re.findall(r"(?m)^\| .*$", PAGE):
-        theirs, ours = line.strip("| ").split(" | ", 1)
+        ours = line.strip("| ").split(" | ", 1)[1]
         named |= set(re.findall(r"`((?:model|train|evaluation|regularizers|checkpoint)\.[a-z_.]+)", ours))
         for kind, rest in re.findall(r"\{kind: ([a-z-]+)((?:, [a-z_]+: [^,}]+)*)\}", ours):
             if kind in methods:

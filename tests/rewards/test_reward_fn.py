@@ -72,7 +72,10 @@ WEIGHT = torch.ones((), requires_grad=True)
 @pytest.mark.parametrize(
     ("function", "sentence"),
     [
-        (lambda images, *_: (images.mean(), {}), "shape () for 2 images; return one reward for each image, of shape (2,)"),
+        (
+            lambda images, *_: (images.mean(), {}),
+            "shape () for 2 images; return one reward for each image, of shape (2,)",
+        ),
         (lambda images, *_: images.mean(dim=(2, 3)), "shape (2, 3) for 2 images"),
         (lambda images, *_: images.mean(dim=(1, 2, 3)) / torch.tensor([1, 0]), "its reward of image 1 is inf"),
         (lambda images, *_: ({"score": 1}, {}), "it returned dict, not numbers"),
