@@ -14,7 +14,7 @@ DESCRIBED: dict[str, tuple[int, int | None]] = {"Field": (0, None), "setting": (
 SHARED = re.compile(r"^( +)(\*{0,2}\w+(?:, \*{0,2}\w+)+): (.*(?:\n\1 +\S.*)*)\n?", re.M)
 
 
-class Docstrings(griffe.Extension):
+class Docstrings(griffe.Extension):  # type: ignore[misc]  # mypy does not follow it
     """Gives a setting the text that its field has, each of `height, width: text` a line, and a class its signature."""
 
     def on_instance(self, *, obj: griffe.Object, **rest: Any) -> None:

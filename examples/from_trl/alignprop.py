@@ -1,4 +1,4 @@
-"""The AlignProp example of TRL (`examples/scripts/alignprop.py` of 0.23), part for part; its settings are in comments."""
+"""The AlignProp example of TRL 0.23 (`examples/scripts/alignprop.py`), part for part; its settings are in comments."""
 
 from __future__ import annotations
 

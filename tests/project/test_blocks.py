@@ -1,4 +1,4 @@
-"""Every block of Python or shell in docs/ is run by a test, is a call of `draft` that parses, or says why it is not run."""
+"""Every block of Python or shell in docs/ is run by a test, is a call of `draft` that parses, or says why not."""
 
 from __future__ import annotations
 
