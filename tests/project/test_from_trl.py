@@ -79,7 +79,7 @@ def plain_loop(pipe: Any, reward: Any, batches: Batches, first: int = FIRST) -> 
 def of_trl(pipe: Any, reward: Any, batches: Batches, factors: list[torch.Tensor]) -> list[float]:
     """The same by TRL's own trainer, given the same LoRA, prompts and latents."""
     if importlib.util.find_spec("trl") is None:
-        pytest.skip("trl is not installed; 0.23.1 is the last release with AlignPropTrainer")
+        pytest.skip("trl is not installed; 0.23.1 has AlignPropTrainer, and is needed without its dependencies only")
     # it imports pandas and more for the card of the model, which is not written here
     unused: Any = types.ModuleType("trl.trainer.utils")
     unused.generate_model_card = unused.get_comet_experiment_url = None
