@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
+from weakref import WeakSet
 
 import pluggy
 from pydantic import PydanticUndefinedAnnotation, TypeAdapter
@@ -105,8 +106,13 @@ class _Neighbour(Config):
     kind: Literal["NEIGHBOUR"] = "NEIGHBOUR"  # in capitals, so that no spec can have it
 
 
+_USABLE: WeakSet[type[Config]] = WeakSet()  # seen before: describing them all again takes a third of a second
+
+
 def _require_usable(config: type[Config], *, where: str) -> None:
     """That pydantic can complete a config, tell it from others by its kind, and describe it as JSON Schema."""
+    if config in _USABLE:
+        return
     name = config.__name__
     try:
         config.model_rebuild()
@@ -127,3 +133,4 @@ def _require_usable(config: type[Config], *, where: str) -> None:
             where=where,
             next="give its fields types that JSON Schema can describe",
         ) from error
+    _USABLE.add(config)

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -256,13 +257,18 @@ def load_named(path: str, *, where: str) -> Any:
         ) from None
 
 
+@cache
+def _adapters(of: type) -> dict[str, TypeAdapter[Any]]:
+    """Field -> what checks it, but for the config."""
+    return {name: TypeAdapter(declared) for name, declared in get_type_hints(of).items() if name != "config"}
+
+
 def _check_types(spec: Any, where: str) -> None:
     """That every field but the config holds what it is declared to hold: whoever reads a spec relies on it."""
-    for name, declared in get_type_hints(type(spec)).items():
+    for name, adapter in _adapters(type(spec)).items():
         value = getattr(spec, name)
         try:
-            if name != "config":
-                TypeAdapter(declared).validate_python(dict(value) if isinstance(value, Mapping) else value, strict=True)
+            adapter.validate_python(dict(value) if isinstance(value, Mapping) else value, strict=True)
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]["msg"]
             raise PluginError(
