@@ -15,7 +15,7 @@ PARALLEL := -n logical --maxprocesses 8
 LOWEST := tests/registry tests/recipe tests/test_plan.py --ignore=tests/registry/test_hostile_plugins.py \
   --deselect tests/recipe/test_schema.py::test_the_schema_is_that_of_the_golden_file
 
-.PHONY: help install demo check test lint unchanged emoji bench compare compare-rl lowest release clean
+.PHONY: help install demo check test lint docs unchanged emoji bench compare compare-rl lowest release clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -42,6 +42,11 @@ lint: install  ## formatting, lint, types, and which folder may import which
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+docs: install  ## build the site into site/, with warnings as errors, and check its links
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	$(BIN)/python -m tools.check_site site
 
 unchanged: install  ## train by BASE and by this tree, and compare every bit: make unchanged BASE=main
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/unchanged.py $(BASE)
@@ -78,4 +83,4 @@ release: install  ## build, check and install all distributions from a clean clo
 	$(BIN)/python -m tools.release --tag "$${TAG:-}"
 
 clean:  ## remove what the commands above made, runs excepted
-	rm -rf $(VENV) .venv-lowest dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-lowest dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

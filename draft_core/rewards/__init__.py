@@ -1,6 +1,6 @@
 """What a reward's own file builds on: the protocol, the frozen base class, checked input, and features of prompts."""
 
-from draft_core.rewards.inputs import RelativePrompt, TextFeatureCache, checked_images, checked_videos
+from draft_core.rewards.inputs import RelativePrompt, TextFeatureCache, checked_images, checked_videos, from_reward_fn
 from draft_core.rewards.protocol import FrozenModule, Reward, RewardWithComponents
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     "TextFeatureCache",
     "checked_images",
     "checked_videos",
+    "from_reward_fn",
 ]
