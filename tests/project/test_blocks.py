@@ -33,6 +33,7 @@ RUN = {
     ("docs/write-a-method.md", "python"): (3, "tests/project/test_tutorial.py"),
     ("docs/write-a-reward.md", "python"): (7, "tests/project/test_ecosystem.py"),
     ("docs/how-to/columns.md", "python"): (1, "tests/project/test_blocks.py"),
+    ("docs/how-to/publish-a-plugin.md", "sh"): (7, "tests/project/test_ecosystem.py"),
     ("docs/how-to/coming-from-other-libraries.md", "python"): (1, "tests/project/test_from_trl.py"),
     ("docs/how-to/program-as-reward.md", "python"): (1, "plugins/command/tests/test_scores.py"),
     ("docs/how-to/search-without-training.md", "python"): (1, "tests/project/test_blocks.py"),
@@ -43,17 +44,19 @@ RUN = {
 def unaccounted(page: str, text: str) -> list[str]:
     """What is wrong with the blocks of a page: those that nothing runs and that do not say why."""
     found = []
-    python = 0
+    counted = {"python": 0, "sh": 0}
+    followed = (page, "sh") in RUN
     for block in BLOCK.finditer(text):
         if block["why"]:
             continue
-        if block["language"] == "python":
-            python += 1
+        if block["language"] == "python" or followed:
+            counted[block["language"]] += 1
         elif others := [line for line in commands(block["code"]) if line.split()[0] != "draft"]:
             found.append(f"{page}: `{others[0]}` is not run; mark the block, <!-- not run: WHY -->")
-    expected = RUN.get((page, "python"), (0, ""))[0]
-    if python != expected:
-        found.append(f"{page}: {python} blocks of Python, but tests run {expected}; run or mark the others")
+    for language, count in counted.items():
+        expected = RUN.get((page, language), (0, ""))[0]
+        if count != expected:
+            found.append(f"{page}: {count} blocks of {language}, but tests run {expected}; run or mark the others")
     return found
 
 
