@@ -31,7 +31,7 @@ class Tint(FrozenModule):
     def score_with_components(
         self, images: torch.Tensor, prompts: Sequence[str]
     ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        images = checked_images(images, prompts, where="reward 'tint'")
+        images = checked_images(images, prompts, where="reward 'tint'").clamp(-1, 2)  # used once, as the guide says
         hidden = self.first(images).float().tanh()
         scores = self.factor * self.second(hidden).float().mean(dim=(1, 2, 3))
         return scores + images.std(dim=(1, 2, 3)) / 10, {"hidden": hidden.mean(dim=(1, 2, 3))}
