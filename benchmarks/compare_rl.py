@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
-from emoji_judges import ALIGNMENT, BYTES, FLOOR, MARK, QUALITY, TOP1, make_judge
+from emoji_judges import ALIGNMENT, BYTES, FLOOR, MARK, QUALITY, SCENE_RIGHT, TOP1, make_judge
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -42,8 +42,15 @@ from draft_core import Trainer, build, load_catalog, load_checkpoint, load_recip
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "measurements" / "rl.md"
-IMAGE = ROOT / "docs" / "images" / "compare-rl.png"
-MODEL = {"pretrained": "emoji", "guidance_scale": 4.0, "call": {"eta": 1.0}, "lora": {"rank": 8}}
+IMAGES = ROOT / "docs" / "images"
+GUIDED = {
+    "pretrained": "emoji",
+    "num_inference_steps": 10,
+    "guidance_scale": 4.0,
+    "call": {"eta": 1.0},
+    "lora": {"rank": 8},
+}
+UNGUIDED = {**GUIDED, "num_inference_steps": 4, "guidance_scale": 1.0}
 SMALLER = round(100 * (1 - MARK), 6)  # per cent of the bytes
 LEVELS = (1, 2, 3, 5, 8)  # gains whose price the table says
 
@@ -82,7 +89,11 @@ class Task:
         mark: gain at which a run ends.
         budget: queries of a run.
         images: held-out prompts that are judged, one image each.
-        steps: of the sampler.
+        model: as a recipe has it.
+        prompts, held_out: lists of prompts, to train on and to judge by.
+        of_each: images of a held-out prompt.
+        alignment: the measure whose floor ends a run.
+        beside: a further measure that is noted.
     """
 
     name: str
@@ -93,7 +104,12 @@ class Task:
     entries: tuple[Entry, ...]
     budget: int = 2048
     images: int = 16
-    steps: int = 10
+    model: Mapping[str, Any] = field(default_factory=lambda: GUIDED)
+    prompts: str = "emoji-train"
+    held_out: str = "emoji-heldout"
+    of_each: int = 1
+    alignment: str = ALIGNMENT
+    beside: tuple[str, ...] = (BYTES,)
 
 
 @dataclass(frozen=True)
@@ -128,7 +144,7 @@ class Run:
 
     def kept(self, point: Point) -> float:
         """Of the base model's alignment, in per cent."""
-        return 100 * point.scores[ALIGNMENT] / self.points[0].scores[ALIGNMENT]
+        return 100 * point.scores[self.task.alignment] / self.points[0].scores[self.task.alignment]
 
     def above_floor(self) -> tuple[Point, ...]:
         """The points before the first one below the floor."""
@@ -185,6 +201,70 @@ TASKS = (
     Task("bytes", {"kind": BYTES, "quality": QUALITY}, BYTES, "%", SMALLER, FREE),
     Task("top-1", {"kind": TOP1}, TOP1, "points", 100, FREE, images=40),
 )
+
+# The steps of one chain that are trained in an update: half of them, drawn anew, at half the price.
+GRADIENTS = {"minibatches": 2, "steps": 2}
+FEW_DRAFT_1 = replace(DRAFT_1, rates=(2e-3, 1e-3))
+FEW_DRAFT_LV = replace(DRAFT_LV, rates=(2e-3, 1e-3))
+FEW_DDPO = Entry("DDPO", {"kind": "ddpo", "least": 4, **GRADIENTS}, GROUPS, (4e-3,), judged_every=256)
+FEW_GRPO = Entry("GRPO", {"kind": "grpo", **GRADIENTS}, GROUPS, (4e-3,), judged_every=256)
+FEW_RAFT = replace(RAFT, seeds=(0, 1, 2))
+FEW_IMPORTANCE = replace(IMPORTANCE, rates=(1e-3,), seeds=(0, 1, 2))
+SURROGATE = Entry(
+    "surrogate", {"kind": "draft-k", "k": 1}, {"batch_size": 8}, (1e-3, 5e-4), judged_every=32, reward={"surrogate": {}}
+)
+FEW_FREE = (SURROGATE, FEW_GRPO, FEW_RAFT, FEW_DDPO, FEW_IMPORTANCE)
+FEW = {"budget": 768, "images": 40, "model": UNGUIDED}
+
+# Right or wrong: those samples of 16 prompts that are right, whichever prompts these are.
+RIGHT = {"temperature": 0.25}
+OF_16_PROMPTS = {"batch_size": 64, "images_per_prompt": 4}
+SCENE_FREE = (
+    replace(SURROGATE, train={"batch_size": 16, "images_per_prompt": 4}, rates=(1e-3,), judged_every=256),
+    FEW_GRPO,
+    replace(FEW_RAFT, method={**FEW_RAFT.method, **RIGHT}, train=OF_16_PROMPTS, judged_every=256),
+    FEW_DDPO,
+    replace(FEW_IMPORTANCE, method={**FEW_IMPORTANCE.method, **RIGHT}, train=OF_16_PROMPTS, judged_every=256),
+)
+FEW_TASKS = (
+    Task("few-bytes", {"kind": BYTES, "quality": QUALITY}, BYTES, "%", SMALLER, FEW_FREE, **FEW),
+    Task(
+        "few-jpeg",
+        {"kind": "jpeg", "quality": QUALITY},
+        BYTES,
+        "%",
+        SMALLER,
+        (FEW_DRAFT_1, FEW_DRAFT_LV, *FEW_FREE),
+        **FEW,
+    ),
+    Task(
+        "few-scenes",
+        {"kind": SCENE_RIGHT},
+        SCENE_RIGHT,
+        "points",
+        100,
+        SCENE_FREE,
+        budget=768,
+        images=40,
+        model={**UNGUIDED, "pretrained": "emoji-scenes"},
+        prompts="scenes-train",
+        held_out="scenes-heldout",
+        of_each=2,
+        alignment="emoji-scene",
+        beside=("emoji-scene-judge",),
+    ),
+    Task(
+        "few-two-steps",
+        {"kind": BYTES, "quality": QUALITY},
+        BYTES,
+        "%",
+        SMALLER,
+        (SURROGATE,),
+        budget=768,
+        images=40,
+        model={**UNGUIDED, "pretrained": "emoji-two-steps", "num_inference_steps": 2},
+    ),
+)
 QUICK = (
     Task(
         name="quick",
@@ -194,7 +274,7 @@ QUICK = (
         mark=100,
         budget=8,
         images=1,
-        steps=2,
+        model={**GUIDED, "num_inference_steps": 2},
         entries=tuple(
             replace(entry, train={"batch_size": 4, "images_per_prompt": 2}, rates=(1e-3,), seeds=(0,), judged_every=4)
             for entry in (DRAFT_1, GRPO, RAFT)
@@ -203,44 +283,69 @@ QUICK = (
 )
 
 
+@dataclass(frozen=True)
+class Setting:
+    """Tasks that are trained, tabled and drawn together.
+
+    Arguments:
+        runs: folder of the runs' files.
+        image: of all tasks.
+    """
+
+    tasks: tuple[Task, ...]
+    runs: Path
+    image: Path
+
+
+SETTINGS = {
+    "ten-steps": Setting(TASKS, Path("runs/compare-rl"), IMAGES / "compare-rl.png"),
+    "few-steps": Setting(FEW_TASKS, PAGE.with_name("rl-few-steps"), IMAGES / "compare-rl-few-steps.png"),
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
     torch.set_num_threads(1)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    tasks = [task for task in (QUICK if options.quick else TASKS) if options.only in (None, task.name)]
+    setting = SETTINGS[options.setting]
+    tasks = [task for task in (QUICK if options.quick else setting.tasks) if options.only in (None, task.name)]
+    runs = options.runs or setting.runs
     if not options.plot:
         for task in tasks:
             for entry in task.entries:
                 if options.methods is None or entry.name in options.methods:
-                    train_entry(task, entry, options.runs / task.name)
-    begun = [task for task in tasks if any(runs_of(task, entry, options.runs) for entry in task.entries)]
-    publish({task.name: table(task, options.runs) for task in begun}, options.page if options.plot else None)
+                    train_entry(task, entry, runs / task.name, options.seeds)
+    begun = [task for task in tasks if any(runs_of(task, entry, runs) for entry in task.entries)]
+    publish({task.name: table(task, runs) for task in begun}, options.page if options.plot else None)
     if options.plot:
-        save_image(begun, options.runs, options.image)
+        save_image(begun, runs, options.image or setting.image)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--plot", action="store_true", help="train nothing: table and image of what is there")
     parser.add_argument("--quick", action="store_true", help="two updates of three methods, to see that it works")
-    names = list(dict.fromkeys(entry.name for task in TASKS for entry in task.entries))
+    known = [task for setting in SETTINGS.values() for task in setting.tasks]
+    names = list(dict.fromkeys(entry.name for task in known for entry in task.entries))
+    parser.add_argument("--setting", choices=SETTINGS, default="ten-steps", help="default ten-steps")
     parser.add_argument("--methods", nargs="+", choices=names, help="only these; left out, all")
-    parser.add_argument("--only", choices=[task.name for task in (*TASKS, *QUICK)], help="only this comparison")
-    parser.add_argument("--runs", type=Path, default=Path("runs/compare-rl"), help="default runs/compare-rl")
+    parser.add_argument("--only", choices=[task.name for task in (*known, *QUICK)], help="only this comparison")
+    parser.add_argument("--seeds", type=int, help="so many of each entry, the first ones; left out, all")
+    parser.add_argument("--runs", type=Path, help="folder of their files; left out, the setting's")
     parser.add_argument("--page", type=Path, default=PAGE, help="whose tables --plot writes")
-    parser.add_argument("--image", type=Path, default=IMAGE, help="that --plot makes")
+    parser.add_argument("--image", type=Path, help="that --plot makes; left out, the setting's")
     return parser.parse_args(arguments)
 
 
 # Training
 
 
-def train_entry(task: Task, entry: Entry, folder: Path) -> None:
-    """All rates on the first seed, then the best on the others."""
+def train_entry(task: Task, entry: Entry, folder: Path, seeds: int | None = None) -> None:
+    """All rates on the first seed, then the best on the others, `seeds` in all."""
     tried = [train(Run(task, entry, rate, entry.seeds[0]), folder) for rate in entry.rates]
     rate = min(tried, key=Run.rank).rate
-    for seed in entry.seeds[1:]:
+    for seed in entry.seeds[1:seeds]:
         train(Run(task, entry, rate, seed), folder)
 
 
@@ -250,7 +355,9 @@ def train(run: Run, folder: Path) -> Run:
     if run.is_over():
         return run
     trainer = make_trainer(run)
-    judge = make_judge(trainer.sampler, run.task.images, BYTES, ALIGNMENT, *{run.task.judge} - {BYTES})
+    task = run.task
+    names = dict.fromkeys((*task.beside, task.alignment, task.judge))
+    judge = make_judge(trainer.sampler, task.images, *names, prompts=task.held_out, of_each=task.of_each)
     checkpoint, (queries, seconds) = file_of(run, folder, "checkpoint"), (0, 0.0)
     if checkpoint.is_dir():
         state = load_checkpoint(trainer, checkpoint)
@@ -276,8 +383,8 @@ def train(run: Run, folder: Path) -> Run:
 
 def make_trainer(run: Run) -> Trainer:
     recipe = {
-        "model": {**MODEL, "num_inference_steps": run.task.steps},
-        "prompts": "emoji-train",
+        "model": run.task.model,
+        "prompts": run.task.prompts,
         "method": run.entry.method,
         "rewards": [{**run.task.reward, **run.entry.reward}],
         "train": {**run.entry.train, "steps": run.task.budget, "learning_rate": run.rate, "seed": run.seed},
@@ -286,7 +393,7 @@ def make_trainer(run: Run) -> Trainer:
     catalog = load_catalog()
     trainer = build(load_recipe(recipe, catalog=catalog), catalog=catalog)
     trainer.sampler.pipe.set_progress_bar_config(disable=True)
-    assert trainer.sampler.steps == run.task.steps  # counted now, so that no update need do so
+    assert trainer.sampler.steps == run.task.model["num_inference_steps"]  # counted now: no update need do so
     return trainer
 
 
