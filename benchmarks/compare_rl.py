@@ -214,7 +214,7 @@ SURROGATE = Entry(
     "surrogate", {"kind": "draft-k", "k": 1}, {"batch_size": 8}, (1e-3, 5e-4), judged_every=32, reward={"surrogate": {}}
 )
 FEW_FREE = (SURROGATE, FEW_GRPO, FEW_RAFT, FEW_DDPO, FEW_IMPORTANCE)
-FEW = {"budget": 768, "images": 40, "model": UNGUIDED}
+FEW = {"budget": 512, "images": 40, "model": UNGUIDED}
 
 # Right or wrong: those samples of 16 prompts that are right, whichever prompts these are.
 RIGHT = {"temperature": 0.25}
@@ -244,7 +244,7 @@ FEW_TASKS = (
         "points",
         100,
         SCENE_FREE,
-        budget=768,
+        budget=512,
         images=40,
         model={**UNGUIDED, "pretrained": "emoji-scenes"},
         prompts="scenes-train",
@@ -260,7 +260,7 @@ FEW_TASKS = (
         "%",
         SMALLER,
         (SURROGATE,),
-        budget=768,
+        budget=512,
         images=40,
         model={**UNGUIDED, "pretrained": "emoji-two-steps", "num_inference_steps": 2},
     ),
@@ -359,10 +359,13 @@ def train(run: Run, folder: Path) -> Run:
     names = dict.fromkeys((*task.beside, task.alignment, task.judge))
     judge = make_judge(trainer.sampler, task.images, *names, prompts=task.held_out, of_each=task.of_each)
     checkpoint, (queries, seconds) = file_of(run, folder, "checkpoint"), (0, 0.0)
+    folder.mkdir(parents=True, exist_ok=True)
     if checkpoint.is_dir():
         state = load_checkpoint(trainer, checkpoint)
         queries, seconds = state["queries"], state["seconds"]
-    folder.mkdir(parents=True, exist_ok=True)
+    else:  # not begun, or it was over when its budget was smaller
+        file_of(run, folder, "jsonl").unlink(missing_ok=True)
+        run = replace(run, points=())
     while True:
         if not run.points or run.points[-1].updates < trainer.done:
             point = Point(trainer.done, queries, seconds, judge())
