@@ -1,17 +1,20 @@
 """Methods that follow a reward's gradient, and methods that need none, on the embedded emoji model.
 
-    python benchmarks/compare_rl.py            # all runs, hours on one core; goes on where it stopped
-    python benchmarks/compare_rl.py --plot     # table and image of the runs that are there
-    python benchmarks/compare_rl.py --quick    # two updates of three methods, to see that it works
+    python benchmarks/compare_rl.py                        # all runs of ten guided steps: many hours on one core
+    python benchmarks/compare_rl.py --setting few-steps    # all runs of few steps without guidance: hours
+    python benchmarks/compare_rl.py --plot                 # tables and image of the runs that are there
+    python benchmarks/compare_rl.py --quick                # two updates of three methods, to see that it works
 
-One reward has a gradient (`jpeg`), two have none: the bytes of a real file (`jpeg-size`), and whether a network that
-nobody trained the model on sees the prompt's thing first (`emoji-judge-top1`). Judges are the reward itself on images
-of held-out prompts from fixed seeds, real bytes for `jpeg`, and the alignment `emoji-clip`. A run ends where it has
-gained what its task asks for, below 93 % of the base model's alignment, or when its queries are used up; a query is an
-image that the reward scored in training. Each method has the best of the learning rates that are tried on its first
-seed.
+What is called again goes on where it stopped. One reward has a gradient (`jpeg`), the others have none: the bytes of a
+real file (`jpeg-size`), and whether a network that nobody trained the model on sees the prompt's thing first
+(`emoji-judge-top1`), or with few steps, after which that is nearly always so, both things of a scene in their colours
+(`emoji-scene-judge-right`). Judges are the reward itself on images of held-out prompts from fixed seeds, real bytes for
+`jpeg`, and an alignment by a CLIP. A run ends where it has gained what its task asks for, below 93 % of the base
+model's alignment, or when its queries are used up; a query is an image that the reward scored in training. Each method
+has the best of the learning rates that are tried on its first seed.
 
-A run is a file of JSON lines, one for each time it was judged, with a checkpoint beside it while it is not over.
+A run is a file of JSON lines, one for each time it was judged, with a checkpoint beside it while it is not over. Those
+of few steps are docs/measurements/rl-few-steps.
 """
 
 from __future__ import annotations
@@ -22,19 +25,19 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
-from emoji_judges import ALIGNMENT, BYTES, FLOOR, MARK, QUALITY, SCENE_RIGHT, TOP1, make_judge
+from emoji_judges import BYTES, FLOOR, make_judge
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+from rl_tasks import FEW_TASKS, QUICK, TASKS, Entry, Task
 from tables import markdown, publish
 from transformers.utils import logging as transformers_logging
 
@@ -43,73 +46,6 @@ from draft_core import Trainer, build, load_catalog, load_checkpoint, load_recip
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "measurements" / "rl.md"
 IMAGES = ROOT / "docs" / "images"
-GUIDED = {
-    "pretrained": "emoji",
-    "num_inference_steps": 10,
-    "guidance_scale": 4.0,
-    "call": {"eta": 1.0},
-    "lora": {"rank": 8},
-}
-UNGUIDED = {**GUIDED, "num_inference_steps": 4, "guidance_scale": 1.0}
-SMALLER = round(100 * (1 - MARK), 6)  # per cent of the bytes
-LEVELS = (1, 2, 3, 5, 8)  # gains whose price the table says
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A method as it takes part.
-
-    Arguments:
-        method: as a recipe has it.
-        train: fields of the recipe's `train`, without rate, steps and seed.
-        rates: learning rates that are tried on the first seed.
-        seeds: all have the best of these rates.
-        judged_every: so many queries.
-        reward: further fields of the reward's entry in the recipe.
-    """
-
-    name: str
-    method: Mapping[str, Any]
-    train: Mapping[str, int]
-    rates: tuple[float, ...]
-    seeds: tuple[int, ...] = (0, 1, 2)
-    judged_every: int = 128
-    reward: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What the entries of one comparison share.
-
-    Arguments:
-        name: of its folder.
-        reward: as a recipe has it; an entry may add fields.
-        judge: the measure whose gain counts.
-        unit: of the gain.
-        mark: gain at which a run ends.
-        budget: queries of a run.
-        images: held-out prompts that are judged, one image each.
-        model: as a recipe has it.
-        prompts, held_out: lists of prompts, to train on and to judge by.
-        of_each: images of a held-out prompt.
-        alignment: the measure whose floor ends a run.
-        beside: a further measure that is noted.
-    """
-
-    name: str
-    reward: Mapping[str, Any]
-    judge: str
-    unit: str
-    mark: float
-    entries: tuple[Entry, ...]
-    budget: int = 2048
-    images: int = 16
-    model: Mapping[str, Any] = field(default_factory=lambda: GUIDED)
-    prompts: str = "emoji-train"
-    held_out: str = "emoji-heldout"
-    of_each: int = 1
-    alignment: str = ALIGNMENT
-    beside: tuple[str, ...] = (BYTES,)
 
 
 @dataclass(frozen=True)
@@ -182,107 +118,6 @@ class Run:
         return math.inf if price is None else price[0], -self.gain(self.best())
 
 
-GRADIENT = {"batch_size": 4}
-GROUPS = {"batch_size": 32, "images_per_prompt": 4}
-ONE_PROMPT = {"batch_size": 16, "images_per_prompt": 16, "gradient_accumulation_steps": 4}
-SELECTION = {"kind": "importance", "temperature": 0.01, "buffer": 0}  # kB: a third of the spread within a prompt
-
-DRAFT_1 = Entry("DRaFT-1", {"kind": "draft-k", "k": 1}, GRADIENT, (4e-3, 2e-3), judged_every=8)
-DRAFT_LV = Entry("DRaFT-LV", {"kind": "draft-lv", "resamples": 2}, GRADIENT, (4e-3, 2e-3), judged_every=24)
-# least: the images of one prompt in a batch are enough to compare them with each other.
-DDPO = Entry("DDPO", {"kind": "ddpo", "minibatches": 2, "least": 4}, GROUPS, (8e-3, 4e-3, 2e-3), seeds=(0,))
-GRPO = Entry("GRPO", {"kind": "grpo", "minibatches": 2}, GROUPS, (4e-3,), seeds=(0,))
-RAFT = Entry("RAFT", {**SELECTION, "path_weights": False}, ONE_PROMPT, (1e-3,), seeds=(0,))
-IMPORTANCE = Entry("importance", SELECTION, ONE_PROMPT, (1e-3, 5e-4), seeds=(0,))
-
-FREE = (DDPO, GRPO, RAFT, IMPORTANCE)
-TASKS = (
-    Task("jpeg", {"kind": "jpeg", "quality": QUALITY}, BYTES, "%", SMALLER, (DRAFT_1, DRAFT_LV, *FREE)),
-    Task("bytes", {"kind": BYTES, "quality": QUALITY}, BYTES, "%", SMALLER, FREE),
-    Task("top-1", {"kind": TOP1}, TOP1, "points", 100, FREE, images=40),
-)
-
-# The steps of one chain that are trained in an update: half of them, drawn anew, at half the price.
-GRADIENTS = {"minibatches": 2, "steps": 2}
-FEW_DRAFT_1 = replace(DRAFT_1, rates=(2e-3, 1e-3))
-FEW_DRAFT_LV = replace(DRAFT_LV, rates=(2e-3, 1e-3))
-FEW_DDPO = Entry("DDPO", {"kind": "ddpo", "least": 4, **GRADIENTS}, GROUPS, (4e-3,), judged_every=256)
-FEW_GRPO = Entry("GRPO", {"kind": "grpo", **GRADIENTS}, GROUPS, (4e-3,), judged_every=256)
-FEW_RAFT = replace(RAFT, seeds=(0, 1, 2))
-FEW_IMPORTANCE = replace(IMPORTANCE, rates=(1e-3,), seeds=(0, 1, 2))
-SURROGATE = Entry(
-    "surrogate", {"kind": "draft-k", "k": 1}, {"batch_size": 8}, (1e-3, 5e-4), judged_every=32, reward={"surrogate": {}}
-)
-FEW_FREE = (SURROGATE, FEW_GRPO, FEW_RAFT, FEW_DDPO, FEW_IMPORTANCE)
-FEW = {"budget": 512, "images": 40, "model": UNGUIDED}
-
-# Right or wrong: those samples of 16 prompts that are right, whichever prompts these are.
-RIGHT = {"temperature": 0.25}
-OF_16_PROMPTS = {"batch_size": 64, "images_per_prompt": 4}
-SCENE_FREE = (
-    replace(SURROGATE, train={"batch_size": 16, "images_per_prompt": 4}, rates=(1e-3,), judged_every=256),
-    FEW_GRPO,
-    replace(FEW_RAFT, method={**FEW_RAFT.method, **RIGHT}, train=OF_16_PROMPTS, judged_every=256),
-    FEW_DDPO,
-    replace(FEW_IMPORTANCE, method={**FEW_IMPORTANCE.method, **RIGHT}, train=OF_16_PROMPTS, judged_every=256),
-)
-FEW_TASKS = (
-    Task("few-bytes", {"kind": BYTES, "quality": QUALITY}, BYTES, "%", SMALLER, FEW_FREE, **FEW),
-    Task(
-        "few-jpeg",
-        {"kind": "jpeg", "quality": QUALITY},
-        BYTES,
-        "%",
-        SMALLER,
-        (FEW_DRAFT_1, FEW_DRAFT_LV, *FEW_FREE),
-        **FEW,
-    ),
-    Task(
-        "few-scenes",
-        {"kind": SCENE_RIGHT},
-        SCENE_RIGHT,
-        "points",
-        100,
-        SCENE_FREE,
-        budget=512,
-        images=40,
-        model={**UNGUIDED, "pretrained": "emoji-scenes"},
-        prompts="scenes-train",
-        held_out="scenes-heldout",
-        of_each=2,
-        alignment="emoji-scene",
-        beside=("emoji-scene-judge",),
-    ),
-    Task(
-        "few-two-steps",
-        {"kind": BYTES, "quality": QUALITY},
-        BYTES,
-        "%",
-        SMALLER,
-        (SURROGATE,),
-        budget=512,
-        images=40,
-        model={**UNGUIDED, "pretrained": "emoji-two-steps", "num_inference_steps": 2},
-    ),
-)
-QUICK = (
-    Task(
-        name="quick",
-        reward={"kind": "jpeg", "quality": QUALITY},
-        judge=BYTES,
-        unit="%",
-        mark=100,
-        budget=8,
-        images=1,
-        model={**GUIDED, "num_inference_steps": 2},
-        entries=tuple(
-            replace(entry, train={"batch_size": 4, "images_per_prompt": 2}, rates=(1e-3,), seeds=(0,), judged_every=4)
-            for entry in (DRAFT_1, GRPO, RAFT)
-        ),
-    ),
-)
-
-
 @dataclass(frozen=True)
 class Setting:
     """Tasks that are trained, tabled and drawn together.
@@ -317,6 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if options.methods is None or entry.name in options.methods:
                     train_entry(task, entry, runs / task.name, options.seeds)
     begun = [task for task in tasks if any(runs_of(task, entry, runs) for entry in task.entries)]
+    if not begun:
+        raise SystemExit(f"{runs}: there are no runs; train some, or name their folder by --runs")
     publish({task.name: table(task, runs) for task in begun}, options.page if options.plot else None)
     if options.plot:
         save_image(begun, runs, options.image or setting.image)
@@ -434,7 +271,7 @@ def runs_of(task: Task, entry: Entry, runs: Path) -> list[Run]:
 
 def table(task: Task, runs: Path) -> str:
     """What each entry gained above the floor, and what each gain had cost when it was reached."""
-    levels = [level for level in LEVELS if level <= task.mark]
+    levels = [level for level in task.levels if level <= task.mark]
     heads = ["method", "rate", "seeds", "queries", "largest gain", "alignment there, %"]
     rows = []
     for entry in task.entries:
@@ -450,6 +287,7 @@ def table(task: Task, runs: Path) -> str:
                 *(price_cell(made, level) for level in levels),
             ]
         )
+    rows += [[name, "needs a gradient", *[""] * (len(heads) + len(levels) - 2)] for name in task.refused]
     return markdown([*heads, *(f"to {level} {task.unit}" for level in levels)], rows)
 
 

@@ -190,5 +190,5 @@ def test_a_gain_has_its_price_where_the_line_crosses_it_above_the_floor(compare_
     cells = [
         compare_rl.price_cell(runs, 8) for runs in ([run, run], [run, back], [back], [replace(run, points=points[:2])])
     ]
-    assert compare_rl.table(task, Path("nowhere")).count("to ") == len(compare_rl.LEVELS), "the mark is among them"
+    assert compare_rl.table(task, Path("nowhere")).count("to ") == len(task.levels), "the mark is among them"
     assert cells == ["14 ± 0 (7 s)", "14 (7 s; 1 of 2)", "floor after 0", "> 8"]

@@ -128,7 +128,13 @@ def test_a_flow_model_that_exploits_its_reward_is_stopped(
         "rewards": REWARDS,
         "train": {"steps": 60, "batch_size": 8, "images_per_prompt": 4, "learning_rate": 0.1},
         "regularizers": {},
-        "evaluation": {**FOUR_UPDATES["evaluation"], "every": 3, "on_collapse": "stop", "tolerance": 0.02, "scales": []},
+        "evaluation": {
+            **FOUR_UPDATES["evaluation"],
+            "every": 3,
+            "on_collapse": "stop",
+            "tolerance": 0.02,
+            "scales": [],
+        },
         "output": str(tmp_path / "run"),
     }
     recipe = load_recipe(data, catalog=catalog)
