@@ -103,23 +103,24 @@ TASKS = (
 
 # The steps of one chain that are trained in an update: half of them, drawn anew, at half the price.
 GRADIENTS = {"minibatches": 2, "steps": 2}
-FEW_DRAFT_1 = replace(DRAFT_1, rates=(2e-3, 1e-3))
-FEW_DRAFT_LV = replace(DRAFT_LV, rates=(2e-3, 1e-3))
+FEW_DRAFT_1 = replace(DRAFT_1, rates=(2e-3,))
+FEW_DRAFT_LV = replace(DRAFT_LV, rates=(2e-3,))
 FEW_DDPO = Entry("DDPO", {"kind": "ddpo", "least": 4, **GRADIENTS}, GROUPS, (4e-3,), judged_every=256)
 FEW_GRPO = Entry("GRPO", {"kind": "grpo", **GRADIENTS}, GROUPS, (4e-3,), judged_every=256)
-FEW_RAFT = replace(RAFT, seeds=(0, 1, 2))
-FEW_IMPORTANCE = replace(IMPORTANCE, rates=(1e-3,), seeds=(0, 1, 2))
+# Four accumulated passes draw a level each, so that one of a pass is enough.
+FEW_RAFT = replace(RAFT, method={**RAFT.method, "levels": 1}, seeds=(0, 1, 2))
+FEW_IMPORTANCE = replace(IMPORTANCE, method={**IMPORTANCE.method, "levels": 1}, rates=(1e-3,), seeds=(0, 1, 2))
 SURROGATE = Entry(
-    "surrogate", {"kind": "draft-k", "k": 1}, {"batch_size": 8}, (1e-3, 5e-4), judged_every=32, reward={"surrogate": {}}
+    "surrogate", {"kind": "draft-k", "k": 1}, {"batch_size": 8}, (1e-3,), judged_every=32, reward={"surrogate": {}}
 )
 FEW_FREE = (SURROGATE, FEW_GRPO, FEW_RAFT, FEW_DDPO, FEW_IMPORTANCE)
 few = partial(Task, budget=512, images=40, model=UNGUIDED)
 
 # Right or wrong: those samples of 16 prompts that are right, whichever prompts these are.
-RIGHT = {"temperature": 0.25}
+RIGHT = {"temperature": 0.25, "levels": 2}
 OF_16_PROMPTS = {"batch_size": 64, "images_per_prompt": 4}
 SCENE_FREE = (
-    replace(SURROGATE, train={"batch_size": 16, "images_per_prompt": 4}, rates=(1e-3,), judged_every=256),
+    replace(SURROGATE, train={"batch_size": 16, "images_per_prompt": 4}, judged_every=256),
     FEW_GRPO,
     replace(FEW_RAFT, method={**FEW_RAFT.method, **RIGHT}, train=OF_16_PROMPTS, judged_every=256),
     FEW_DDPO,
