@@ -277,6 +277,7 @@ def table(task: Task, runs: Path) -> str:
     for entry in task.entries:
         made = runs_of(task, entry, runs)
         if not made:
+            rows.append(empty_row(entry.name, "not run", len(heads) + len(levels)))
             continue
         best = [run.best() for run in made]
         rows.append(
@@ -287,8 +288,12 @@ def table(task: Task, runs: Path) -> str:
                 *(price_cell(made, level) for level in levels),
             ]
         )
-    rows += [[name, "needs a gradient", *[""] * (len(heads) + len(levels) - 2)] for name in task.refused]
+    rows += [empty_row(name, "needs a gradient", len(heads) + len(levels)) for name in task.refused]
     return markdown([*heads, *(f"to {level} {task.unit}" for level in levels)], rows)
+
+
+def empty_row(name: str, why: str, cells: int) -> list[str]:
+    return [name, why, *[""] * (cells - 2)]
 
 
 def price_cell(made: Sequence[Run], level: float) -> str:
@@ -323,10 +328,12 @@ def save_image(tasks: Sequence[Task], runs: Path, image: Path) -> None:
                 draw(by_seconds, made, "seconds", colour)
                 draw(quality, made, "gain", colour)
         for panel, label in ((by_queries, "reward queries"), (by_seconds, "seconds of one core")):
-            panel.set(xscale="log", xlabel=label, ylabel=f"{task.name}: gain, {task.unit}")
-            panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-            panel.xaxis.set_major_formatter("{x:g}")
-            panel.xaxis.set_minor_formatter(NullFormatter())
+            panel.set(xlabel=label, ylabel=f"{task.name}: gain, {task.unit}")
+            if panel.dataLim.x1 > 10 * panel.dataLim.minposx:
+                panel.set_xscale("log")
+                panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+                panel.xaxis.set_major_formatter("{x:g}")
+                panel.xaxis.set_minor_formatter(NullFormatter())
             panel.axhline(0, color="grey", linewidth=0.6)
         quality.set(xlabel=f"gain, {task.unit}", ylabel="alignment kept, %")
         quality.axhline(100 * FLOOR, color="grey", linewidth=0.8, linestyle=":")
