@@ -122,8 +122,8 @@ def test_methods_without_a_gradient_are_compared_and_a_killed_run_is_the_uninter
 
     judged = compare_rl.make_judge
 
-    def dies_at_the_second(*words: Any) -> Any:
-        judge, calls = judged(*words), []
+    def dies_at_the_second(*words: Any, **more: Any) -> Any:
+        judge, calls = judged(*words, **more), []
 
         def judge_once() -> Any:
             calls.append(1)
