@@ -63,7 +63,9 @@ bench: install  ## measure the JPEG surrogate, every port against its reference,
 compare: install  ## train with every method and compare them, into docs/images/compare.png: hours
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compare.py
 
-compare-rl: install  ## train with and without the reward's gradient, into docs/images/compare-rl.png: hours
+compare-rl: install  ## train with and without the reward's gradient, into docs/images/compare-rl*.png: many hours
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compare_rl.py --setting few-steps
+	$(BIN)/python benchmarks/compare_rl.py --setting few-steps --plot
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compare_rl.py
 	$(BIN)/python benchmarks/compare_rl.py --plot
 

@@ -1,17 +1,20 @@
 """Methods that follow a reward's gradient, and methods that need none, on the embedded emoji model.
 
-    python benchmarks/compare_rl.py            # all runs, hours on one core; goes on where it stopped
-    python benchmarks/compare_rl.py --plot     # table and image of the runs that are there
-    python benchmarks/compare_rl.py --quick    # two updates of three methods, to see that it works
+    python benchmarks/compare_rl.py                        # all runs of ten guided steps: many hours on one core
+    python benchmarks/compare_rl.py --setting few-steps    # all runs of few steps without guidance: hours
+    python benchmarks/compare_rl.py --plot                 # tables and image of the runs that are there
+    python benchmarks/compare_rl.py --quick                # two updates of three methods, to see that it works
 
-One reward has a gradient (`jpeg`), two have none: the bytes of a real file (`jpeg-size`), and whether a network that
-nobody trained the model on sees the prompt's thing first (`emoji-judge-top1`). Judges are the reward itself on images
-of held-out prompts from fixed seeds, real bytes for `jpeg`, and the alignment `emoji-clip`. A run ends where it has
-gained what its task asks for, below 93 % of the base model's alignment, or when its queries are used up; a query is an
-image that the reward scored in training. Each method has the best of the learning rates that are tried on its first
-seed.
+What is called again goes on where it stopped. One reward has a gradient (`jpeg`), the others have none: the bytes of a
+real file (`jpeg-size`), and whether a network that nobody trained the model on sees the prompt's thing first
+(`emoji-judge-top1`), or with few steps, after which that is nearly always so, both things of a scene in their colours
+(`emoji-scene-judge-right`). Judges are the reward itself on images of held-out prompts from fixed seeds, real bytes for
+`jpeg`, and an alignment by a CLIP. A run ends where it has gained what its task asks for, below 93 % of the base
+model's alignment, or when its queries are used up; a query is an image that the reward scored in training. Each method
+has the best of the learning rates that are tried on its first seed.
 
-A run is a file of JSON lines, one for each time it was judged, with a checkpoint beside it while it is not over.
+A run is a file of JSON lines, one for each time it was judged, with a checkpoint beside it while it is not over. Those
+of few steps are docs/measurements/rl-few-steps.
 """
 
 from __future__ import annotations
@@ -22,19 +25,19 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
-from emoji_judges import ALIGNMENT, BYTES, FLOOR, MARK, QUALITY, TOP1, make_judge
+from emoji_judges import BYTES, FLOOR, make_judge
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+from rl_tasks import FEW_TASKS, QUICK, TASKS, Entry, Task
 from tables import markdown, publish
 from transformers.utils import logging as transformers_logging
 
@@ -42,58 +45,7 @@ from draft_core import Trainer, build, load_catalog, load_checkpoint, load_recip
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "measurements" / "rl.md"
-IMAGE = ROOT / "docs" / "images" / "compare-rl.png"
-MODEL = {"pretrained": "emoji", "guidance_scale": 4.0, "call": {"eta": 1.0}, "lora": {"rank": 8}}
-SMALLER = round(100 * (1 - MARK), 6)  # per cent of the bytes
-LEVELS = (1, 2, 3, 5, 8)  # gains whose price the table says
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A method as it takes part.
-
-    Arguments:
-        method: as a recipe has it.
-        train: fields of the recipe's `train`, without rate, steps and seed.
-        rates: learning rates that are tried on the first seed.
-        seeds: all have the best of these rates.
-        judged_every: so many queries.
-        reward: further fields of the reward's entry in the recipe.
-    """
-
-    name: str
-    method: Mapping[str, Any]
-    train: Mapping[str, int]
-    rates: tuple[float, ...]
-    seeds: tuple[int, ...] = (0, 1, 2)
-    judged_every: int = 128
-    reward: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What the entries of one comparison share.
-
-    Arguments:
-        name: of its folder.
-        reward: as a recipe has it; an entry may add fields.
-        judge: the measure whose gain counts.
-        unit: of the gain.
-        mark: gain at which a run ends.
-        budget: queries of a run.
-        images: held-out prompts that are judged, one image each.
-        steps: of the sampler.
-    """
-
-    name: str
-    reward: Mapping[str, Any]
-    judge: str
-    unit: str
-    mark: float
-    entries: tuple[Entry, ...]
-    budget: int = 2048
-    images: int = 16
-    steps: int = 10
+IMAGES = ROOT / "docs" / "images"
 
 
 @dataclass(frozen=True)
@@ -128,7 +80,7 @@ class Run:
 
     def kept(self, point: Point) -> float:
         """Of the base model's alignment, in per cent."""
-        return 100 * point.scores[ALIGNMENT] / self.points[0].scores[ALIGNMENT]
+        return 100 * point.scores[self.task.alignment] / self.points[0].scores[self.task.alignment]
 
     def above_floor(self) -> tuple[Point, ...]:
         """The points before the first one below the floor."""
@@ -166,41 +118,24 @@ class Run:
         return math.inf if price is None else price[0], -self.gain(self.best())
 
 
-GRADIENT = {"batch_size": 4}
-GROUPS = {"batch_size": 32, "images_per_prompt": 4}
-ONE_PROMPT = {"batch_size": 16, "images_per_prompt": 16, "gradient_accumulation_steps": 4}
-SELECTION = {"kind": "importance", "temperature": 0.01, "buffer": 0}  # kB: a third of the spread within a prompt
+@dataclass(frozen=True)
+class Setting:
+    """Tasks that are trained, tabled and drawn together.
 
-DRAFT_1 = Entry("DRaFT-1", {"kind": "draft-k", "k": 1}, GRADIENT, (4e-3, 2e-3), judged_every=8)
-DRAFT_LV = Entry("DRaFT-LV", {"kind": "draft-lv", "resamples": 2}, GRADIENT, (4e-3, 2e-3), judged_every=24)
-# least: the images of one prompt in a batch are enough to compare them with each other.
-DDPO = Entry("DDPO", {"kind": "ddpo", "minibatches": 2, "least": 4}, GROUPS, (8e-3, 4e-3, 2e-3), seeds=(0,))
-GRPO = Entry("GRPO", {"kind": "grpo", "minibatches": 2}, GROUPS, (4e-3,), seeds=(0,))
-RAFT = Entry("RAFT", {**SELECTION, "path_weights": False}, ONE_PROMPT, (1e-3,), seeds=(0,))
-IMPORTANCE = Entry("importance", SELECTION, ONE_PROMPT, (1e-3, 5e-4), seeds=(0,))
+    Arguments:
+        runs: folder of the runs' files.
+        image: of all tasks.
+    """
 
-FREE = (DDPO, GRPO, RAFT, IMPORTANCE)
-TASKS = (
-    Task("jpeg", {"kind": "jpeg", "quality": QUALITY}, BYTES, "%", SMALLER, (DRAFT_1, DRAFT_LV, *FREE)),
-    Task("bytes", {"kind": BYTES, "quality": QUALITY}, BYTES, "%", SMALLER, FREE),
-    Task("top-1", {"kind": TOP1}, TOP1, "points", 100, FREE, images=40),
-)
-QUICK = (
-    Task(
-        name="quick",
-        reward={"kind": "jpeg", "quality": QUALITY},
-        judge=BYTES,
-        unit="%",
-        mark=100,
-        budget=8,
-        images=1,
-        steps=2,
-        entries=tuple(
-            replace(entry, train={"batch_size": 4, "images_per_prompt": 2}, rates=(1e-3,), seeds=(0,), judged_every=4)
-            for entry in (DRAFT_1, GRPO, RAFT)
-        ),
-    ),
-)
+    tasks: tuple[Task, ...]
+    runs: Path
+    image: Path
+
+
+SETTINGS = {
+    "ten-steps": Setting(TASKS, Path("runs/compare-rl"), IMAGES / "compare-rl.png"),
+    "few-steps": Setting(FEW_TASKS, PAGE.with_name("rl-few-steps"), IMAGES / "compare-rl-few-steps.png"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -208,39 +143,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    tasks = [task for task in (QUICK if options.quick else TASKS) if options.only in (None, task.name)]
+    setting = SETTINGS[options.setting]
+    tasks = [task for task in (QUICK if options.quick else setting.tasks) if options.only in (None, task.name)]
+    runs = options.runs or setting.runs
     if not options.plot:
         for task in tasks:
             for entry in task.entries:
                 if options.methods is None or entry.name in options.methods:
-                    train_entry(task, entry, options.runs / task.name)
-    begun = [task for task in tasks if any(runs_of(task, entry, options.runs) for entry in task.entries)]
-    publish({task.name: table(task, options.runs) for task in begun}, options.page if options.plot else None)
+                    train_entry(task, entry, runs / task.name, options.seeds)
+    begun = [task for task in tasks if any(runs_of(task, entry, runs) for entry in task.entries)]
+    if not begun:
+        raise SystemExit(f"{runs}: there are no runs; train some, or name their folder by --runs")
+    publish({task.name: table(task, runs) for task in begun}, options.page if options.plot else None)
     if options.plot:
-        save_image(begun, options.runs, options.image)
+        save_image(begun, runs, options.image or setting.image)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--plot", action="store_true", help="train nothing: table and image of what is there")
     parser.add_argument("--quick", action="store_true", help="two updates of three methods, to see that it works")
-    names = list(dict.fromkeys(entry.name for task in TASKS for entry in task.entries))
+    known = [task for setting in SETTINGS.values() for task in setting.tasks]
+    names = list(dict.fromkeys(entry.name for task in known for entry in task.entries))
+    parser.add_argument("--setting", choices=SETTINGS, default="ten-steps", help="default ten-steps")
     parser.add_argument("--methods", nargs="+", choices=names, help="only these; left out, all")
-    parser.add_argument("--only", choices=[task.name for task in (*TASKS, *QUICK)], help="only this comparison")
-    parser.add_argument("--runs", type=Path, default=Path("runs/compare-rl"), help="default runs/compare-rl")
+    parser.add_argument("--only", choices=[task.name for task in (*known, *QUICK)], help="only this comparison")
+    parser.add_argument("--seeds", type=int, help="so many of each entry, the first ones; left out, all")
+    parser.add_argument("--runs", type=Path, help="folder of their files; left out, the setting's")
     parser.add_argument("--page", type=Path, default=PAGE, help="whose tables --plot writes")
-    parser.add_argument("--image", type=Path, default=IMAGE, help="that --plot makes")
+    parser.add_argument("--image", type=Path, help="that --plot makes; left out, the setting's")
     return parser.parse_args(arguments)
 
 
 # Training
 
 
-def train_entry(task: Task, entry: Entry, folder: Path) -> None:
-    """All rates on the first seed, then the best on the others."""
+def train_entry(task: Task, entry: Entry, folder: Path, seeds: int | None = None) -> None:
+    """All rates on the first seed, then the best on the others, `seeds` in all."""
     tried = [train(Run(task, entry, rate, entry.seeds[0]), folder) for rate in entry.rates]
     rate = min(tried, key=Run.rank).rate
-    for seed in entry.seeds[1:]:
+    for seed in entry.seeds[1:seeds]:
         train(Run(task, entry, rate, seed), folder)
 
 
@@ -250,12 +192,17 @@ def train(run: Run, folder: Path) -> Run:
     if run.is_over():
         return run
     trainer = make_trainer(run)
-    judge = make_judge(trainer.sampler, run.task.images, BYTES, ALIGNMENT, *{run.task.judge} - {BYTES})
+    task = run.task
+    names = dict.fromkeys((*task.beside, task.alignment, task.judge))
+    judge = make_judge(trainer.sampler, task.images, *names, prompts=task.held_out, of_each=task.of_each)
     checkpoint, (queries, seconds) = file_of(run, folder, "checkpoint"), (0, 0.0)
+    folder.mkdir(parents=True, exist_ok=True)
     if checkpoint.is_dir():
         state = load_checkpoint(trainer, checkpoint)
         queries, seconds = state["queries"], state["seconds"]
-    folder.mkdir(parents=True, exist_ok=True)
+    else:  # not begun, or it was over when its budget was smaller
+        file_of(run, folder, "jsonl").unlink(missing_ok=True)
+        run = replace(run, points=())
     while True:
         if not run.points or run.points[-1].updates < trainer.done:
             point = Point(trainer.done, queries, seconds, judge())
@@ -276,8 +223,8 @@ def train(run: Run, folder: Path) -> Run:
 
 def make_trainer(run: Run) -> Trainer:
     recipe = {
-        "model": {**MODEL, "num_inference_steps": run.task.steps},
-        "prompts": "emoji-train",
+        "model": run.task.model,
+        "prompts": run.task.prompts,
         "method": run.entry.method,
         "rewards": [{**run.task.reward, **run.entry.reward}],
         "train": {**run.entry.train, "steps": run.task.budget, "learning_rate": run.rate, "seed": run.seed},
@@ -286,7 +233,7 @@ def make_trainer(run: Run) -> Trainer:
     catalog = load_catalog()
     trainer = build(load_recipe(recipe, catalog=catalog), catalog=catalog)
     trainer.sampler.pipe.set_progress_bar_config(disable=True)
-    assert trainer.sampler.steps == run.task.steps  # counted now, so that no update need do so
+    assert trainer.sampler.steps == run.task.model["num_inference_steps"]  # counted now: no update need do so
     return trainer
 
 
@@ -324,12 +271,13 @@ def runs_of(task: Task, entry: Entry, runs: Path) -> list[Run]:
 
 def table(task: Task, runs: Path) -> str:
     """What each entry gained above the floor, and what each gain had cost when it was reached."""
-    levels = [level for level in LEVELS if level <= task.mark]
+    levels = [level for level in task.levels if level <= task.mark]
     heads = ["method", "rate", "seeds", "queries", "largest gain", "alignment there, %"]
     rows = []
     for entry in task.entries:
         made = runs_of(task, entry, runs)
         if not made:
+            rows.append(empty_row(entry.name, "not run", len(heads) + len(levels)))
             continue
         best = [run.best() for run in made]
         rows.append(
@@ -340,7 +288,12 @@ def table(task: Task, runs: Path) -> str:
                 *(price_cell(made, level) for level in levels),
             ]
         )
+    rows += [empty_row(name, "needs a gradient", len(heads) + len(levels)) for name in task.refused]
     return markdown([*heads, *(f"to {level} {task.unit}" for level in levels)], rows)
+
+
+def empty_row(name: str, why: str, cells: int) -> list[str]:
+    return [name, why, *[""] * (cells - 2)]
 
 
 def price_cell(made: Sequence[Run], level: float) -> str:
@@ -375,10 +328,12 @@ def save_image(tasks: Sequence[Task], runs: Path, image: Path) -> None:
                 draw(by_seconds, made, "seconds", colour)
                 draw(quality, made, "gain", colour)
         for panel, label in ((by_queries, "reward queries"), (by_seconds, "seconds of one core")):
-            panel.set(xscale="log", xlabel=label, ylabel=f"{task.name}: gain, {task.unit}")
-            panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-            panel.xaxis.set_major_formatter("{x:g}")
-            panel.xaxis.set_minor_formatter(NullFormatter())
+            panel.set(xlabel=label, ylabel=f"{task.name}: gain, {task.unit}")
+            if panel.dataLim.x1 > 10 * panel.dataLim.minposx:
+                panel.set_xscale("log")
+                panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+                panel.xaxis.set_major_formatter("{x:g}")
+                panel.xaxis.set_minor_formatter(NullFormatter())
             panel.axhline(0, color="grey", linewidth=0.6)
         quality.set(xlabel=f"gain, {task.unit}", ylabel="alignment kept, %")
         quality.axhline(100 * FLOOR, color="grey", linewidth=0.8, linestyle=":")

@@ -56,6 +56,7 @@ SLOW = (
     "tests/cost/test_scale.py",
     "tests/learners/test_gradient_free_families.py",
     "tests/learners/test_preference.py::test_modes_get_the_weights_of_the_base_model_times_the_exponential_of_the_reward",
+    "tests/learners/test_preference_trl.py",
     "tests/learners/test_weighted_regression.py::test_the_modes_get_the_weights_of_the_tilted_mixture",
     "tests/project/test_benchmarks.py",
     "tests/project/test_blocks.py::test_the_block_of_search_finds_images",

@@ -122,8 +122,8 @@ def test_methods_without_a_gradient_are_compared_and_a_killed_run_is_the_uninter
 
     judged = compare_rl.make_judge
 
-    def dies_at_the_second(*words: Any) -> Any:
-        judge, calls = judged(*words), []
+    def dies_at_the_second(*words: Any, **more: Any) -> Any:
+        judge, calls = judged(*words, **more), []
 
         def judge_once() -> Any:
             calls.append(1)
@@ -190,5 +190,21 @@ def test_a_gain_has_its_price_where_the_line_crosses_it_above_the_floor(compare_
     cells = [
         compare_rl.price_cell(runs, 8) for runs in ([run, run], [run, back], [back], [replace(run, points=points[:2])])
     ]
-    assert compare_rl.table(task, Path("nowhere")).count("to ") == len(compare_rl.LEVELS), "the mark is among them"
+    assert compare_rl.table(task, Path("nowhere")).count("to ") == len(task.levels), "the mark is among them"
     assert cells == ["14 ± 0 (7 s)", "14 (7 s; 1 of 2)", "floor after 0", "> 8"]
+
+
+def test_the_page_says_what_the_published_runs_say(compare_rl: Any) -> None:
+    """The tables of few steps are those of the files beside the page, to the letter."""
+    setting = compare_rl.SETTINGS["few-steps"]
+    page = compare_rl.PAGE.read_text(encoding="utf-8")
+    begun = [task for task in setting.tasks if any((setting.runs / task.name).glob("*.jsonl"))]
+    assert begun
+    for task in begun:
+        assert f"<!-- {task.name} -->\n{compare_rl.table(task, setting.runs)}\n<!-- end of {task.name} -->" in page
+
+
+def test_no_runs_leave_page_and_image_as_they_are(compare_rl: Any, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="there are no runs; train some"):
+        compare_rl.main(["--plot", "--runs", str(tmp_path), "--page", str(tmp_path / "none.md")])
+    assert not list(tmp_path.iterdir())

@@ -115,6 +115,38 @@ def test_a_flow_model_is_trained_and_watched_and_goes_on_in_every_bit(
     goes_on(recipe("parts"), catalog, tmp_path / "whole", monkeypatch)
 
 
+def test_a_flow_model_that_exploits_its_reward_is_stopped(
+    flow: dict[str, Any], catalog: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GRPO at a rate far too large: what is trained rises, what is held out falls, and the run ends there."""
+    monkeypatch.setattr("draft_core.runs.run.write_report", without_pages)
+    notes: list[str] = []
+    data = {
+        **FOUR_UPDATES,
+        "model": {**FOUR_UPDATES["model"], "noise": 0.7, **flow},
+        "method": {"kind": "grpo", "minibatches": 2},
+        "rewards": REWARDS,
+        "train": {"steps": 60, "batch_size": 8, "images_per_prompt": 4, "learning_rate": 0.1},
+        "regularizers": {},
+        "evaluation": {
+            **FOUR_UPDATES["evaluation"],
+            "every": 3,
+            "on_collapse": "stop",
+            "tolerance": 0.02,
+            "scales": [],
+        },
+        "output": str(tmp_path / "run"),
+    }
+    recipe = load_recipe(data, catalog=catalog)
+    result = run_recipe(recipe, catalog, progress=lambda *said: notes.append(said[3]))
+    assert result.verdict.collapsed
+    assert result.after.update < 60
+    assert any("collapsing" in note for note in notes)
+    before, after = (seen.means() for seen in (result.before, result.after))
+    assert after["brightness"] > before["brightness"]
+    assert after["redness"] < before["redness"] or result.verdict.lost[0].startswith("diversity fell")
+
+
 def test_the_pages_count_queries_and_show_what_the_method_reports(catalog: Any, tmp_path: Path) -> None:
     runs = [run_recipe(recipe_of(catalog, tmp_path / name, METHODS[name]), catalog) for name in ("importance", "grpo")]
     page = runs[0].report.read_text(encoding="utf-8")
