@@ -196,12 +196,14 @@ class MethodSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedSpec:
-    """A pipeline that a distribution carries in a local folder, under a short alias.
+    """A model that a distribution carries in a local folder, under a short alias.
 
     Arguments:
         alias: its name in recipes, used where a hub name or a folder could stand.
         summary: one line for listings.
-        folder: a folder in diffusers' format.
+        folder: a folder in diffusers' format; of image-text-to-text, one in transformers' with model and processor.
+        task: "pipeline", a diffusers pipeline to train; or "image-text-to-text", a model that answers questions about
+            images, which rewards such as `vlm` take as their `model`. Only pipelines have a LoRA, prompts and a call.
         lora: the file or folder of a LoRA, in diffusers' format, that is added to the weights when they are loaded: two
             aliases may share a folder.
         license: licences of the weights and of the data behind them.
@@ -210,7 +212,8 @@ class PretrainedSpec:
             from them.
 
     Raises:
-        PluginError: at construction, if the alias is not lower-case words joined by hyphens.
+        PluginError: at construction, if the alias is not lower-case words joined by hyphens, or it is no pipeline and has
+            what only pipelines have.
     """
 
     alias: str
@@ -220,10 +223,17 @@ class PretrainedSpec:
     lora: Path | None = None
     prompts: Mapping[str, Path] = field(default_factory=dict)
     call: Mapping[str, Any] = field(default_factory=dict)
+    task: Literal["pipeline", "image-text-to-text"] = "pipeline"
 
     def __post_init__(self) -> None:
         where = f"pretrained spec {self.alias!r}"
         _check_types(self, where)
+        if self.task != "pipeline" and (self.lora is not None or self.prompts or self.call):
+            raise PluginError(
+                f"its task is {self.task}, and it has a LoRA, prompts or a call, which only pipelines have",
+                where=where,
+                next="leave them out",
+            )
         if not _KIND.fullmatch(self.alias):
             raise PluginError("its alias is not lower-case words joined by hyphens", where=where, next="rename it")
 
