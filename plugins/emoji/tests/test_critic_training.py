@@ -1,4 +1,4 @@
-"""The program that trains emoji-vlm: its questions are true, it reads them as its model does, and exports what it made."""
+"""The program that trains emoji-vlm: its questions are true, it reads them as its model does, and exports it."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ LAYOUTS = {"alone": 0.5, "placed": 0.14, "row": 0.12, "column": 0.08, "three": 0
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture in a collage, by its index; the colour it is dyed in, "" for its own; where it stands, if that counts."""
+    """A picture in a collage, by its index; the colour it is dyed in, "" for its own; its place, "" if that is open."""
 
     index: int
     colour: str = ""

@@ -25,10 +25,11 @@ from .model import SEED, Reader, build, image_features, pack, packed_logits
 from .questions import KINDS, Asker, Question, all_words
 from .words import make_processor
 
-WORDS_RECIPE = Recipe(lr=3e-3, weight_decay=2e-2, ema=0.99)
-RECIPE = Recipe(lr=2e-3, weight_decay=2e-2, ema=0.996, slow=("model.language_model", 0.5))
-WORDS_SHARE = 0.2  # of the budget, spent on descriptions before the first image
-DESCRIPTIONS, IMAGES, YES_NO, OPEN = 16, 12, 8, 2  # of a batch: those, or images; and questions about each
+WORDS_RECIPE = Recipe(lr=3e-3, weight_decay=2e-2, ema=0.99, final=1.0)  # it learns late: no cosine
+RECIPE = Recipe(lr=2e-3, weight_decay=2e-2, ema=0.99)
+WORDS_SHARE = 0.5  # of the budget, spent on descriptions before the first image
+DESCRIPTIONS, IMAGES, REMINDERS = 16, 12, 6  # of a batch: descriptions; later images, and still some descriptions
+YES_NO, OPEN = 8, 2  # questions about each
 WEIGHTS = {"thing": 4.0, "colour": 2.0, "style": 1.0, "count": 1.0, "place": 1.0, "prompt": 3.0}
 FROM_WORDS = {"thing": 2.0, "colour": 2.0, "style": 1.0, "prompt": 1.0}  # what a description answers
 VECTORS, NOISE = 12, 0.03  # of a description, in place of an image's 65
@@ -54,7 +55,8 @@ def train(work: Path, budget: Budget, device: torch.device, start: Path) -> None
         pixels = seen_badly(np.stack([r.image for r in rows]), generator).to(device)
         features = image_features(module, pixels)
         answers = answer_loss(module, reader, features, [r.asked for r in rows])
-        return answers + NAMING_WEIGHT * naming_loss(module, reader, features, rows)
+        words = words_loss(module, reader, askers["named"], REMINDERS, generator)
+        return answers + words + NAMING_WEIGHT * naming_loss(module, reader, features, rows)
 
     for p in training.run(loss, report_every=25):
         print(f"vlm   {p.share:4.0%} step {p.step} loss {p.loss:.4f} {p.steps_per_s * IMAGES:.0f} img/s", flush=True)
@@ -97,12 +99,7 @@ def learn_words(
     training = Training(module.train(), WORDS_RECIPE, budget, checkpoint, seed=SEED)
 
     def loss(generator: torch.Generator) -> Tensor:
-        told, asked = [], []
-        for _ in range(DESCRIPTIONS):
-            things = asker.album.collage(generator, ("alone", "alone", "row")[pick(3, generator)], dyed=1.0)
-            told.append(things)
-            asked.append([*questions(asker, things, FROM_WORDS, generator), asker.open(things, generator)])
-        return answer_loss(module, reader, described(module, reader, asker, told, generator), asked)
+        return words_loss(module, reader, asker, DESCRIPTIONS, generator)
 
     for p in training.run(loss, report_every=50):
         print(f"vlm   words {p.share:4.0%} step {p.step} loss {p.loss:.4f} {p.steps_per_s:.1f} steps/s", flush=True)
@@ -111,6 +108,19 @@ def learn_words(
         parameter.requires_grad_(True)
     with torch.no_grad():  # an image begins as what a description is without its words
         module.model.multi_modal_projector.linear_2.bias.copy_(mark(module, reader))
+
+
+def words_loss(
+    module: LlavaForConditionalGeneration, reader: Reader, asker: Asker, count: int, generator: torch.Generator
+) -> Tensor:
+    """The loss of answers about so many random descriptions."""
+    told, asked = [], []
+    for _ in range(count):
+        things = asker.album.collage(generator, ("alone", "alone", "row")[pick(3, generator)], dyed=1.0)
+        told.append(things)
+        opened = [asker.open(things, generator)] * (len(things) == 1)
+        asked.append(questions(asker, things, FROM_WORDS, generator) + opened)
+    return answer_loss(module, reader, described(module, reader, asker, told, generator), asked)
 
 
 def mark(module: LlavaForConditionalGeneration, reader: Reader) -> Tensor:
