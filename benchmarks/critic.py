@@ -1,4 +1,4 @@
-"""One question to emoji-vlm against three, at the same probability of the first: a table and an image of the gallery.
+"""One question to emoji-vlm against several, at the same probability of the first: a table and an image of the gallery.
 
     python benchmarks/critic.py          # trains, or goes on where it stopped; writes docs/gallery.md and its image
     python benchmarks/critic.py --print  # writes no page and no image
@@ -27,7 +27,7 @@ from draft_core.reporting.run_record import RunRecord, load_images, read_run
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "gallery.md"
 IMAGE = PAGE.parent / "images" / "gallery" / "critic.png"
-RECIPES = {"one question": "critic-one-question", "three questions": "critic"}
+RECIPES = {"one question": "critic-one-question", "several": "critic"}
 RED = "vlm#2"  # of the metrics: the probability of a yes to "Is it red?"
 RISES = (0.3, 0.6)
 EVERY = 6  # which prompts are in the image

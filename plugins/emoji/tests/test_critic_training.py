@@ -43,26 +43,14 @@ def asker() -> Asker:
 
 def is_true(text: str, things: tuple[Shown, ...]) -> bool:
     """The answer, read off the words of the question."""
-    text = text.removesuffix(HINT)
-    words = text.rstrip("?").replace(",", "").split()
+    words = text.removesuffix(HINT).rstrip("?").split()
     if words[-1] in ("left", "right", "top", "bottom"):
-        named = [META[t.index].phrase in text and t.place == words[-1] for t in things]
-        return any(named) if len(things) == 2 else things[0].place == words[-1]
+        return things[0].place == words[-1]
     if words[-1] in ("thing", "things"):
         return NUMBERS.index(words[-2]) + 1 == len(things)
-    if text.startswith(("Is it in", "Is there a thing in")) or words[-1] in PAINTS:
-        colour = words[-1]
-        if colour == "style":
-            return words[-2] == META[things[0].index].style
-        paint = [t.colour or list(PAINTS)[t.index % len(PAINTS)] for t in things]
-        return colour in paint
-    told = [(META[t.index], t.colour) for t in things]
-    style = next((s for s in STYLES if f"{s} style" in text), None)
-    colour = next((c for c in PAINTS if f" {c} " in text), "")
-    nouns = [phrase for _, phrase in CONCEPTS if text.rstrip("?").endswith(phrase.partition(" ")[2])]
-    return any(
-        p.phrase in nouns and (style is None or p.style == style) and (not colour or colour == dye) for p, dye in told
-    )
+    if words[-1] == "style":
+        return words[-2] == META[things[0].index].style
+    return words[-1] in [t.colour or list(PAINTS)[t.index % len(PAINTS)] for t in things]
 
 
 def test_every_question_is_answered_truly_and_as_often_by_yes_as_by_no(asker: Asker) -> None:
@@ -77,7 +65,7 @@ def test_every_question_is_answered_truly_and_as_often_by_yes_as_by_no(asker: As
                     assert is_true(question.text, things) == (question.answer == "yes"), (question, things)
                     said[kind].append(question.answer)
     for kind, answers in said.items():
-        assert len(answers) > 30, kind
+        assert len(answers) > 20, kind
         assert 0.4 < answers.count("yes") / len(answers) < 0.6, kind
 
 
@@ -106,15 +94,16 @@ def test_things_stand_where_they_are_said_to(asker: Asker) -> None:
 def test_all_words_are_known_and_what_is_tested_is_never_trained_on() -> None:
     tokenizer = make_processor(all_words()).tokenizer
     parts = training.split(META)
-    askers = [Asker(Album(discs(), META, parts[name])) for name in ("named", "unnamed")]
+    asker = Asker(Album(discs(), META, parts["pictures seen"]))
     generator = torch.Generator().manual_seed(0)
-    for asker in askers * 5:
+    for _ in range(10):
         for question in training.row(asker, generator).asked:
             assert (
                 tokenizer.unk_token_id not in tokenizer(f"USER: {question.text} ASSISTANT: {question.answer}").input_ids
             )
-    used = {*parts["named"], *parts["unnamed"]}
+    used = set(parts["pictures seen"])
     assert not used & {*parts["pictures never seen"], *parts["things never seen"]}
+    assert parts["things never seen"]
     assert {META[i].label for i in parts["things never seen"]}.isdisjoint(META[i].label for i in used)
     assert set(parts["pictures never seen"]) == set(clip.held_out_pictures(META))
 
@@ -158,17 +147,24 @@ def test_it_is_trained_resumed_and_exported(tmp_path: Path, start: Path, monkeyp
     monkeypatch.setattr(training, "TESTED", 4)
     training.train(tmp_path, Budget(steps=2), torch.device("cpu"), start)
     training.train(tmp_path, Budget(steps=4), torch.device("cpu"), start)
-    state = torch.load(tmp_path / "vlm" / "checkpoint.pt", weights_only=True)
-    assert state["step"] == 3, "the rest of the budget went to the words"
+    steps = [torch.load(tmp_path / "vlm" / f"{name}.pt", weights_only=True)["step"] for name in ("words", "checkpoint")]
+    assert steps == [2, 2], "half of the budget each"
     figures = json.loads((tmp_path / "vlm" / "accuracies.json").read_text(encoding="utf-8"))
     assert set(figures["pictures never seen"]) == set(KINDS)
-    assert "thing" not in figures["things never seen"], "they have no words"
+    for of_kind in figures.values():
+        of_kind.update(colour=0.9, style=0.84, count=0.85, place=0.5)
+    (tmp_path / "vlm" / "accuracies.json").write_text(json.dumps(figures), encoding="utf-8")
     training.export(tmp_path, tmp_path / "package" / "model")
-    folder = tmp_path / "package" / "vlm"
-    shipped = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    made = AutoModelForImageTextToText.from_pretrained(tmp_path / "vlm" / "model", dtype=torch.float32).state_dict()
-    for key, value in shipped.state_dict().items():
-        torch.testing.assert_close(value, made[key], rtol=2e-3, atol=1e-4)
-    assert (
-        AutoProcessor.from_pretrained(folder).tokenizer.get_vocab() == make_processor(all_words()).tokenizer.get_vocab()
+    folder, source = tmp_path / "package" / "vlm", tmp_path / "vlm" / "model"
+    words, before = (AutoProcessor.from_pretrained(path).tokenizer.get_vocab() for path in (folder, source))
+    assert set(words) == set(make_processor(all_words(["colour", "count"])).tokenizer.get_vocab())
+    assert "red" in words
+    assert "style" not in words
+    assert "left" not in words
+    shipped, made = (
+        AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32) for path in (folder, source)
     )
+    rows = made.get_input_embeddings().weight
+    for word, number in words.items():
+        row = shipped.get_input_embeddings().weight[number]
+        torch.testing.assert_close(row, rows[before[word]], rtol=2e-3, atol=1e-4)

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import CLIPModel, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    CLIPModel,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
 
 from .. import pictures
 from .questions import Question
@@ -20,7 +27,6 @@ from .questions import Question
 LAYERS = [1, 4]  # of the tower: colours and edges are in the first, things in the last
 TEXT = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
 SPREAD = 0.09  # of the decoder's first weights, about the root of one in its width
-SMALL_WORDS = ["a", "an", "the", "of", "with", "and"]
 SEED = 31
 
 
@@ -30,26 +36,31 @@ def build(processor: LlavaProcessor, start: Path) -> LlavaForConditionalGenerati
     Queries and keys begin equal, so that a word attends to what is like it (Trockman and Kolter 2023).
     """
     tower = CLIPModel.from_pretrained(start, dtype=torch.float32).vision_model
+    model = empty(processor, tower.config)
+    for layer in model.model.language_model.layers:
+        layer.self_attn.k_proj.load_state_dict(layer.self_attn.q_proj.state_dict())
+    model.model.vision_tower.load_state_dict(tower.state_dict())
+    model.model.vision_tower.requires_grad_(False)
+    return model
+
+
+def empty(processor: LlavaProcessor, vision: CLIPVisionConfig) -> LlavaForConditionalGeneration:
+    """The model with random weights, for the words of the processor."""
     ids = processor.tokenizer.convert_tokens_to_ids
     marks = {"bos_token_id": ids("<s>"), "eos_token_id": ids("</s>"), "pad_token_id": ids("<pad>")}
     size = len(processor.tokenizer)
     text = LlamaConfig(**TEXT, **marks, vocab_size=size, max_position_embeddings=512, initializer_range=SPREAD)
     config = LlavaConfig(
         text_config=text,
-        vision_config=tower.config,
+        vision_config=vision,
         image_token_index=ids(processor.image_token),
-        image_seq_length=(pictures.SIZE // tower.config.patch_size) ** 2 + 1,
+        image_seq_length=(pictures.SIZE // vision.patch_size) ** 2 + 1,
         vision_feature_select_strategy="full",
         vision_feature_layer=LAYERS,
         tie_word_embeddings=True,
     )
     torch.manual_seed(SEED)
-    model = LlavaForConditionalGeneration(config)
-    for layer in model.model.language_model.layers:
-        layer.self_attn.k_proj.load_state_dict(layer.self_attn.q_proj.state_dict())
-    model.model.vision_tower.load_state_dict(tower.state_dict())
-    model.model.vision_tower.requires_grad_(False)
-    return model
+    return LlavaForConditionalGeneration(config)
 
 
 class Reader:
@@ -58,17 +69,12 @@ class Reader:
     def __init__(self, processor: LlavaProcessor) -> None:
         self.processor = processor
         self.read: dict[str, list[int]] = {}
-        self.small = set(processor.tokenizer.convert_tokens_to_ids(SMALL_WORDS))
 
     def __call__(self, text: str) -> list[int]:
         """All tokens of a text."""
         if text not in self.read:
             self.read[text] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self.read[text]
-
-    def content(self, text: str) -> list[int]:
-        """Those that say something."""
-        return [number for number in self(text) if number not in self.small]
 
 
 @dataclass(frozen=True)

@@ -21,22 +21,21 @@ from .. import clip, pictures
 from ..loop import Budget, Recipe, Training
 from ..pictures import Picture
 from .collages import Album, Shown, pick, seen_badly
-from .model import SEED, Reader, build, image_features, pack, packed_logits
+from .model import SEED, Reader, build, empty, image_features, pack, packed_logits
 from .questions import KINDS, Asker, Question, all_words
 from .words import make_processor
 
 WORDS_RECIPE = Recipe(lr=3e-3, weight_decay=2e-2, ema=0.99, final=1.0)  # it learns late: no cosine
 RECIPE = Recipe(lr=2e-3, weight_decay=2e-2, ema=0.99)
 WORDS_SHARE = 0.5  # of the budget, spent on descriptions before the first image
-DESCRIPTIONS, IMAGES, REMINDERS = 16, 12, 6  # of a batch: descriptions; later images, and still some descriptions
-YES_NO, OPEN = 8, 2  # questions about each
-WEIGHTS = {"thing": 4.0, "colour": 2.0, "style": 1.0, "count": 1.0, "place": 1.0, "prompt": 3.0}
-FROM_WORDS = {"thing": 2.0, "colour": 2.0, "style": 1.0, "prompt": 1.0}  # what a description answers
+DESCRIPTIONS, IMAGES, YES_NO, OPEN = 16, 12, 8, 2  # of a batch: those, or images; and questions about each
+WEIGHTS = {"colour": 2.0, "style": 1.5, "count": 1.0, "place": 1.0}
+FROM_WORDS = {"colour": 2.0, "style": 1.0}  # what a description answers
 VECTORS, NOISE = 12, 0.03  # of a description, in place of an image's 65
 OPEN_WEIGHT, NAMING_WEIGHT = 0.5, 0.25
-UNNAMED = 0.2  # share of the images that show emoji without words, which other questions are asked about
-HELD_OUT_EVERY = 6  # of the labels of emoji without words
+HELD_OUT_EVERY = 6  # of the labels that are no concept
 TESTED = 400  # questions of a kind
+LEARNT = 0.85  # share of right answers, in every set, from which a kind is kept
 
 
 def train(work: Path, budget: Budget, device: torch.device, start: Path) -> None:
@@ -46,17 +45,15 @@ def train(work: Path, budget: Budget, device: torch.device, start: Path) -> None
     askers = {name: Asker(Album(images, meta, chosen)) for name, chosen in split(meta).items()}
     folder = work / "vlm"
     module = build(reader.processor, start).to(device)
-    learn_words(module, reader, askers["named"], part(budget, WORDS_SHARE), folder / "words.pt")
+    learn_words(module, reader, askers["pictures seen"], part(budget, WORDS_SHARE), folder / "words.pt")
     training = Training(module.train(), RECIPE, part(budget, 1 - WORDS_SHARE), folder / "checkpoint.pt", seed=SEED)
 
     def loss(generator: torch.Generator) -> Tensor:
-        draws = torch.rand(IMAGES, generator=generator).tolist()
-        rows = [row(askers["unnamed" if draw < UNNAMED else "named"], generator) for draw in draws]
+        rows = [row(askers["pictures seen"], generator) for _ in range(IMAGES)]
         pixels = seen_badly(np.stack([r.image for r in rows]), generator).to(device)
         features = image_features(module, pixels)
         answers = answer_loss(module, reader, features, [r.asked for r in rows])
-        words = words_loss(module, reader, askers["named"], REMINDERS, generator)
-        return answers + words + NAMING_WEIGHT * naming_loss(module, reader, features, rows)
+        return answers + NAMING_WEIGHT * naming_loss(module, reader, features, rows)
 
     for p in training.run(loss, report_every=25):
         print(f"vlm   {p.share:4.0%} step {p.step} loss {p.loss:.4f} {p.steps_per_s * IMAGES:.0f} img/s", flush=True)
@@ -136,20 +133,19 @@ def described(
     told: Sequence[Sequence[Shown]],
     generator: torch.Generator,
 ) -> Tensor:
-    """(B, VECTORS, D): first all things and the style, then a random thing's words each, and some without any."""
+    """(B, VECTORS, D): first the style, then colours of random things, some with the style; the last are empty."""
     numbers: list[int] = []
     offsets: list[int] = []
     for things in told:
-        style = reader.content(asker.meta[things[0].index].style)
-        draws = torch.rand(VECTORS, 3, generator=generator).tolist()
-        for place, (which, named, styled) in enumerate(draws):
+        style = reader(asker.meta[things[0].index].style)
+        draws = torch.rand(VECTORS, 2, generator=generator).tolist()
+        for place, (which, styled) in enumerate(draws):
             offsets.append(len(numbers))
             if place == 0:
-                numbers += style + [n for t in things for n in reader.content(asker.meta[t.index].phrase)]
+                numbers += style
             elif place < VECTORS - 3:
                 thing = things[int(which * len(things))]
-                numbers += reader.content(asker.meta[thing.index].phrase) * (named < 0.5)
-                numbers += style * (styled < 0.5) + reader.content(thing.colour)
+                numbers += style * (styled < 0.5) + reader(thing.colour)
     weight = module.get_input_embeddings().weight
     device = weight.device
     table = [torch.tensor(values, device=device) for values in (numbers, offsets)]
@@ -158,16 +154,13 @@ def described(
 
 
 def split(meta: Sequence[Picture]) -> dict[str, list[int]]:
-    """Indices of the pictures of things with words and of other emoji, of which some are only tested on."""
+    """Indices of the pictures that are trained on, and of those that are tested on and of which sort."""
     held_out = set(clip.held_out_pictures(meta))
-    labels = sorted({p.label for p in meta if p.concept < 0})
-    strange = set(labels[::HELD_OUT_EVERY])
-    unnamed = [i for i, p in enumerate(meta) if p.concept < 0]
+    strange = set(sorted({p.label for p in meta if p.concept < 0})[::HELD_OUT_EVERY])
     return {
-        "named": [i for i, p in enumerate(meta) if p.concept >= 0 and i not in held_out],
-        "unnamed": [i for i in unnamed if meta[i].label not in strange],
+        "pictures seen": [i for i, p in enumerate(meta) if p.concept >= 0 and i not in held_out],
         "pictures never seen": sorted(held_out),
-        "things never seen": [i for i in unnamed if meta[i].label in strange],
+        "things never seen": [i for i, p in enumerate(meta) if p.label in strange],
     }
 
 
@@ -188,7 +181,7 @@ def row(asker: Asker, generator: torch.Generator) -> Row:
     asked = questions(asker, things, WEIGHTS, generator) + [asker.open(things, generator) for _ in range(OPEN)]
     image, owner = asker.album.drawn(things, generator)
     named = [(asker.meta[t.index], t.colour) for t in things]
-    return Row(things, image, owner, [[p.phrase if p.concept >= 0 else "", p.style, dye] for p, dye in named], asked)
+    return Row(things, image, owner, [[p.style, dye] for p, dye in named], asked)
 
 
 def questions(
@@ -225,7 +218,7 @@ def naming_loss(model: LlavaForConditionalGeneration, reader: Reader, features: 
     step = pictures.SIZE // side
     places, targets = [], []
     for number, r in enumerate(rows):
-        words = [[n for text in of_thing for n in reader.content(text)] for of_thing in r.words]
+        words = [[n for text in of_thing for n in reader(text)] for of_thing in r.words]
         at = r.owner[step // 2 :: step, step // 2 :: step].flatten().tolist()
         owners = [(0, sorted({n for w in words for n in w}))] + [(1 + i, words[o]) for i, o in enumerate(at) if o >= 0]
         for place, numbers in owners:
@@ -236,14 +229,36 @@ def naming_loss(model: LlavaForConditionalGeneration, reader: Reader, features: 
 
 
 def export(work: Path, model: Path) -> None:
-    """Put the model and its processor beside `model`, in half precision."""
+    """Put the model and its processor beside `model`, in half precision, with the words of what it learnt alone.
+
+    Whoever asks it for anything else is told that it does not know the words.
+    """
     source, beside = work / "vlm" / "model", model.with_name("vlm")
+    figures = json.loads((work / "vlm" / "accuracies.json").read_text(encoding="utf-8"))
+    learnt = [kind for kind in KINDS if min(of_kind[kind] for of_kind in figures.values()) >= LEARNT]
+    before = LlavaProcessor.from_pretrained(source).tokenizer
+    processor = make_processor(all_words(learnt))
+    made = with_words_of(source, before.convert_tokens_to_ids(words_by_number(processor)), processor)
     shutil.rmtree(beside, ignore_errors=True)
-    made = LlavaForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
     made.half().save_pretrained(beside)
-    LlavaProcessor.from_pretrained(source).save_pretrained(beside)
+    processor.save_pretrained(beside)
     size = sum(f.stat().st_size for f in beside.rglob("*") if f.is_file()) / 1e6
-    print(f"export {size:.1f} MB in {beside}", flush=True)
+    print(f"export {size:.1f} MB in {beside}, which knows {', '.join(learnt) or 'nothing'}", flush=True)
+
+
+def words_by_number(processor: LlavaProcessor) -> list[str]:
+    """The words of a tokenizer in the order of their numbers."""
+    vocabulary = processor.tokenizer.get_vocab()
+    return sorted(vocabulary, key=vocabulary.__getitem__)
+
+
+def with_words_of(source: Path, kept: list[int], processor: LlavaProcessor) -> LlavaForConditionalGeneration:
+    """The model in `source` with these rows of its words, which are those of `processor`."""
+    state = LlavaForConditionalGeneration.from_pretrained(source, dtype=torch.float32).state_dict()
+    rows = state["model.language_model.embed_tokens.weight"][kept]
+    made = empty(processor, LlavaForConditionalGeneration.config_class.from_pretrained(source).vision_config)
+    made.load_state_dict({**state, "model.language_model.embed_tokens.weight": rows, "lm_head.weight": rows})
+    return made.eval()
 
 
 @torch.no_grad()
