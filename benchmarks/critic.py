@@ -29,7 +29,7 @@ PAGE = ROOT / "docs" / "gallery.md"
 IMAGE = PAGE.parent / "images" / "gallery" / "critic.png"
 RECIPES = {"one question": "critic-one-question", "several": "critic"}
 RED = "vlm#2"  # of the metrics: the probability of a yes to "Is it red?"
-RISES = (0.3, 0.6)
+RISES = (0.09, 0.3)
 EVERY = 6  # which prompts are in the image
 
 
@@ -58,7 +58,7 @@ def row(name: str, record: RunRecord, found: EvalRecord) -> list[str]:
     )
     for score in ("emoji-judge-top1", "emoji-judge"):
         gains = gains_of_prompts(before.scores[score], found.scores[score], images)
-        error = f" ({fmean(gains) / standard_error(gains):+.1f})" if found is not before else ""
+        error = f" ({fmean(gains) / standard_error(gains):+.1f})" if any(gains) else ""
         cells.append(f"{found.means()[score]:.3f}{error}")
     return [*cells, f"{fmean(found.diversity) / fmean(before.diversity):.0%}"]
 
