@@ -212,8 +212,8 @@ class PretrainedSpec:
             from them.
 
     Raises:
-        PluginError: at construction, if the alias is not lower-case words joined by hyphens, or it is no pipeline and has
-            what only pipelines have.
+        PluginError: at construction, if the alias is not lower-case words joined by hyphens, or it has what only
+            pipelines have and is none.
     """
 
     alias: str
