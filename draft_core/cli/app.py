@@ -155,16 +155,17 @@ def methods() -> None:
 
 @app.command()
 def models() -> None:
-    """List the aliases that a recipe can name as its model, and the prompt lists that come with them."""
+    """List the aliases that a recipe can name as its model or as that of a reward, and their prompt lists."""
     catalog = load_catalog()
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
     table.add_column()
-    for alias, entry in catalog.pretrained.items():
+    for alias, entry in {**catalog.pretrained, **catalog.critics}.items():
         spec = entry.spec
         call = ", ".join(f"{name}={value}" for name, value in spec.call.items())
         where = "" if spec.repository is None else f"hub {'@'.join(filter(None, (spec.repository, spec.revision)))}"
-        facts = [str(entry.distribution), f"licence {spec.license}", where, f"call {call}" if call else ""]
+        judges = "" if alias in catalog.pretrained else "a model of rewards such as vlm"
+        facts = [str(entry.distribution), f"licence {spec.license}", where, judges, f"call {call}" if call else ""]
         lists = f"\nprompts {', '.join(spec.prompts)}" if spec.prompts else ""
         told = f"{escape(spec.summary)}\n[dim]{escape(', '.join(filter(None, facts)) + lists)}[/]"
         table.add_row(alias, told)

@@ -122,9 +122,10 @@ def _installed(alias: str, catalog: Catalog) -> tuple[dict[str, Any], str]:
         raise DraftError("it is a LoRA itself", where=where, next="give the model that it stands on")
     found = importlib.util.find_spec(entry.module) if entry.module else None
     package = Path(found.origin).parent if found and found.origin else None
-    if entry.module is None or package is None or not entry.spec.folder.is_relative_to(package):
+    folder = entry.spec.folder
+    if entry.module is None or package is None or folder is None or not folder.is_relative_to(package):
         raise DraftError("its folder is not in its package", where=where, next="give the folder itself")
-    parts = entry.spec.folder.relative_to(package).parts
+    parts = folder.relative_to(package).parts
     return {"module": entry.module, "parts": parts}, f"{entry.distribution.name}>={entry.distribution.version}"
 
 

@@ -78,7 +78,8 @@ class Catalog:
 
     Arguments:
         rewards: kind -> entry, sorted by kind.
-        pretrained: alias -> entry, sorted by alias.
+        pretrained: alias -> entry of a pipeline, sorted by alias.
+        critics: alias -> entry of a model that answers questions about images, sorted by alias.
         methods: kind -> entry, the core's own included, sorted by kind.
         plugins: the plugins that could be loaded, with what they register.
         broken: the plugins that could not.
@@ -87,6 +88,7 @@ class Catalog:
 
     rewards: Mapping[str, Entry[RewardSpec]] = field(default_factory=dict)
     pretrained: Mapping[str, Entry[PretrainedSpec]] = field(default_factory=dict)
+    critics: Mapping[str, Entry[PretrainedSpec]] = field(default_factory=dict)
     methods: Mapping[str, Entry[MethodSpec]] = field(default_factory=_own_methods)
     plugins: tuple[Plugin, ...] = ()
     broken: tuple[BrokenPlugin, ...] = ()
@@ -119,7 +121,7 @@ class Catalog:
     def versions(self) -> dict[str, str]:
         """Distribution name -> version, of every distribution that registered something."""
         found = {entry.distribution for entry in self.rewards.values()}
-        found |= {entry.distribution for entry in self.pretrained.values()}
+        found |= {entry.distribution for entry in (*self.pretrained.values(), *self.critics.values())}
         found |= {entry.distribution for entry in self.methods.values()}
         return {distribution.name: distribution.version for distribution in sorted(found, key=str)}
 
@@ -212,9 +214,11 @@ def read_catalog(entry_points: Iterable[importlib.metadata.EntryPoint]) -> Catal
         pretrained += [Entry(spec, distribution, point.module) for spec in found.pretrained]
         methods += [Entry(spec, distribution, point.module) for spec in found.methods]
     conflicts: dict[str, tuple[Distribution, ...]] = {}
+    models = _by_name(((entry.spec.alias, entry) for entry in pretrained), conflicts)
     return Catalog(
         rewards=_by_name(((entry.spec.kind, entry) for entry in rewards), conflicts),
-        pretrained=_by_name(((entry.spec.alias, entry) for entry in pretrained), conflicts),
+        pretrained={alias: entry for alias, entry in models.items() if entry.spec.task == "pipeline"},
+        critics={alias: entry for alias, entry in models.items() if entry.spec.task == "image-text-to-text"},
         methods=_by_name(((entry.spec.kind, entry) for entry in methods), conflicts),
         plugins=tuple(plugins),
         broken=tuple(broken),

@@ -30,7 +30,7 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
 
 @hookspec
 def draft_register_pretrained() -> Iterable[PretrainedSpec]:
-    """The pipelines this distribution carries, with their prompt lists."""
+    """The models this distribution carries: pipelines with their prompt lists, and models that rewards ask."""
     raise NotImplementedError
 
 

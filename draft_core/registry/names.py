@@ -35,6 +35,7 @@ PUBLISHED = {
     "emoji-train": "draft-emoji",
     "emoji-train-plain": "draft-emoji",
     "emoji-two-steps": "draft-emoji",
+    "emoji-vlm": "draft-emoji",
     "flicker": "draft-reward-motion",
     "face": "draft-reward-face",
     "face-count": "draft-reward-face",

@@ -202,15 +202,19 @@ class MethodSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedSpec:
-    """A pipeline that a distribution carries in a local folder, or names on the hub, under a short alias.
+    """A model that a distribution carries in a local folder, or names on the hub, under a short alias.
 
     Arguments:
         alias: its name in recipes, used where a hub name or a folder could stand.
         summary: one line for listings.
-        folder: a folder in diffusers' format; give it or `repository`.
-        repository: "owner/name" on the Hugging Face hub, of a pipeline in diffusers' format.
+        folder: a folder in diffusers' format; of image-text-to-text, one in transformers' with model and processor. Give
+            it or `repository`.
+        repository: "owner/name" on the Hugging Face hub, of a model in the same format.
         revision: of the repository, a commit for choice: a branch may move, and a run would then go on with other
             weights. None takes its main branch.
+        task: "pipeline", a diffusers pipeline to train; or "image-text-to-text", a model that answers questions about
+            images, which rewards such as `vlm` take as their `model`. Only pipelines have a repository, LoRA, prompts
+            and a call.
         lora: the file or folder of a LoRA, in diffusers' format, that is added to the weights when they are loaded: two
             aliases may share a folder.
         license: licences of the weights and of the data behind them.
@@ -219,8 +223,8 @@ class PretrainedSpec:
             from them.
 
     Raises:
-        PluginError: at construction, if the alias is not lower-case words joined by hyphens, or it does not say where
-            the pipeline is, or says it twice.
+        PluginError: at construction, if the alias is not lower-case words joined by hyphens, it does not say where the
+            model is, or says it twice, or it has what only pipelines have and is none.
     """
 
     alias: str
@@ -232,10 +236,17 @@ class PretrainedSpec:
     lora: Path | None = None
     prompts: Mapping[str, Path] = field(default_factory=dict)
     call: Mapping[str, Any] = field(default_factory=dict)
+    task: Literal["pipeline", "image-text-to-text"] = "pipeline"
 
     def __post_init__(self) -> None:
         where = f"pretrained spec {self.alias!r}"
         _check_types(self, where)
+        if self.task != "pipeline" and (self.lora or self.prompts or self.call or self.repository):
+            raise PluginError(
+                f"its task is {self.task}, and it has a LoRA, prompts, a call or a repository, which only pipelines have",
+                where=where,
+                next="leave them out",
+            )
         if not _KIND.fullmatch(self.alias):
             raise PluginError("its alias is not lower-case words joined by hyphens", where=where, next="rename it")
         if (self.folder is None) == (self.repository is None):

@@ -19,7 +19,7 @@ from draft_core.plugin import DirectConfig, Field, MethodConfig, MethodSpec, Ste
 from draft_core.recipe.load import dump_recipe, load_recipe
 from draft_core.registry.catalog import RESTRICTION, Distribution, Entry, load_catalog, read_catalog
 from draft_core.registry.hooks import API_VERSION, ENTRY_POINT_GROUP, hookimpl
-from draft_core.registry.specs import RewardSpec, load_named
+from draft_core.registry.specs import PretrainedSpec, RewardSpec, load_named
 from tests.support.tiny import BRIGHTNESS, GOOD, REDNESS, tiny_catalog
 
 
@@ -256,3 +256,21 @@ def test_an_method_that_claims_one_of_our_names_is_a_conflict(point: Any) -> Non
 def test_an_impossible_method_spec_is_refused(make: Any, message: str) -> None:
     with pytest.raises(PluginError, match=message):
         make()
+
+
+def test_a_model_that_rewards_ask_is_no_pipeline(point: Any) -> None:
+    spec = PretrainedSpec(
+        alias="seer", summary="it sees", folder=Path("seer"), license="MIT", task="image-text-to-text"
+    )
+
+    @hookimpl
+    def draft_register_pretrained() -> Any:
+        return [spec, replace(spec, alias="drawer", task="pipeline")]
+
+    catalog = read_catalog([point("good", {"draft_register_pretrained": draft_register_pretrained})])
+    assert list(catalog.critics) == ["seer"]
+    assert list(catalog.pretrained) == ["drawer"]
+    assert "draft-good" in catalog.versions()
+    assert catalog.plugins[0].pretrained == ("seer", "drawer")
+    with pytest.raises(PluginError, match="its task is image-text-to-text, and it has a LoRA, prompts or a call"):
+        replace(spec, call={"num_inference_steps": 2})

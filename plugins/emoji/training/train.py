@@ -3,7 +3,8 @@
 A stage that was interrupted goes on from its last checkpoint. `vae` and `clip` do not need each other and may run side
 by side, as one process each; so may `judge` and `preference`, and the three stages of scenes. The stages after `export`
 need the folder that it writes and no other stage before it but `data`: they make the scorers for the model that is
-shipped, and from it the model of scenes and its scorers, and at last the LoRA for two steps, by the installed package.
+shipped, and from it the model of scenes and its scorers, then the LoRA for two steps, by the installed package, and at
+last the model that answers questions, which needs the CLIP beside that folder.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ STAGES = (
     "scenes-export",
     "two-steps",
     "two-steps-export",
+    "vlm",
+    "vlm-export",
 )
 MINUTES = {  # about what was shipped took
     "vae": 25.0,
@@ -39,6 +42,7 @@ MINUTES = {  # about what was shipped took
     "scenes": 80.0,
     "scenes-matcher": 30.0,
     "scenes-judge": 20.0,
+    "vlm": 25.0,
 }
 MODEL = Path(__file__).resolve().parents[1] / "src" / "draft_emoji" / "model"
 
@@ -59,6 +63,7 @@ def main() -> None:
 def run(stage: str, arguments: argparse.Namespace) -> None:
     """Run one stage, from its checkpoint if it has one."""
     from emoji_training import clip, drawn, export, judge, pictures, preference, two_steps, unet, vae
+    from emoji_training.critic import training as critic
     from emoji_training.loop import Budget
     from emoji_training.scenes import denoiser, matcher, prompts
     from emoji_training.scenes import judge as scenes_judge
@@ -98,6 +103,10 @@ def run(stage: str, arguments: argparse.Namespace) -> None:
         two_steps.train(work)
     elif stage == "two-steps-export":
         two_steps.export(work, arguments.model)
+    elif stage == "vlm":
+        critic.train(work, Budget(minutes=arguments.vlm_minutes), device, arguments.model.with_name("clip"))
+    elif stage == "vlm-export":
+        critic.export(work, arguments.model)
 
 
 def parse() -> argparse.Namespace:
@@ -115,6 +124,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--scenes-minutes", type=float, default=MINUTES["scenes"])
     parser.add_argument("--scenes-matcher-minutes", type=float, default=MINUTES["scenes-matcher"])
     parser.add_argument("--scenes-judge-minutes", type=float, default=MINUTES["scenes-judge"])
+    parser.add_argument("--vlm-minutes", type=float, default=MINUTES["vlm"])
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument("--processes", type=int, default=1 if on_gpu else 2, help="of unet, one thread each")
     parser.add_argument("--batch", type=int, default=64 if on_gpu else 12, help="of unet, in each process")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from draft_reward_vlm import loading
 from draft_reward_vlm.questions import SETS
 from draft_reward_vlm.tiny import tiny
 from transformers import CLIPConfig
@@ -16,7 +17,8 @@ from typer.testing import CliRunner
 from draft_core import load_reward
 from draft_core.cli.app import app
 from draft_core.errors import DraftError
-from draft_core.registry.catalog import load_catalog
+from draft_core.plugin import PretrainedSpec
+from draft_core.registry.catalog import Catalog, Distribution, Entry, load_catalog
 from draft_core.runs.build import build_objective, reward_config
 
 CATALOG = load_catalog()
@@ -206,6 +208,30 @@ def test_models_of_other_tasks_are_refused_before_they_load(tmp_path: Path) -> N
         reward(model=str(tmp_path))
     with pytest.raises(DraftError, match=r"reward 'vqascore', model: there is no folder 'nowhere/at/all'"):
         load_reward("vqascore", model="nowhere/at/all")
+    with pytest.raises(DraftError, match=r"reward 'vlm', model: unknown model 'tinny'; did you mean 'tiny'"):
+        reward(model="tinny")
+
+
+def test_the_alias_of_an_installed_distribution_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = tiny("llava", seed=3)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    spec = PretrainedSpec(alias="seer", summary="", folder=tmp_path, license="MIT", task="image-text-to-text")
+    catalog = Catalog(critics={"seer": Entry(spec, Distribution("draft-good", "1.0"))})
+    monkeypatch.setattr(loading, "load_catalog", lambda: catalog)
+    made = reward(model="seer", questions=[SHARP])
+    assert torch.equal(made(images(), PROMPTS), reward(model=str(tmp_path), questions=[SHARP])(images(), PROMPTS))
+
+
+def test_words_that_the_model_has_no_token_for_are_refused() -> None:
+    """Of a tokenizer of whole words, all unknown ones would be read as the same."""
+    made = reward(questions=[SHARP])
+    tokenizer = made.critic.processor.tokenizer
+    assert made(images(), PROMPTS).shape == (2,)
+    tokenizer.unk_token = "z"
+    for question, answer, word in (("Is it a zebra?", "Yes", "zebra"), ("Is it sharp?", "z", "z")):
+        with pytest.raises(DraftError, match=f"reward 'vlm': Llava.* does not know '{word}' in"):
+            made.critic.ask(question, (answer, "No"), (3, 64, 48))
 
 
 def test_what_it_is_given_is_shown() -> None:

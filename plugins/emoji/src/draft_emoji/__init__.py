@@ -221,7 +221,7 @@ def _spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> R
 
 @hookimpl
 def draft_register_pretrained() -> Iterable[PretrainedSpec]:
-    """The pipelines that this distribution carries."""
+    """The pipelines that this distribution carries, and the model that answers questions."""
     return [
         PretrainedSpec(
             alias="emoji",
@@ -246,6 +246,13 @@ def draft_register_pretrained() -> Iterable[PretrainedSpec]:
             license=LICENSE,
             call={"num_inference_steps": 20, "guidance_scale": 4.0},
             prompts=_prompts("scenes-train", "scenes-heldout"),
+        ),
+        PretrainedSpec(
+            alias="emoji-vlm",
+            summary="a LLaVA of 1.7 M parameters that tells colour and count of emoji; 3 MB, for the reward vlm",
+            folder=FOLDER / "vlm",
+            license=LICENSE,
+            task="image-text-to-text",
         ),
     ]
 

@@ -42,8 +42,9 @@ class ModelConfig(RewardConfig):
 
     model: Annotated[str, RecipePath(("tiny",), of="folder", absent="keep")] = Field(
         DEFAULT_MODEL,
-        description="An image-text-to-text model of transformers: hf://owner/name, or a local folder with model and "
-        'processor; "tiny" has random weights, for tests. Entries with the same model, dtype and device share it.',
+        description="An image-text-to-text model of transformers: hf://owner/name, a local folder with model and "
+        "processor, or the alias of one that an installed distribution carries, such as emoji-vlm of draft-emoji; "
+        '"tiny" has random weights, for tests. Entries with the same model, dtype and device share it.',
     )
     layout: str | None = Field(
         None,

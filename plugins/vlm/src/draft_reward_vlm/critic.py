@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -146,6 +147,7 @@ class Critic(torch.nn.Module):
             read = self._process(text, noise, question)
             if shape not in self._visual_names:
                 self._visual_names[shape] = self._compared(self._visual(noise), read)
+        self._require_known(read["input_ids"], question)
         names = self._visual_names[shape]
         inputs = {name: value for name, value in read.items() if name not in names and isinstance(value, Tensor)}
         tokens = tuple(self._tokens(text, answer) for answer in answers)
@@ -178,6 +180,23 @@ class Critic(torch.nn.Module):
                 where=f"{self.where}, frames",
                 next="set it to each",
             )
+
+    def _require_known(self, tokens: Any, text: str) -> None:
+        """Refuses words that the model has no token for: it would read every one of them as the same."""
+        tokenizer = self.processor.tokenizer
+        unknown = tokenizer.unk_token_id
+        if unknown is None or unknown not in torch.as_tensor(tokens):
+            return
+        words = [
+            word
+            for word in re.findall(r"\w+|[^\w\s]", text)
+            if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]
+        ]
+        raise DraftError(
+            f"{type(self.model).__name__} does not know {', '.join(map(repr, words)) or 'a word'} in {text!r}",
+            where=self.where,
+            next="ask in words that its tokenizer has",
+        )
 
     def _process(self, text: str, image: Tensor, question: str) -> Any:
         """The processor's own call on Pillow images, from which the text inputs are taken."""
@@ -222,6 +241,7 @@ class Critic(torch.nn.Module):
         glue = "" if not text or text[-1].isspace() or text.endswith(marks) else " "
         before = tokenizer(text, add_special_tokens=False)["input_ids"]
         whole = tokenizer(text + glue + answer.strip(), add_special_tokens=False)["input_ids"]
+        self._require_known(whole[len(before) :], answer)
         if whole[: len(before)] != before or len(whole) == len(before):
             raise DraftError(
                 f"the answer {answer!r} does not begin with a token of its own after {text[-20:]!r}",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +14,13 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+from draft_core import load_catalog
 from draft_core.errors import DraftError
 from draft_core.rewards.weights import PUBLISHED, explained, load_pretrained, locate_model
 from draft_reward_vlm import DEFAULT_MODEL, ModelConfig
 from draft_reward_vlm.tiny import tiny
+
+_ALIAS = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 # What rewards of this process hold now; a model goes when the last of them does.
 _loaded: weakref.WeakValueDictionary[tuple[Any, ...], torch.nn.Module] = weakref.WeakValueDictionary()
@@ -49,8 +54,7 @@ def _load(config: ModelConfig, where: str) -> Any:
         model, processor = tiny("llava", config.seed)
         model = model.to(dtype)
     else:
-        source = PUBLISHED if config.model == DEFAULT_MODEL else config.model
-        name = locate_model(source, DEFAULT_MODEL, where=where, option="model")
+        name = _locate(config.model, where)
         _require_answers(name, where)
         with explained(f"the processor {name}", where=where, option="model", location=name):
             processor = AutoProcessor.from_pretrained(name)
@@ -59,6 +63,16 @@ def _load(config: ModelConfig, where: str) -> Any:
         settings.use_cache = False  # no token is generated, so nothing is worth keeping
     model.processor = processor
     return model
+
+
+def _locate(model: str, where: str) -> str:
+    """A name on the hub, or the folder of a path or of a model that an installed distribution carries."""
+    catalog = load_catalog()
+    if model in catalog.critics:
+        return str(catalog.critics[model].spec.folder)
+    if _ALIAS.fullmatch(model) and not Path(model).is_dir():
+        raise catalog.unknown("model", model, {*catalog.critics, "tiny"}, where=f"{where}, model")
+    return locate_model(PUBLISHED if model == DEFAULT_MODEL else model, DEFAULT_MODEL, where=where, option="model")
 
 
 def _require_answers(name: str, where: str) -> None:

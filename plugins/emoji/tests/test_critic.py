@@ -1,0 +1,64 @@
+"""emoji-vlm as the model of the reward vlm: found by its alias, equal to its own generate, right about plain cases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from draft_core import load_catalog, load_pipeline, load_reward
+from draft_core.errors import DraftError
+from draft_core.rewards.images import to_pil
+
+if "vlm" not in load_catalog().rewards:
+    pytest.skip("draft-reward-vlm is not installed", allow_module_level=True)
+
+PAINTS = {"red": (220, 40, 40), "green": (60, 170, 70), "blue": (50, 110, 225)}
+
+
+def asked(*questions: str) -> Any:
+    told = [{"ask": question, "score": "probability", "name": question} for question in questions]
+    return load_reward("vlm", model="emoji-vlm", dtype="float32", questions=told)
+
+
+def discs(*places: tuple[float, float, float]) -> torch.Tensor:
+    """An image (3, 64, 64) for each paint with discs of it, each (x, y, radius), on white: (paints, 3, 64, 64)."""
+    y, x = torch.meshgrid(torch.arange(64) + 0.5, torch.arange(64) + 0.5, indexing="ij")
+    inside = torch.stack([(x - a) ** 2 + (y - b) ** 2 < r**2 for a, b, r in places]).any(0)
+    paints = torch.tensor(list(PAINTS.values()))[:, :, None, None] / 255
+    return torch.where(inside, paints, torch.ones(3, 64, 64))
+
+
+def test_the_colour_of_a_disc_is_told_and_has_a_gradient() -> None:
+    images = discs((32, 32, 26)).requires_grad_()
+    critic = asked(*(f"Is it {colour}?" for colour in PAINTS))
+    scores, parts = critic.score_with_components(images, ["a fox"] * 3)
+    table = torch.stack(list(parts.values()))
+    assert (table.diagonal() > 0.5).all(), table
+    assert (table - torch.eye(3) < 0.5).all(), table
+    (gradient,) = torch.autograd.grad(scores.sum(), images)
+    assert (gradient != 0).float().mean() > 0.99
+
+
+def test_its_probability_is_that_of_its_own_generate() -> None:
+    from draft_reward_vlm.reference import first_token
+
+    critic = asked("Is it red?").critic
+    image = discs((32, 32, 26))[0]
+    said = critic.text_of("Is it red?", (3, 64, 64))
+    question = critic.ask("Is it red?", (" yes", "no"), (3, 64, 64))
+    logs = critic([image], [question], [0])[0][:, 0]
+    tokens = [answer[0] for answer in question.answers]
+    assert critic.processor.tokenizer.convert_ids_to_tokens(tokens) == ["yes", "no"]
+    torch.testing.assert_close(logs, first_token(critic.model, to_pil(image), said)[tokens], rtol=0, atol=1e-4)
+    assert logs.exp().sum() > 0.99
+
+
+def test_what_it_does_not_know_is_refused_by_name() -> None:
+    with pytest.raises(DraftError, match="does not know 'gazebo' in 'Is it a gazebo\\?'"):
+        asked("Is it a gazebo?")(discs((32, 32, 26)), ["a fox"] * 3)
+    with pytest.raises(DraftError, match="unknown model 'emoji-vml'; did you mean 'emoji-vlm'"):
+        load_reward("vlm", model="emoji-vml")
+    with pytest.raises(DraftError, match="unknown model 'emoji-vlm'"):
+        load_pipeline("emoji-vlm")

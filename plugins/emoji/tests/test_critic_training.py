@@ -1,0 +1,170 @@
+"""The program that trains emoji-vlm: its questions are true, it reads them as its model does, and exports it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from emoji_training import captions, clip, pictures
+from emoji_training.critic import model, training
+from emoji_training.critic.collages import Album, Shown, colour_names
+from emoji_training.critic.questions import HINT, KINDS, NUMBERS, Asker, Question, all_words
+from emoji_training.critic.words import make_processor
+from emoji_training.loop import Budget
+from emoji_training.pictures import Picture
+from emoji_training.scenes.composing import PAINTS
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+STYLES = list(pictures.STYLES)
+CONCEPTS = [(label, phrase) for label, (_, phrase, _) in list(pictures.read_concepts().items())[:8]]
+META = [
+    Picture(f"{n}{style}", label, phrase, (), style, n, True)
+    for n, (label, phrase) in enumerate(CONCEPTS)
+    for style in STYLES
+] + [Picture(f"other{n}", f"other {n // 3}", "", (), STYLES[n % 3], -1, True) for n in range(36)]
+
+
+def discs() -> np.ndarray:
+    """A disc for each picture, of a paint in turn, in the middle of white."""
+    y, x = np.mgrid[:64, :64] - 31.5
+    inside = (x**2 + y**2 < 24**2)[None, ..., None]
+    paints = np.array([list(PAINTS.values())[i % len(PAINTS)] for i in range(len(META))])[:, None, None]
+    return np.where(inside, paints, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def asker() -> Asker:
+    return Asker(Album(discs(), META, range(24)))
+
+
+def is_true(text: str, things: tuple[Shown, ...]) -> bool:
+    """The answer, read off the words of the question."""
+    words = text.removesuffix(HINT).rstrip("?").split()
+    if words[-1] in ("left", "right", "top", "bottom"):
+        return things[0].place == words[-1]
+    if words[-1] in ("thing", "things"):
+        return NUMBERS.index(words[-2]) + 1 == len(things)
+    if words[-1] == "style":
+        return words[-2] == META[things[0].index].style
+    return words[-1] in [t.colour or list(PAINTS)[t.index % len(PAINTS)] for t in things]
+
+
+def test_every_question_is_answered_truly_and_as_often_by_yes_as_by_no(asker: Asker) -> None:
+    generator = torch.Generator().manual_seed(0)
+    said: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    for _ in range(150):
+        things = asker.album.collage(generator)
+        for kind in KINDS:
+            for yes in (True, False):
+                question = asker.ask(kind, things, yes, generator)
+                if question is not None:
+                    assert is_true(question.text, things) == (question.answer == "yes"), (question, things)
+                    said[kind].append(question.answer)
+    for kind, answers in said.items():
+        assert len(answers) > 20, kind
+        assert 0.4 < answers.count("yes") / len(answers) < 0.6, kind
+
+
+def test_a_question_that_is_answered_falsely_would_be_noticed(asker: Asker) -> None:
+    things = asker.album.collage(torch.Generator().manual_seed(1), "row")
+    right = asker.ask("count", things, True, torch.Generator().manual_seed(0))
+    assert right is not None
+    assert is_true(right.text, things)
+    assert not is_true(right.text, things[:1])
+
+
+def test_colours_are_named_as_they_are_painted() -> None:
+    image = np.array(list(PAINTS.values()), dtype=np.uint8)[None]
+    assert colour_names(image).tolist() == [list(PAINTS)]
+    assert colour_names(np.array([[[90, 90, 90], [250, 250, 250], [5, 5, 5]]], dtype=np.uint8)).tolist() == [[""] * 3]
+
+
+def test_things_stand_where_they_are_said_to(asker: Asker) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for place, half in {"left": np.s_[:, :32], "right": np.s_[:, 32:], "top": np.s_[:32], "bottom": np.s_[32:]}.items():
+        image = asker.album.image([Shown(0, "red", place)], generator)
+        ink = 255 - image.min(-1).astype(int)
+        assert ink[half].sum() > 0.9 * ink.sum(), place
+
+
+def test_all_words_are_known_and_what_is_tested_is_never_trained_on() -> None:
+    tokenizer = make_processor(all_words()).tokenizer
+    parts = training.split(META)
+    asker = Asker(Album(discs(), META, parts["pictures seen"]))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        for question in training.row(asker, generator).asked:
+            assert (
+                tokenizer.unk_token_id not in tokenizer(f"USER: {question.text} ASSISTANT: {question.answer}").input_ids
+            )
+    used = set(parts["pictures seen"])
+    assert not used & {*parts["pictures never seen"], *parts["things never seen"]}
+    assert parts["things never seen"]
+    assert {META[i].label for i in parts["things never seen"]}.isdisjoint(META[i].label for i in used)
+    assert set(parts["pictures never seen"]) == set(clip.held_out_pictures(META))
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Path:
+    """A CLIP with random weights, and the models made small."""
+    tokenizer = captions.make_tokenizer(tmp_path / "words", META)
+    torch.manual_seed(0)
+    clip.build(tokenizer).save_pretrained(tmp_path / "clip")
+    return tmp_path / "clip"
+
+
+@pytest.mark.parametrize("bug", [False, True])
+def test_packed_questions_are_answered_as_the_model_answers_each_alone(asker: Asker, start: Path, bug: bool) -> None:
+    """With a planted bug, questions that see each other, they are not."""
+    processor = make_processor(all_words())
+    llava = model.build(processor, start).eval()
+    things = asker.album.collage(torch.Generator().manual_seed(0), "row")
+    image = asker.album.image(things, torch.Generator().manual_seed(0))
+    asked = [Question("count", "Are there two things?", "yes"), Question("colour", "Is it red?", "no")]
+    reader = model.Reader(processor)
+    packed = model.pack(reader, [asked])
+    if bug:
+        packed.block.fill_(1)
+    pixels = processor.image_processor(Image.fromarray(image), return_tensors="pt").pixel_values
+    features = model.image_features(llava, pixels)
+    found = model.packed_logits(llava, reader, features, packed, packed.wanted != -100)
+    for question, logits in zip(asked, found, strict=True):
+        said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]}]
+        text = processor.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+        alone = llava(**processor(images=[Image.fromarray(image)], text=[text], return_tensors="pt")).logits[0, -1]
+        close = torch.allclose(alone, logits, atol=1e-5)
+        assert close == (not bug or question is asked[0])
+
+
+def test_it_is_trained_resumed_and_exported(tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "load", lambda folder: (discs(), META))
+    monkeypatch.setattr(training, "IMAGES", 4)
+    monkeypatch.setattr(training, "DESCRIPTIONS", 4)
+    monkeypatch.setattr(training, "TESTED", 4)
+    training.train(tmp_path, Budget(steps=2), torch.device("cpu"), start)
+    training.train(tmp_path, Budget(steps=4), torch.device("cpu"), start)
+    steps = [torch.load(tmp_path / "vlm" / f"{name}.pt", weights_only=True)["step"] for name in ("words", "checkpoint")]
+    assert steps == [2, 2], "half of the budget each"
+    figures = json.loads((tmp_path / "vlm" / "accuracies.json").read_text(encoding="utf-8"))
+    assert set(figures["pictures never seen"]) == set(KINDS)
+    for of_kind in figures.values():
+        of_kind.update(colour=0.9, style=0.84, count=0.85, place=0.5)
+    (tmp_path / "vlm" / "accuracies.json").write_text(json.dumps(figures), encoding="utf-8")
+    training.export(tmp_path, tmp_path / "package" / "model")
+    folder, source = tmp_path / "package" / "vlm", tmp_path / "vlm" / "model"
+    words, before = (AutoProcessor.from_pretrained(path).tokenizer.get_vocab() for path in (folder, source))
+    assert set(words) == set(make_processor(all_words(["colour", "count"])).tokenizer.get_vocab())
+    assert "red" in words
+    assert "style" not in words
+    assert "left" not in words
+    shipped, made = (
+        AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32) for path in (folder, source)
+    )
+    rows = made.get_input_embeddings().weight
+    for word, number in words.items():
+        row = shipped.get_input_embeddings().weight[number]
+        torch.testing.assert_close(row, rows[before[word]], rtol=2e-3, atol=1e-4)
