@@ -207,8 +207,8 @@ class PretrainedSpec:
     Arguments:
         alias: its name in recipes, used where a hub name or a folder could stand.
         summary: one line for listings.
-        folder: a folder in diffusers' format; of image-text-to-text, one in transformers' with model and processor. Give
-            it or `repository`.
+        folder: a folder in diffusers' format; of image-text-to-text, one in transformers' with model and processor.
+            Give it or `repository`.
         repository: "owner/name" on the Hugging Face hub, of a model in the same format.
         revision: of the repository, a commit for choice: a branch may move, and a run would then go on with other
             weights. None takes its main branch.
@@ -243,7 +243,7 @@ class PretrainedSpec:
         _check_types(self, where)
         if self.task != "pipeline" and (self.lora or self.prompts or self.call or self.repository):
             raise PluginError(
-                f"its task is {self.task}, and it has a LoRA, prompts, a call or a repository, which only pipelines have",
+                f"its task is {self.task}, and it has a LoRA, prompts, call or repository, which only pipelines have",
                 where=where,
                 next="leave them out",
             )
