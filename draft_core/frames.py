@@ -1,12 +1,15 @@
-"""Which frames of a video are decoded with a gradient and scored; come here for `train.frames`."""
+"""Which frames of a video are decoded with a gradient and scored, and which one is shown; here is `train.frames`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from draft_core.errors import SamplerError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -41,3 +44,8 @@ class FrameChoice:
         if self.count == 1:
             return (total // 2,)
         return tuple(round(place * (total - 1) / (self.count - 1)) for place in range(self.count))
+
+
+def still(images: Tensor) -> Tensor:
+    """Images (N, 3, H, W) as they are; of videos (N, F, 3, H, W) the middle frame."""
+    return images if images.ndim == 4 else images[:, images.shape[1] // 2]

@@ -199,3 +199,22 @@ class Method(Protocol):
     def renoising(self) -> Renoising:
         """What follows each sampling run."""
         ...
+
+
+@dataclass(frozen=True)
+class LastStep:
+    """The method that is taken where none is named, DRaFT-LV: the last step, and copies of x0 re-noised to it.
+
+    Arguments:
+        copies: how many, n in the paper (Clark et al. 2024, algorithm 1).
+    """
+
+    copies: int = 2
+
+    def plan(self, steps: int, rng: Random) -> StepPlan:
+        """The last of `steps` steps recorded; draws nothing from `rng`."""
+        return StepPlan(steps=steps, grad_steps=frozenset({steps - 1}))
+
+    def renoising(self) -> Renoising:
+        """The copies of each sample, one after another."""
+        return Renoising(copies=self.copies)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import MISSING, dataclass, field, fields
+from functools import wraps
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from draft_core.errors import DraftError
+from draft_core.errors import DraftError, RecipeError
+
+Settings = TypeVar("Settings")
 
 MOST_STEPS = 10_000  # of a sampler; pipelines are trained on 1000
 MOST = 100_000  # images of one pass or prompt, passes of one update, ranks of a LoRA
@@ -23,6 +27,28 @@ CLOSED = {"extra": "forbid", "allow_inf_nan": False}  # how pydantic validates a
 def setting(description: str, default: Any) -> Any:
     """A dataclass field with its default and the text that the recipe's schema shows."""
     return field(default=default, metadata={"description": description})
+
+
+def closed(cls: type[Settings]) -> type[Settings]:
+    """A settings class that refuses unknown and missing names in the words in which recipes are refused.
+
+    Python's own words for them end a program with a traceback. pydantic fills such classes without their constructor.
+    """
+    made, known = cls.__init__, {it.name: it for it in fields(cls)}  # type: ignore[arg-type]
+
+    @wraps(made)
+    def __init__(self: Settings, **given: Any) -> None:
+        if unknown := [name for name in given if name not in known]:
+            near = difflib.get_close_matches(unknown[0], known, n=1)
+            advice = f"did you mean {near[0]!r}?" if near else f"remove it; the fields there are {', '.join(known)}"
+            raise RecipeError(f"unknown field {unknown[0]!r}", where=f"{cls.__name__}: {unknown[0]}", next=advice)
+        for name, it in known.items():
+            if name not in given and it.default is MISSING and it.default_factory is MISSING:
+                raise RecipeError("the field is missing", where=f"{cls.__name__}: {name}", next="give it")
+        made(self, **given)
+
+    cls.__init__ = __init__  # type: ignore[assignment]
+    return cls
 
 
 BOUNDS = (
@@ -98,6 +124,7 @@ class RecipePath:
     absent: Literal["refuse", "keep", "make"] = "refuse"
 
 
+@closed
 @dataclass(frozen=True, kw_only=True)
 class PromptFile:
     """A file of prompts and which of its columns holds them; the columns beside it are kept."""

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from diffusers.utils import recurse_remove_peft_layers
 from peft import LoraConfig, inject_adapter_in_model
 from peft.helpers import rescale_adapter_scale
 from peft.tuners.lora import LoraLayer
@@ -25,7 +26,9 @@ ADAPTER = "default"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-def add_lora(pipe: Any, *, rank: int, alpha: float | None = None, targets: Sequence[str] | None = None) -> None:
+def add_lora(
+    pipe: Any, *, rank: int, alpha: float | None = None, targets: Sequence[str] | None = None, replace: bool = False
+) -> None:
     """Freezes the whole pipeline and adds a trainable LoRA, in float32, to its denoiser, or to each of several.
 
     B starts at zero, so that the first samples are those of the base model.
@@ -35,12 +38,16 @@ def add_lora(pipe: Any, *, rank: int, alpha: float | None = None, targets: Seque
         rank: r of the LoRA (Hu et al. 2022, arXiv 2106.09685).
         alpha: numerator of its scale alpha / r; None makes the scale 1.
         targets: name endings of the linear layers to adapt; None takes the attention, `default_targets`.
+        replace: take off the LoRAs that the pipeline carries first, in every component, as when a notebook's cell is
+            run again.
 
     Raises:
         RecipeError: if no layer matches `targets`.
-        DraftError: if a denoiser carries a LoRA already, or `rank` is not from 1 on.
+        DraftError: if a denoiser carries a LoRA already and `replace` is False, or `rank` is not from 1 on.
     """
     require_from_one(rank, where="add_lora: rank")
+    if replace:
+        _take_off(pipe)
     _refuse_another(pipe)
     for network in networks(pipe).values():
         network.requires_grad_(False).eval()
@@ -67,8 +74,17 @@ def _refuse_another(pipe: Any) -> None:
                 f"its {type(denoiser).__name__} carries a LoRA already ({', '.join(names)})",
                 where=type(pipe).__name__,
                 next="make it a part of the model first, pipe.fuse_lora() and pipe.unload_lora_weights(), or take it "
-                "off; a recipe goes on from a LoRA with model.lora.init",
+                "off, add_lora(..., replace=True); a recipe goes on from a LoRA with model.lora.init",
             )
+
+
+def _take_off(pipe: Any) -> None:
+    """The layers of every network as they were before LoRAs were added."""
+    for network in networks(pipe).values():
+        if adapter_names(network):
+            recurse_remove_peft_layers(network)
+            for said in ("peft_config", "_hf_peft_config_loaded"):  # by diffusers and transformers of what they carry
+                vars(network).pop(said, None)
 
 
 def adapter_names(network: torch.nn.Module) -> list[str]:

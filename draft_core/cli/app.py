@@ -39,7 +39,7 @@ from draft_core.recipe.yaml_text import exists
 from draft_core.registry.catalog import load_catalog
 
 if TYPE_CHECKING:
-    from draft_core.cli.scoring import Scored
+    from draft_core.library.scores import Scored
 
 
 class _OneSentenceErrors(TyperGroup):
@@ -152,6 +152,27 @@ def methods() -> None:
 
 
 @app.command()
+def models() -> None:
+    """List the aliases that a recipe can name as its model, and the prompt lists that come with them."""
+    catalog = load_catalog()
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
+    for alias, entry in catalog.pretrained.items():
+        spec = entry.spec
+        call = ", ".join(f"{name}={value}" for name, value in spec.call.items())
+        where = "" if spec.repository is None else f"hub {'@'.join(filter(None, (spec.repository, spec.revision)))}"
+        facts = [str(entry.distribution), f"licence {spec.license}", where, f"call {call}" if call else ""]
+        lists = f"\nprompts {', '.join(spec.prompts)}" if spec.prompts else ""
+        told = f"{escape(spec.summary)}\n[dim]{escape(', '.join(filter(None, facts)) + lists)}[/]"
+        table.add_row(alias, told)
+    out.print(table)
+    print_problems(catalog)
+    if not catalog.pretrained:
+        out.print("No alias is installed; try `pip install draft-emoji`, or name a folder or a model on the hub.")
+
+
+@app.command()
 def plugins() -> None:
     """List the installed plugins: what each registers, from which file, and what is wrong.
 
@@ -229,9 +250,11 @@ def _scored(
             f"{len(prompt)} prompts for {len(images)} images", where="--prompt", next="give one, or one for each"
         )
 
-    from draft_core.cli.scoring import given_columns, score_files
+    from draft_core.cli.scoring import given_columns
+    from draft_core.library.rewards import load_reward
+    from draft_core.library.scores import score_files
     from draft_core.recipe.columns import columns_of
-    from draft_core.runs.build import load_reward, reward_config
+    from draft_core.runs.build import reward_config
 
     read = columns_of(reward_config(reward, fields, catalog), catalog, where="--set columns")
     row = given_columns(reward, read, columns)

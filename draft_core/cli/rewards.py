@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +33,7 @@ from draft_core.registry.specs import RewardSpec
 
 if TYPE_CHECKING:
     from draft_core.testing.reference import Comparison
+    from draft_core.testing.subject import Subject
 
 
 Small = Annotated[bool, typer.Option("--small", help="A small instance without a download; --set changes it as usual.")]
@@ -88,34 +90,42 @@ def show_reward(kind: Annotated[str, typer.Argument(help="A kind that `draft rew
 
 @rewards_app.command("check")
 def check_reward(
-    kind: Annotated[str, typer.Argument(help="A kind that `draft rewards` lists.")],
+    kind: Annotated[
+        str, typer.Argument(help="A kind that `draft rewards` lists, or FILE.py:NAME of a class or a function.")
+    ],
     overrides: Overrides = [],
     small: Small = False,
+    prompts: Annotated[
+        list[str],
+        typer.Option("--prompt", "-p", help="A prompt that the reward can read; three or more, instead of its own."),
+    ] = [],
     release: Annotated[
         bool, typer.Option("--release", help="Say instead what it lacks to be published; nothing is loaded.")
     ] = False,
 ) -> None:
     """Check that a reward keeps the contract: gradients, independence, precision, and what its spec declares.
 
-    The same checks that `draft_core.testing.RewardContract` runs in pytest. With --release: licences, sizes, README,
-    version, and the help of each field. Exits with code 1 if a check fails or something required is missing.
+    The same checks that `draft_core.testing.RewardContract` runs in pytest. Exits with code 1 if one fails. A reward in
+    a file of your own, which is run, needs no spec: whether it has a gradient and reads the prompt is found by calls.
+
+    With --release: licences, sizes, README, version, and the help of each field; exits with code 1 if something
+    required is missing.
+
+    Example: draft rewards check reward.py:Sharpness
     """
     if release:
-        _check_release(kind, is_configured=small or bool(overrides))
+        _check_release(kind, is_configured=small or bool(overrides) or bool(prompts))
         return
 
-    from draft_core.runs.build import build_reward, reward_config
     from draft_core.testing.checks import CHECKS, one_thread
-    from draft_core.testing.subject import Subject, Violation
+    from draft_core.testing.own_file import OF_PLUGINS, is_own_file
+    from draft_core.testing.subject import Violation
 
-    catalog = load_catalog()
-    entry = catalog.reward(kind)
-    fields = {**(entry.spec.small if small else {}), **given_fields(overrides)}
-    config = reward_config(kind, fields, catalog)
-    subject = Subject(entry.spec, config, entry.module, build_reward(config, catalog))
+    subject = _subject(kind, given_fields(overrides), prompts, small)
+    checks = {name: check for name, check in CHECKS.items() if not (is_own_file(kind) and name in OF_PLUGINS)}
     broken: dict[str, str] = {}  # cause -> the check that met it first
     failed = 0
-    for name, check in CHECKS.items():
+    for name, check in checks.items():
         try:
             with one_thread():
                 check(subject)
@@ -128,7 +138,7 @@ def check_reward(
             out.print(f"[red]broken[/] {name}: {escape(told)}", highlight=False, soft_wrap=True)
         else:
             out.print(f"[green]kept[/]   {name}", highlight=False)
-    out.print(f"{kind}: {len(CHECKS) - failed} of {len(CHECKS)} checks passed", highlight=False)
+    out.print(f"{kind}: {len(checks) - failed} of {len(checks)} checks passed", highlight=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 
@@ -141,7 +151,7 @@ def _check_release(kind: str, *, is_configured: bool) -> None:
         raise DraftError(
             "--release builds no reward, so there is nothing to set",
             where="--release",
-            next="leave out --set and --small",
+            next="leave out --set, --small and --prompt",
         )
     findings = missing_for_release(load_catalog().reward(kind))
     for finding in findings:
@@ -152,6 +162,39 @@ def _check_release(kind: str, *, is_configured: bool) -> None:
     out.print(f"{kind}: {verdict}", highlight=False)
     if required:
         raise typer.Exit(1)
+
+
+def _subject(kind: str, given: dict[str, Any], prompts: list[str], small: bool) -> Subject:
+    """What is checked, on the prompts that are given or those of its spec."""
+    from draft_core.runs.build import build_reward, reward_config
+    from draft_core.testing.own_file import is_own_file, subject_of_file
+    from draft_core.testing.subject import PROMPTS, Subject
+
+    if prompts and len(set(prompts)) < 3:
+        raise DraftError("the checks need three different prompts", where="--prompt", next="give it three times")
+    if is_own_file(kind):
+        if small or given:
+            what = "--small" if small else "--set"
+            raise DraftError("a reward in a file has no config", where=what, next="leave it out")
+        subject = subject_of_file(kind, small_prompts=prompts)
+        spec = subject.spec
+        facts = [
+            f"takes {TAKES[spec.takes]}",
+            "has a gradient" if spec.differentiable else "has no gradient: methods that need none train on it",
+            "reads the prompt" if spec.needs_prompt else "reads no prompt",
+        ]
+        out.print(f"{kind}: {'; '.join(facts)}", highlight=False, soft_wrap=True)
+        return subject
+    catalog = load_catalog()
+    entry = catalog.reward(kind)
+    config = reward_config(kind, {**(entry.spec.small if small else {}), **given}, catalog)
+    spec = replace(entry.spec, small_prompts=tuple(prompts)) if prompts else entry.spec
+    try:
+        config.check_prompts(prompts or spec.small_prompts or PROMPTS)
+    except DraftError as error:
+        advice = "give three prompts that it can read, each with --prompt"
+        raise DraftError(error.what, where=error.where or f"reward {kind!r}", next=advice) from error
+    return Subject(spec, config, entry.module, build_reward(config, catalog))
 
 
 @rewards_app.command("compare")

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from draft_core.display import MOST, gallery
 from draft_core.errors import DraftError, RewardError, SamplerError, list_of_prompts, require_from_one
 from draft_core.evaluation import image_measures
 from draft_core.evaluation.settings import EvaluationSettings
+from draft_core.frames import still
 from draft_core.plan import StepPlan
+from draft_core.rewards.images import to_pil
 from draft_core.rewards.objective import Objective, check_takes
 from draft_core.rewards.protocol import takes
 from draft_core.sampling.pipelines import call_inputs, has_float16, networks
@@ -50,6 +53,13 @@ class Evaluation:
     def means(self) -> dict[str, float]:
         """Reward name -> mean over all images."""
         return {name: float(scores.mean()) for name, scores in self.scores.items()}
+
+    def _repr_html_(self) -> str:
+        captions = [f"{prompt}, seed {seed}" for prompt in self.prompts for seed in self.seeds][:MOST]
+        for name, values in self.scores.items():
+            numbers = values[:MOST].tolist()
+            captions = [f"{caption}, {name} {it:.4g}" for caption, it in zip(captions, numbers, strict=True)]
+        return gallery([*map(to_pil, still(self.images[:MOST]))], captions, of=len(self.images))
 
 
 def evaluate(
@@ -242,8 +252,3 @@ def _joined(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def _in_order(parts: Sequence[Tensor], total: int) -> Tensor:
     """The first `total` of what the processes made by turns, in the order of the pairs."""
     return torch.stack(list(parts), dim=1).flatten(0, 1)[:total]
-
-
-def still(images: Tensor) -> Tensor:
-    """Images as they are; of videos (N, F, 3, H, W) the middle frame."""
-    return images if images.ndim == 4 else images[:, images.shape[1] // 2]

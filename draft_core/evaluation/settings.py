@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from draft_core.setting import CLOSED, LARGEST_SEED, MOST, MOST_STEPS, Prompts, setting
+from draft_core.setting import CLOSED, LARGEST_SEED, MOST, MOST_STEPS, Prompts, closed, setting
 
 
+@closed
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
     """What is evaluated before, during and after training: same seeds, prompts that are not trained on."""

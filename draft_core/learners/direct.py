@@ -12,7 +12,7 @@ import torch
 
 from draft_core.errors import RewardError
 from draft_core.learners.learner import Batch, Loss, Score
-from draft_core.plan import Method, Renoising, StepPlan
+from draft_core.plan import LastStep, Method, Renoising, StepPlan
 from draft_core.sampling.sampler import DifferentiableSampler
 
 
@@ -20,14 +20,14 @@ class DirectLearner:
     """Gradient ascent on the score, through the steps that a plan records (Clark et al. 2024, arXiv 2309.17400).
 
     Arguments:
-        method: makes the plan of each update, and says what is re-noised.
+        method: makes the plan of each update, and says what is re-noised; DRaFT-LV with two copies if left out.
     """
 
     needs_gradient = True
     yields_divergence = True
 
-    def __init__(self, method: Method) -> None:
-        self.method = method
+    def __init__(self, method: Method | None = None) -> None:
+        self.method = LastStep() if method is None else method
 
     def losses(self, batch: Batch, sampler: DifferentiableSampler, score: Score) -> Iterator[Loss]:
         """Minus the mean score of the samples, and of each re-noised copy of them.

@@ -41,7 +41,7 @@ def validate(type_: Any, data: Any, catalog: Catalog, *, where: str) -> Any:
     try:
         return TypeAdapter(type_).validate_python(data)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=True)
+        raise sentence_of(error, type_, data, catalog, where=where) from None
     except DraftError:
         raise
     except Exception as error:  # of a plugin's own validator
@@ -50,9 +50,13 @@ def validate(type_: Any, data: Any, catalog: Catalog, *, where: str) -> Any:
             where=where,
             next="tell the plugin's author",
         ) from error
-    sections = sections_of(type_, data)
+
+
+def sentence_of(error: ValidationError, type_: Any, data: Any, catalog: Catalog, *, where: str) -> DraftError:
+    """What pydantic found wrong with `data` as a value of `type_`, in one sentence."""
+    found = error.errors(include_url=False, include_context=True)
     problems = _without_echoes([_Problem(_path_in(data, details), details) for details in found])
-    raise _Sentence(data, sections, catalog, where).of(problems)
+    return _Sentence(data, sections_of(type_, data), catalog, where).of(problems)
 
 
 class _Problem(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from draft_core.recipe.prompt_lists import READERS, PromptList, read_prompt_file
 from draft_core.recipe.schema import RecipeBase
 from draft_core.recipe.yaml_text import exists, short
 from draft_core.registry.catalog import Catalog
+from draft_core.registry.specs import HUB_NAME
 from draft_core.setting import PromptFile
 
 
@@ -66,9 +66,9 @@ def given_prompts(text: str, catalog: Catalog, *, where: str) -> list[str]:
     """
     lists = catalog.prompt_lists()
     if text in lists:
-        return _rows(resolve_prompt_list(text, catalog, where=where))
+        return rows_of(resolve_prompt_list(text, catalog, where=where))
     if path := _file_at(text):
-        return _rows(resolve_prompt_list(PromptFile(file=str(path)), catalog, where=where))
+        return rows_of(resolve_prompt_list(PromptFile(file=str(path)), catalog, where=where))
     is_one_word = not any(letter.isspace() for letter in text)
     if text.lower().endswith(tuple(READERS)) or (is_one_word and text.startswith(PATH_STARTS)):
         raise RecipeError(f"there is no file {short(text)!r}", where=where, next="check the path")
@@ -81,7 +81,7 @@ def given_prompts(text: str, catalog: Catalog, *, where: str) -> list[str]:
     return resolve_prompts([text], catalog, where=where)
 
 
-def _rows(listed: PromptList) -> list[str]:
+def rows_of(listed: PromptList) -> list[str]:
     """The prompts, with all that stands beside them."""
     columns = listed.columns.items()
     if not columns:
@@ -106,7 +106,7 @@ def locate_pretrained(name: str, catalog: Catalog, *, where: str = "model") -> s
         RecipeError: if it is none of them.
     """
     if name in catalog.pretrained:
-        return str(catalog.pretrained[name].spec.folder)
+        return catalog.pretrained[name].spec.location
     folder = _folder_at(name)
     if folder:
         if not any((folder / index).is_file() for index in ("model_index.json", "modular_model_index.json")):
@@ -120,7 +120,7 @@ def locate_pretrained(name: str, catalog: Catalog, *, where: str = "model") -> s
                 f"file {name} is no {SINGLE_FILE} file", where=where, next="convert it, or give a folder or a hub name"
             )
         return str(file)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+    if HUB_NAME.fullmatch(name):
         return name
     error = catalog.unknown("model", short(name), catalog.pretrained, where=where)
     raise RecipeError(
@@ -196,6 +196,18 @@ class ResolvedRecipe:
     def notes(self) -> list[str]:
         """What a person should know of the prompts, a sentence each."""
         return unread(self.prompts, self.readers, self.recipe.method)
+
+
+def require_recipe(recipe: Any, *, where: str) -> None:
+    """Refuses what is no loaded recipe: a mapping of its fields, say, or the name of its file.
+
+    Raises:
+        RecipeError: with what it is.
+    """
+    if not isinstance(recipe, RecipeBase):
+        raise RecipeError(
+            f"the recipe is a {type(recipe).__name__}", where=where, next="give what `load_recipe(...)` returns"
+        )
 
 
 def resolve_recipe(

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial, reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, create_model
+from pydantic import BeforeValidator, ValidationError, create_model
 from pydantic_core import PydanticCustomError
 
 from draft_core.errors import PluginError
 from draft_core.evaluation.settings import EvaluationSettings
+from draft_core.recipe.messages import sentence_of
 from draft_core.recipe.trackers import TrackersConfig
 from draft_core.registry.catalog import Catalog
 from draft_core.registry.config import Config, Field, MethodConfig, RewardConfig
@@ -24,11 +25,29 @@ from draft_core.registry.methods import DraftLV
 from draft_core.setting import MOST, MOST_STEPS, Prompts, RecipePath
 from draft_core.training.settings import CheckpointSettings, RegularizerSettings, TrainSettings
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from draft_core.recipe.objects import RecipeFields
+
 LARGEST_INTEGER = 2**63 - 1  # of a tensor
 LARGEST_FLOAT = 2.0**128 * (1 - 2.0**-24)  # single precision, which a run computes in
 
 
-class LoraConfig(Config):
+class Section(Config):
+    """A section of a recipe: made in Python, it refuses what is wrong in the same words as in a file."""
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise sentence_of(error, type(self), fields, Catalog(), where=type(self).__name__) from None
+
+    # pydantic makes what is nested in YAML itself, and would call any other constructor for it
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+
+class LoraConfig(Section):
     """The LoRA that is trained (Hu et al. 2022, arXiv 2106.09685)."""
 
     rank: int = Field(8, ge=1, le=MOST, description="Rank r of the two factors.")
@@ -45,14 +64,14 @@ class LoraConfig(Config):
     )
 
 
-class SchedulerConfig(Config):
+class SchedulerConfig(Section):
     """The scheduler that samples, made from the configuration of the pipeline's own."""
 
     name: str = Field(description="Its class in diffusers, such as DDIMScheduler.")
     settings: dict[str, Any] = Field({}, description="What it is configured with otherwise than the pipeline's own.")
 
 
-class ImageFile(Config):
+class ImageFile(Section):
     """An image that the pipeline's call is given."""
 
     file: Annotated[Path, RecipePath(of="file")] = Field(description="Of the image, relative to the recipe's folder.")
@@ -61,7 +80,7 @@ class ImageFile(Config):
 CallValue = Annotated[ImageFile | list[ImageFile] | Any, Field(union_mode="left_to_right")]
 
 
-class ModelConfig(Config):
+class ModelConfig(Section):
     """The pipeline to tune, and how it samples."""
 
     pretrained: Annotated[str, RecipePath(absent="keep")] = Field(
@@ -170,6 +189,23 @@ class RecipeBase(Config):
     versions: dict[str, str] | None = Field(
         None, description="Filled in by the run: what was installed when it started."
     )
+
+    def with_(self, catalog: Catalog | None = None, /, **fields: Unpack[RecipeFields]) -> RecipeBase:
+        """The recipe with these fields in the place of its own: `recipe.with_(train={"steps": 8}, device="cpu")`.
+
+        Fields of a section go over those that it has; lists, and a method of another kind, replace what was there. With
+        another model, what the alias of the old one brought with it goes. It is checked like a recipe that is loaded.
+
+        Arguments:
+            catalog: what can be named; None takes what is installed.
+            fields: of a recipe, sections as objects of their classes or as mappings.
+
+        Raises:
+            RecipeError: as `load_recipe`.
+        """
+        from draft_core.recipe.objects import changed  # which loads recipes, and so needs this module
+
+        return changed(self, catalog, fields)
 
 
 def recipe_type(catalog: Catalog) -> type[RecipeBase]:

@@ -18,6 +18,7 @@ from draft_core.registry.config import Config, DirectConfig, MethodConfig, Rewar
 
 DIRECT = "draft_core.learners.direct:DirectLearner"
 
+HUB_NAME = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 _KIND = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -196,12 +197,15 @@ class MethodSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedSpec:
-    """A pipeline that a distribution carries in a local folder, under a short alias.
+    """A pipeline that a distribution carries in a local folder, or names on the hub, under a short alias.
 
     Arguments:
         alias: its name in recipes, used where a hub name or a folder could stand.
         summary: one line for listings.
-        folder: a folder in diffusers' format.
+        folder: a folder in diffusers' format; give it or `repository`.
+        repository: "owner/name" on the Hugging Face hub, of a pipeline in diffusers' format.
+        revision: of the repository, a commit for choice: a branch may move, and a run would then go on with other
+            weights. None takes its main branch.
         lora: the file or folder of a LoRA, in diffusers' format, that is added to the weights when they are loaded: two
             aliases may share a folder.
         license: licences of the weights and of the data behind them.
@@ -210,13 +214,16 @@ class PretrainedSpec:
             from them.
 
     Raises:
-        PluginError: at construction, if the alias is not lower-case words joined by hyphens.
+        PluginError: at construction, if the alias is not lower-case words joined by hyphens, or it does not say where
+            the pipeline is, or says it twice.
     """
 
     alias: str
     summary: str
-    folder: Path
     license: str
+    folder: Path | None = None
+    repository: str | None = None
+    revision: str | None = None
     lora: Path | None = None
     prompts: Mapping[str, Path] = field(default_factory=dict)
     call: Mapping[str, Any] = field(default_factory=dict)
@@ -226,6 +233,18 @@ class PretrainedSpec:
         _check_types(self, where)
         if not _KIND.fullmatch(self.alias):
             raise PluginError("its alias is not lower-case words joined by hyphens", where=where, next="rename it")
+        if (self.folder is None) == (self.repository is None):
+            how = "neither a folder nor a repository" if self.folder is None else "both a folder and a repository"
+            raise PluginError(f"it names {how}", where=where, next="give one of them")
+        if self.repository is not None and not HUB_NAME.fullmatch(self.repository):
+            raise PluginError(f"its repository {self.repository!r} is not of the form owner/name", where=where)
+        if self.revision is not None and self.repository is None:
+            raise PluginError("it has a revision without a repository", where=where, next="leave it out")
+
+    @property
+    def location(self) -> str:
+        """What `from_pretrained` of diffusers takes: the folder, or the repository's name."""
+        return str(self.folder if self.repository is None else self.repository)
 
 
 def load_named(path: str, *, where: str) -> Any:

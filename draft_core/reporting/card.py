@@ -71,7 +71,7 @@ def _usage_lines(record: RunRecord, lora: Path, base: str | None) -> Iterator[st
     call = "".join(f", {name}={_written(value)}" for name, value in {**facts.call, **facts.columns}.items())
     yield "import torch"
     if base is None:
-        more = "".join(f", {name}={value!r}" for name, value in source.items())
+        more = "".join(f", {name}={value!r}" for name, value in source.items() if name != "revision")
         yield "from draft_core import load_pipeline"
         load = f"load_pipeline({facts.model!r}, dtype={facts.dtype!r}{more})  # a plain diffusers pipeline"
     else:

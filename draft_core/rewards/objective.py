@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
+from draft_core.display import table
 from draft_core.errors import DraftError, RewardError, raised
 from draft_core.prompt_rows import Column, plain
 from draft_core.rewards.columns import for_reward
-from draft_core.rewards.protocol import FrozenModule, takes, with_components
+from draft_core.rewards.protocol import FrozenModule, as_reward, takes, with_components
 
 Scorer = Callable[..., Any]
+OneReward = torch.nn.Module | Callable[..., torch.Tensor]
 
 NOTHING: Mapping[str, torch.Tensor] = {}
 NO_COLUMNS: Mapping[str, Column] = {}
@@ -31,12 +33,17 @@ class Scores:
     total: torch.Tensor
     per_reward: dict[str, torch.Tensor]
 
+    def _repr_html_(self) -> str:
+        columns = [self.total.tolist(), *(scores.tolist() for scores in self.per_reward.values())]
+        return table(["image", "total", *self.per_reward], [*zip(range(len(self.total)), *columns, strict=True)])
+
 
 class Objective(FrozenModule):
     """A weighted sum of rewards.
 
     Arguments:
-        rewards: name -> reward; each is frozen and put into eval mode, and stays there.
+        rewards: name -> reward, a module or a function of images, or of images and prompts; each is frozen and put into
+            eval mode, and stays there.
         weights: name -> factor in the sum; 1 where a name is missing.
         caps: name -> score above which the reward adds no more, and gives no gradient; none where a name is missing.
         columns: name -> the columns that the reward reads of the prompts' rows, by its own names for them; none where
@@ -44,11 +51,12 @@ class Objective(FrozenModule):
 
     Raises:
         DraftError: if a weight, a cap or a column is of no reward.
+        RewardError: if a reward is neither a module nor a function.
     """
 
     def __init__(
         self,
-        rewards: Mapping[str, torch.nn.Module],
+        rewards: Mapping[str, OneReward],
         weights: Mapping[str, float] | None = None,
         caps: Mapping[str, float] | None = None,
         columns: Mapping[str, Mapping[str, Column]] | None = None,
@@ -63,7 +71,8 @@ class Objective(FrozenModule):
                     where=f"{what} of the objective",
                     next="name one of its rewards",
                 )
-        self.rewards = torch.nn.ModuleDict({name: reward.requires_grad_(False) for name, reward in rewards.items()})
+        made = {name: as_reward(reward, name).requires_grad_(False) for name, reward in rewards.items()}
+        self.rewards = torch.nn.ModuleDict(made)
         self.weights = {name: weights.get(name, 1.0) for name in rewards}
         self.caps = caps
         self.columns = columns
@@ -156,6 +165,29 @@ class Objective(FrozenModule):
             capped = scores.clamp(max=self.caps[name]) if name in self.caps else scores
             parts.append(self.weights[name] / divisors.get(name, 1.0) * capped)
         return torch.stack(parts).sum(0)
+
+    def _repr_html_(self) -> str:
+        of = self.rewards.items()
+        rows = [(name, self.weights[name], self.caps.get(name, ""), type(reward).__name__) for name, reward in of]
+        return table(["reward", "weight", "cap", "class"], rows)
+
+
+Rewards = Objective | OneReward | Mapping[str, OneReward]
+
+
+def as_objective(rewards: Rewards) -> Objective:
+    """An `Objective` as it is; of one reward, or of rewards by name, the objective with weights of 1.
+
+    Raises:
+        RewardError: as `Objective`, or if there is no reward.
+    """
+    if isinstance(rewards, Objective):
+        return rewards
+    if not isinstance(rewards, Mapping):
+        rewards = {getattr(rewards, "__name__", type(rewards).__name__).lower().replace("<lambda>", "reward"): rewards}
+    if not rewards:
+        raise RewardError("there is no reward", where="objective", next="give at least one")
+    return Objective(rewards)
 
 
 def check_takes(rewards: Mapping[str, torch.nn.Module], *, makes_videos: bool, model: str) -> None:

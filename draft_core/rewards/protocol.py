@@ -7,10 +7,14 @@ H, W  image size in pixels     C, h, w  latent channels and size
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
+
+from draft_core.errors import DraftError, RewardError, raised
+from draft_core.rewards.inputs import checked_images, checked_videos
 
 Takes = Literal["image", "video", "any"]
 
@@ -96,3 +100,77 @@ class FrozenModule(torch.nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Eval mode, whatever `mode` says."""
         return super().train(False)
+
+
+class FunctionReward(FrozenModule):
+    """A Python function as a reward.
+
+    Arguments:
+        function: called with images (N, 3, H, W) in [0, 1], float32, and with their N prompts where it takes a second
+            argument; it returns scores, (N,), of any floating-point type. It may say what it `takes` by an attribute. A
+            module whose `forward` takes images alone is one too.
+        name: what an error calls it.
+    """
+
+    def __init__(self, function: Callable[..., torch.Tensor], name: str) -> None:
+        super().__init__()
+        self.function = function
+        self.name = name
+        self.takes = takes(function)
+        self.takes_prompts = takes_prompts(function)
+
+    def forward(self, images: torch.Tensor, prompts: Sequence[str], **beside: Any) -> torch.Tensor:
+        """Its scores in float32.
+
+        Raises:
+            RewardError: if the function raises, or the images are no floats in [0, 1] with a prompt each.
+        """
+        check = checked_videos if images.ndim == 5 and self.takes != "image" else checked_images
+        images = check(images, prompts, where=f"reward {self.name!r}")
+        given = (images, list(prompts)) if self.takes_prompts else (images,)
+        try:
+            scores: torch.Tensor = self.function(*given, **beside)
+        except (DraftError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise RewardError(
+                f"its function raised {raised(error)}", where=f"reward {self.name!r}", next="mend the function"
+            ) from error
+        is_scores = isinstance(scores, torch.Tensor) and scores.is_floating_point()
+        return scores.float() if is_scores else scores
+
+
+def takes_prompts(reward: Callable[..., Any]) -> bool:
+    """Whether a function or module is called with prompts behind the images, by its signature; True where it has none.
+
+    A second argument with a default is something else, unless it is called `prompts` or a module's.
+    """
+    is_module = isinstance(reward, torch.nn.Module)
+    called: Any = reward
+    try:
+        given = [*inspect.signature(called.forward if is_module else called).parameters.values()]
+    except (TypeError, ValueError):
+        return True
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in given):
+        return True
+    positional = [it for it in given if it.kind in (it.POSITIONAL_ONLY, it.POSITIONAL_OR_KEYWORD)]
+    return any(is_module or it.default is it.empty or it.name == "prompts" for it in positional[1:])
+
+
+def as_reward(reward: Any, name: str) -> torch.nn.Module:
+    """A reward as a module: itself, or a function as a `FunctionReward`.
+
+    Arguments:
+        reward: a module, or a function of images, or of images and prompts.
+        name: what an error calls it.
+
+    Raises:
+        RewardError: if it is neither, or a class that no instance was made of.
+    """
+    if isinstance(reward, torch.nn.Module):
+        return reward if takes_prompts(reward) else FunctionReward(reward, name)
+    if isinstance(reward, type) or not callable(reward):
+        what = f"the class {reward.__name__}" if isinstance(reward, type) else f"a {type(reward).__name__}"
+        advice = "make an instance of it" if isinstance(reward, type) else "give a module, or a function of images"
+        raise RewardError(f"it is {what}", where=f"reward {name!r}", next=advice)
+    return FunctionReward(reward, name)

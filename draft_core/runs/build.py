@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,12 +18,12 @@ from draft_core.recipe.columns import columns_of
 from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import with_absolute_paths, working_directory
 from draft_core.recipe.prompt_lists import PromptList
-from draft_core.recipe.resolve import training_prompts
+from draft_core.recipe.resolve import require_recipe, rows_of, training_prompts
 from draft_core.recipe.schema import ModelConfig, RecipeBase, reward_type
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import Config, MethodConfig, RewardConfig
 from draft_core.rewards.columns import CallColumns
-from draft_core.rewards.objective import Objective
+from draft_core.rewards.objective import Objective, Rewards, as_objective
 from draft_core.rewards.placement import OnDevice
 from draft_core.runs.pipeline_loading import (
     check_files,
@@ -49,11 +50,19 @@ from draft_core.training.trainer import Trainer
 LEARNER_MEMBERS = ("needs_gradient", "yields_divergence", "losses", "modules", "state_dict", "load_state_dict")
 
 
-def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: PromptList | None = None) -> Trainer:
+def build(
+    recipe: RecipeBase,
+    *,
+    rewards: Rewards | None = None,
+    catalog: Catalog | None = None,
+    prompts: PromptList | None = None,
+) -> Trainer:
     """The trainer of a recipe: pipeline loaded, LoRA added, rewards built, everything on its device.
 
     Arguments:
         recipe: what `load_recipe` gives.
+        rewards: what to train on in the place of the recipe's rewards: an `Objective`, or a module or a function of
+            images and prompts, or several by name.
         catalog: what is installed; loaded if left out.
         prompts: those of the recipe where they are resolved already, with their columns; else its list or file is read
             here.
@@ -62,15 +71,22 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Prompt
         DraftError: if the device, a package or a weight is missing; what costs nothing is checked first.
     """
     require_recipe(recipe, where="build")
+    given = None if rewards is None else as_objective(rewards)
+    if given is not None:
+        _refuse_surrogates(recipe)
     catalog = catalog if catalog is not None else load_catalog()
     _check_machine(recipe)
     evaluated = recipe.evaluation.guidance_scale if recipe.evaluation else None
     check_model(recipe.model, catalog, evaluated_guidance=evaluated)
     prompts = prompts if prompts is not None else training_prompts(recipe, catalog)
+    if given is not None and given.columns:
+        prompts = replace(
+            prompts, prompts=tuple(rows_of(prompts))
+        )  # with all columns: the recipe does not say which it reads
     check_files(recipe, prompts.prompts, catalog)
     learner = build_learner(recipe.method, catalog, seed=recipe.train.seed)
     require_columns(learner, prompts.columns)
-    objective = build_objective(recipe.rewards, catalog)
+    objective = build_objective(recipe.rewards, catalog) if given is None else given
     sampler = build_sampler(recipe.model, catalog=catalog, example=prompts.prompts[0])
     adapter = build_adapter(recipe.model, sampler.pipe, seed=recipe.train.seed)
     if any(reward.surrogate is not None for reward in recipe.rewards):
@@ -93,16 +109,14 @@ def build(recipe: RecipeBase, *, catalog: Catalog | None = None, prompts: Prompt
     return trainer
 
 
-def require_recipe(recipe: Any, *, where: str) -> None:
-    """Refuses what is no loaded recipe: a mapping of its fields, say, or the name of its file.
-
-    Raises:
-        RecipeError: with what it is.
-    """
-    if not isinstance(recipe, RecipeBase):
-        raise RecipeError(
-            f"the recipe is a {type(recipe).__name__}", where=where, next="give what `load_recipe(...)` returns"
-        )
+def _refuse_surrogates(recipe: RecipeBase) -> None:
+    for place, reward in enumerate(recipe.rewards):
+        if reward.surrogate is not None:
+            raise RecipeError(
+                "a surrogate learns this reward, and others are given in its place",
+                where=f"rewards.{place}.surrogate",
+                next="leave it out, or leave out `rewards`",
+            )
 
 
 def build_adapter(model: ModelConfig, pipe: Any, *, seed: int) -> Adapter:
@@ -250,23 +264,6 @@ def build_objective(configs: Sequence[RewardConfig], catalog: Catalog, *, beside
         if config.cap is not None:
             caps[name] = config.cap
     return Objective(rewards, weights, caps, columns)
-
-
-def load_reward(kind: str, /, *, catalog: Catalog | None = None, **fields: Any) -> torch.nn.Module:
-    """The reward of an installed kind: `load_reward("jpeg", quality=50)`.
-
-    Arguments:
-        kind: as `draft rewards` lists it.
-        catalog: what is installed; loaded if left out.
-        fields: of its config, as `draft rewards show KIND` lists them.
-
-    Raises:
-        PluginError: if no usable plugin offers it.
-        RecipeError: if a field is unknown or has a wrong value.
-    """
-    catalog = catalog if catalog is not None else load_catalog()
-    config = reward_config(kind, fields, catalog)
-    return build_reward(config, catalog).requires_grad_(False).eval()
 
 
 def build_reward(config: RewardConfig, catalog: Catalog) -> torch.nn.Module:

@@ -78,7 +78,7 @@ def load_pipeline(
                 with hub_or_cache(config):  # which says how it is built
                     pipe = cls.from_single_file(location, **more, **{DTYPE_KEYWORD: torch_dtype})
             else:
-                pipe = _from_pretrained(cls, location, torch_dtype, variant)
+                pipe = _from_pretrained(cls, location, torch_dtype, variant, _revision(name, catalog))
     except _LOADING_ERRORS as error:
         known = "check the files in it" if Path(location).exists() else "check the name and the network"
         raise DraftError(
@@ -265,9 +265,16 @@ def with_tuples(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) and name in wanted else value for name, value in call.items()}
 
 
-def _from_pretrained(cls: Any, location: str, dtype: torch.dtype, variant: str | None) -> Any:
-    """A classic pipeline, or a modular one where there is no classic."""
+def _revision(name: str, catalog: Catalog) -> str | None:
+    """Of the hub repository that an alias names."""
+    return catalog.pretrained[name].spec.revision if name in catalog.pretrained else None
+
+
+def _from_pretrained(cls: Any, location: str, dtype: torch.dtype, variant: str | None, revision: str | None) -> Any:
+    """A classic pipeline, or a modular one where there is no classic and no revision is asked for."""
     folder, more = Path(location), {} if variant is None else {"variant": variant}
+    if revision is not None:  # a modular pipeline's index names the repositories of its components
+        return _classic_pipeline(cls, location, dtype, **more, revision=revision)
     if folder.is_dir():
         classic = (folder / "model_index.json").is_file()
         load = _classic_pipeline if classic else _modular_pipeline

@@ -64,10 +64,16 @@ def facts_of(
         scales=scales,
         dtype=recipe.model.dtype,
         output="frames" if hasattr(trainer.sampler.pipe, "video_processor") else "images",
-        source=recipe.model.model_dump(include={"pipeline", "config", "variant"}, exclude_none=True),
+        source=_source(recipe, catalog),
         scheduler=recipe.model.scheduler.model_dump() if recipe.model.scheduler else {},
         trained_on=trained_on(recipe),
     )
+
+
+def _source(recipe: RecipeBase, catalog: Catalog) -> dict[str, str]:
+    said = recipe.model.model_dump(include={"pipeline", "config", "variant"}, exclude_none=True)
+    alias = catalog.pretrained.get(recipe.model.pretrained)
+    return said if alias is None or alias.spec.revision is None else {**said, "revision": alias.spec.revision}
 
 
 def trained_on(recipe: RecipeBase) -> str:

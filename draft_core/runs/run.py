@@ -5,42 +5,41 @@ A run can be killed at any moment: what is on disk is whole, and the same comman
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
 
-from safetensors import SafetensorError
+from torch import Tensor
 
 from draft_core.cost.room import require_room
-from draft_core.errors import CheckpointError, DraftError, Interrupted, RecipeError, first_line
+from draft_core.display import Picture, image, paragraph, table
+from draft_core.errors import DraftError, Interrupted, RecipeError, first_line
 from draft_core.evaluation.collapse import CollapseRule, EvalRecord, Verdict
 from draft_core.evaluation.evaluate import evaluation_sampler
-from draft_core.recipe.resolve import ResolvedRecipe, resolve_recipe
+from draft_core.recipe.resolve import ResolvedRecipe, require_recipe, resolve_recipe
 from draft_core.recipe.schema import RecipeBase
-from draft_core.recipe.yaml_text import exists
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
 from draft_core.reporting.live import LivePage
 from draft_core.reporting.page import write_report
-from draft_core.reporting.run_record import Facts
+from draft_core.reporting.run_record import Facts, load_images
 from draft_core.reporting.verdict import RunVerdict, judged
-from draft_core.runs.build import build, build_objective, require_recipe
+from draft_core.runs.build import build, build_objective
 from draft_core.runs.continuation import continuation
 from draft_core.runs.cut_prompts import cut_prompts
 from draft_core.runs.evaluator import Evaluator
-from draft_core.runs.folder import CHECKPOINTS, RunFolder, is_ours, record_of
-from draft_core.runs.interrupts import Stop, stop_signals
+from draft_core.runs.folder import RunFolder, is_ours, record_of
+from draft_core.runs.interrupts import Stop, in_sentences, stop_signals, telling
 from draft_core.runs.progress import Progress, both, silent
 from draft_core.runs.provenance import drawn_otherwise, facts_of, versions
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.tracking.trackers import Trackers
-from draft_core.training.checkpoints import checkpoints, require_savable
-from draft_core.training.distributed import Processes, another_is_gone, is_loss_of_another
+from draft_core.training.checkpoints import require_savable
+from draft_core.training.distributed import Processes
 from draft_core.training.learner_contract import is_want_of_memory, remembered, require_suitable
 from draft_core.training.step_report import StepReport
 from draft_core.training.trainer import Trainer
@@ -63,6 +62,26 @@ class RunResult:
     verdict: Verdict
     outcome: RunVerdict
 
+    @property
+    def images(self) -> dict[str, Tensor]:
+        """What was drawn "before", at the "best" evaluation and "after": name -> (P S, 3, H, W) in [0, 1].
+
+        Ordered by prompt; of a video its middle frame. They are read from the run's folder.
+        """
+        records = {"before": self.before, "best": self.best, "after": self.after}
+        return {name: load_images(self.folder, record.update) for name, record in records.items()}
+
+    def plot(self) -> Picture:
+        """The curves of the run, curve.png of its folder, as an image that a notebook shows."""
+        return Picture((self.folder / "curve.png").read_bytes())
+
+    def _repr_html_(self) -> str:
+        before, best, after = self.before.means(), self.best.means(), self.after.means()
+        headings = ["", "before", f"best, update {self.best.update}", f"after, update {self.after.update}"]
+        shown = Picture((self.folder / "before_after.png").read_bytes())
+        rows = [(name, before[name], best[name], after[name]) for name in before]
+        return paragraph(self.outcome.headline) + table(headings, rows) + image(shown, "before and after")
+
 
 def run_recipe(
     recipe: RecipeBase,
@@ -72,6 +91,8 @@ def run_recipe(
     overwrite: bool = False,
     force: bool = False,
     progress: Progress = silent,
+    on_update: Callable[[StepReport], object] | None = None,
+    on_evaluation: Callable[[EvalRecord], object] | None = None,
 ) -> RunResult:
     """Trains as the recipe says and fills `recipe.output`; `docs/reference/run-folder.md` says what lies there.
 
@@ -85,6 +106,9 @@ def run_recipe(
             trains.
         force: continue although recipe or versions have changed.
         progress: called in the main process with a stage, how much of it is done, of how much, and a note.
+        on_update: called in the main process with the report of every update, once it is written down.
+        on_evaluation: called in the main process with the numbers of every evaluation, the base model's first; its
+            images are written down by then. What either raises ends the run in one sentence.
 
     Raises:
         DraftError: if the folder holds another run, the recipe cannot be built, or nothing can be written.
@@ -92,10 +116,11 @@ def run_recipe(
     """
     require_recipe(recipe, where="run_recipe")
     catalog = catalog if catalog is not None else load_catalog()
-    with stop_signals() as stop, _in_sentences(recipe.output), cut_prompts() as cut:
+    with stop_signals() as stop, in_sentences(recipe.output), cut_prompts() as cut:
         started = time.perf_counter()
         processes = Processes(cpu=recipe.device == "cpu")
-        progress = progress if processes.rank == 0 else silent
+        is_main = processes.rank == 0
+        progress = progress if is_main else silent
         resolved = resolve_recipe(recipe, catalog, versions=versions(catalog), processes=processes.world_size)
         recipe = resolved.recipe
         cut.prompts, cut.progress = (*resolved.prompts.prompts, *resolved.evaluation_prompts), progress
@@ -150,6 +175,8 @@ def run_recipe(
                     records,
                     lambda: earlier + time.perf_counter() - started,
                     trackers,
+                    telling(on_update if is_main else None, "on_update"),
+                    telling(on_evaluation if is_main else None, "on_evaluation"),
                 )
                 verdict = _train(run, told, stop)
                 best = rule.best(records)
@@ -169,7 +196,7 @@ class _Run:
     Arguments:
         records: the evaluations so far, to which each further one is added.
         seconds: gives the time that the run took until now, over all resumptions.
-        trackers: are told of every update and evaluation.
+        trackers: are told of every update and evaluation, and so are `on_update` and `on_evaluation`.
     """
 
     resolved: ResolvedRecipe
@@ -182,6 +209,8 @@ class _Run:
     records: list[EvalRecord]
     seconds: Callable[[], float]
     trackers: Trackers
+    on_update: Callable[[StepReport], None]
+    on_evaluation: Callable[[EvalRecord], None]
 
     @property
     def scales(self) -> list[float]:
@@ -205,6 +234,7 @@ class _Run:
         """Keeps an evaluation, and tells the trackers of it."""
         self.records.append(record)
         self.trackers.evaluation(record, self.folder.path, self.resolved.evaluation_prompts)
+        self.on_evaluation(record)
 
     def judge(self) -> Verdict:
         """The verdict of the last evaluation, with which the page is written anew."""
@@ -226,6 +256,7 @@ def _train(run: _Run, progress: Progress, stop: Stop) -> Verdict:
         if report.update == 1:
             folder.let_go()
         run.trackers.update(report)
+        run.on_update(report)
         _tell(report, trainer.steps, progress)
         if report.update % run.resolved.evaluation.every == 0 or report.update == trainer.steps:
             verdict = _evaluate(run, progress)
@@ -310,37 +341,3 @@ def _start_trackers(trackers: Trackers, recipe: RecipeBase, trainer: Trainer) ->
     settings = recipe.model_dump(mode="json", exclude_none=True)
     start = partial(trackers.start, recipe.trackers, recipe.output, settings, done=trainer.done)
     trainer.processes.on_main(start)
-
-
-# What can go wrong with any computation
-
-
-@contextmanager
-def _in_sentences(output: Path) -> Iterator[None]:
-    """A full disk, a want of memory and a lost process end as a `DraftError` that says what to do."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"it cannot be written ({getattr(error, 'strerror', None) or error})",
-            where=str(getattr(error, "filename", None) or output),
-            next=f"make room or mend the folder, then give the same command again{_kept(output)}",
-        ) from error
-    except (MemoryError, RuntimeError) as error:
-        if is_loss_of_another(error):
-            raise another_is_gone(int(os.environ.get("RANK", "0"))) from error
-        if not is_want_of_memory(error):
-            raise
-        raise DraftError(
-            f"it does not fit into memory ({first_line(error)})",
-            where=f"output {output}",
-            next="halve train.batch_size and double train.gradient_accumulation_steps, or see what `draft cost` says"
-            f"{_kept(output)}",
-        ) from error
-
-
-def _kept(output: Path) -> str:
-    """That there is something to go on from, where there is."""
-    folder = output / CHECKPOINTS
-    is_kept = exists(Path.is_dir, folder) and bool(checkpoints(folder))
-    return "; what was saved is whole, and the run goes on from it" if is_kept else ""

@@ -14,7 +14,8 @@ import torch
 from draft_core.adapters.files import load_lora, lora_files, run_around
 from draft_core.adapters.lora import adapters_scaled, is_adapted
 from draft_core.errors import DraftError, RecipeError, list_of_prompts, require_finite, require_from_one
-from draft_core.evaluation.evaluate import evaluate, still
+from draft_core.evaluation.evaluate import evaluate
+from draft_core.frames import still
 from draft_core.prompt_rows import Column, PromptRow
 from draft_core.recipe.load import load_recipe
 from draft_core.recipe.messages import validate

@@ -138,3 +138,20 @@ def has_density(scheduler: Any, call: seams.StepCall, noise: float) -> bool:
 
 def _refusal(pipe: Any, what: str, advice: str) -> SamplerError:
     return SamplerError(what, where=type(pipe).__name__, next=advice)
+
+
+def check_recorded(latents: Any, plan: StepPlan) -> None:
+    """That a plan records the whole way back to latents that require a gradient.
+
+    Raises:
+        SamplerError: naming the step from which it records.
+    """
+    requires = isinstance(latents, torch.Tensor) and latents.requires_grad and torch.is_grad_enabled()
+    if not requires or 0 in plan.grad_steps:
+        return
+    begins = f"records from step {min(plan.grad_steps)} on" if plan.grad_steps else "records nothing"
+    raise SamplerError(
+        f"they require a gradient, which needs step 0 recorded, and the plan {begins}",
+        where="latents",
+        next=f"use StepPlan({plan.steps}, grad_steps=range({plan.steps})), or give latents.detach()",
+    )

@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from draft_core.display import MOST, gallery
 from draft_core.errors import SamplerError
-from draft_core.plan import StepPlan
+from draft_core.frames import still
+from draft_core.rewards.images import to_pil
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.noise_levels import (
     Gaussian,
@@ -232,6 +234,11 @@ class Rollout:
         """The samples alone, (sample_count, 3, H, W)."""
         return self.images[: self.sample_count]
 
+    def _repr_html_(self) -> str:
+        prompts, copies = self.prompts[: self.sample_count], self.prompts[self.sample_count :]
+        captions = [*prompts, *(f"{prompt} (re-noised)" for prompt in copies)]
+        return gallery([*map(to_pil, still(self.images[:MOST]))], captions, of=len(captions))
+
 
 def identity(sampler: Settings) -> dict[str, Any]:
     """What decides the predictions of a sampler's calls beside weights, prompts and noise: name -> value."""
@@ -263,23 +270,6 @@ def starting_from(sampler: AnySampler, latents: Any) -> AnySampler:
     started = copy.copy(sampler)
     started.call_kwargs = {**sampler.call_kwargs, "latents": latents}
     return started
-
-
-def check_recorded(latents: Any, plan: StepPlan) -> None:
-    """That a plan records the whole way back to latents that require a gradient.
-
-    Raises:
-        SamplerError: naming the step from which it records.
-    """
-    requires = isinstance(latents, torch.Tensor) and latents.requires_grad and torch.is_grad_enabled()
-    if not requires or 0 in plan.grad_steps:
-        return
-    begins = f"records from step {min(plan.grad_steps)} on" if plan.grad_steps else "records nothing"
-    raise SamplerError(
-        f"they require a gradient, which needs step 0 recorded, and the plan {begins}",
-        where="latents",
-        next=f"use StepPlan({plan.steps}, grad_steps=range({plan.steps})), or give latents.detach()",
-    )
 
 
 def check_same_sampler(origin: Origin, sampler: Settings) -> None:

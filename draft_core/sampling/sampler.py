@@ -19,13 +19,13 @@ from draft_core.frames import FrameChoice
 from draft_core.plan import Renoising, StepPlan, check_choice, check_whole
 from draft_core.rewards.columns import CallColumns
 from draft_core.sampling import pipelines, seams
-from draft_core.sampling.call_traits import CallTraits, has_density
+from draft_core.sampling.call_traits import CallTraits, check_recorded, has_density
 from draft_core.sampling.chain import PlannedRun, See, ShortRun, lengths, unseen, watched
 from draft_core.sampling.noise_levels import check_eta
 from draft_core.sampling.pipeline_call import Checkpointing, Decode
 from draft_core.sampling.randomness import Generator
 from draft_core.sampling.replay import Replay, Visit, keeps_apart, renoised_start, unvisited
-from draft_core.sampling.rollout import Origin, Rollout, check_given, check_recorded, check_same_sampler, starting_from
+from draft_core.sampling.rollout import Origin, Rollout, check_given, check_same_sampler, starting_from
 from draft_core.setting import SCHEDULES
 
 NO_RENOISING = Renoising()

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from draft_core.errors import DraftError, RewardError, list_of_prompts, require_finite, require_from_one
-from draft_core.evaluation.evaluate import as_evaluated, require_finite_images, still
+from draft_core.evaluation.evaluate import as_evaluated, require_finite_images
+from draft_core.frames import still
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import Objective, Scores
 from draft_core.sampling.pipelines import networks

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from draft_core.errors import DraftError, SamplerError
-from draft_core.evaluation.evaluate import as_evaluated, still
+from draft_core.evaluation.evaluate import as_evaluated
+from draft_core.frames import still
 from draft_core.plan import StepPlan
 from draft_core.sampling import pipelines
 from draft_core.sampling.chain import DryRun

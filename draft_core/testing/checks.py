@@ -17,6 +17,7 @@ import torch
 from draft_core.errors import RewardError
 from draft_core.prompt_rows import PromptRow, plain
 from draft_core.rewards.columns import for_reward
+from draft_core.testing.independence import deterministic, no_leak_between_images, remembers_nothing
 from draft_core.testing.subject import Subject, demand
 
 OTHER_SHAPES = ((48, 72), (72, 48), (61, 67), (33, 33))  # wide, tall, odd
@@ -28,7 +29,6 @@ DIFFERENCE_TOLERANCE = 0.1
 DIFFERENCE_STEPS = (1e-3, 3e-3, 1e-2)  # root mean square of the change of a pixel
 PATH_POINTS = 5  # at which the slope is taken where one point says too little
 SURROGATE_STEP = 4 / 255  # one along a surrogate gradient, likewise
-SAME = 1e-4  # of the scores' scale: what is left of float32 when a batch is cut otherwise
 HALF_PRECISION = 0.1  # of the scores' scale: bfloat16 has three digits
 
 
@@ -53,27 +53,6 @@ def inputs_are_left_alone(subject: Subject) -> None:
     for name, values in kept.items():
         same = len(values) == len(beside.get(name, ())) and all(map(_equal, values, beside[name]))
         demand(same, f"it changed what it was given as column {name!r}")
-
-
-def deterministic(subject: Subject) -> None:
-    """The same images score the same, in every bit, whatever torch's random state is."""
-    images = subject.images()
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        first = subject.score(images)
-        torch.manual_seed(2)
-        second = subject.score(images)
-    demand(torch.equal(first, second), f"it scored the same images {first.tolist()} and then {second.tolist()}")
-
-
-def no_leak_between_images(subject: Subject) -> None:
-    """An image's score does not depend on the other images of its batch, nor on their order."""
-    images = subject.images()
-    together = subject.score(images)
-    alone = torch.cat([subject.score(images[i : i + 1], subject.prompts[i : i + 1]) for i in range(3)])
-    demand(_close(together, alone, SAME), f"in a batch it scores {together.tolist()}, alone {alone.tolist()}")
-    turned = subject.score(images.flip(0), subject.prompts[::-1]).flip(0)
-    demand(_close(together, turned, SAME), "its scores change with the order of the batch")
 
 
 def frozen(subject: Subject) -> None:
@@ -278,6 +257,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
         inputs_are_left_alone,
         deterministic,
         no_leak_between_images,
+        remembers_nothing,
         frozen,
         tensors_move_along,
         any_shape,
@@ -327,7 +307,3 @@ def _require_gradient(gradient: torch.Tensor, where: str) -> None:
     demand(bool(gradient.isfinite().all()), f"{where} its gradient is not finite")
     without = [place for place, of_image in enumerate(gradient) if not of_image.any()]
     demand(not without, f"{where} the gradient of image {without[:1]} is zero")
-
-
-def _close(first: torch.Tensor, second: torch.Tensor, tolerance: float) -> bool:
-    return bool((first - second).abs().max() <= tolerance * first.abs().max().clamp_min(1e-3))

@@ -8,7 +8,8 @@ class TestMine(RewardContract):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from draft_core.registry.catalog import load_catalog
@@ -23,11 +24,13 @@ class RewardContract:
     Attributes:
         kind: the reward; its distribution must be installed, because it is found like a user finds it.
         config: fields of its config; if left out, those of the spec's `small`.
+        prompts: three or more that the reward can read with this config; those of the spec if left out.
         skip: name of a check -> why it does not apply; the reason is printed.
     """
 
     kind: ClassVar[str]
     config: ClassVar[Mapping[str, Any] | None] = None
+    prompts: ClassVar[Sequence[str]] = ()
     skip: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -45,7 +48,8 @@ class RewardContract:
         catalog = load_catalog()
         entry = catalog.reward(cls.kind)
         fields = entry.spec.small if cls.config is None else cls.config
-        return Subject(entry.spec, reward_config(cls.kind, fields, catalog), entry.module)
+        spec = replace(entry.spec, small_prompts=tuple(cls.prompts)) if cls.prompts else entry.spec
+        return Subject(spec, reward_config(cls.kind, fields, catalog), entry.module)
 
 
 def _test(name: str, check: Callable[[Subject], None]) -> Callable[[RewardContract], None]:

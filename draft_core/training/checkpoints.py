@@ -240,3 +240,16 @@ def _keys_as_rows(value: Any, rows: Mapping[str, str]) -> Any:
             return rows[value[ROW]]
         return {name: _keys_as_rows(item, rows) for name, item in value.items()}
     return type(value)(_keys_as_rows(item, rows) for item in value) if type(value) in (list, tuple) else value
+
+
+def require_same(state: Mapping[str, Any], *, seed: int, method: str) -> None:
+    """That a checkpoint's state is of a run with this seed and method.
+
+    Raises:
+        CheckpointError: naming what differs.
+    """
+    advice = "resume with the recipe that the run was started with"
+    if state.get("seed") != seed:
+        raise CheckpointError(f"it was made with seed {state.get('seed')}, this run has seed {seed}", next=advice)
+    if (made_by := state.get("method")) != method:
+        raise CheckpointError(f"it was made by the method {made_by}, this run's is {method}", next=advice)

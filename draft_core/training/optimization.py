@@ -158,3 +158,12 @@ def kept_from_others(parts: Mapping[str, TrainedPart], name: str) -> Iterator[No
     finally:
         for weight, grad in zip(others, before, strict=True):
             weight.grad = grad
+
+
+def learning_rate(settings: TrainSettings, done: int) -> float:
+    """The rate of the update that follows `done` earlier ones.
+
+    Linear warm-up that starts above zero, so that the first update is not empty; constant; linear cool-down.
+    """
+    up, down = (done + 1) / (settings.warmup_steps + 1), (settings.steps - done) / (settings.cooldown_steps + 1)
+    return settings.learning_rate * min(1.0, up, max(down, 1 / (settings.cooldown_steps + 1)))

@@ -11,11 +11,12 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from draft_core.errors import RecipeError
-from draft_core.setting import CLOSED, LARGEST_SEED, MOST, check_bounds, setting
+from draft_core.setting import CLOSED, LARGEST_SEED, MOST, check_bounds, closed, setting
 
 Beta = Annotated[float, Ge(0), Lt(1)]
 
 
+@closed
 @dataclass(frozen=True, kw_only=True)
 class FrameSettings:
     """Which frames of a video model's videos are decoded with a gradient, and scored, in training."""
@@ -34,6 +35,7 @@ class FrameSettings:
         check_bounds(self)
 
 
+@closed
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """The optimisation: AdamW (Loshchilov and Hutter 2019) on the adapter."""
@@ -86,6 +88,7 @@ class TrainSettings:
             )
 
 
+@closed
 @dataclass(frozen=True, kw_only=True)
 class RegularizerSettings:
     """What holds the tuned model near the base model; each is a weight, and 0 leaves the term out."""
@@ -106,6 +109,7 @@ class RegularizerSettings:
         check_bounds(self)
 
 
+@closed
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSettings:
     """How often a run saves itself."""

@@ -9,6 +9,7 @@ from statistics import fmean
 
 import torch
 
+from draft_core.errors import DraftError
 from draft_core.learners.learner import ADAPTER, Loss
 from draft_core.rewards.objective import Scores
 
@@ -117,6 +118,15 @@ class Tally:
                 self.unassigned.append(
                     f"reward {name!r} of the prompt {prompts[index]!r} became {float(values[index])}"
                 )
+
+    def require_divergence(self) -> None:
+        """Raises a `DraftError` if no loss carries its divergence from the base model."""
+        if not any("kl" in penalties for _, _, penalties in self.losses):
+            raise DraftError(
+                "no loss carries a divergence, though the method says that they do",
+                where="regularizers.kl",
+                next="leave it out, and tell the method's author",
+            )
 
     def add_loss(self, loss: Loss, penalties: Numbers, *, of_adapter: bool) -> None:
         """The numbers of one loss, and what is not finite among them."""

@@ -15,13 +15,15 @@ import torch
 from draft_core.adapters.adapter import Adapter
 from draft_core.adapters.lora_adapter import Lora
 from draft_core.errors import CheckpointError, DraftError, RewardError, list_of_prompts, with_type
+from draft_core.evaluation.evaluate import Evaluation, evaluate
+from draft_core.learners.direct import DirectLearner
 from draft_core.learners.learner import ADAPTER, Learner, Loss
-from draft_core.rewards.objective import Objective
+from draft_core.rewards.objective import Objective, Rewards, as_objective
 from draft_core.sampling.pipelines import networks
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.setting import images_per_prompt
 from draft_core.training.batches import Batches
-from draft_core.training.checkpoints import Checkpoint, keys_as_rows, rows_as_keys
+from draft_core.training.checkpoints import Checkpoint, keys_as_rows, require_same, rows_as_keys
 from draft_core.training.distributed import Processes
 from draft_core.training.learner_contract import (
     checked,
@@ -34,7 +36,7 @@ from draft_core.training.learner_contract import (
     require_videos,
     snapshot,
 )
-from draft_core.training.optimization import TrainedPart, kept_from_others
+from draft_core.training.optimization import TrainedPart, kept_from_others, learning_rate
 from draft_core.training.precision import autocast, needs_loss_scale
 from draft_core.training.scoring import Scoring, check_images, norms_and_cosines, reward_gradients
 from draft_core.training.settings import RegularizerSettings, TrainSettings
@@ -53,10 +55,10 @@ class Trainer:
 
     Arguments:
         sampler: its pipeline carries the adapter already.
-        objective: what the learner's images are scored by.
-        learner: the method at work.
-        prompts: training prompts, taken in an order shuffled anew each time all have been used.
-        settings: of the optimisation.
+        objective: what images are scored by: an `Objective`, or a reward or function, or several by name.
+        learner: the method at work; None takes DRaFT-LV with two copies.
+        prompts: training prompts, one at least, taken in an order shuffled anew each time all have been used.
+        settings: of the optimisation; None takes `TrainSettings()`.
         regularizers: what holds the tuned model near the base model; `kl` needs a sampler with a base model.
         adapter: what is trained, attached; None takes the LoRA of the sampler's pipeline (`lora.add_lora`).
         device: "cpu", "cuda" or "mps"; None takes accelerate's choice.
@@ -80,17 +82,19 @@ class Trainer:
     def __init__(
         self,
         sampler: DifferentiableSampler,
-        objective: Objective,
-        learner: Learner,
-        prompts: Sequence[str],
-        settings: TrainSettings,
+        objective: Rewards,
+        learner: Learner | None = None,
+        prompts: Sequence[str] = (),
+        settings: TrainSettings | None = None,
         *,
         regularizers: RegularizerSettings = NO_REGULARIZERS,
         adapter: Adapter | None = None,
         device: str | None = None,
         columns: Mapping[str, Sequence[str]] = NO_COLUMNS,
     ) -> None:
-        modules = modules_of(learner)
+        learner = DirectLearner() if learner is None else learner
+        settings = TrainSettings() if settings is None else settings
+        objective, modules = as_objective(objective), modules_of(learner)
         self.processes = Processes(cpu=device == "cpu")
         self.device = self.processes.device
         prompts = list_of_prompts(prompts, where="Trainer")
@@ -160,7 +164,9 @@ class Trainer:
         """
         start = time.perf_counter()
         self.sampler.frames = self.batches.frames(self.settings.frames, self.done)
-        rate, tally = self._set_learning_rate(), Tally()
+        rate, tally = learning_rate(self.settings, self.done), Tally()
+        for part in self.parts.values():
+            part.set_learning_rate(rate)
         score = partial(self.scoring.score, tally)
         with in_one_sentence(self.learner, "losses()"):
             streams = [
@@ -181,12 +187,8 @@ class Trainer:
                 next="lower train.learning_rate, or look at what it names; the last checkpoint is kept",
             )
         tally.merge(self.processes.gather(tally))
-        if self.regularizers["kl"] and not any("kl" in penalties for _, _, penalties in tally.losses):
-            raise DraftError(
-                "no loss carries a divergence, though the method says that they do",
-                where="regularizers.kl",
-                next="leave it out, and tell the method's author",
-            )
+        if self.regularizers["kl"]:
+            tally.require_divergence()
         seconds = time.perf_counter() - start
         return tally.report(self.done, self.regularizers, learning_rate=rate, seconds=seconds)
 
@@ -260,21 +262,12 @@ class Trainer:
         tally.close_step(outcome.problems, outcome.grad_norm, of=name)
         self.skipped += outcome.is_fault
 
-    def _set_learning_rate(self) -> float:
-        """Linear warm-up that starts above zero, so that the first update is not empty; constant; linear cool-down."""
-        of = self.settings
-        up, down = (self.done + 1) / (of.warmup_steps + 1), (of.steps - self.done) / (of.cooldown_steps + 1)
-        rate = of.learning_rate * min(1.0, up, max(down, 1 / (of.cooldown_steps + 1)))
-        for part in self.parts.values():
-            part.set_learning_rate(rate)
-        return rate
-
     @torch.enable_grad()
     def reward_gradients(self) -> tuple[dict[str, float], dict[str, float]]:
         """Each reward's own gradient in the adapter on the batch of the coming update: norms, and cosines of pairs.
 
-        Weighted like in the sum; it takes a rollout and one backward pass for each reward, and changes nothing. Both
-        are empty where the method does not backpropagate through the rewards; a cosine with a gradient of zero is NaN.
+        Weighted like in the sum; it takes a rollout and a backward pass for each reward, and changes nothing. Both are
+        empty where the method does not backpropagate through the rewards; a cosine with a gradient of zero is NaN.
         """
         if not self.learner.needs_gradient:
             return {}, {}
@@ -285,6 +278,20 @@ class Trainer:
                 self.scoring, self.learner, self.sampler, self.batches, self.done, self.parameters, factor
             )
         return norms_and_cosines(flat)
+
+    def draw(self, prompts: Sequence[str], *, seed: int = 0, images_per_prompt: int = 1) -> Evaluation:
+        """Images of the model as it is now, and their scores; it builds no graph and changes nothing.
+
+        Arguments:
+            prompts: P, at least one.
+            seed: of the first image of each prompt; the next ones count on from it.
+            images_per_prompt: S; there are P S images, those of a prompt side by side.
+
+        Raises:
+            DraftError: as `draft_core.evaluate`.
+        """
+        seeds, size = range(seed, seed + images_per_prompt), self.batch_size
+        return evaluate(self.sampler, self.objective, prompts, seeds, batch_size=size, autocast=self.autocast)
 
     # Checkpoints
 
@@ -320,17 +327,8 @@ class Trainer:
         Raises:
             CheckpointError: if it belongs to a run with another seed, adapter or method.
         """
-        state, seed = checkpoint.state, self.settings.seed
-        if state.get("seed") != seed:
-            raise CheckpointError(
-                f"it was made with seed {state.get('seed')}, this run has seed {seed}",
-                next="resume with the recipe that the run was started with",
-            )
-        if (method := state.get("method")) != name_of(self.learner):
-            raise CheckpointError(
-                f"it was made by the method {method}, this run's is {name_of(self.learner)}",
-                next="resume with the recipe that the run was started with",
-            )
+        state = checkpoint.state
+        require_same(state, seed=self.settings.seed, method=name_of(self.learner))
         try:
             self.adapter.load_state_dict(checkpoint.adapter)
             for name, part in self.parts.items():

@@ -130,7 +130,7 @@ def test_a_reward_that_fails_is_one_sentence(
 
 
 def test_images_are_read_one_at_a_time(draft: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    from draft_core.cli import scoring
+    from draft_core.library import scores
 
     events: list[str] = []
 
@@ -144,7 +144,7 @@ def test_images_are_read_one_at_a_time(draft: Callable[..., Result], monkeypatch
         return torch.zeros(1, 3, 4, 4)
 
     monkeypatch.setattr(tiny, "Redness", Seen)
-    monkeypatch.setattr(scoring, "read_image", read)
+    monkeypatch.setattr(scores, "read_image", read)
     assert draft("score", "a.png", "b.png", "--reward", "redness").exit_code == 0
     assert events == ["read", "score", "read", "score"]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from draft_core.cli.scoring import given_columns, score_files
+from draft_core.cli.scoring import given_columns
 from draft_core.errors import DraftError
+from draft_core.library.scores import score_files
 from draft_core.prompt_rows import Column
 
 READ = {"level": Column("light", "number"), "wish": Column("wish")}

@@ -20,6 +20,7 @@ from draft_core.rewards.objective import Objective
 from draft_core.rewards.placement import OnDevice
 from draft_core.runs.build import build_objective
 from tests.support.pages import ROOT, SMALL, code_blocks, require_installed, run_code, text_of
+from tests.support.runs import with_small_images
 from tests.support.tiny import GOOD, byte_tokenizer, tiny_pipe
 
 
@@ -156,6 +157,7 @@ def test_the_code_of_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pyt
     tiny_pipe(tokenizer=byte_tokenizer(tmp_path)).save_pretrained(model)
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("draft_core.runs.run.write_report", with_small_images)
     blocks = code_blocks(text_of("docs/library.md"), "python")
     small = ", ".join(f'"{setting}"' for setting in SMALL)
     names: dict[str, Any] = {}
@@ -164,4 +166,7 @@ def test_the_code_of_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pyt
     assert len(names["rollout"].trajectory) == names["sampler"].steps
     assert names["scores"].shape == (1,)
     assert names["report"].update == 2, "the recipe's last"
+    assert [path.name for path in names["of_files"]] == ["apple.png"]
+    assert (names["longer"].train.steps, names["before"].images.shape) == (2, (1, 3, 16, 16))
+    assert names["run"].images["after"].shape == (1, 3, 16, 16)
     assert next(iter(names["trainer"])).grad_norm > 0, "the trainer of parts trains"

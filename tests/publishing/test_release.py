@@ -190,4 +190,4 @@ def test_the_command_says_what_is_missing_and_fails(monkeypatch: pytest.MonkeyPa
 def test_a_setting_is_refused_where_nothing_is_built() -> None:
     result = CliRunner().invoke(app, ["rewards", "check", "jpeg", "--release", "--small"])
     assert result.exit_code == 2
-    assert "leave out --set and --small" in " ".join(result.output.split())
+    assert "leave out --set, --small and --prompt" in " ".join(result.output.split())

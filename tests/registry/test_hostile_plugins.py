@@ -15,13 +15,14 @@ import torch
 from pydantic import ConfigDict
 
 from draft_core.errors import DraftError
+from draft_core.library.rewards import load_reward
 from draft_core.plugin import DirectConfig, Field, MethodSpec, RewardConfig
 from draft_core.recipe.load import load_recipe
 from draft_core.recipe.schema import recipe_type
 from draft_core.registry.catalog import Catalog, Distribution, Entry, read_catalog
 from draft_core.registry.hooks import API_VERSION, ENTRY_POINT_GROUP, hookimpl
 from draft_core.rewards.protocol import FrozenModule
-from draft_core.runs.build import build, load_reward
+from draft_core.runs.build import build
 from tests.support import tiny
 from tests.support.tiny import GOOD, REDNESS, RednessConfig, spec
 

@@ -371,6 +371,7 @@ def test_every_check_has_a_planted_bug() -> None:
         "columns_count_as_declared",
         "config_survives_json",
         "naming_imports_no_torch",
+        "remembers_nothing",
         "takes_as_declared",
         "frames_count",
     }
