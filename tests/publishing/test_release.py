@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from email import message_from_string
 from email.message import Message
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from draft_core import load_catalog
 from draft_core.cli.app import app
 from draft_core.plugin import Config, Field, RewardConfig, RewardSpec
 from draft_core.publishing.release import missing_for_release
-from draft_core.registry.catalog import Distribution, Entry
+from draft_core.registry.catalog import Catalog, Distribution, Entry
 from tests.support.pages import ROOT
 from tools import release
 
@@ -154,13 +155,20 @@ def built_metadata(folder: Path) -> Message:
         os.chdir(before)
 
 
+@cache
+def installed() -> Catalog:
+    """What is installed, read once."""
+    return load_catalog()
+
+
 FOLDERS = [folder for folder in release.projects(ROOT) if folder != ROOT]
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_a_plugin_of_this_repository_can_be_published(folder: Path) -> None:
     built = built_metadata(folder)
-    entries = [entry for entry in load_catalog().rewards.values() if entry.distribution.name == built["Name"]]
+    assert "LICENSE" in (built.get_all("License-File") or [])
+    entries = [entry for entry in installed().rewards.values() if entry.distribution.name == built["Name"]]
     if not entries:
         pytest.skip(f"{built['Name']} is not installed")
     for entry in entries:
@@ -173,8 +181,7 @@ def test_a_plugin_of_this_repository_can_be_published(folder: Path) -> None:
 def test_the_command_says_what_is_missing_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     from draft_core.publishing.release import Finding
 
-    catalog = load_catalog()
-    if "jpeg" not in catalog.rewards:
+    if "jpeg" not in installed().rewards:
         pytest.skip("draft-reward-jpeg is not installed")
     found = [Finding("it has no bell", "buy one")]
     monkeypatch.setattr("draft_core.publishing.release.missing_for_release", lambda entry: found)
