@@ -243,6 +243,12 @@ def _scored(
         raise DraftError(
             f"reward {reward!r} scores videos, and this command reads images", where="--reward", next="name another one"
         )
+    if spec.scope == "group":
+        raise DraftError(
+            f"reward {reward!r} compares the images of a prompt, and this command scores them one by one",
+            where="--reward",
+            next="name another one",
+        )
     if spec.needs_prompt and not prompt:
         raise DraftError(f"reward {reward!r} scores images against a prompt", where="--prompt", next="give one")
     if len(prompt) not in (0, 1, len(images)):

@@ -75,6 +75,7 @@ def show_reward(kind: Annotated[str, typer.Argument(help="A kind that `draft rew
         "from": str(entry.distribution),
         "score": f"{spec.unit}, {spec.score_range}, higher is better",
         "takes": TAKES[spec.takes],
+        **({"scope": "the images of a prompt are scored together"} if spec.scope == "group" else {}),
         "trains": "yes" if spec.differentiable else "without a gradient: methods that need none",
         "prompt": "needed" if spec.needs_prompt else "not used",
         **({"columns": ", ".join(f"{name} ({kind})" for name, kind in spec.columns.items())} if spec.columns else {}),

@@ -45,6 +45,7 @@ class Probe:
         self.trainer = trainer
         self.sampler = trainer.sampler
         self.device = trainer.device
+        self.objective = trainer.objective.for_measurement()
         self.denoisers = list(pipelines.find_denoisers(self.sampler.pipe).values())
 
     def peak(self, batch: int, recorded: int, *, is_scored: bool = True) -> int:
@@ -127,7 +128,7 @@ class Probe:
         def work() -> None:
             trainer = self.trainer
             with self._mostly_empty(), trainer.autocast():
-                loss = next(iter(learner.losses(batch, self.sampler, trainer.objective)))
+                loss = next(iter(learner.losses(batch, self.sampler, self.objective)))
             self._backward(-loss.value if loss.divergence is None else -loss.value - loss.divergence)
 
         return peak_memory(work, self.device)
@@ -137,7 +138,7 @@ class Probe:
         with self.trainer.autocast(), torch.no_grad():
             runs = record(alone, self.batch(batch), parts, keep_trajectory=keep_trajectory)
             for run in runs:
-                self.trainer.objective(run.images, run.prompts)
+                self.objective(run.images, run.prompts)
         return runs
 
     def batch(self, size: int, repeats: int = 1) -> Batch:
@@ -158,7 +159,7 @@ class Probe:
         Arguments:
             sampler: of the trainer's pipeline.
         """
-        clock, calls = _Clock(self.device), list[Any]()
+        clock, calls, rewards = _Clock(self.device), list[Any](), rewards.for_measurement()
         prompts, noise = [self.trainer.batches.prompts[0]], [torch.Generator("cpu").manual_seed(0)]
         plan = StepPlan(sampler.steps, frozenset())
         with torch.no_grad(), self.trainer.autocast(), self._mostly_empty(clock, calls):
@@ -176,7 +177,7 @@ class Probe:
             rollout = self.sampler(prompts, plan=plan, generator=noise)
             if not is_scored:
                 return rollout.images.float()
-            total: torch.Tensor = trainer.objective(rollout.images, rollout.prompts).total
+            total: torch.Tensor = self.objective(rollout.images, rollout.prompts).total
         return total
 
     def _backward(self, scores: torch.Tensor) -> None:

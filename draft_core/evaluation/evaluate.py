@@ -20,7 +20,7 @@ from draft_core.frames import still
 from draft_core.plan import StepPlan
 from draft_core.rewards.images import to_pil
 from draft_core.rewards.objective import Objective, check_takes
-from draft_core.rewards.protocol import takes
+from draft_core.rewards.protocol import scope, takes
 from draft_core.sampling.pipelines import call_inputs, has_float16, networks
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.setting import IMAGE_COUNTS
@@ -116,23 +116,33 @@ def evaluate(
     if "video" in map(takes, rewards.rewards.values()):
         makes_videos = sampler.traits.frames is not None
         check_takes(dict(rewards.rewards.items()), makes_videos=makes_videos, model=type(sampler.pipe).__name__)
+    group_size = _together(rewards, seeds)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    groups = [pairs[first : first + group_size] for first in range(0, len(pairs), group_size)]
     rank, world_size = share
-    rounds = math.ceil(len(pairs) / world_size)
-    own = [pairs[(turn * world_size + rank) % len(pairs)] for turn in range(rounds)]
+    rounds = math.ceil(len(groups) / world_size)
+    own = [groups[(turn * world_size + rank) % len(groups)] for turn in range(rounds)]
     plan = StepPlan(sampler.steps, frozenset())
     images: list[Tensor] = []
     numbers: list[tuple[dict[str, Tensor], ...]] = []  # scores, components and motion of a batch
     if world_size > 1 and not _share_calls(pairs, sampler):
         batch_size = 1  # all processes make equally many calls, which sharded denoisers make together
     done = 0
-    for batch in _batches(own, batch_size, sampler):
-        names = [prompt for prompt, _ in batch]
+
+    def drawn(batch: Sequence[tuple[str, int]]) -> Tensor:
         generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in batch]
+        samples = sampler([prompt for prompt, _ in batch], plan=plan, generator=generators).images
+        require_finite_images(samples, sampler.pipe)
+        return samples
+
+    # What is scored at once: a batch; where images of a prompt are compared, all of them, whatever the batches.
+    scored = own if group_size > 1 else _batches([pair for group in own for pair in group], batch_size, sampler)
+    for batch in scored:
+        names = [prompt for prompt, _ in batch]
         with torch.no_grad(), autocast():
-            samples = sampler(names, plan=plan, generator=generators).images
-            require_finite_images(samples, sampler.pipe)
-            made = {name: rewards.components_of(name, samples, names) for name in rewards.rewards}
+            parts = [drawn(part) for part in _batches(batch, batch_size, sampler)]
+            samples = parts[0] if len(parts) == 1 else torch.cat(parts)
+            made = {name: rewards.components_of(name, samples, names, group_size) for name in rewards.rewards}
             of_rewards = {name: of_reward for name, (of_reward, _) in made.items()}
             of_parts = {f"{name}: {part}": of_part for name, (_, of) in made.items() for part, of_part in of.items()}
             levels = samples.float()
@@ -145,12 +155,31 @@ def evaluate(
     return Evaluation(
         tuple(prompts),
         tuple(seeds),
-        _in_order([made[0] for made in gathered], len(pairs)),
+        _in_order([made[0] for made in gathered], len(pairs), group_size),
         *(
-            {name: _in_order([made[kind][name] for made in gathered], len(pairs)) for name in gathered[0][kind]}
+            {
+                name: _in_order([made[kind][name] for made in gathered], len(pairs), group_size)
+                for name in gathered[0][kind]
+            }
             for kind in (1, 2, 3)
         ),
     )
+
+
+def _together(rewards: Objective, seeds: Sequence[int]) -> int:
+    """How many images of a prompt one process draws and scores together: all where they are compared, else each alone.
+
+    Raises:
+        RewardError: if they are compared, and there is one of each prompt.
+    """
+    compared = [name for name, reward in rewards.rewards.items() if scope(reward) == "group"]
+    if compared and len(seeds) < 2:
+        raise RewardError(
+            "it compares the images of a prompt, and an evaluation with one seed has one of each",
+            where=f"reward {compared[0]!r}",
+            next="give two seeds or more; in a recipe, evaluation.images_per_prompt",
+        )
+    return len(seeds) if compared else 1
 
 
 def _share_calls(pairs: Sequence[tuple[str, int]], sampler: DifferentiableSampler) -> bool:
@@ -249,6 +278,7 @@ def _joined(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([batch[name] for batch in batches]).cpu() for name in batches[0]}
 
 
-def _in_order(parts: Sequence[Tensor], total: int) -> Tensor:
-    """The first `total` of what the processes made by turns, in the order of the pairs."""
-    return torch.stack(list(parts), dim=1).flatten(0, 1)[:total]
+def _in_order(parts: Sequence[Tensor], total: int, group_size: int) -> Tensor:
+    """The first `total` of what the processes made by turns, a group at a time, in the order of the pairs."""
+    turns = [part.unflatten(0, (-1, group_size)) for part in parts]
+    return torch.stack(turns, dim=1).flatten(0, 2)[:total]

@@ -20,7 +20,7 @@ from draft_core.recipe.columns import columns_of
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.rewards.images import read_image
 from draft_core.rewards.objective import NO_COLUMNS, checked_scores
-from draft_core.rewards.protocol import as_reward, takes
+from draft_core.rewards.protocol import as_reward, scope, takes
 from draft_core.runs.build import reward_config
 
 
@@ -86,6 +86,12 @@ def score(
     name, unit, columns, scorer = _scorer(reward, fields, catalog, has_prompts=prompts is not None)
     if takes(scorer) == "video":
         raise DraftError(f"reward {name!r} scores videos, and these are images", where="score", next="take another one")
+    if scope(scorer) == "group":
+        raise DraftError(
+            f"reward {name!r} compares the images of a prompt, and files are scored one by one",
+            where="score",
+            next="call it with a batch",
+        )
     given = [prompts or ""] * len(files) if prompts is None or isinstance(prompts, str) else list(prompts)
     if len(given) != len(files):
         raise DraftError(

@@ -17,11 +17,11 @@ from draft_core.recipe.columns import readers, with_absolute_rows
 from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import base_of, with_absolute_paths
 from draft_core.recipe.resolve import locate_pretrained, resolve_evaluation, training_prompts
+from draft_core.recipe.rewards import check_groups, check_scored, check_surrogates
 from draft_core.recipe.schema import LARGEST_FLOAT, LARGEST_INTEGER, RecipeBase, recipe_type
 from draft_core.recipe.yaml_text import dump_yaml, plain_copy, read_yaml, set_field, short
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import DirectConfig
-from draft_core.registry.specs import MethodSpec
 from draft_core.setting import SCHEDULES, PromptFile, images_per_prompt
 
 # What the sampler is given beside the arguments of the call.
@@ -131,16 +131,6 @@ def dump_recipe(recipe: BaseModel) -> str:
 # What validation alone cannot see
 
 
-def _check_scored(recipe: RecipeBase, field: str, prompts: Sequence[str], where: str) -> None:
-    """That the rewards or the metrics can score these prompts."""
-    for index, reward in enumerate(getattr(recipe, field)):
-        try:
-            reward.check_prompts(prompts)
-        except DraftError as error:
-            place = f"{where}, for {field}.{index}" + (f" ({error.where})" if error.where else "")
-            raise RecipeError(error.what, where=place, next=error.next) from None
-
-
 def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
     if "\0" in str(recipe.output):
         raise RecipeError("a folder's name cannot hold a zero byte", where=f"{where}: output", next="name another")
@@ -178,11 +168,11 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
     except DraftError as error:
         raise RecipeError(error.what, where=prompts, next=error.next) from None
     if recipe.method.trains_on_rewards:
-        _check_scored(recipe, "rewards", trained.prompts, prompts)
-    _, held_out = resolve_evaluation(recipe, catalog, where=f"{where}: ", whole=True)
+        check_scored(recipe, "rewards", trained.prompts, prompts)
+    evaluation, held_out = resolve_evaluation(recipe, catalog, where=f"{where}: ", whole=True)
     if recipe.evaluation:
         for field in ("rewards", "metrics"):
-            _check_scored(recipe, field, held_out, f"{where}: evaluation.prompts")
+            check_scored(recipe, field, held_out, f"{where}: evaluation.prompts")
         seen = {(row_key(prompt), getattr(prompt, "folder", None)) for prompt in trained.prompts}
         if both := [prompt for prompt in held_out if (row_key(prompt), getattr(prompt, "folder", None)) in seen]:
             raise RecipeError(
@@ -191,7 +181,8 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
                 next="evaluate on prompts that are not trained on",
             )
     method = catalog.method(recipe.method.kind).spec
-    _check_surrogates(recipe, method, catalog, where)
+    check_surrogates(recipe, method, catalog, where)
+    check_groups(recipe, catalog, where, images_evaluated=evaluation.images_per_prompt)
     for index, reward in enumerate(recipe.rewards if method.needs_gradient else ()):
         if not catalog.reward(reward.kind).spec.differentiable and reward.surrogate is None:
             trainable = [kind for kind, entry in catalog.rewards.items() if entry.spec.differentiable]
@@ -236,39 +227,6 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             where=f"{where}: model.call",
             next="give numbers, texts, lists and mappings",
         ) from error
-
-
-def _check_surrogates(recipe: RecipeBase, method: MethodSpec, catalog: Catalog, where: str) -> None:
-    """That every surrogate is trained on, and divided by what it has."""
-    for index, metric in enumerate(recipe.metrics):
-        if metric.surrogate is not None:
-            raise RecipeError(
-                "a metric is not trained on, so that a surrogate would have no effect",
-                where=f"{where}: metrics.{index}.surrogate",
-                next="leave it out",
-            )
-    for index, reward in enumerate(recipe.rewards):
-        if reward.surrogate is None:
-            continue
-        if not method.needs_gradient:
-            raise RecipeError(
-                f"method {method.kind!r} needs no gradient and asks the reward itself, so that a surrogate would have "
-                "no effect",
-                where=f"{where}: rewards.{index}.surrogate",
-                next="leave it out, or take a method whose gradient flows through the reward, such as draft-k",
-            )
-        if columns := list(catalog.reward(reward.kind).spec.columns):
-            raise RecipeError(
-                f"the surrogate of {reward.kind!r} sees images and prompts, and the reward reads column {columns[0]!r}",
-                where=f"{where}: rewards.{index}.surrogate",
-                next="leave it out",
-            )
-        if reward.surrogate.space == "latent" and recipe.train.normalize == "gradient":
-            raise RecipeError(
-                f"the surrogate of {reward.kind!r} looks at latents, and gives images no gradient to be divided by",
-                where=f"{where}: train.normalize",
-                next=f"use scale, or none, or rewards.{index}.surrogate.space: image",
-            )
 
 
 def _check_plan(recipe: RecipeBase, catalog: Catalog, where: str) -> None:

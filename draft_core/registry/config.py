@@ -81,6 +81,11 @@ class MethodConfig(Config):
         return True
 
     @property
+    def scores_groups(self) -> bool:
+        """Whether all images that a pass has of a prompt are scored in one call, side by side."""
+        return True
+
+    @property
     def prompt_file(self) -> Path | None:
         """The file that brings the training prompts, for a method whose fields name one; the recipe then needs none."""
         return None

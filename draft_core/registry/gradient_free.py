@@ -40,6 +40,11 @@ class PolicyGradientConfig(MethodConfig):
         """Advantages are relative to the other images."""
         return True
 
+    @property
+    def scores_groups(self) -> bool:
+        """Minibatches have their images of a prompt apart, and each is scored by itself."""
+        return self.minibatches == 1
+
     def check_batch(self, images: int, of_each_prompt: int) -> None:
         """Refuses a batch that the minibatches do not divide.
 

@@ -35,6 +35,9 @@ class RewardSpec:
         takes: "image", and every frame of a video is one; "video", (N, F, 3, H, W), of video models alone; or
             "any", of video models whole videos and of others images. What the factory makes says the same by its
             attribute `takes`; of "any" it may be "image" alone, as its config says.
+        scope: "image", and each is scored by itself; or "group": images of one prompt are scored together, two or more
+            of them, and a score may depend on the others. A recipe then needs `train.images_per_prompt` and
+            `evaluation.images_per_prompt` of 2 or more. What the factory makes says the same by its attribute `scope`.
         score_range: the range of scores in words or as an interval, for people.
         differentiable: False for a metric without a gradient: it may be reported, and trained on by methods that need
             none.
@@ -71,6 +74,7 @@ class RewardSpec:
     unit: str
     code_license: str
     takes: Literal["image", "video", "any"] = "image"
+    scope: Literal["image", "group"] = "image"
     score_range: str = "(-inf, inf)"
     differentiable: bool = True
     surrogate_gradient: bool = False
@@ -92,11 +96,11 @@ class RewardSpec:
             raise PluginError("its kind is not lower-case words joined by hyphens", where=where, next="rename it")
         _check_config(self.kind, self.config, RewardConfig, where)
         _check_path(self.factory, where)
-        if self.takes == "video" and self.reference is not None:
+        if (self.takes == "video" or self.scope == "group") and self.reference is not None:
             raise PluginError(
                 "it has a reference, and those are called with single images",
                 where=where,
-                next="leave it out, and compare the videos in the plugin's own tests",
+                next="leave it out, and compare the scores in the plugin's own tests",
             )
         if (self.reference is None) != (self.tolerance is None):
             raise PluginError(

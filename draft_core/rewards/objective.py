@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,9 @@ import torch
 
 from draft_core.display import table
 from draft_core.errors import DraftError, RewardError, raised
-from draft_core.prompt_rows import Column, plain
+from draft_core.prompt_rows import Column, plain, row_key
 from draft_core.rewards.columns import for_reward
-from draft_core.rewards.protocol import FrozenModule, as_reward, takes, with_components
+from draft_core.rewards.protocol import FrozenModule, as_reward, scope, takes, with_components
 
 Scorer = Callable[..., Any]
 OneReward = torch.nn.Module | Callable[..., torch.Tensor]
@@ -49,6 +50,10 @@ class Objective(FrozenModule):
         columns: name -> the columns that the reward reads of the prompts' rows, by its own names for them; none where
             a name is missing.
 
+    Attributes:
+        group_size: how many images of one prompt stand side by side in what it scores, for rewards whose scope is the
+            group; a trainer sets it to its own.
+
     Raises:
         DraftError: if a weight, a cap or a column is of no reward.
         RewardError: if a reward is neither a module nor a function.
@@ -76,6 +81,7 @@ class Objective(FrozenModule):
         self.weights = {name: weights.get(name, 1.0) for name in rewards}
         self.caps = caps
         self.columns = columns
+        self.group_size, self.is_for_measurement = 1, False
         self.eval()  # the rewards too, which need not be frozen modules themselves
 
     def forward(
@@ -91,7 +97,7 @@ class Objective(FrozenModule):
 
         Raises:
             RewardError: if a reward raises, or returns anything but one float32 score for each image, or takes videos
-                and is given images.
+                and is given images; or if one whose scope is the group is given anything but groups.
             DraftError: if a prompt lacks a column that a reward reads.
         """
         per_reward = {
@@ -115,7 +121,7 @@ class Objective(FrozenModule):
         return self._scored(name, self.rewards[name], images, prompts)
 
     def components_of(
-        self, name: str, images: torch.Tensor, prompts: Sequence[str]
+        self, name: str, images: torch.Tensor, prompts: Sequence[str], group_size: int | None = None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The scores of one reward as `scores_of` gives them, and by name the parts that it tells of them, (N,).
 
@@ -123,18 +129,21 @@ class Objective(FrozenModule):
             name: of the reward.
             images: (N, 3, H, W) in [0, 1], or videos, (N, F, 3, H, W); parts of frames are averaged like their scores.
             prompts: N.
+            group_size: images of one prompt that stand side by side; the objective's own if left out.
 
         Raises:
             RewardError: as `forward`, or if a part is not one number for each image.
         """
-        parts: dict[str, torch.Tensor] = {}
+        told_of: list[Mapping[str, torch.Tensor]] = []  # of every group; of other rewards once
 
         def call(images: torch.Tensor, prompts: Sequence[str], **beside: Any) -> torch.Tensor:
             scores, told = with_components(self.rewards[name], images, prompts, **beside)
-            parts.update(told)
+            told_of.append(told)
             return scores
 
-        scores = self._scored(name, call, images, prompts)
+        scores = self._scored(name, call, images, prompts, group_size)
+        names = dict.fromkeys(part for told in told_of for part in told)
+        parts = {part: torch.cat([told[part] for told in told_of if part in told]) for part in names}
         for part, values in parts.items():
             if values.ndim != 1 or len(values) % max(len(images), 1):
                 raise RewardError(
@@ -144,14 +153,35 @@ class Objective(FrozenModule):
                 )
         return scores, {part: values.view(len(images), -1).mean(1) for part, values in parts.items()}
 
-    def _scored(self, name: str, reward: Scorer, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    def for_measurement(self) -> Objective:
+        """The same rewards, which take images of any prompts for groups: for who measures their time and memory."""
+        lenient = copy.copy(self)
+        lenient.is_for_measurement = True
+        return lenient
+
+    def _scored(
+        self,
+        name: str,
+        reward: Scorer,
+        images: torch.Tensor,
+        prompts: Sequence[str],
+        group_size: int | None = None,
+    ) -> torch.Tensor:
         taken, are_videos = takes(self.rewards[name]), images.ndim == 5
         if taken == "video" and not are_videos:
             raise RewardError(
                 "it scores videos, and these are images", where=f"reward {name!r}", next="use it with a video model"
             )
+        columns = self.columns.get(name, NO_COLUMNS)
+        if scope(self.rewards[name]) == "group":
+            size = self.group_size if group_size is None else group_size
+            groups = (_any_groups if self.is_for_measurement else groups_of)(name, prompts, size)
+            score = _frame_by_frame if are_videos and taken == "image" else checked_scores
+            return torch.cat(
+                [score(name, reward, images[own], [prompts[place] for place in own], columns) for own in groups]
+            )[: len(images)]
         score = _mean_over_frames if are_videos and taken == "image" else checked_scores
-        return score(name, reward, images, prompts, self.columns.get(name, NO_COLUMNS))
+        return score(name, reward, images, prompts, columns)
 
     def total(self, per_reward: Mapping[str, torch.Tensor], divisors: Mapping[str, float]) -> torch.Tensor:
         """The weighted sum of some rewards' scores, capped, (N,).
@@ -208,6 +238,50 @@ def check_takes(rewards: Mapping[str, torch.nn.Module], *, makes_videos: bool, m
             where=f"reward {named[0]!r}",
             next="use a video model, or another reward",
         )
+
+
+def groups_of(name: str, prompts: Sequence[str], size: int) -> list[list[int]]:
+    """The places of the images of each group, whose prompts stand side by side.
+
+    Arguments:
+        name: of the reward.
+        prompts: of the images.
+        size: images in a group.
+
+    Raises:
+        RewardError: if they are no whole groups of two or more, each of one prompt.
+    """
+    groups = [list(range(first, min(first + size, len(prompts)))) for first in range(0, len(prompts), size)]
+    problem = None
+    if size < 2:
+        problem = "one image of each"
+    elif len(prompts) % size:
+        problem = f"{len(prompts)} images, which are no groups of {size}"
+    elif any(len({row_key(prompts[place]) for place in own}) > 1 for own in groups):
+        problem = f"images of several prompts in a group of {size}"
+    if problem is not None:
+        raise RewardError(
+            f"it compares the images of a prompt, and is given {problem}",
+            where=f"reward {name!r}",
+            next="set train.images_per_prompt of a recipe, or `group_size` of an objective, to 2 or more, and take a "
+            "method that scores the images of a prompt together",
+        )
+    return groups
+
+
+def _any_groups(name: str, prompts: Sequence[str], size: int) -> list[list[int]]:
+    """Groups of two or more of whatever prompts; a single image stands twice in its own."""
+    size = max(size, 2)
+    groups = [list(range(first, min(first + size, len(prompts)))) for first in range(0, len(prompts), size)]
+    return [own if len(own) > 1 else own * 2 for own in groups]
+
+
+def _frame_by_frame(
+    name: str, reward: Scorer, videos: torch.Tensor, prompts: Sequence[str], columns: Mapping[str, Column]
+) -> torch.Tensor:
+    """Of a group of videos the frames at one place are compared, and the mean over places counts."""
+    of_frames = [checked_scores(name, reward, frames, prompts, columns) for frames in videos.unbind(1)]
+    return torch.stack(of_frames).mean(0)
 
 
 def _mean_over_frames(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from draft_core.rewards.protocol import FrozenModule, takes, with_components
+from draft_core.rewards.protocol import FrozenModule, scope, takes, with_components
 
 
 class OnDevice(FrozenModule):
@@ -22,7 +22,7 @@ class OnDevice(FrozenModule):
         super().__init__()
         self.reward = reward.to(device)
         self.device = torch.device(device)
-        self.takes = takes(reward)
+        self.takes, self.scope = takes(reward), scope(reward)
 
     def _apply(self, fn: Any, recurse: bool = True) -> OnDevice:
         return self  # torch's way to move or convert all that a module holds

@@ -17,6 +17,7 @@ from draft_core.errors import DraftError, RewardError, raised
 from draft_core.rewards.inputs import checked_images, checked_videos
 
 Takes = Literal["image", "video", "any"]
+Scope = Literal["image", "group"]
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -40,6 +41,9 @@ class Reward(Protocol):
 
         A reward whose spec declares `columns` is called with a third argument, `columns`: name -> a list of N values
         beside the prompts, texts, floats or image tensors (3, H, W) in [0, 1], as the spec says.
+
+        A reward whose spec and class say `scope = "group"` is called with the images of one prompt, two or more, and
+        with that prompt for each: an image's score may depend on the others, and not on their order.
         """
         ...
 
@@ -71,6 +75,12 @@ def takes(reward: Any) -> Takes:
     return taken
 
 
+def scope(reward: Any) -> Scope:
+    """What a score depends on, as the reward's attribute `scope` says; one image where it has none."""
+    scoped: Scope = getattr(reward, "scope", "image")
+    return scoped
+
+
 def with_components(
     reward: Any, images: torch.Tensor, prompts: Sequence[str], **beside: Any
 ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
@@ -89,9 +99,12 @@ class FrozenModule(torch.nn.Module):
     Attributes:
         takes: as its `RewardSpec` says: "image", and of a video each frame; "video", whole videos alone; or "any",
             whole videos of a video model and images of another.
+        scope: as its `RewardSpec` says: "image", and every image is scored by itself; or "group", and the images of one
+            prompt are given together.
     """
 
     takes: Takes = "image"
+    scope: Scope = "image"
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,8 +120,8 @@ class FunctionReward(FrozenModule):
 
     Arguments:
         function: called with images (N, 3, H, W) in [0, 1], float32, and with their N prompts where it takes a second
-            argument; it returns scores, (N,), of any floating-point type. It may say what it `takes` by an attribute. A
-            module whose `forward` takes images alone is one too.
+            argument; it returns scores, (N,), of any floating-point type. It may say by attributes what it `takes`, and
+            its `scope`. A module whose `forward` takes images alone is one too.
         name: what an error calls it.
     """
 
@@ -116,7 +129,7 @@ class FunctionReward(FrozenModule):
         super().__init__()
         self.function = function
         self.name = name
-        self.takes = takes(function)
+        self.takes, self.scope = takes(function), scope(function)
         self.takes_prompts = takes_prompts(function)
 
     def forward(self, images: torch.Tensor, prompts: Sequence[str], **beside: Any) -> torch.Tensor:

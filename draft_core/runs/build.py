@@ -25,6 +25,7 @@ from draft_core.registry.config import Config, MethodConfig, RewardConfig
 from draft_core.rewards.columns import CallColumns
 from draft_core.rewards.objective import Objective, Rewards, as_objective
 from draft_core.rewards.placement import OnDevice
+from draft_core.rewards.protocol import scope
 from draft_core.runs.pipeline_loading import (
     check_files,
     check_model,
@@ -283,6 +284,9 @@ def build_reward(config: RewardConfig, catalog: Catalog) -> torch.nn.Module:
             where=where,
             next="tell its author",
         )
+    if entry.spec.scope != scope(reward):
+        problem = f"its spec says that its scope is the {entry.spec.scope}, its attribute `scope` {scope(reward)}"
+        raise PluginError(problem, where=where, next="tell its author")
     if config.device is None:
         return reward
     _check_device(config.device, where=f"reward {config.kind!r}: device")

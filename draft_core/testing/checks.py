@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 
 from draft_core.errors import RewardError
-from draft_core.prompt_rows import PromptRow, plain
+from draft_core.prompt_rows import plain
 from draft_core.rewards.columns import for_reward
 from draft_core.testing.independence import deterministic, no_leak_between_images, remembers_nothing
 from draft_core.testing.subject import Subject, demand
@@ -33,8 +33,8 @@ HALF_PRECISION = 0.1  # of the scores' scale: bfloat16 has three digits
 
 
 def one_score_per_image(subject: Subject) -> None:
-    """A batch of B images gives float32 scores of shape (B,), for B = 1 and 3."""
-    for count in (1, 3):
+    """A batch of B images gives float32 scores of shape (B,), for B = 1 and 3; a group for B = 2 and 3."""
+    for count in subject.counts:
         scores = subject.score(subject.images(count))
         demand(scores.dtype == torch.float32, f"it returned {scores.dtype} scores, not float32")
         demand(bool(scores.isfinite().all()), f"its scores are not finite: {scores.tolist()}")
@@ -118,12 +118,12 @@ def every_image_has_a_gradient(subject: Subject) -> None:
         scores = subject.called(images, subject.prompts)
         demand(not scores.requires_grad, "its spec says that it only measures, but its scores carry a gradient")
         return
-    for count in (1, 3):
+    for count in subject.counts:
         _require_gradient(subject.gradient(subject.images(count)), f"with {count} images")
 
 
 def gradient_is_right(subject: Subject) -> None:
-    """A step along the gradient changes the score by what the gradient says.
+    """A step along the gradient changes the score by what the gradient says; of a group the sum of the scores.
 
     A surrogate gradient, so declared in the spec, need only point upwards.
     """
@@ -134,14 +134,14 @@ def gradient_is_right(subject: Subject) -> None:
     size = gradient.square().flatten(1).mean(1).sqrt()
     direction = gradient / size.view(-1, *[1] * (gradient.ndim - 1))
     if subject.spec.surrogate_gradient:
-        gain = subject.score(images + SURROGATE_STEP * direction) - subject.score(images)
+        gain = subject.summed(subject.score(images + SURROGATE_STEP * direction) - subject.score(images))
         demand(bool((gain > 0).all()), f"a step along its surrogate gradient changes the scores by {gain.tolist()}")
         return
     seen = {}
     for step in DIFFERENCE_STEPS:
         up, down = subject.score(images + step * direction), subject.score(images - step * direction)
-        seen[step] = (up - down).double() / (2 * step)
-    promised = (gradient * direction).flatten(1).sum(1)
+        seen[step] = subject.summed((up - down).double()) / (2 * step)
+    promised = subject.summed((gradient * direction).flatten(1).sum(1))
     errors = [(difference / promised - 1).abs() for difference in seen.values()]
     for step, difference in seen.items():
         if _any_within(errors, DIFFERENCE_TOLERANCE):
@@ -172,10 +172,7 @@ def half_precision_inputs(subject: Subject) -> None:
 def prompts_count_as_declared(subject: Subject) -> None:
     """The score depends on the prompt exactly if the spec says so."""
     images = subject.images()
-    rows = subject.prompts
-    texts = (rows[2], rows[0], rows[1])  # the columns stay where they are
-    others = tuple(PromptRow(text, getattr(row, "columns", {})) for text, row in zip(texts, rows, strict=True))
-    same = torch.equal(subject.score(images), subject.score(images, others))
+    same = torch.equal(subject.score(images), subject.score(images, subject.other_prompts))
     if subject.spec.needs_prompt:
         demand(not same, "its spec says that it needs a prompt, but other prompts give the same scores")
     else:
@@ -183,7 +180,9 @@ def prompts_count_as_declared(subject: Subject) -> None:
 
 
 def takes_as_declared(subject: Subject) -> None:
-    """Its attribute `takes` says what its spec says, and one of videos refuses images with a `RewardError`."""
+    """Its attributes `takes` and `scope` say what its spec says; one of videos refuses images with a `RewardError`."""
+    scoped = getattr(subject.reward, "scope", "image")
+    demand(subject.spec.scope == scoped, f"its spec says that its scope is the {subject.spec.scope}, it says {scoped}")
     said = getattr(subject.reward, "takes", "image")
     demand(subject.spec.allows(said), f"its spec says that it takes {subject.spec.takes}, its attribute {said}")
     if not subject.takes_videos:
@@ -222,15 +221,10 @@ def frames_count(subject: Subject) -> None:
 
 def columns_count_as_declared(subject: Subject) -> None:
     """The score depends on each column that the spec says it reads."""
-    images, rows = subject.images(), subject.prompts
+    images = subject.images()
     before = subject.score(images)
     for name in subject.spec.columns:
-        values = [row.columns[name] for row in rows]  # type: ignore[attr-defined]
-        turned = tuple(
-            PromptRow(row, {**row.columns, name: value})  # type: ignore[attr-defined]
-            for row, value in zip(rows, (values[2], *values[:2]), strict=True)
-        )
-        same = torch.equal(before, subject.score(images, turned))
+        same = torch.equal(before, subject.score(images, subject.with_other(name)))
         demand(not same, f"its spec says that it reads column {name!r}, but other values there give the same scores")
 
 
@@ -296,7 +290,7 @@ def _mean_slope(subject: Subject, images: torch.Tensor, direction: torch.Tensor,
     """The directional derivative (B,), averaged from `images - step * direction` to `images + step * direction`."""
     places = (torch.arange(PATH_POINTS) + 0.5) / PATH_POINTS * 2 - 1
     gradients = [subject.gradient(images + step * place * direction) for place in places.tolist()]
-    return (torch.stack(gradients).mean(0) * direction).flatten(1).sum(1)
+    return subject.summed((torch.stack(gradients).mean(0) * direction).flatten(1).sum(1))
 
 
 def _equal(first: object, second: object) -> bool:

@@ -21,9 +21,19 @@ def deterministic(subject: Subject) -> None:
 
 
 def no_leak_between_images(subject: Subject) -> None:
-    """An image's score does not depend on the other images of its batch, nor on their order."""
+    """An image's score does not depend on the other images of its batch, nor on their order.
+
+    In a group, the images of one prompt, it depends on the others, and not on their order.
+    """
     images = subject.images()
     together = subject.score(images)
+    if subject.compares:
+        turned = subject.score(images[[2, 0, 1]])[[1, 2, 0]]
+        demand(_close(together, turned, SAME), "its scores change with the order of the group")
+        others = torch.cat([images[:1], images[1:].flip(-1)])
+        same = bool(subject.score(others)[0] == together[0])
+        demand(not same, "its spec says that its scope is the group, but a score does not change with the others")
+        return
     alone = torch.cat([subject.score(images[i : i + 1], subject.prompts[i : i + 1]) for i in range(3)])
     demand(_close(together, alone, SAME), f"in a batch it scores {together.tolist()}, alone {alone.tolist()}")
     turned = subject.score(images.flip(0), subject.prompts[::-1]).flip(0)

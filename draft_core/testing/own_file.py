@@ -15,7 +15,7 @@ from draft_core.errors import DraftError, PluginError, raised
 from draft_core.registry.config import RewardConfig
 from draft_core.registry.specs import RewardSpec
 from draft_core.rewards.objective import checked_scores
-from draft_core.rewards.protocol import as_reward, takes
+from draft_core.rewards.protocol import as_reward, scope, takes
 from draft_core.testing.subject import Subject
 
 OF_PLUGINS = ("config_survives_json", "naming_imports_no_torch")  # checks of what a file does not have
@@ -64,6 +64,7 @@ def subject_of_file(target: str, *, small_prompts: Sequence[str] = ()) -> Subjec
         unit="score",
         code_license="unknown",
         takes=takes(reward),
+        scope=scope(reward),
         small_prompts=tuple(small_prompts),
     )
     config = OwnConfig()
@@ -76,7 +77,7 @@ def _as_seen(subject: Subject, name: str) -> RewardSpec:
     prompts = list(subject.prompts)
     with torch.enable_grad():
         scores = checked_scores(name, subject.reward, images, prompts)
-    others = checked_scores(name, subject.reward, images.detach(), [*prompts[1:], prompts[0]])
+    others = checked_scores(name, subject.reward, images.detach(), list(subject.other_prompts))
     return replace(
         subject.spec,
         differentiable=scores.requires_grad,

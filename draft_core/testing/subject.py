@@ -49,6 +49,40 @@ class Subject:
 
     @property
     def prompts(self) -> tuple[str, ...]:
+        """Of three images: three prompts that the reward can read; where it compares the images of one, that one."""
+        return self.rows[:1] * 3 if self.compares else self.rows
+
+    @property
+    def other_prompts(self) -> tuple[str, ...]:
+        """Prompts in the place of `prompts`, with the columns of those."""
+        before = self.prompts
+        texts = self.rows[1:2] * 3 if self.compares else (before[2], before[0], before[1])
+        return tuple(PromptRow(text, getattr(row, "columns", {})) for text, row in zip(texts, before, strict=True))
+
+    def with_other(self, column: str) -> tuple[str, ...]:
+        """`prompts` with other values in a column."""
+        rows: Any = self.rows
+        values = [row.columns[column] for row in rows]
+        values = values[1:2] * 3 if self.compares else [values[2], *values[:2]]
+        kept: Any = self.prompts
+        return tuple(PromptRow(row, {**row.columns, column: value}) for row, value in zip(kept, values, strict=True))
+
+    @property
+    def compares(self) -> bool:
+        """Whether the images of a prompt are scored together."""
+        return self.spec.scope == "group"
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many images it is given: the fewest that it takes, and three."""
+        return (2, 3) if self.compares else (1, 3)
+
+    def summed(self, scores: torch.Tensor) -> torch.Tensor:
+        """What a gradient of the sum of scores speaks of: each score (B,), or of a group their sum (1,)."""
+        return scores.sum(0, keepdim=True) if self.compares else scores
+
+    @property
+    def rows(self) -> tuple[str, ...]:
         """Three prompts that the reward can read: of the spec's `small_prompts`, else `PROMPTS`.
 
         With the columns that it reads, each is a row: of `small_columns`, else of images and numbers that are drawn.

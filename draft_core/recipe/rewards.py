@@ -1,0 +1,97 @@
+"""What a recipe's rewards need of its prompts, its method and its training, found before anything loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from draft_core.errors import DraftError, RecipeError
+from draft_core.recipe.schema import RecipeBase
+from draft_core.registry.catalog import Catalog
+from draft_core.registry.specs import MethodSpec
+from draft_core.setting import images_per_prompt
+
+
+def check_scored(recipe: RecipeBase, field: str, prompts: Sequence[str], where: str) -> None:
+    """That the rewards or the metrics can score these prompts."""
+    for index, reward in enumerate(getattr(recipe, field)):
+        try:
+            reward.check_prompts(prompts)
+        except DraftError as error:
+            place = f"{where}, for {field}.{index}" + (f" ({error.where})" if error.where else "")
+            raise RecipeError(error.what, where=place, next=error.next) from None
+
+
+def check_surrogates(recipe: RecipeBase, method: MethodSpec, catalog: Catalog, where: str) -> None:
+    """That every surrogate is trained on, and divided by what it has."""
+    for index, metric in enumerate(recipe.metrics):
+        if metric.surrogate is not None:
+            raise RecipeError(
+                "a metric is not trained on, so that a surrogate would have no effect",
+                where=f"{where}: metrics.{index}.surrogate",
+                next="leave it out",
+            )
+    for index, reward in enumerate(recipe.rewards):
+        if reward.surrogate is None:
+            continue
+        if not method.needs_gradient:
+            raise RecipeError(
+                f"method {method.kind!r} needs no gradient and asks the reward itself, so that a surrogate would have "
+                "no effect",
+                where=f"{where}: rewards.{index}.surrogate",
+                next="leave it out, or take a method whose gradient flows through the reward, such as draft-k",
+            )
+        if catalog.reward(reward.kind).spec.scope == "group":
+            raise RecipeError(
+                f"the surrogate of {reward.kind!r} sees one image, and the reward compares the images of a prompt",
+                where=f"{where}: rewards.{index}.surrogate",
+                next="leave it out",
+            )
+        if columns := list(catalog.reward(reward.kind).spec.columns):
+            raise RecipeError(
+                f"the surrogate of {reward.kind!r} sees images and prompts, and the reward reads column {columns[0]!r}",
+                where=f"{where}: rewards.{index}.surrogate",
+                next="leave it out",
+            )
+        if reward.surrogate.space == "latent" and recipe.train.normalize == "gradient":
+            raise RecipeError(
+                f"the surrogate of {reward.kind!r} looks at latents, and gives images no gradient to be divided by",
+                where=f"{where}: train.normalize",
+                next=f"use scale, or none, or rewards.{index}.surrogate.space: image",
+            )
+
+
+def check_groups(recipe: RecipeBase, catalog: Catalog, where: str, *, images_evaluated: int) -> None:
+    """That rewards which compare the images of a prompt are given several, in training and in evaluations.
+
+    Arguments:
+        images_evaluated: of each prompt.
+    """
+    in_groups = {
+        f"{field}.{index}": reward.kind
+        for field in ("rewards", "metrics")
+        for index, reward in enumerate(getattr(recipe, field))
+        if catalog.reward(reward.kind).spec.scope == "group"
+    }
+    if not in_groups:
+        return
+    compares = f"reward {next(iter(in_groups.values()))!r} compares the images of a prompt"
+    if images_evaluated < 2:
+        raise RecipeError(
+            f"{compares}, and an evaluation has one of each",
+            where=f"{where}: evaluation.images_per_prompt",
+            next="set it to 2 or more",
+        )
+    if not (recipe.method.trains_on_rewards and any(place.startswith("rewards") for place in in_groups)):
+        return
+    if recipe.train.images_per_prompt * images_per_prompt(recipe.model.call) < 2:
+        raise RecipeError(
+            f"{compares}, and a pass has one of each",
+            where=f"{where}: train.images_per_prompt",
+            next="set it to 2 or more; it divides train.batch_size",
+        )
+    if not recipe.method.scores_groups:
+        raise RecipeError(
+            f"{compares}, and method {recipe.method.kind!r} scores them apart, as it is set here",
+            where=f"{where}: method",
+            next="set method.minibatches to 1, or take another method",
+        )
