@@ -146,7 +146,13 @@ def new_model(
     name: Annotated[str, typer.Argument(help="The alias of the model, lower-case words joined by hyphens.")],
     base: Annotated[
         str | None,
-        typer.Option("--base", help="A folder in diffusers' format, which is copied; or with --lora an alias."),
+        typer.Option(
+            "--base",
+            help="A folder in diffusers' format, which is copied; owner/name on the hub; or with --lora an alias.",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Of a repository on the hub, a commit for choice.")
     ] = None,
     lora: Annotated[
         Path | None,
@@ -163,13 +169,13 @@ def new_model(
 ) -> None:
     """Write a plugin project that gives a model a short name: spec, prompts, tests, README, licence and workflows.
 
-    The model is a folder in diffusers' format, or a LoRA that you trained on one.
+    The model is a folder in diffusers' format, a repository on the hub, or a LoRA that you trained on one.
 
     Example: draft new-model my-emoji --base emoji --lora runs/demo --weights-license Apache-2.0
     """
     asks = not yes and is_terminal()
     if base is None and asks:
-        base = _said("Which model: a folder, or with a LoRA an alias")
+        base = _said("Which model: a folder, owner/name on the hub, or with a LoRA an alias")
     if base is None:
         raise DraftError("there is no model to name", where="--base", next="give a folder in diffusers' format")
     if lora is None and asks and (said := _said("Which LoRA is added to it: a file, folder or run; none if empty")):
@@ -177,7 +183,9 @@ def new_model(
     if weights_license is None:
         weights_license = _weights_license(asks)
     owner = _owner(asks, license, author)
-    source = ModelSource(base=base, lora=lora, prompts=prompts, license=weights_license or "none yet")
+    source = ModelSource(
+        base=base, revision=revision, lora=lora, prompts=prompts, license=weights_license or "none yet"
+    )
     folder = output or Path(f"draft-model-{name}")
     with writing(folder):
         written = write_model_project(name, folder, source, load_catalog(), owner)

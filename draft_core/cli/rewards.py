@@ -106,10 +106,11 @@ def check_reward(
 ) -> None:
     """Check that a reward keeps the contract: gradients, independence, precision, and what its spec declares.
 
-    The same checks that `draft_core.testing.RewardContract` runs in pytest. A reward in a file of your own, which is
-    run, needs no spec: whether it has a gradient and reads the prompt is found by calls. With --release: licences,
-    sizes, README, version, and the help of each field. Exits with code 1 if a check fails or something required is
-    missing.
+    The same checks that `draft_core.testing.RewardContract` runs in pytest. Exits with code 1 if one fails. A reward in
+    a file of your own, which is run, needs no spec: whether it has a gradient and reads the prompt is found by calls.
+
+    With --release: licences, sizes, README, version, and the help of each field; exits with code 1 if something
+    required is missing.
 
     Example: draft rewards check reward.py:Sharpness
     """

@@ -10,6 +10,7 @@ from typing import Any
 from draft_core.errors import DraftError
 from draft_core.publishing.projects import Owner, Project, write_files
 from draft_core.registry.catalog import Catalog
+from draft_core.registry.specs import HUB_NAME
 
 INDEXES = ("model_index.json", "modular_model_index.json")
 # What may hold code: pickles of torch under the names that they have in model folders.
@@ -23,14 +24,16 @@ class ModelSource:
     """What an alias stands for.
 
     Arguments:
-        base: a folder in diffusers' format, which is copied into the project, or an alias of an installed plugin,
-            which the project then requires.
+        base: a folder in diffusers' format, which is copied into the project, "owner/name" on the hub, or an alias of
+            an installed plugin, which the project then requires.
+        revision: of a repository on the hub, a commit for choice.
         lora: the file or folder of a LoRA, or the folder of a run; it is copied too.
         prompts: a text file with a prompt a line; None writes three to begin with.
         license: of the weights.
     """
 
     base: str
+    revision: str | None = None
     lora: Path | None = None
     prompts: Path | None = None
     license: str = "none yet"
@@ -46,8 +49,17 @@ def write_model_project(
             prompts.
     """
     copies: dict[str, Path] = {}
+    is_repository = _is_repository(source.base, catalog)
+    if source.revision is not None and not is_repository:
+        raise DraftError(
+            f"{source.base} is no repository on the hub",
+            where="--revision",
+            next="leave it out, or give --base owner/name",
+        )
     values: dict[str, Any] = {
         "base": None,
+        "repository": source.base if is_repository else None,
+        "revision": source.revision,
         "call": {},
         "lora": source.lora is not None,
         "summary": f"a LoRA on {source.base}" if source.lora is not None else f"the pipeline {alias}",
@@ -63,10 +75,14 @@ def write_model_project(
                 where="--base",
                 next="give the folder of another model, or a LoRA with --lora",
             )
-        values["base"], requirement = _installed(source.base, catalog)
-        values["call"] = dict(catalog.pretrained[source.base].spec.call)
-        dependencies = (requirement, *dependencies)
-    else:
+        spec = catalog.pretrained[source.base].spec
+        values["call"] = dict(spec.call)
+        if spec.repository is not None and spec.lora is None:
+            values |= {"repository": spec.repository, "revision": spec.revision}
+        else:
+            values["base"], requirement = _installed(source.base, catalog)
+            dependencies = (requirement, *dependencies)
+    elif not is_repository:
         values["summary"] = (
             f"a LoRA on {Path(source.base).name}" if source.lora is not None else f"the pipeline {alias}"
         )
@@ -127,6 +143,11 @@ def _installed(alias: str, catalog: Catalog) -> tuple[dict[str, Any], str]:
         raise DraftError("its folder is not in its package", where=where, next="give the folder itself")
     parts = folder.relative_to(package).parts
     return {"module": entry.module, "parts": parts}, f"{entry.distribution.name}>={entry.distribution.version}"
+
+
+def _is_repository(base: str, catalog: Catalog) -> bool:
+    """Whether it has the form of a name on the hub, and is neither an alias nor there."""
+    return base not in catalog.pretrained and not Path(base).exists() and HUB_NAME.fullmatch(base) is not None
 
 
 def _model_folder(folder: Path, named: str, catalog: Catalog) -> Path:

@@ -189,6 +189,17 @@ def test_what_is_no_model_is_refused(base: str, files: list[str], sentence: str,
     assert not (tmp_path / "new").exists()
 
 
+def test_a_repository_on_the_hub_is_named_with_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = ModelSource(base="owner/name", revision="abc123", license="MIT")
+    write_model_project("far-one", tmp_path / "new", source, Catalog())
+    monkeypatch.syspath_prepend(as_installed(tmp_path / "new"))
+    spec = load_catalog().pretrained["far-one"].spec
+    assert (spec.location, spec.revision, spec.folder) == ("owner/name", "abc123", None)
+    assert not (tmp_path / "new" / "src" / "draft_model_far_one" / "model").exists()
+    with pytest.raises(DraftError, match="--revision: emoji is no repository on the hub"):
+        write_model_project("far", tmp_path / "far", ModelSource(base="emoji", revision="abc"), load_catalog())
+
+
 def test_an_alias_by_itself_needs_no_second_one() -> None:
     require_installed("draft-emoji")
     catalog = load_catalog()
