@@ -227,7 +227,9 @@ def compare_reward(
     if as_json:
         print_json(comparison.as_dict())
     elif as_markdown:
-        typer.echo(_markdown(comparison))
+        from draft_core.testing.reference import markdown
+
+        typer.echo(markdown({"": comparison}))
     else:
         _print_comparison(comparison, unit)
     if not comparison.holds:
@@ -265,12 +267,6 @@ def _refuse_environment(given: dict[str, Any], command: str) -> None:
             where="--set environment",
             next=f"install draft-core there, and give `draft rewards {command}` there",
         )
-
-
-def _markdown(comparison: Comparison) -> str:
-    from draft_core.testing.reference import markdown
-
-    return markdown({"": comparison})
 
 
 def _print_comparison(comparison: Comparison, unit: str) -> None:

@@ -14,11 +14,10 @@ from pydantic import BaseModel
 from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised
 from draft_core.prompt_rows import TEXTS, row_key
 from draft_core.recipe.columns import readers, with_absolute_rows
-from draft_core.recipe.elsewhere import are_all_elsewhere, with_environments
 from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import base_of, with_absolute_paths
 from draft_core.recipe.resolve import locate_pretrained, resolve_evaluation, training_prompts
-from draft_core.recipe.rewards import check_groups, check_scored, check_surrogates
+from draft_core.recipe.rewards import are_all_elsewhere, check_groups, check_scored, check_surrogates, with_environments
 from draft_core.recipe.schema import LARGEST_FLOAT, LARGEST_INTEGER, RecipeBase, recipe_type
 from draft_core.recipe.yaml_text import dump_yaml, plain_copy, read_yaml, set_field, short
 from draft_core.registry.catalog import Catalog, load_catalog
