@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from draft_core.errors import RewardError
 from draft_core.prompt_rows import PLACE
-from draft_core.rewards.protocol import FrozenModule
 
 MARGIN = 0.5  # how far outside [0, 1] a level may lie: more than a decoder overshoots, less than [-1, 1] or [0, 255] do
 
@@ -163,101 +161,3 @@ def joined(words: str | None, prompt: str) -> str:
     if words is None:
         return prompt
     return words.replace(PLACE, prompt) if PLACE in words else f"{words.rstrip()} {prompt}"
-
-
-def from_reward_fn(
-    function: Callable[..., Any],
-    *,
-    metadata: Mapping[str, Mapping[str, Any]] | None = None,
-    differentiable: bool = True,
-) -> FrozenModule:
-    """A reward made of `function(images, prompts, metadata) -> (rewards, info)`, as TRL's image trainers call it.
-
-    The function is given images (N, 3, H, W) in [0, 1], a tuple of N prompts and a tuple of N dicts. Of what it
-    returns, N rewards are kept, as float32, and `info` is dropped. It may return the rewards alone, too.
-
-    Arguments:
-        function: scores images; higher is better.
-        metadata: prompt -> the dict of that prompt. None gives what the reward reads of the prompt's row
-            (`columns` of `Objective`), and where that is nothing an empty dict, as TRL does.
-        differentiable: whether the rewards have a gradient with respect to the images; False computes them without, for
-            metrics and for methods that ask for scores alone.
-
-    Returns:
-        A frozen module that keeps the contract of `Reward`. Its call raises a `RewardError` if a prompt has no
-        metadata, if the rewards are not N finite numbers, or if no gradient leads from them to the images.
-    """
-    return _FunctionReward(function, metadata, differentiable)
-
-
-class _FunctionReward(FrozenModule):
-    """See `from_reward_fn`."""
-
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        metadata: Mapping[str, Mapping[str, Any]] | None,
-        differentiable: bool,
-    ) -> None:
-        super().__init__()
-        self.function, self.metadata, self.differentiable = function, metadata, differentiable
-        self.where = f"reward function {getattr(function, '__name__', type(function).__name__)!r}"
-        self._has_gradient = False  # seen in a call; a further backward pass for each would double the cost
-
-    def forward(
-        self, images: torch.Tensor, prompts: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None
-    ) -> torch.Tensor:
-        """Rewards, float32 (N,)."""
-        images = checked_images(images, prompts, where=self.where)
-        beside = tuple(self._beside(number, prompt, columns or {}) for number, prompt in enumerate(prompts))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
-            returned = self.function(images, tuple(prompts), beside)
-            scores = self._checked(returned[0] if isinstance(returned, tuple) else returned, images)
-        if self.differentiable and images.requires_grad and torch.is_grad_enabled():
-            self._require_gradient(scores, images)
-        return scores
-
-    def _beside(self, number: int, prompt: str, columns: Mapping[str, Sequence[Any]]) -> Mapping[str, Any]:
-        if self.metadata is None:
-            return {name: values[number] for name, values in columns.items()}
-        if prompt not in self.metadata:
-            raise RewardError(
-                f"there is no metadata for the prompt {prompt!r}", where=self.where, next="add it, or give it {}"
-            )
-        return self.metadata[prompt]
-
-    def _checked(self, rewards: Any, images: torch.Tensor) -> torch.Tensor:
-        try:
-            scores = torch.as_tensor(rewards, dtype=torch.float32, device=images.device)
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise RewardError(
-                f"it returned {type(rewards).__name__}, not numbers ({error})",
-                where=self.where,
-                next="return a tensor (N,) of rewards, and a dict",
-            ) from error
-        if scores.shape != (len(images),):
-            raise RewardError(
-                f"it returned rewards of shape {tuple(scores.shape)} for {len(images)} images",
-                where=self.where,
-                next=f"return one reward for each image, of shape ({len(images)},)",
-            )
-        if not scores.isfinite().all():
-            first = int((~scores.isfinite()).nonzero()[0])
-            raise RewardError(
-                f"its reward of image {first} is {float(scores.detach()[first])}",
-                where=self.where,
-                next="return finite numbers",
-            )
-        return scores
-
-    def _require_gradient(self, scores: torch.Tensor, images: torch.Tensor) -> None:
-        if not self._has_gradient and scores.requires_grad:
-            (gradient,) = torch.autograd.grad(scores.sum(), images, retain_graph=True, allow_unused=True)
-            self._has_gradient = gradient is not None
-        if not self._has_gradient or not scores.requires_grad:
-            raise RewardError(
-                "no gradient leads from its rewards to the images",
-                where=self.where,
-                next="compute them from the images by torch's operations, without detach(), numpy or Pillow; or say "
-                "differentiable=False, and take a method for rewards without a gradient, such as ddpo",
-            )
