@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from paired import gains_of_prompts, standard_error
 from tables import markdown, publish
@@ -75,7 +76,7 @@ def table(records: dict[str, RunRecord]) -> str:
     return markdown(heads, rows)
 
 
-def grid(records: dict[str, RunRecord]) -> Sequence[tuple[str, list]]:
+def grid(records: dict[str, RunRecord]) -> Sequence[tuple[str, list[Any]]]:
     """Some prompts: before, then every recipe at every rise that all reached."""
     first = next(iter(records.values()))
     images = len(first.before.scores[RED]) // first.before.prompts

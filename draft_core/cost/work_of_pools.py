@@ -35,7 +35,7 @@ class PoolWork(WorkByScores):
         if sampler.base_model is not None:
             phases.append(Phase(fits, images))
         super().__init__(trainer, phases)
-        self.learner = type(learner)(SimpleNamespace(**{**vars(settings), "prefix_steps": None}))  # type: ignore[arg-type]
+        self.learner = type(learner)(SimpleNamespace(**{**vars(settings), "prefix_steps": None}))
 
     def times(self) -> Times:
         """Of an update of one image, backward passes included."""

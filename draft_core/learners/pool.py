@@ -154,8 +154,10 @@ class PoolLearner:
         """Fresh samples of all processes, the oldest of the pool for them."""
         (rollout,) = record(self._shortened(sampler), batch, keep_trajectory=False)
         assert rollout.latents is not None
-        prompts, latents = rollout.prompts, rollout.latents.cpu().unbind()
-        drawn = [PathSample(*some, 0.0, x0) for *some, x0 in zip(prompts, _seeds(batch), latents, strict=True)]
+        drawn = [
+            PathSample(prompt, seed, reward=0.0, latents=x0)
+            for prompt, seed, x0 in zip(rollout.prompts, _seeds(batch), rollout.latents.cpu().unbind(), strict=True)
+        ]
         fresh = [sample for part in batch.ranks.gather(drawn) for sample in part]
         fresh.sort(key=lambda sample: sample.seed)  # whatever the number of processes
         self.pool = [*self.pool, *fresh][-max(self.settings.size, len(fresh)) :]

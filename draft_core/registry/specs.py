@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, cast, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -292,14 +292,14 @@ def load_named(path: str, *, where: str) -> Any:
 
 
 @cache
-def _adapters(of: type) -> dict[str, TypeAdapter[Any]]:
+def _adapters(of: Hashable) -> dict[str, TypeAdapter[Any]]:
     """Field -> what checks it, but for the config."""
     return {name: TypeAdapter(declared) for name, declared in get_type_hints(of).items() if name != "config"}
 
 
 def _check_types(spec: Any, where: str) -> None:
     """That every field but the config holds what it is declared to hold: whoever reads a spec relies on it."""
-    for name, adapter in _adapters(type(spec)).items():
+    for name, adapter in _adapters(cast(Hashable, type(spec))).items():
         value = getattr(spec, name)
         try:
             adapter.validate_python(dict(value) if isinstance(value, Mapping) else value, strict=True)
