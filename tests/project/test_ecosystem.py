@@ -34,7 +34,7 @@ def test_the_template_plugin_is_what_the_scaffold_writes() -> None:
 
 def test_the_page_shows_the_template_line_by_line() -> None:
     page = (ROOT / "docs" / "write-a-reward.md").read_text(encoding="utf-8").partition("\n## 4.")[0]
-    page = re.sub(r"\n### Columns of the list\n.*?(?=\n## )", "", page, flags=re.DOTALL)  # the template reads none
+    page = re.sub(r"\n### Columns of the list\n.*?(?=\n## )", "", page, flags=re.DOTALL)  # nor groups: it reads none
     files = "\n".join(reward_project("template").values())
     blocks = re.findall(r"```(?:python|toml)\n(.*?)```", page, flags=re.DOTALL)
     assert len(blocks) == 5

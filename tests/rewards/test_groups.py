@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from draft_core.registry.catalog import Catalog, Distribution, Entry
 from draft_core.rewards import FrozenModule, checked_images
 from draft_core.rewards.placement import OnDevice
 from draft_core.testing import CHECKS, Subject, Violation
+from tests.support.pages import code_blocks, run_code, text_of
 from tests.support.tiny import GOOD, Redness, RednessConfig, byte_tokenizer, spec, tiny_pipe, with_lora
 
 
@@ -314,3 +315,16 @@ def test_files_are_not_compared(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(DraftError, match="compares the images of a prompt, and files are scored one by one"):
         score(tmp_path, Diversity())
+
+
+def test_the_example_of_the_page_is_the_mean_distance_from_the_others() -> None:
+    (block,) = (text for text in code_blocks(text_of("docs/write-a-reward.md"), "python") if "class Diversity" in text)
+    names: dict[str, Any] = {
+        "FrozenModule": FrozenModule,
+        "checked_images": checked_images,
+        "torch": torch,
+        "Sequence": Sequence,
+    }
+    run_code(block, names)
+    images = torch.rand(3, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(names["Diversity"]()(images, ["a cat"] * 3), by_hand(images, 3))
