@@ -147,3 +147,32 @@ Prompts = Annotated[str, RecipePath(of="file", absent="keep")] | tuple[str | dic
 def images_per_prompt(call: Mapping[str, Any]) -> int:
     """How many images a pipeline's call with these arguments makes of each prompt."""
     return next((int(call[name]) for name in IMAGE_COUNTS if call.get(name)), 1)
+
+
+def check_pool_steps(last: int | None, prefix_steps: int | None, steps: int) -> None:
+    """Refuses a pool's numbers of steps that a chain of `steps` does not have.
+
+    Raises:
+        RecipeError: naming the field.
+    """
+    if last is not None:
+        at_most("last", last, steps)
+    if prefix_steps is not None:
+        at_most("prefix_steps", prefix_steps, steps, spare=1)
+
+
+def at_most(
+    field: str, value: int, steps: int, *, spare: int = 0, spared: str = "sampler steps before the last"
+) -> None:
+    """Refuses a method's number of steps beyond the `steps` of the chain, less those that it must `spare`.
+
+    Raises:
+        RecipeError: naming the field.
+    """
+    most = steps - spare
+    if value > most:
+        raise RecipeError(
+            f"{field} = {value} is larger than the number of {spared if spare else 'sampler steps'}, {most}",
+            where=f"method.{field}",
+            next=f"use {field} <= {most}, or raise model.num_inference_steps",
+        )

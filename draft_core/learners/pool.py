@@ -24,7 +24,7 @@ from draft_core.learners.regression import outline_of
 from draft_core.sampling.replay import renoise
 from draft_core.sampling.rollout import Rollout, StepOutput
 from draft_core.sampling.sampler import DifferentiableSampler
-from draft_core.setting import images_per_prompt
+from draft_core.setting import check_pool_steps, images_per_prompt
 
 
 class PoolSettings(Protocol):
@@ -107,14 +107,7 @@ class PoolLearner:
                 where="model.call",
                 next="set train.images_per_prompt instead",
             )
-        for name, least in (("last", 0), ("prefix_steps", 1)):
-            value = getattr(self.settings, name)
-            if value is not None and value > sampler.steps - least:
-                raise RecipeError(
-                    f"{name} = {value} is larger than {sampler.steps - least}, of {sampler.steps} sampler steps",
-                    where=f"method.{name}",
-                    next=f"use {name} <= {sampler.steps - least}, or leave it out",
-                )
+        check_pool_steps(self.settings.last, self.settings.prefix_steps, sampler.steps)
         self._shortened(sampler).traits  # noqa: B018  # or the call says now what it refuses
 
     def losses(self, batch: Batch, sampler: DifferentiableSampler, score: Score) -> Iterator[Loss]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from packaging.utils import canonicalize_name
@@ -21,7 +20,7 @@ from draft_core.recipe.rewards import are_all_elsewhere, check_groups, check_sco
 from draft_core.recipe.schema import LARGEST_FLOAT, LARGEST_INTEGER, RecipeBase, recipe_type
 from draft_core.recipe.yaml_text import dump_yaml, plain_copy, read_yaml, set_field, short
 from draft_core.registry.catalog import Catalog, load_catalog
-from draft_core.registry.config import DirectConfig
+from draft_core.registry.config import MethodConfig
 from draft_core.registry.environments import spec_of
 from draft_core.setting import SCHEDULES, PromptFile, images_per_prompt
 
@@ -233,9 +232,7 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
 
 
 def _check_plan(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
-    """That the method has a plan for this number of steps, or for the number that a scheduler may make of it."""
-    if not isinstance(recipe.method, DirectConfig):
-        return
+    """That the method can use this number of steps, or the number that a scheduler may make of it."""
     steps = recipe.model.num_inference_steps
     try:
         if (refusal := _refusal(recipe.method, steps)) and not _refusal(recipe.method, _most_steps(steps)):
@@ -257,10 +254,10 @@ def _most_steps(inference_steps: int) -> int:
     return max(2 * inference_steps - 1, inference_steps + 9)
 
 
-def _refusal(method: DirectConfig, steps: int) -> RecipeError | None:
-    """Why the method has no plan for this number of steps."""
+def _refusal(method: MethodConfig, steps: int) -> RecipeError | None:
+    """Why the method cannot use this number of steps."""
     try:
-        method.plan(steps, Random(0))
+        method.check_steps(steps)
     except RecipeError as error:
         return error
     return None

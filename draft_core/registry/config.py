@@ -100,6 +100,13 @@ class MethodConfig(Config):
             DraftError: that says what is missing.
         """
 
+    def check_steps(self, steps: int) -> None:
+        """Refuses a number of sampler `steps` that the method cannot use; here none.
+
+        Raises:
+            RecipeError: naming the field to change.
+        """
+
     def check_batch(self, images: int, of_each_prompt: int) -> None:
         """Refuses batches that the method cannot use; here none.
 
@@ -122,6 +129,14 @@ class DirectConfig(MethodConfig):
             RecipeError: if a field does not fit `steps`.
         """
         raise NotImplementedError
+
+    def check_steps(self, steps: int) -> None:
+        """Refuses a number of sampler `steps` for which there is no plan.
+
+        Raises:
+            RecipeError: naming the field to change.
+        """
+        self.plan(steps, Random(0))
 
     def renoising(self) -> Renoising:
         """What follows each sampling run; here nothing."""

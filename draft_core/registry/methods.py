@@ -15,6 +15,7 @@ from draft_core.registry.config import DirectConfig, Field
 from draft_core.registry.gradient_free import GRADIENT_FREE
 from draft_core.registry.pooled import POOLED
 from draft_core.registry.specs import MethodSpec
+from draft_core.setting import at_most
 
 
 class Draft(DirectConfig):
@@ -39,7 +40,7 @@ class DraftK(DirectConfig):
         Raises:
             RecipeError: if `k` exceeds `steps`.
         """
-        _at_most("k", self.k, steps)
+        at_most("k", self.k, steps)
         return StepPlan(steps=steps, grad_steps=_last(self.k, steps))
 
 
@@ -112,7 +113,7 @@ class ShortPrefix(DirectConfig):
         Raises:
             RecipeError: if the prefix is not shorter than the chain.
         """
-        _at_most("prefix_steps", self.prefix_steps, steps, spare=1)
+        at_most("prefix_steps", self.prefix_steps, steps, spare=1)
         return StepPlan(steps=steps, grad_steps=_last(1, steps), prefix=self.prefix_steps)
 
     def renoising(self) -> Renoising:
@@ -135,7 +136,7 @@ class Refl(DirectConfig):
         Raises:
             RecipeError: if `last` exceeds `steps`.
         """
-        _at_most("last", self.last, steps)
+        at_most("last", self.last, steps)
         step = steps - rng.randint(1, self.last)
         return StepPlan(steps=steps, grad_steps=frozenset({step}), stop_at=step)
 
@@ -154,7 +155,7 @@ class AlignProp(DirectConfig):
             RecipeError: if the range is empty or exceeds `steps`.
         """
         k_max = steps if self.k_max is None else self.k_max
-        _at_most("k_max", k_max, steps)
+        at_most("k_max", k_max, steps)
         if self.k_min > k_max:
             raise RecipeError(f"k_min = {self.k_min} exceeds k_max = {k_max}", where="method.k_min", next="lower it")
         return StepPlan(steps=steps, grad_steps=_last(rng.randint(self.k_min, k_max), steps))
@@ -178,9 +179,9 @@ class DRTune(DirectConfig):
         Raises:
             RecipeError: if `last`, or `k` with the earliest stop, exceeds `steps`.
         """
-        _at_most("last", self.last, steps)
+        at_most("last", self.last, steps)
         reached = steps - rng.randint(0, self.last - 1)
-        _at_most("k", self.k, steps, spare=self.last - 1, spared="sampler steps up to the earliest stop")
+        at_most("k", self.k, steps, spare=self.last - 1, spared="sampler steps up to the earliest stop")
         stride = reached // self.k
         offset = rng.randint(0, reached - 1 - (self.k - 1) * stride)
         recorded = frozenset(range(offset, offset + (self.k - 1) * stride + 1, stride))
@@ -204,7 +205,7 @@ class FlowBPSparse(DirectConfig):
         Raises:
             RecipeError: if `k` exceeds `steps`.
         """
-        _at_most("k", self.k, steps)
+        at_most("k", self.k, steps)
         return StepPlan(steps=steps, grad_steps=frozenset(rng.sample(range(steps), self.k)), detach_input=True)
 
 
@@ -256,16 +257,3 @@ BUILT_IN = (
 
 def _last(k: int, steps: int) -> frozenset[int]:
     return frozenset(range(steps - k, steps))
-
-
-def _at_most(
-    field: str, value: int, steps: int, *, spare: int = 0, spared: str = "sampler steps before the last"
-) -> None:
-    """Refuses a number of steps beyond the `steps` of the chain, less those that it must `spare`."""
-    most = steps - spare
-    if value > most:
-        raise RecipeError(
-            f"{field} = {value} is larger than the number of {spared if spare else 'sampler steps'}, {most}",
-            where=f"method.{field}",
-            next=f"use {field} <= {most}, or raise model.num_inference_steps",
-        )

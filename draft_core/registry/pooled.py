@@ -6,6 +6,7 @@ from typing import Literal
 
 from draft_core.registry.config import Field, MethodConfig
 from draft_core.registry.specs import MethodSpec
+from draft_core.setting import check_pool_steps
 
 
 class PoolConfig(MethodConfig):
@@ -27,6 +28,14 @@ class PoolConfig(MethodConfig):
         "anew for each update; 1 is the level of the last step. Left out, any level.",
     )
 
+    def check_steps(self, steps: int) -> None:
+        """Refuses more last steps than the `steps` of the sampler, and a prefix that is not shorter.
+
+        Raises:
+            RecipeError: naming the field to change.
+        """
+        check_pool_steps(self.last, self.prefix_steps, steps)
+
 
 class Pool(PoolConfig):
     """Any level from a pool: x0 re-noised, one denoiser call with gradient, and the reward of its posterior mean.
@@ -40,7 +49,8 @@ class Pool(PoolConfig):
 class Target(PoolConfig):
     """The same with detached targets: the prediction of x0, moved along the reward's gradient, is regressed on.
 
-    Decoder and reward on one side, denoiser on the other are never in memory together.
+    Decoder and reward on one side, denoiser on the other are never in memory together. No publication; see
+    docs/methods.md for what was measured.
     """
 
     kind: Literal["target"] = "target"

@@ -157,8 +157,8 @@ def test_samples_are_drawn_when_the_pool_asks_for_them(tokenizer: Any, monkeypat
 
 def test_what_does_not_fit_is_refused(tokenizer: Any) -> None:
     for more, message in (
-        ({"last": 5}, "last = 5 is larger than 4, of 4 sampler steps; use last <= 4"),
-        ({"prefix_steps": 4}, "prefix_steps = 4 is larger than 3, of 4 sampler steps; use prefix_steps <= 3"),
+        ({"last": 5}, "last = 5 is larger than the number of sampler steps, 4; use last <= 4"),
+        ({"prefix_steps": 4}, "prefix_steps = 4 is larger than the number of sampler steps before the last, 3"),
     ):
         with pytest.raises(RecipeError, match=message):
             trainer(tokenizer, PoolLearner(settings(**more))).train_step()

@@ -90,7 +90,10 @@ def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
             "method.k=3",
             "method: it does not say its kind; add `kind: draft-k`, or another with `k`: drtune, flowbp-sparse, eager.",
         ),
-        ("method={prefix_steps: 3}", "method: it does not say its kind; add `kind: short-prefix`."),
+        (
+            "method={prefix_steps: 3}",
+            "method: it does not say its kind; add `kind: short-prefix`, or another with `prefix_steps`: pool, target.",
+        ),
         ("rewards=[{quality: 3}]", "rewards.0: it does not say its kind; add `kind: choosy`."),
         ("rewards=[{redness: {contrast: 2}}]", "write `kind: redness`, and its fields beside it."),
         (
@@ -214,6 +217,8 @@ def test_every_method_that_asks_for_too_many_steps_names_its_field(steps: int, c
         "drtune": {"k": most, "last": 2},
         "flowbp-sparse": {"k": most},
         "steps": {"steps": [-most]},
+        "pool": {"last": most},
+        "target": {"prefix_steps": most},
     }
     planned = {spec.kind for spec in BUILT_IN if spec.needs_gradient}
     assert too_many.keys() == planned - {"draft", "draft-lv", "prefix-reuse"}

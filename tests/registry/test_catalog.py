@@ -272,5 +272,7 @@ def test_a_model_that_rewards_ask_is_no_pipeline(point: Any) -> None:
     assert list(catalog.pretrained) == ["drawer"]
     assert "draft-good" in catalog.versions()
     assert catalog.plugins[0].pretrained == ("seer", "drawer")
-    with pytest.raises(PluginError, match="its task is image-text-to-text, and it has a LoRA, prompts or a call"):
+    with pytest.raises(
+        PluginError, match="its task is image-text-to-text, and it has a LoRA, prompts, call or repository"
+    ):
         replace(spec, call={"num_inference_steps": 2})

@@ -10,7 +10,7 @@ import pytest
 from draft_core import AlignProp, Draft, DraftK, DraftLV, DRTune, FlowBPSparse, PrefixReuse, Refl, StepList, StepPlan
 from draft_core.errors import RecipeError, SamplerError
 from draft_core.plan import Renoising
-from draft_core.registry.config import MethodConfig
+from draft_core.registry.config import DirectConfig, MethodConfig
 from draft_core.registry.methods import BUILT_IN
 from draft_core.registry.specs import MethodSpec
 
@@ -60,7 +60,9 @@ def test_every_method_names_its_source(spec: MethodSpec) -> None:
     assert re.search(r"arXiv \d{4}\.\d{5}|Clark et al\. 2024|No publication|for experiments", spec.config.__doc__ or "")
 
 
-@pytest.mark.parametrize("spec", [spec for spec in BUILT_IN if spec.needs_gradient], ids=lambda spec: spec.kind)
+@pytest.mark.parametrize(
+    "spec", [spec for spec in BUILT_IN if issubclass(spec.config, DirectConfig)], ids=lambda spec: spec.kind
+)
 def test_every_method_with_a_plan_plans_within_the_chain(spec: MethodSpec) -> None:
     for seed in range(20):
         plan = spec.config().plan(20, Random(seed))

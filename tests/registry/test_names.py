@@ -70,7 +70,8 @@ def test_the_table_is_what_the_plugins_of_this_repository_offer(monkeypatch: pyt
     published = set(PUBLISHED.values())
     if missing := published - catalog.versions().keys():
         pytest.skip(f"{' and '.join(sorted(missing))} not installed")
-    offered = {name: entry.distribution.name for name, entry in {**catalog.rewards, **catalog.pretrained}.items()}
+    named = {**catalog.rewards, **catalog.pretrained, **catalog.critics}
+    offered = {name: entry.distribution.name for name, entry in named.items()}
     offered |= {name: entry.distribution.name for entry in catalog.pretrained.values() for name in entry.spec.prompts}
     assert {name: offered_by for name, offered_by in offered.items() if offered_by in published} == PUBLISHED
     folders = {folder.name for folder in (Path(__file__).parents[2] / "plugins").iterdir() if folder.is_dir()}
