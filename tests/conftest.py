@@ -44,7 +44,7 @@ SLOW = (
     "tests/cli/test_demo.py",
     "tests/cli/test_fuzz.py",
     "tests/cli/test_init.py::test_from_init_to_a_finished_run_on_the_embedded_model",
-    "tests/cli/test_init.py::test_the_recipe_for_sdxl_says_what_draft_cost_says",
+    "tests/cli/test_init.py::test_the_recipe_says_what_draft_cost_says",
     "tests/cli/test_outputs.py::test_a_page_that_cannot_be_written_is_one_sentence",
     "tests/cli/test_runs.py",
     "tests/cli/test_vote.py::test_an_interrupted_call_keeps_the_images_of_the_prompts_that_are_drawn",

@@ -235,9 +235,9 @@ def test_a_card_that_is_named_as_large_enough_is(monkeypatch: pytest.MonkeyPatch
 # The whole way
 
 
-def test_the_recipe_for_sdxl_says_what_draft_cost_says(tmp_path: Path) -> None:
-    path = tmp_path / "sdxl.yaml"
-    words = ["init", "--model", "sdxl", "--reward", "hpsv2", "--card", "24GB", "--output", str(path), "--yes"]
+def test_the_recipe_says_what_draft_cost_says(tmp_path: Path) -> None:
+    path = tmp_path / "sd15.yaml"
+    words = ["init", "--model", "sd15", "--reward", "hpsv2", "--card", "24GB", "--output", str(path), "--yes"]
     assert CliRunner().invoke(cli.app, words).exit_code == 0
     (said,) = re.findall(r"Predicted, not measured: ([\d.]+) GiB on a card of 24 GB", path.read_text())
     result = CliRunner().invoke(cli.app, ["cost", str(path), "--card", "24GB"])

@@ -22,7 +22,7 @@ from draft_core.registry.catalog import Catalog
 from draft_core.runs.build import reward_config
 from draft_core.testing import CHECKS, Subject, Violation, one_thread
 from draft_core.testing.models import write_small_model
-from tests.support.installed import VARIANTS, as_installed
+from tests.support.installed import TRIED, VARIANTS, as_installed
 from tests.support.pages import ROOT, require_installed
 
 if sys.version_info >= (3, 11):
@@ -70,9 +70,9 @@ def test_the_checks_would_fail_on_a_reward_that_does_not_read_what_it_says(
 
 
 def test_every_project_passes_its_own_tests(tmp_path: Path) -> None:
-    """All rewards, both kinds of methods, and a model from a folder and from a LoRA, in one process."""
+    """Rewards with all that they can have, both kinds of methods, and a model from a folder and from a LoRA, in one process."""
     require_installed("draft-emoji")
-    for kind, traits in VARIANTS.items():
+    for kind, traits in TRIED.items():
         write_reward_project(kind, tmp_path / kind, traits)
     write_method_project("every-other", tmp_path / "plan")
     write_method_project("best-half", tmp_path / "learner", learner=True)

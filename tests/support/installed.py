@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from draft_core.publishing.rewards import RewardTraits
@@ -16,6 +17,13 @@ VARIANTS = {
     for weights in (False, True)
     for port in (False, True)
     if not (port and takes == "video")
+}
+# Each of what a project can have at least once; DRAFT_THOROUGH=1 tries all combinations.
+TRIED = {
+    name: traits
+    for name, traits in VARIANTS.items()
+    if os.environ.get("DRAFT_THOROUGH")
+    or name in ("image-pixels", "image-prompt-weights-port", "image-columns-weights", "video-prompt")
 }
 
 
