@@ -70,7 +70,7 @@ def test_the_checks_would_fail_on_a_reward_that_does_not_read_what_it_says(
 
 
 def test_every_project_passes_its_own_tests(tmp_path: Path) -> None:
-    """Rewards with all that they can have, both kinds of methods, and a model from a folder and from a LoRA, in one process."""
+    """Rewards of every trait, both kinds of methods, and a model from a folder and from a LoRA, in one process."""
     require_installed("draft-emoji")
     for kind, traits in TRIED.items():
         write_reward_project(kind, tmp_path / kind, traits)
