@@ -59,7 +59,7 @@ from draft_core import (
 from draft_core.adapters.lora import add_lora
 from draft_core.plugin import MethodConfig
 from draft_core.recipe.resolve import resolve_prompts
-from draft_core.registry.pooled import Pool, Target
+from draft_core.registry.targets import Target
 from draft_core.rewards.protocol import FrozenModule
 from draft_core.runs.build import build_learner
 from draft_core.training.settings import TrainSettings
@@ -178,26 +178,20 @@ PREFIXES = tuple(
     )
 )
 THREE_STEPS = Method("draft-k 1 of 3 steps", DraftK(k=1), sampler_steps=3)
-POOLS = Task(
-    name="pools",
+TARGETS = Task(
+    name="targets",
     steps=20,
-    rates=(8e-3, 1.6e-2),
+    rates=(8e-3,),
     budget=400,
     methods=(
         DRAFT_1,
         THREE_STEPS,
-        *(
-            Method(f"{kind.__name__.lower()} {name}", kind(prefix_steps=3, refresh=4, **fields), rounds=4)
-            for kind, name, fields in (
-                (Pool, "last 1", {"last": 1}),
-                (Pool, "last 5", {"last": 5}),
-                (Target, "last 1", {"last": 1}),
-                (Target, "last 1, 4 fits", {"last": 1, "fits": 4}),
-            )
-        ),
+        Method("target", Target(prefix_steps=3)),
+        Method("target, 2 fits", Target(prefix_steps=3, fits=2)),
+        Method("target, 4 updates from a batch", Target(prefix_steps=3, refresh=4), rounds=4),
     ),
 )
-TASKS = (*EQUAL_STEPS, RACE, *PREFIXES, POOLS)
+TASKS = (*EQUAL_STEPS, RACE, *PREFIXES, TARGETS)
 QUICK = tuple(
     Task(
         name=name,

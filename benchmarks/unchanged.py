@@ -82,7 +82,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "drtune": {"kind": "drtune", "k": 2, "last": 2},
     "flowbp-sparse": {"kind": "flowbp-sparse", "k": 2},
     "steps": {"kind": "steps", "steps": [-3, -1], "detach_input": True},
-    "pool": {"kind": "pool", "refresh": 2, "prefix_steps": 2},
     "target": {"kind": "target", "refresh": 2, "fits": 2},
 }
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -149,14 +149,13 @@ def images_per_prompt(call: Mapping[str, Any]) -> int:
     return next((int(call[name]) for name in IMAGE_COUNTS if call.get(name)), 1)
 
 
-def check_pool_steps(last: int | None, prefix_steps: int | None, steps: int) -> None:
-    """Refuses a pool's numbers of steps that a chain of `steps` does not have.
+def check_target_steps(last: int, prefix_steps: int | None, steps: int) -> None:
+    """Refuses numbers of steps for targets that a chain of `steps` does not have.
 
     Raises:
         RecipeError: naming the field.
     """
-    if last is not None:
-        at_most("last", last, steps)
+    at_most("last", last, steps)
     if prefix_steps is not None:
         at_most("prefix_steps", prefix_steps, steps, spare=1)
 

@@ -13,13 +13,13 @@ from draft_core.cost.probe import Probe
 from draft_core.cost.work import Calls, Seconds, Work
 from draft_core.cost.work_by_scores import ImportanceWork, PolicyGradientWork, PreferenceWork
 from draft_core.cost.work_of_plans import PlannedWork
-from draft_core.cost.work_of_pools import PoolWork
+from draft_core.cost.work_of_targets import TargetWork
 from draft_core.errors import DraftError
 from draft_core.learners.direct import DirectLearner
 from draft_core.learners.policy_gradient import PolicyGradient
-from draft_core.learners.pool import PoolLearner
 from draft_core.learners.preference import PreferenceLearner
 from draft_core.learners.surrogate_learner import SurrogateLearner
+from draft_core.learners.targets import TargetLearner
 from draft_core.learners.weighted_regression import WeightedRegression
 from draft_core.sampling import pipelines
 from draft_core.sampling.pipeline_call import Checkpointing, Decode
@@ -105,7 +105,7 @@ WORKS: Mapping[type, Callable[[Trainer, Any], Work]] = {
     PolicyGradient: PolicyGradientWork,
     WeightedRegression: ImportanceWork,
     PreferenceLearner: PreferenceWork,
-    PoolLearner: PoolWork,
+    TargetLearner: TargetWork,
 }
 
 

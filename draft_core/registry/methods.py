@@ -13,8 +13,8 @@ from draft_core.errors import RecipeError
 from draft_core.plan import Renoising, StepPlan
 from draft_core.registry.config import DirectConfig, Field
 from draft_core.registry.gradient_free import GRADIENT_FREE
-from draft_core.registry.pooled import POOLED
 from draft_core.registry.specs import MethodSpec
+from draft_core.registry.targets import TARGET
 from draft_core.setting import at_most
 
 
@@ -250,7 +250,7 @@ BUILT_IN = (
         kind="flowbp-sparse", config=FlowBPSparse, summary="FlowBP-Sparse: a random few steps with detached input"
     ),
     MethodSpec(kind="steps", config=StepList, summary="the steps that are named, for experiments"),
-    *POOLED,
+    TARGET,
     *GRADIENT_FREE,
 )
 

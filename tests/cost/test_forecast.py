@@ -82,13 +82,9 @@ BY_SCORES: dict[str, dict[str, Any]] = {
         "train": {"batch_size": 2, "gradient_accumulation_steps": 2},
     },
 }
-POOLED: dict[str, dict[str, Any]] = {
-    "pool": {"method": {"kind": "pool", "refresh": 1}, "train": {"batch_size": 3}},
-    "pool, kl, a short prefix": {
-        "method": {"kind": "pool", "refresh": 1, "prefix_steps": 2},
-        "regularizers": {"kl": 0.1},
-    },
-    "target": {"method": {"kind": "target", "refresh": 1, "fits": 3}, "train": {"batch_size": 3}},
+TARGETS: dict[str, dict[str, Any]] = {
+    "target": {"method": {"kind": "target", "fits": 3}, "train": {"batch_size": 3}},
+    "target, kl, a short prefix": {"method": {"kind": "target", "prefix_steps": 2}, "regularizers": {"kl": 0.1}},
 }
 NO_PROMPTS = {name: value for name, value in GOOD.items() if name != "prompts"}
 
@@ -165,8 +161,8 @@ def test_the_first_update_makes_exactly_these_calls_in_about_this_memory(
     assert memory.activations + memory.gradient + memory.optimizer == pytest.approx(real, rel=0.3)
 
 
-@pytest.mark.parametrize("case", POOLED.values(), ids=POOLED)
-def test_so_does_that_of_a_pool_which_is_drawn_anew(catalog: Catalog, case: dict[str, Any]) -> None:
+@pytest.mark.parametrize("case", TARGETS.values(), ids=TARGETS)
+def test_so_does_that_of_targets_of_fresh_samples(catalog: Catalog, case: dict[str, Any]) -> None:
     trainer = built(catalog, case)
     predicted = forecast(trainer)
     calls, memory, found = predicted.calls, predicted.memory, {}

@@ -92,7 +92,7 @@ def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
         ),
         (
             "method={prefix_steps: 3}",
-            "method: it does not say its kind; add `kind: short-prefix`, or another with `prefix_steps`: pool, target.",
+            "method: it does not say its kind; add `kind: short-prefix`, or another with `prefix_steps`: target.",
         ),
         ("rewards=[{quality: 3}]", "rewards.0: it does not say its kind; add `kind: choosy`."),
         ("rewards=[{redness: {contrast: 2}}]", "write `kind: redness`, and its fields beside it."),
@@ -217,7 +217,6 @@ def test_every_method_that_asks_for_too_many_steps_names_its_field(steps: int, c
         "drtune": {"k": most, "last": 2},
         "flowbp-sparse": {"k": most},
         "steps": {"steps": [-most]},
-        "pool": {"last": most},
         "target": {"prefix_steps": most},
     }
     planned = {spec.kind for spec in BUILT_IN if spec.needs_gradient}

@@ -1,7 +1,7 @@
-"""Learning from a pool of samples, each re-noised to any level: no chain of steps is run for an update.
+"""Regression on detached targets: decoder and reward, and the denoiser, never in memory together.
 
-What is scored is the posterior mean of x0 at that level, one denoiser call away. Shen et al. 2025, "Directly Aligning
-the Full Diffusion Trajectory with Fine-Grained Human Preference", arXiv 2509.06942, re-noise images of a file so.
+A sample is re-noised to some level, and what the denoiser makes of it there is moved along the reward's gradient and
+fitted to. Samples may serve several updates; no chain of steps is run for these.
 """
 
 from __future__ import annotations
@@ -24,23 +24,18 @@ from draft_core.learners.regression import outline_of
 from draft_core.sampling.replay import renoise
 from draft_core.sampling.rollout import Rollout, StepOutput
 from draft_core.sampling.sampler import DifferentiableSampler
-from draft_core.setting import check_pool_steps, images_per_prompt
+from draft_core.setting import check_target_steps, images_per_prompt
 
 
-class PoolSettings(Protocol):
-    """What the config of the pool's methods says, `registry.pooled.Pool`."""
-
-    size: int
-    refresh: int
-    prefix_steps: int | None
-    last: int | None
-
-
-class TargetSettings(PoolSettings, Protocol):
-    """What the config of detached targets says, `registry.pooled.Target`."""
+class TargetSettings(Protocol):
+    """What the method's config says, `registry.targets.Target`."""
 
     radius: float
     fits: int
+    prefix_steps: int | None
+    last: int
+    refresh: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -77,17 +72,22 @@ class Renoised:
         return (step.prediction - expected).float().square().mean()
 
 
-class PoolLearner:
-    """Gradient ascent on the score of the posterior mean of x0, from a pool of samples.
+class TargetLearner:
+    """Regression on detached targets: the prediction of x0, moved some way along the reward's gradient.
 
-    Every `refresh` updates the samples of a batch come into the pool, and beyond `size` the oldest leave it; the first
+    The reward's gradient g is taken at the posterior mean of x0, and the target is that mean + radius g / rms(g) for
+    each sample. The graph of decoder and reward is gone before the denoiser's is made, so that the larger of them
+    decides the memory. The first of the `fits` has the direction of the reward's gradient with equal weight of each
+    sample; no number of them leads beyond the target.
+
+    Every `refresh` updates the samples of a batch come into a pool, and beyond `size` the oldest leave it; the first
     update draws no more than later ones. All processes know the whole pool and learn from their share of it.
     """
 
     needs_gradient = True
     yields_divergence = True
 
-    def __init__(self, settings: PoolSettings) -> None:
+    def __init__(self, settings: TargetSettings) -> None:
         self.settings = settings
         self.pool: list[PathSample] = []
         self.blanks: dict[Any, Any] = {}  # of outlines
@@ -107,21 +107,33 @@ class PoolLearner:
                 where="model.call",
                 next="set train.images_per_prompt instead",
             )
-        check_pool_steps(self.settings.last, self.settings.prefix_steps, sampler.steps)
+        check_target_steps(self.settings.last, self.settings.prefix_steps, sampler.steps)
         self._shortened(sampler).traits  # noqa: B018  # or the call says now what it refuses
 
     def losses(self, batch: Batch, sampler: DifferentiableSampler, score: Score) -> Iterator[Loss]:
-        """One loss: minus the mean score of a batch of the pool, each sample re-noised to one level.
+        """`fits` losses with a step after each: mean squared distances of the prediction of x0 from its target.
 
         Raises:
             RewardError: if the scores carry no gradient.
         """
         noisy = self.renoised(batch, sampler)
-        step = noisy.step()
-        decoded = decode(noisy.sampler, noisy.rollout, step.posterior_mean())
+        with torch.no_grad():
+            mean = noisy.step().posterior_mean()
+        target = self._target(noisy, mean, score)
+        for _ in range(self.settings.fits):
+            step = noisy.step()
+            value = (step.posterior_mean() - target).float().square().mean()
+            yield Loss(value, step=True, images=len(target), divergence=noisy.divergence(step))
+
+    def _target(self, noisy: Renoised, mean: torch.Tensor, score: Score) -> torch.Tensor:
+        x0 = mean.detach().requires_grad_()
+        decoded = decode(noisy.sampler, noisy.rollout, x0)
         scores = score(decoded.images, noisy.prompts, latents=decoded.latents)
         require_gradient(scores.per_reward)
-        yield Loss(-scores.total.mean(), images=len(decoded.images), divergence=noisy.divergence(step))
+        (gradient,) = torch.autograd.grad(scores.total.sum(), x0)
+        gradient = gradient.float()
+        size = gradient.square().flatten(1).mean(1).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+        return mean + (self.settings.radius * gradient / size.view(-1, *[1] * (mean.ndim - 1))).to(mean)
 
     def renoised(self, batch: Batch, sampler: DifferentiableSampler) -> Renoised:
         """This process' share of what the update learns from, after fresh samples have come into the pool."""
@@ -134,8 +146,7 @@ class PoolLearner:
         count = len(batch.generators)
         chosen = choice.sample(self.pool, count * batch.ranks.world_size)
         chosen = chosen[batch.ranks.rank * count :][:count]
-        first = 0 if self.settings.last is None else alone.steps - self.settings.last
-        number = choice.randrange(first, alone.steps)
+        number = choice.randrange(alone.steps - self.settings.last, alone.steps)
         noise = [Random(f"level {sample.seed} {batch.update}").getrandbits(62) for sample in chosen]
         prompts = [sample.prompt for sample in chosen]
         rollout = outline_of(alone, prompts, noise, self.blanks)
@@ -177,45 +188,6 @@ class PoolLearner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from a `state_dict()`."""
         self.pool = [PathSample(**sample) for sample in state["pool"]]
-
-
-class TargetLearner(PoolLearner):
-    """Regression on detached targets: the prediction of x0, moved some way along the reward's gradient.
-
-    The reward's gradient g is taken at the posterior mean of x0, and the target is that mean + radius g / rms(g) for
-    each sample. The graph of decoder and reward is gone before the denoiser's is made, so that the larger of them
-    decides the memory. The first of the `fits` has the direction of the reward's gradient with equal weight of each
-    sample; no number of them leads beyond the target.
-    """
-
-    def __init__(self, settings: TargetSettings) -> None:
-        super().__init__(settings)
-        self.radius, self.fits = settings.radius, settings.fits
-
-    def losses(self, batch: Batch, sampler: DifferentiableSampler, score: Score) -> Iterator[Loss]:
-        """`fits` losses with a step after each: mean squared distances of the prediction of x0 from its target.
-
-        Raises:
-            RewardError: if the scores carry no gradient.
-        """
-        noisy = self.renoised(batch, sampler)
-        with torch.no_grad():
-            mean = noisy.step().posterior_mean()
-        target = self._target(noisy, mean, score)
-        for _ in range(self.fits):
-            step = noisy.step()
-            value = (step.posterior_mean() - target).float().square().mean()
-            yield Loss(value, step=True, images=len(target), divergence=noisy.divergence(step))
-
-    def _target(self, noisy: Renoised, mean: torch.Tensor, score: Score) -> torch.Tensor:
-        x0 = mean.detach().requires_grad_()
-        decoded = decode(noisy.sampler, noisy.rollout, x0)
-        scores = score(decoded.images, noisy.prompts, latents=decoded.latents)
-        require_gradient(scores.per_reward)
-        (gradient,) = torch.autograd.grad(scores.total.sum(), x0)
-        gradient = gradient.float()
-        size = gradient.square().flatten(1).mean(1).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-        return mean + (self.radius * gradient / size.view(-1, *[1] * (mean.ndim - 1))).to(mean)
 
 
 def _seeds(batch: Batch) -> Sequence[int]:

@@ -1,4 +1,4 @@
-"""A pool of samples: against replays that decode as the pipeline does, autograd by hand, and runs that go on."""
+"""Detached targets: against replays that decode as the pipeline does, autograd by hand, and runs that go on."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import torch
 
 from draft_core import DifferentiableSampler, Objective, Trainer
 from draft_core.adapters.lora import adapters_off, lora_state, trainable
+from draft_core.cost.peak_memory import peak_memory
 from draft_core.errors import RecipeError, RewardError
-from draft_core.learners import pool
+from draft_core.learners import targets
 from draft_core.learners.latents.decode import decode
-from draft_core.learners.pool import PoolLearner, TargetLearner
+from draft_core.learners.targets import TargetLearner
 from draft_core.training.checkpoints import load_checkpoint, save_checkpoint
 from draft_core.training.settings import RegularizerSettings, TrainSettings
 from tests.support.chains import batch_of, scored
@@ -28,7 +29,7 @@ FLOWS = ("Stable Diffusion 3", "FLUX.1", "Wan 2.1")  # whose last step gives the
 
 def settings(**more: Any) -> Any:
     return SimpleNamespace(
-        **{"size": 4, "refresh": 2, "prefix_steps": None, "last": None, "radius": 0.1, "fits": 1, **more}
+        **{"size": 4, "refresh": 2, "prefix_steps": None, "last": 3, "radius": 0.1, "fits": 1, **more}
     )
 
 
@@ -53,21 +54,16 @@ score = scored(lambda x: x.square().mean(1))
 
 
 @pytest.mark.parametrize("name", FLOWS)
-def test_at_the_last_level_it_is_the_pipelines_own_last_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_scored_at_the_last_level_is_the_pipelines_own_last_step(name: str) -> None:
     sampler = flow(name)
-    learner = PoolLearner(settings(last=1))
-    batch = replace(batch_of(1, 0), prompts=["a cat"])
-    noisy = learner.renoised(batch, sampler)
+    noisy = TargetLearner(settings(last=1)).renoised(replace(batch_of(1, 0), prompts=["a cat"]), sampler)
     assert noisy.number == 2
-    monkeypatch.setattr(learner, "renoised", lambda *given: noisy)
-    (loss,) = learner.losses(batch, sampler, score)
-    images = noisy.sampler.replay(noisy.rollout, {2: noisy.latents}, decode=True)
-    assert images is not None
-    expected = -score(images, ["a cat"]).total.mean()
-    torch.testing.assert_close(loss.value, expected)
-    torch.testing.assert_close(gradients(loss.value, sampler), gradients(expected, sampler), rtol=1e-4, atol=1e-7)
-    assert loss.divergence is not None
-    assert loss.divergence.item() > 0
+    images = decode(noisy.sampler, noisy.rollout, noisy.step().posterior_mean()).images
+    expected = noisy.sampler.replay(noisy.rollout, {2: noisy.latents}, decode=True)
+    assert expected is not None
+    torch.testing.assert_close(images, expected)
+    found, wanted = (gradients(score(given, ["a cat"]).total.mean(), sampler) for given in (images, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-7)
 
 
 def target_gradients(sampler: DifferentiableSampler) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,18 +116,17 @@ def trainer(tokenizer: Any, learner: Any, **more: Any) -> Trainer:
     )
 
 
-@pytest.mark.parametrize("learner", [PoolLearner, TargetLearner])
-def test_a_resumed_run_is_the_uninterrupted_one_in_every_bit(tokenizer: Any, tmp_path: Path, learner: Any) -> None:
-    whole = trainer(tokenizer, learner(settings(fits=2)))
+def test_a_resumed_run_is_the_uninterrupted_one_in_every_bit(tokenizer: Any, tmp_path: Path) -> None:
+    whole = trainer(tokenizer, TargetLearner(settings(fits=2)))
     reports = list(whole)
     assert [report.reward_queries for report in reports] == [2] * 4
-    assert {report.optimizer_steps for report in reports} == {2 if learner is TargetLearner else 1}
+    assert {report.optimizer_steps for report in reports} == {2}
     assert reports[3].penalties["kl"] > 0
-    first = trainer(tokenizer, learner(settings(fits=2)))
+    first = trainer(tokenizer, TargetLearner(settings(fits=2)))
     first.train_step(), first.train_step(), first.train_step()
     assert len(first.learner.pool) == 4
     save_checkpoint(first, tmp_path / "000003")
-    second = trainer(tokenizer, learner(settings(fits=2)))
+    second = trainer(tokenizer, TargetLearner(settings(fits=2)))
     load_checkpoint(second, tmp_path / "000003")
     (report,) = list(second)
     assert report.loss == reports[3].loss
@@ -146,9 +141,9 @@ def test_samples_are_drawn_when_the_pool_asks_for_them(tokenizer: Any, monkeypat
         drawn.append(sampler.steps)
         return of_module(sampler, *args, **more)
 
-    of_module = pool.record
-    monkeypatch.setattr(pool, "record", record)
-    one = trainer(tokenizer, PoolLearner(settings(size=3, refresh=3, prefix_steps=2)))
+    of_module = targets.record
+    monkeypatch.setattr(targets, "record", record)
+    one = trainer(tokenizer, TargetLearner(settings(size=3, refresh=3, prefix_steps=2)))
     for expected in ([2], [2], [2], [2, 2]):
         one.train_step()
         assert drawn == expected
@@ -161,10 +156,32 @@ def test_what_does_not_fit_is_refused(tokenizer: Any) -> None:
         ({"prefix_steps": 4}, "prefix_steps = 4 is larger than the number of sampler steps before the last, 3"),
     ):
         with pytest.raises(RecipeError, match=message):
-            trainer(tokenizer, PoolLearner(settings(**more))).train_step()
+            trainer(tokenizer, TargetLearner(settings(**more))).train_step()
     with pytest.raises(RecipeError, match=r"several of each prompt; set train.images_per_prompt instead"):
-        trainer(tokenizer, PoolLearner(settings()), num_images_per_prompt=2).train_step()
+        trainer(tokenizer, TargetLearner(settings()), num_images_per_prompt=2).train_step()
     one = trainer(tokenizer, TargetLearner(settings()))
     one.scoring.objective = Objective({"brightness": Brightness(ClockConfig())})
     with pytest.raises(RewardError, match="its scores carry no gradient"):
         one.train_step()
+
+
+def test_memory_is_that_of_the_larger_half(tokenizer: Any) -> None:
+    """Of decoder and reward on one side, of the denoiser on the other, each measured alone."""
+    one = trainer(tokenizer, TargetLearner(settings()))
+    one.train_step()
+    (batch,) = one.batches.draw(1)
+    learner: Any = one.learner
+    noisy = learner.renoised(batch, one.sampler)
+    with torch.no_grad():
+        mean = noisy.step().posterior_mean()
+
+    def update() -> None:
+        for loss in learner.losses(batch, one.sampler, score):
+            loss.value.backward()  # type: ignore[no-untyped-call]
+
+    def fit() -> None:
+        noisy.step().posterior_mean().square().mean().backward()  # type: ignore[no-untyped-call]
+
+    of_reward = peak_memory(lambda: learner._target(noisy, mean, score), one.device)
+    of_denoiser = peak_memory(fit, one.device)
+    assert peak_memory(update, one.device) <= 1.1 * max(of_reward, of_denoiser)

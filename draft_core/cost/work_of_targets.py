@@ -1,4 +1,4 @@
-"""Forecast of the methods that learn from a pool of samples: no chain is run for an update, and few are drawn."""
+"""Forecast of regression on detached targets: samples without gradient, a target, and single calls with gradient."""
 
 from __future__ import annotations
 
@@ -8,34 +8,32 @@ from types import SimpleNamespace
 from draft_core.cost.probe import Times
 from draft_core.cost.work import Calls
 from draft_core.cost.work_by_scores import Phase, WorkByScores, extended
-from draft_core.learners.pool import PoolLearner, TargetLearner
+from draft_core.learners.targets import TargetLearner
 from draft_core.training.trainer import Trainer
 
 
-class PoolWork(WorkByScores):
-    """Of `pool` and `target`, on average: every update has its part of the samples that are drawn for several.
+class TargetWork(WorkByScores):
+    """Of `target`, on average: every update has its part of the samples that are drawn for several.
 
     The denoiser runs once more for samples of a number that is new, to see what it returns.
     """
 
     may_be_halved = True
 
-    def __init__(self, trainer: Trainer, learner: PoolLearner) -> None:
+    def __init__(self, trainer: Trainer, learner: TargetLearner) -> None:
         sampler, settings = trainer.sampler, learner.settings
         images = trainer.batch_size * trainer.batches.images_per_prompt
         self.refresh = settings.refresh
-        fits = learner.fits if isinstance(learner, TargetLearner) else 1
         phases = [
             Phase((settings.prefix_steps or sampler.steps) / self.refresh, images, 1),
             Phase(1, images, once=True),
-            Phase(fits, images, 1, with_grad=True),
+            Phase(1, images),  # for the target
+            Phase(settings.fits, images, 1, with_grad=True),
         ]
-        if isinstance(learner, TargetLearner):
-            phases.append(Phase(1, images))  # for the target
         if sampler.base_model is not None:
-            phases.append(Phase(fits, images))
+            phases.append(Phase(settings.fits, images))
         super().__init__(trainer, phases)
-        self.learner = type(learner)(SimpleNamespace(**{**vars(settings), "prefix_steps": None}))
+        self.learner = TargetLearner(SimpleNamespace(**{**vars(settings), "prefix_steps": None}))
 
     def times(self) -> Times:
         """Of an update of one image, backward passes included."""
