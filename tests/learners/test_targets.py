@@ -17,6 +17,7 @@ from draft_core.cost.peak_memory import peak_memory
 from draft_core.errors import RecipeError, RewardError
 from draft_core.learners import targets
 from draft_core.learners.latents.decode import decode
+from draft_core.learners.recorded_runs import apart
 from draft_core.learners.targets import TargetLearner
 from draft_core.training.checkpoints import load_checkpoint, save_checkpoint
 from draft_core.training.settings import RegularizerSettings, TrainSettings
@@ -171,12 +172,13 @@ def test_memory_is_that_of_the_larger_half(tokenizer: Any) -> None:
     one.train_step()
     (batch,) = one.batches.draw(1)
     learner: Any = one.learner
-    noisy = learner.renoised(batch, one.sampler)
+    alone, _ = apart(one.sampler)  # what a base model takes is beside this
+    noisy = learner.renoised(batch, alone)
     with torch.no_grad():
         mean = noisy.step().posterior_mean()
 
     def update() -> None:
-        for loss in learner.losses(batch, one.sampler, score):
+        for loss in learner.losses(batch, alone, score):
             loss.value.backward()  # type: ignore[no-untyped-call]
 
     def fit() -> None:
