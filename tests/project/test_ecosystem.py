@@ -20,6 +20,7 @@ from draft_core.publishing.rewards import reward_project
 from draft_core.testing.checks import CHECKS
 from tests.support import tiny
 from tests.support.pages import ROOT, code_blocks, text_of
+from tests.support.thorough import in_full
 
 
 def test_the_template_plugin_is_what_the_scaffold_writes() -> None:
@@ -144,6 +145,7 @@ def run(*words: Any) -> str:
     return done.stdout
 
 
+@in_full
 def test_the_page_on_publishing_works_command_by_command(base: Path, tmp_path: Path) -> None:
     """A reward with weights and a reference image, a method and a model: written, trained on, tried as wheels."""
     page = text_of("docs/how-to/publish-a-plugin.md")

@@ -18,6 +18,7 @@ from draft_core.reporting.run_record import read_run
 from draft_core.runs.run import run_recipe
 from tests.support.families import FAMILIES
 from tests.support.runs import FOUR_UPDATES, SMALL_SURROGATE, without_pages
+from tests.support.thorough import some
 
 REWARDS = [{"kind": "brightness"}]
 METHODS: dict[str, dict[str, Any]] = {
@@ -41,7 +42,7 @@ def recipe_of(catalog: Any, output: Path, method: dict[str, Any], *, rewards: An
     return load_recipe(data, catalog=catalog)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", some(METHODS, "grpo", "importance", "dpo"))
 def test_a_run_that_is_stopped_goes_on_in_every_bit(
     name: str, catalog: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from draft_core.publishing.rewards import RewardTraits
+from tests.support.thorough import some
 
 # Every combination that a reward's project is written for, by a name that is a kind.
 VARIANTS = {
@@ -18,13 +18,8 @@ VARIANTS = {
     for port in (False, True)
     if not (port and takes == "video")
 }
-# Each of what a project can have at least once; DRAFT_THOROUGH=1 tries all combinations.
-TRIED = {
-    name: traits
-    for name, traits in VARIANTS.items()
-    if os.environ.get("DRAFT_THOROUGH")
-    or name in ("image-pixels", "image-prompt-weights-port", "image-columns-weights", "video-prompt")
-}
+# Each of what a project can have at least once.
+TRIED = some(VARIANTS, "image-pixels", "image-prompt-weights-port", "image-columns-weights", "video-prompt")
 
 
 def as_installed(project: Path) -> Path:

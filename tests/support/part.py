@@ -24,6 +24,7 @@ from draft_core.learners.surrogate_learner import SurrogateLearner
 from draft_core.recipe.load import load_recipe
 from draft_core.registry.catalog import Catalog
 from draft_core.registry.gradient_free import DDPO, DPO, GRPO, Importance
+from draft_core.registry.targets import Target
 from draft_core.runs.build import build_learner
 from draft_core.runs.run import run_recipe
 from draft_core.sampling.pipelines import find_denoisers
@@ -53,6 +54,11 @@ CASES: dict[str, dict[str, Any]] = {
     "dpo": {"method": DPO(fits=2), "kl": 0.5, "images_per_prompt": 2},
     "Stable Diffusion 3, ddpo": {"method": DDPO(least=2, steps=1), "kl": 0.5},
     "Stable Diffusion 3, dpo": {"method": DPO(beta=20.0), "kl": 0.5, "images_per_prompt": 2},
+    "Stable Diffusion 3, grpo": {"method": GRPO(steps=1), "images_per_prompt": 2},
+    "Stable Diffusion 3, importance": {"method": Importance(fits=1, levels=1, acceptance_rate=1.0)},
+    "FLUX.1, ddpo": {"method": DDPO(least=2, steps=1)},
+    "FLUX.1, dpo": {"method": DPO(beta=20.0), "images_per_prompt": 2},
+    "target": {"method": Target(last=2, refresh=2, size=6, fits=2), "kl": 0.5, "steps": 3},
     "FLUX.1, grpo": {"method": GRPO(steps=1), "kl": 0.5, "images_per_prompt": 2},
     "FLUX.1, importance": {"method": Importance(fits=1, levels=1, acceptance_rate=1.0), "kl": 0.5},
     "surrogate": {"method": DraftK(k=1), "surrogate": {}, "kl": 0.5, "steps": 3},
