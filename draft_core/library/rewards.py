@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from draft_core.errors import RewardError
+from draft_core.errors import RecipeError, RewardError
 from draft_core.registry.catalog import Catalog, load_catalog
+from draft_core.registry.environments import spec_of
 from draft_core.runs.build import build_reward, reward_config
 
 
 def load_reward(kind: str, /, *, small: bool = False, catalog: Catalog | None = None, **fields: Any) -> torch.nn.Module:
-    """The reward of an installed kind: `load_reward("jpeg", quality=50)`.
+    """The reward of an installed kind, or of one in its own `environment`: `load_reward("jpeg", quality=50)`.
 
     It is called with images (N, 3, H, W) in [0, 1] and their N prompts; one that reads no prompt also with images
     alone.
@@ -29,10 +30,16 @@ def load_reward(kind: str, /, *, small: bool = False, catalog: Catalog | None = 
         RecipeError: if a field is unknown or has a wrong value.
     """
     catalog = catalog if catalog is not None else load_catalog()
-    spec = catalog.reward(kind).spec
-    config = reward_config(kind, {**(spec.small if small else {}), **fields}, catalog)
+    if small and "environment" in fields:
+        raise RecipeError(
+            "what is small is said by a plugin here, and this reward is in an environment of its own",
+            where=f"reward {kind!r}: small",
+            next="leave it out, and give the fields of a small instance",
+        )
+    config = reward_config(kind, {**(catalog.reward(kind).spec.small if small else {}), **fields}, catalog)
     reward = build_reward(config, catalog).requires_grad_(False).eval()
-    reward.register_forward_pre_hook(partial(_with_prompts, kind, spec.needs_prompt), with_kwargs=True)
+    needs_prompt = spec_of(config, catalog).needs_prompt
+    reward.register_forward_pre_hook(partial(_with_prompts, kind, needs_prompt), with_kwargs=True)
     return reward
 
 

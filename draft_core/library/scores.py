@@ -18,6 +18,7 @@ from draft_core.library.rewards import load_reward
 from draft_core.prompt_rows import Column, PromptRow
 from draft_core.recipe.columns import columns_of
 from draft_core.registry.catalog import Catalog, load_catalog
+from draft_core.registry.environments import spec_of
 from draft_core.rewards.images import read_image
 from draft_core.rewards.objective import NO_COLUMNS, checked_scores
 from draft_core.rewards.protocol import as_reward, scope, takes
@@ -157,15 +158,20 @@ def _scorer(
             )
         return name, "", NO_COLUMNS, as_reward(reward, name).requires_grad_(False).eval()
     catalog = catalog if catalog is not None else load_catalog()
-    spec = catalog.reward(reward).spec
+    config = reward_config(reward, fields, catalog)
+    spec = spec_of(config, catalog)
     if spec.needs_prompt and not has_prompts:
         raise DraftError(f"reward {reward!r} scores images against a prompt", where="score: prompts", next="give one")
-    columns = columns_of(reward_config(reward, fields, catalog), catalog, where="score: columns")
+    columns = columns_of(config, catalog, where="score: columns")
     return reward, spec.unit, columns, load_reward(reward, catalog=catalog, **fields)
 
 
 def _files_of(images: Path | str | Sequence[Path | str]) -> list[Path]:
     """The image files of a folder, or those that are named."""
+    if not isinstance(images, (str, Path, Sequence)) or not all(
+        isinstance(image, (str, Path)) for image in ([] if isinstance(images, (str, Path)) else images)
+    ):
+        raise DraftError(f"it is {images!r}", where="score: images", next="give a folder, a file, or a list of files")
     named = [Path(images)] if isinstance(images, (str, Path)) else [Path(image) for image in images]
     if isinstance(images, (str, Path)) and named[0].is_dir():
         known = Image.registered_extensions()  # which Pillow fills when it is first asked

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from draft_core.recipe.paths import typed_fields
 from draft_core.recipe.yaml_text import short
+from draft_core.registry.config import RewardConfig
 from draft_core.registry.environments import RewardInEnvironment
 
 NEAR = 0.6  # of difflib's likeness between a misspelt name and the right one
@@ -28,7 +29,8 @@ class Section(NamedTuple):
     @property
     def fields(self) -> list[str]:
         """Their names."""
-        return list(typed_fields(self.type))
+        further = ["environment"] if issubclass(self.type, RewardConfig) else []  # which makes it another type
+        return list(dict.fromkeys([*typed_fields(self.type), *further]))
 
     @property
     def required(self) -> list[str]:

@@ -67,6 +67,12 @@ class Objective(FrozenModule):
         columns: Mapping[str, Mapping[str, Column]] | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(rewards, Mapping):
+            raise DraftError(
+                f"it is a {type(rewards).__name__}",
+                where="rewards of the objective",
+                next='give them by name, {"mine": mine}',
+            )
         weights, caps, columns = dict(weights or {}), dict(caps or {}), dict(columns or {})
         of_rewards: dict[str, Mapping[str, Any]] = {"weights": weights, "caps": caps, "columns": columns}
         for what, named in of_rewards.items():

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
@@ -110,3 +110,14 @@ def telling(function: Callable[[Told], object] | None, name: str) -> Callable[[T
             ) from error
 
     return tell
+
+
+def require_callable(**functions: Callable[[Any], object] | None) -> None:
+    """That what is to be told of a run can be called, before anything loads.
+
+    Raises:
+        DraftError: naming the first that cannot.
+    """
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise DraftError(f"it is {function!r}", where=name, next="give a function, or leave it out")

@@ -33,7 +33,7 @@ from draft_core.runs.continuation import continuation
 from draft_core.runs.cut_prompts import cut_prompts
 from draft_core.runs.evaluator import Evaluator
 from draft_core.runs.folder import RunFolder, is_ours, record_of
-from draft_core.runs.interrupts import Stop, in_sentences, stop_signals, telling
+from draft_core.runs.interrupts import Stop, in_sentences, require_callable, stop_signals, telling
 from draft_core.runs.progress import Progress, both, silent
 from draft_core.runs.provenance import drawn_otherwise, facts_of, versions
 from draft_core.sampling.sampler import DifferentiableSampler
@@ -115,6 +115,7 @@ def run_recipe(
         Interrupted: after Ctrl-C or SIGTERM, with everything saved.
     """
     require_recipe(recipe, where="run_recipe")
+    require_callable(on_update=on_update, on_evaluation=on_evaluation)
     catalog = catalog if catalog is not None else load_catalog()
     with stop_signals() as stop, in_sentences(recipe.output), cut_prompts() as cut:
         started = time.perf_counter()
