@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
+from draft_core import load_reward, score
 from draft_core.cli.app import app
 from draft_core.errors import DraftError, PluginError, RecipeError, RewardError
 from draft_core.proposals.card import update_of
@@ -22,10 +24,11 @@ from draft_core.recipe.load import dump_recipe, load_recipe
 from draft_core.recipe.yaml_text import parse_yaml
 from draft_core.registry.catalog import Catalog
 from draft_core.registry.environments import RewardInEnvironment, spec_of
+from draft_core.rewards.image_files import read_image
 from draft_core.workers import made_environments, process
 from draft_core.workers.needs import core_requirements
 from draft_core.workers.process import WorkerDiedError, WorkerProcess
-from tests.support.environments import empty_environment, make_environment, python_of
+from tests.support.environments import empty_environment, in_one_process, make_environment, python_of
 from tests.support.tiny import GOOD
 
 
@@ -256,3 +259,20 @@ def test_what_a_worker_needs_is_a_part_of_what_the_core_needs() -> None:
     assert "pydantic" in needed
     assert "peft" not in needed
     assert os.path.isfile(process.BOOTSTRAP)
+
+
+def test_a_reward_that_is_there_alone_is_loaded_and_scores_files(new: Path, catalog: Catalog, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), (200, 10, 10)).save(tmp_path / "red.png")
+    environment = {"python": str(new)}
+    assert "new-tint" not in catalog.rewards
+    expected = dict(score(tmp_path, "new-tint", catalog=in_one_process(catalog)))
+    assert dict(score(tmp_path, "new-tint", catalog=catalog, environment=environment)) == expected
+    loaded = load_reward("new-tint", catalog=catalog, environment=environment)
+    assert [float(loaded(read_image(tmp_path / "red.png")))] == list(expected.values())
+    with pytest.raises(RecipeError, match=r"reward 'new-tint': small: what is small is said by a plugin here"):
+        load_reward("new-tint", small=True, catalog=catalog, environment=environment)
+
+
+def test_a_misspelt_environment_is_named(new: Path, catalog: Catalog) -> None:
+    with pytest.raises(RecipeError, match=r"unknown field 'environmnet'; did you mean 'environment'"):
+        load_recipe({**GOOD, "rewards": [{"kind": "redness", "environmnet": {"python": str(new)}}]}, catalog=catalog)
