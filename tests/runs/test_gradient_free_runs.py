@@ -92,7 +92,7 @@ def flow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return {"pretrained": str(folder), "guidance_scale": call.pop("guidance_scale"), "call": call}
 
 
-@pytest.mark.parametrize("name", [*METHODS, "surrogate"])
+@pytest.mark.parametrize("name", [*some(METHODS, "grpo", "importance"), "surrogate"])
 def test_a_flow_model_is_trained_and_watched_and_goes_on_in_every_bit(
     name: str, flow: dict[str, Any], catalog: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
