@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from draft_core.errors import DraftError, RewardError
+from draft_core.library.rewards import load_reward
 from draft_core.prompt_rows import Column, PromptRow
 from draft_core.registry.catalog import Catalog
 from draft_core.reward_process import scoring
 from draft_core.reward_process.describing import as_told
 from draft_core.rewards.objective import Objective
-from draft_core.runs.build import load_reward
 from draft_core.workers import tensors, worker
 from draft_core.workers.process import WorkerDiedError
 from draft_core.workers.remote_reward import RemoteReward

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from draft_core.cli.app import app
 from draft_core.errors import PluginError, RewardError
+from draft_core.library.rewards import load_reward
 from draft_core.recipe.load import load_recipe
 from draft_core.registry.catalog import Catalog
 from draft_core.runs import build
@@ -127,7 +128,7 @@ def test_two_plugins_that_pin_one_package_train_together_and_ten_kills_lose_noth
 def test_a_real_worker_prints_dies_and_hangs(catalog: Catalog, tmp_path: Path, pythons: dict[str, Path]) -> None:
     marker = tmp_path / "marker"
     environment = {"python": str(pythons["odd"]), "timeout": 120}
-    reward: Any = build.load_reward("odd", catalog=catalog, environment=environment, marker=str(marker))
+    reward: Any = load_reward("odd", catalog=catalog, environment=environment, marker=str(marker))
     images = torch.rand(2, 3, 8, 8)
     expected = images.mean(dim=(1, 2, 3))
     for word in ("fine", "print", "kill once"):
@@ -147,7 +148,7 @@ def test_a_real_worker_prints_dies_and_hangs(catalog: Catalog, tmp_path: Path, p
         reward(images, ["hang", "b"])
     assert reward.worker.pid is None
     with pytest.raises(PluginError, match=r"it cannot be built .ValueError: no such weights. .*tints.py"):
-        build.load_reward("odd", catalog=catalog, environment=environment, cannot_be_made=True)
+        load_reward("odd", catalog=catalog, environment=environment, cannot_be_made=True)
 
 
 def test_commands_know_an_environment(tmp_path: Path, pythons: dict[str, Path]) -> None:
