@@ -5,7 +5,7 @@
     python benchmarks/compare.py --quick    # two updates of two methods, to see that it works
 
 All train on the `jpeg` reward alone. The judges are the bytes of real files and the alignment `emoji-clip`, which
-nobody trains on, of things that nobody trained on, from fixed seeds. Three comparisons:
+nobody trains on, of things that nobody trained on, from fixed seeds. Four comparisons:
 
 1. Races. The mark: real files 8 % smaller, and at least 93 % of the base model's alignment kept (the floor). A run ends
    at the mark, below the floor, or when its denoiser calls are used up. Each method has its own best learning rate:
@@ -13,6 +13,7 @@ nobody trains on, of things that nobody trained on, from fixed seeds. Three comp
 2. Equal steps. One learning rate, one number of optimiser steps, and 1 to 16 of them from each rollout.
 3. Short prefixes: a race of all at one rate, twice the highest of the first, with 20 and with 50 sampler steps. Beside
    them DRaFT-1 on a sampler of five steps, judged like all by the images of all steps.
+4. Detached targets, beside DRaFT-1 and DRaFT-1 on a sampler of three steps.
 """
 
 from __future__ import annotations

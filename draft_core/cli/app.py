@@ -40,8 +40,7 @@ from draft_core.registry.catalog import Catalog, load_catalog
 
 if TYPE_CHECKING:
     from draft_core.library.scores import Scored
-    from draft_core.registry.environments import RewardFacts
-    from draft_core.registry.specs import RewardSpec
+    from draft_core.registry.config import RewardConfig
 
 
 class _OneSentenceErrors(TyperGroup):
@@ -240,8 +239,11 @@ def _scored(
     images: list[Path], reward: str, prompt: list[str], fields: dict[str, Any], columns: list[str]
 ) -> tuple[str, list[Scored]]:
     """The unit of the reward, and the score of each image."""
+    from draft_core.registry.environments import spec_of
+
     catalog = load_catalog()
-    spec = catalog.reward(reward).spec if "environment" not in fields else _spec_elsewhere(reward, fields, catalog)
+    config = _config(reward, fields, catalog) if "environment" in fields else None  # which starts a process there
+    spec = catalog.reward(reward).spec if config is None else spec_of(config, catalog)
     if spec.takes == "video":
         raise DraftError(
             f"reward {reward!r} scores videos, and this command reads images", where="--reward", next="name another one"
@@ -260,28 +262,27 @@ def _scored(
         )
 
     from draft_core.cli.scoring import given_columns
-    from draft_core.library.rewards import load_reward
+    from draft_core.library.rewards import reward_of
     from draft_core.library.scores import score_files
     from draft_core.recipe.columns import columns_of
-    from draft_core.runs.build import reward_config
 
-    read = columns_of(reward_config(reward, fields, catalog), catalog, where="--set columns")
+    config = config or _config(reward, fields, catalog)
+    read = columns_of(config, catalog, where="--set columns")
     row = given_columns(reward, read, columns)
     for path in images:
         if not exists(Path.exists, path):
             raise DraftError("no such file", where=str(path), next="check the path")
     quiet_libraries()
-    scorer = load_reward(reward, catalog=catalog, **fields)
+    scorer = reward_of(config, catalog)
     prompts = prompt * len(images) if len(prompt) == 1 else prompt or [""] * len(images)
     return spec.unit, list(score_files(reward, scorer, images, prompts, read, row))
 
 
-def _spec_elsewhere(reward: str, fields: dict[str, Any], catalog: Catalog) -> RewardSpec | RewardFacts:
-    """What the reward's own environment says of it."""
-    from draft_core.registry.environments import spec_of
+def _config(reward: str, fields: dict[str, Any], catalog: Catalog) -> RewardConfig:
+    """The reward's config, completed by its environment where it has one of its own."""
     from draft_core.runs.build import reward_config
 
-    return spec_of(reward_config(reward, fields, catalog), catalog)
+    return reward_config(reward, fields, catalog)
 
 
 @app.command()

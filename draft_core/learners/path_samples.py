@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
+from typing import Any
 
 import torch
 
 from draft_core.learners.recorded_runs import log_probability_then
+from draft_core.learners.regression import outline_of
 from draft_core.sampling.rollout import Rollout, StepOutput
 from draft_core.sampling.sampler import DifferentiableSampler
 
@@ -30,6 +33,25 @@ class PathSample:
     reward: float
     latents: torch.Tensor
     log_ratio: float = 0.0
+
+
+def outline_of_samples(
+    sampler: DifferentiableSampler, samples: Sequence[PathSample], use: str, update: int, blanks: dict[Any, Any]
+) -> Rollout:
+    """A run of the prompts of these samples without its networks, in which they can be re-noised.
+
+    Arguments:
+        use: what they are re-noised for; the noise of a sample depends on this, its seed and the update alone.
+        blanks: as in `outline_of`.
+    """
+    seeds = [Random(f"{use} {sample.seed} {update}").getrandbits(62) for sample in samples]
+    return outline_of(sampler, [sample.prompt for sample in samples], seeds, blanks)
+
+
+def latents_of(samples: Sequence[PathSample], rollout: Rollout) -> torch.Tensor:
+    """The finished latents of these samples, (B, ...), of the type and on the device of a run."""
+    assert rollout.origin is not None
+    return torch.stack([sample.latents for sample in samples]).to(rollout.origin.latents)
 
 
 def log_density_then(rollout: Rollout, steps: Sequence[int]) -> torch.Tensor:

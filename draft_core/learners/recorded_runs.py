@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from draft_core.errors import SamplerError
+from draft_core.errors import RecipeError, SamplerError
 from draft_core.learners.learner import Batch
 from draft_core.plan import StepPlan
 from draft_core.sampling.randomness import from_seed
 from draft_core.sampling.rollout import Rollout, StepOutput
 from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.setting import images_per_prompt
 
 BaseModel = Callable[[], AbstractContextManager[Any]]
 
@@ -76,10 +77,29 @@ def _split(
         yield list(prompts[part::parts]), [generator for some in of_each[part::parts] for generator in some]
 
 
+def require_single_images(sampler: DifferentiableSampler) -> None:
+    """For methods that remember images: that a call makes one of each prompt.
+
+    Raises:
+        RecipeError: if it makes several.
+    """
+    if images_per_prompt(sampler.call_kwargs) > 1:
+        raise RecipeError(
+            "the method remembers images one by one, and a call makes several of each prompt",
+            where="model.call",
+            next="set train.images_per_prompt instead",
+        )
+
+
 def again(sampler: DifferentiableSampler, rollout: Rollout, number: int) -> StepOutput:
     """A step of a recorded run as the present weights take it from the recorded latents, with gradient."""
+    return step_from(sampler, rollout, number, rollout.trajectory[number].before)
+
+
+def step_from(sampler: DifferentiableSampler, rollout: Rollout, number: int, latents: torch.Tensor) -> StepOutput:
+    """A step of a run as the present weights take it from these latents; recorded if the caller records."""
     found: list[StepOutput] = []
-    sampler.replay(rollout, {number: rollout.trajectory[number].before}, found.append)
+    sampler.replay(rollout, {number: latents}, found.append)
     return found[0]
 
 

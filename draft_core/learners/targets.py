@@ -14,17 +14,15 @@ from typing import Any, Protocol
 
 import torch
 
-from draft_core.errors import RecipeError
 from draft_core.learners.direct import require_gradient
 from draft_core.learners.latents.decode import decode
 from draft_core.learners.learner import Batch, Loss, Score
-from draft_core.learners.path_samples import PathSample
-from draft_core.learners.recorded_runs import BaseModel, apart, record
-from draft_core.learners.regression import outline_of
+from draft_core.learners.path_samples import PathSample, latents_of, outline_of_samples
+from draft_core.learners.recorded_runs import BaseModel, apart, record, require_single_images, step_from
 from draft_core.sampling.replay import renoise
 from draft_core.sampling.rollout import Rollout, StepOutput
 from draft_core.sampling.sampler import DifferentiableSampler
-from draft_core.setting import check_target_steps, images_per_prompt
+from draft_core.setting import check_target_steps
 
 
 class TargetSettings(Protocol):
@@ -59,9 +57,7 @@ class Renoised:
 
     def step(self) -> StepOutput:
         """The step as the present weights take it; recorded if the caller records."""
-        found: list[StepOutput] = []
-        self.sampler.replay(self.rollout, {self.number: self.latents}, found.append)
-        return found[0]
+        return step_from(self.sampler, self.rollout, self.number, self.latents)
 
     def divergence(self, step: StepOutput) -> torch.Tensor | None:
         """Mean squared difference of a step's prediction from the base model's, (); None where there is none."""
@@ -101,12 +97,7 @@ class TargetLearner:
             RecipeError: if a call makes several images of a prompt, or there are fewer steps.
         """
         sampler.traits.check_replay(sampler.pipe)
-        if images_per_prompt(sampler.call_kwargs) > 1:
-            raise RecipeError(
-                "the method remembers images one by one, and a call makes several of each prompt",
-                where="model.call",
-                next="set train.images_per_prompt instead",
-            )
+        require_single_images(sampler)
         check_target_steps(self.settings.last, self.settings.prefix_steps, sampler.steps)
         self._shortened(sampler).traits  # noqa: B018  # or the call says now what it refuses
 
@@ -147,12 +138,9 @@ class TargetLearner:
         chosen = choice.sample(self.pool, count * batch.ranks.world_size)
         chosen = chosen[batch.ranks.rank * count :][:count]
         number = choice.randrange(alone.steps - self.settings.last, alone.steps)
-        noise = [Random(f"level {sample.seed} {batch.update}").getrandbits(62) for sample in chosen]
-        prompts = [sample.prompt for sample in chosen]
-        rollout = outline_of(alone, prompts, noise, self.blanks)
-        assert rollout.origin is not None
-        x0 = torch.stack([sample.latents for sample in chosen]).to(rollout.origin.latents)
-        return Renoised(alone, base, prompts, rollout, number, renoise(alone, rollout, number, x0))
+        rollout = outline_of_samples(alone, chosen, "level", batch.update, self.blanks)
+        latents = renoise(alone, rollout, number, latents_of(chosen, rollout))
+        return Renoised(alone, base, [sample.prompt for sample in chosen], rollout, number, latents)
 
     def _draw(self, batch: Batch, sampler: DifferentiableSampler) -> None:
         """Fresh samples of all processes, the oldest of the pool for them."""

@@ -15,15 +15,20 @@ from typing import Any, Protocol
 
 import torch
 
-from draft_core.errors import RecipeError, SamplerError
+from draft_core.errors import SamplerError
 from draft_core.learners.importance_weights import acceptance, effective_share, normalised
 from draft_core.learners.learner import Batch, Loss, Score
-from draft_core.learners.path_samples import PathSample, log_density, log_density_then
-from draft_core.learners.recorded_runs import BaseModel, apart, record, require_noise
-from draft_core.learners.regression import outline_of, regress
+from draft_core.learners.path_samples import (
+    PathSample,
+    latents_of,
+    log_density,
+    log_density_then,
+    outline_of_samples,
+)
+from draft_core.learners.recorded_runs import BaseModel, apart, record, require_noise, require_single_images
+from draft_core.learners.regression import regress
 from draft_core.sampling.rollout import Rollout
 from draft_core.sampling.sampler import DifferentiableSampler
-from draft_core.setting import images_per_prompt
 
 ACCEPTED = 0.25  # share of the samples, where none is said
 FEW = 0.1  # of the samples; with a lower effective share a few of them stand for all
@@ -91,12 +96,7 @@ class WeightedRegression:
             RecipeError: if a call makes several images of a prompt.
         """
         sampler.traits.check_replay(sampler.pipe)
-        if images_per_prompt(sampler.call_kwargs) > 1:
-            raise RecipeError(
-                "the method remembers images one by one, and a call makes several of each prompt",
-                where="model.call",
-                next="set train.images_per_prompt instead",
-            )
+        require_single_images(sampler)
         if self.settings.path_weights:
             require_noise(sampler)
             if sampler.base_model is None:
@@ -197,13 +197,8 @@ class WeightedRegression:
         own += [(counted[batch.ranks.rank][0][0], 0.0)] * (math.ceil(most / size) * size - len(own))
         for first in range(0, len(own), size):
             samples = [sample for sample, _ in own[first : first + size]]
-            rollout = self._outline(sampler, samples, batch.update)
+            rollout = outline_of_samples(sampler, samples, "fit", batch.update, self.blanks)
             yield Chunk(samples, torch.tensor([weight for _, weight in own[first : first + size]]), rollout)
-
-    def _outline(self, sampler: DifferentiableSampler, samples: Sequence[PathSample], update: int) -> Rollout:
-        """Of the prompts of these samples; their noise depends on the samples and the update alone."""
-        seeds = [Random(f"fit {sample.seed} {update}").getrandbits(62) for sample in samples]
-        return outline_of(sampler, [sample.prompt for sample in samples], seeds, self.blanks)
 
     def modules(self) -> Mapping[str, torch.nn.Module]:
         """None: the adapter is all that is trained."""
@@ -222,8 +217,7 @@ def _fit(
     sampler: DifferentiableSampler, base: BaseModel | None, chunk: Chunk, number: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weighted mean of |prediction - target|^2 over the samples at the level of a step, and the divergence, each ()."""
-    assert chunk.rollout.origin is not None
-    x0 = torch.stack([sample.latents for sample in chunk.samples]).to(chunk.rollout.origin.latents)
+    x0 = latents_of(chunk.samples, chunk.rollout)
     (regression,) = regress(sampler, base, chunk.rollout, x0, {number})
     distances = regression.errors
     weights = chunk.weights.to(distances)

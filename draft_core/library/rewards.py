@@ -9,6 +9,7 @@ import torch
 
 from draft_core.errors import RecipeError, RewardError
 from draft_core.registry.catalog import Catalog, load_catalog
+from draft_core.registry.config import RewardConfig
 from draft_core.registry.environments import spec_of
 from draft_core.runs.build import build_reward, reward_config
 
@@ -36,10 +37,16 @@ def load_reward(kind: str, /, *, small: bool = False, catalog: Catalog | None = 
             where=f"reward {kind!r}: small",
             next="leave it out, and give the fields of a small instance",
         )
-    config = reward_config(kind, {**(catalog.reward(kind).spec.small if small else {}), **fields}, catalog)
+    return reward_of(
+        reward_config(kind, {**(catalog.reward(kind).spec.small if small else {}), **fields}, catalog), catalog
+    )
+
+
+def reward_of(config: RewardConfig, catalog: Catalog) -> torch.nn.Module:
+    """The reward of a config, which is called as `load_reward` says."""
     reward = build_reward(config, catalog).requires_grad_(False).eval()
     needs_prompt = spec_of(config, catalog).needs_prompt
-    reward.register_forward_pre_hook(partial(_with_prompts, kind, needs_prompt), with_kwargs=True)
+    reward.register_forward_pre_hook(partial(_with_prompts, config.kind, needs_prompt), with_kwargs=True)
     return reward
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from draft_core.display import table
 from draft_core.errors import DraftError
-from draft_core.library.rewards import load_reward
+from draft_core.library.rewards import reward_of
 from draft_core.prompt_rows import Column, PromptRow
 from draft_core.recipe.columns import columns_of
 from draft_core.registry.catalog import Catalog, load_catalog
@@ -163,16 +163,15 @@ def _scorer(
     if spec.needs_prompt and not has_prompts:
         raise DraftError(f"reward {reward!r} scores images against a prompt", where="score: prompts", next="give one")
     columns = columns_of(config, catalog, where="score: columns")
-    return reward, spec.unit, columns, load_reward(reward, catalog=catalog, **fields)
+    return reward, spec.unit, columns, reward_of(config, catalog)
 
 
 def _files_of(images: Path | str | Sequence[Path | str]) -> list[Path]:
     """The image files of a folder, or those that are named."""
-    if not isinstance(images, (str, Path, Sequence)) or not all(
-        isinstance(image, (str, Path)) for image in ([] if isinstance(images, (str, Path)) else images)
-    ):
+    files = [images] if isinstance(images, (str, Path)) else images
+    if not isinstance(files, Sequence) or not all(isinstance(file, (str, Path)) for file in files):
         raise DraftError(f"it is {images!r}", where="score: images", next="give a folder, a file, or a list of files")
-    named = [Path(images)] if isinstance(images, (str, Path)) else [Path(image) for image in images]
+    named = [Path(file) for file in files]
     if isinstance(images, (str, Path)) and named[0].is_dir():
         known = Image.registered_extensions()  # which Pillow fills when it is first asked
         named = sorted(path for path in named[0].iterdir() if path.suffix.lower() in known and path.is_file())

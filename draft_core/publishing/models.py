@@ -9,10 +9,10 @@ from typing import Any
 
 from draft_core.errors import DraftError
 from draft_core.publishing.projects import Owner, Project, write_files
+from draft_core.recipe.resolve import MODEL_INDEXES
 from draft_core.registry.catalog import Catalog
 from draft_core.registry.specs import HUB_NAME
 
-INDEXES = ("model_index.json", "modular_model_index.json")
 # What may hold code: pickles of torch under the names that they have in model folders.
 EXECUTABLE = {".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth", ".py"}
 MOST_MEGABYTES = 100  # of one file on the Python Package Index, unless one asks for more
@@ -50,6 +50,8 @@ def write_model_project(
     """
     copies: dict[str, Path] = {}
     is_repository = _is_repository(source.base, catalog)
+    is_folder = not is_repository and source.base not in catalog.pretrained
+    base_name = Path(source.base).name if is_folder else source.base
     if source.revision is not None and not is_repository:
         raise DraftError(
             f"{source.base} is no repository on the hub",
@@ -62,7 +64,7 @@ def write_model_project(
         "revision": source.revision,
         "call": {},
         "lora": source.lora is not None,
-        "summary": f"a LoRA on {source.base}" if source.lora is not None else f"the pipeline {alias}",
+        "summary": f"a LoRA on {base_name}" if source.lora is not None else f"the pipeline {alias}",
         "weights_license": source.license,
     }
     dependencies: tuple[str, ...] = ("torch>=2.6",)
@@ -82,10 +84,7 @@ def write_model_project(
         else:
             values["base"], requirement = _installed(source.base, catalog)
             dependencies = (requirement, *dependencies)
-    elif not is_repository:
-        values["summary"] = (
-            f"a LoRA on {Path(source.base).name}" if source.lora is not None else f"the pipeline {alias}"
-        )
+    elif is_folder:
         copies["src/{module}/model"] = _model_folder(Path(source.base).expanduser(), source.base, catalog)
     if source.lora is not None:
         from draft_core.adapters.files import lora_files  # it brings torch
@@ -153,9 +152,9 @@ def _is_repository(base: str, catalog: Catalog) -> bool:
 def _model_folder(folder: Path, named: str, catalog: Catalog) -> Path:
     if not folder.is_dir():
         raise catalog.unknown("model", named, catalog.pretrained, where="--base")
-    if not any((folder / index).is_file() for index in INDEXES):
+    if not any((folder / index).is_file() for index in MODEL_INDEXES):
         raise DraftError(
-            f"it holds no {INDEXES[0]}", where=f"--base {folder}", next="give a folder in diffusers' format"
+            f"it holds no {MODEL_INDEXES[0]}", where=f"--base {folder}", next="give a folder in diffusers' format"
         )
     if executable := [path for path in sorted(folder.rglob("*")) if path.suffix in EXECUTABLE]:
         raise DraftError(

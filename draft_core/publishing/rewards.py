@@ -14,8 +14,6 @@ from draft_core.publishing.projects import Owner, Project, write_files
 
 Takes = Literal["image", "video"]
 Reads = Literal["pixels", "prompt", "columns"]
-TAKES: tuple[Takes, ...] = ("image", "video")
-READS: tuple[Reads, ...] = ("pixels", "prompt", "columns")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,7 +109,7 @@ def locate_pretrained(name: str, catalog: Catalog, *, where: str = "model") -> s
         return catalog.pretrained[name].spec.location
     folder = _folder_at(name)
     if folder:
-        if not any((folder / index).is_file() for index in ("model_index.json", "modular_model_index.json")):
+        if not any((folder / index).is_file() for index in MODEL_INDEXES):
             raise RecipeError(
                 f"folder {name} holds no model_index.json", where=where, next="give a folder in diffusers' format"
             )
@@ -141,6 +141,8 @@ def _folder_at(text: str) -> Path | None:
     return folder if exists(Path.is_dir, folder) else None
 
 
+# What says that a folder is in diffusers' format: of a classic pipeline, of a modular one.
+MODEL_INDEXES = ("model_index.json", "modular_model_index.json")
 SINGLE_FILE = ".safetensors"  # of all weights of a pipeline; of other formats some execute code
 
 # How many of the training prompts are evaluated where the recipe has no evaluation; the report says so.

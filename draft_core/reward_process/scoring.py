@@ -14,11 +14,9 @@ from draft_core.reward_process.describing import config_of
 from draft_core.reward_process.making import made_reward
 from draft_core.rewards.objective import checked_scores
 from draft_core.rewards.protocol import takes, with_components
-from draft_core.workers.memory import SharedMemory
+from draft_core.workers.memory import LESS_MEMORY, SharedMemory
 from draft_core.workers.precision import adopt
 from draft_core.workers.tensors import put, take
-
-NEXT = "lower train.batch_size, raise train.gradient_accumulation_steps, or give the reward a device of its own"
 
 
 class Scorer:
@@ -95,7 +93,7 @@ class Scorer:
             yield
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise RewardError(
-                f"it does not fit into memory ({first_line(error)})", where=self.where, next=NEXT
+                f"it does not fit into memory ({first_line(error)})", where=self.where, next=LESS_MEMORY
             ) from error
 
 

@@ -68,11 +68,8 @@ class Objective(FrozenModule):
     ) -> None:
         super().__init__()
         if not isinstance(rewards, Mapping):
-            raise DraftError(
-                f"it is a {type(rewards).__name__}",
-                where="rewards of the objective",
-                next='give them by name, {"mine": mine}',
-            )
+            advice = 'give them by name, {"mine": mine}'
+            raise DraftError(f"it is a {type(rewards).__name__}", where="rewards of the objective", next=advice)
         weights, caps, columns = dict(weights or {}), dict(caps or {}), dict(columns or {})
         of_rewards: dict[str, Mapping[str, Any]] = {"weights": weights, "caps": caps, "columns": columns}
         for what, named in of_rewards.items():
@@ -266,7 +263,7 @@ def groups_of(name: str, prompts: Sequence[str], size: int) -> list[list[int]]:
     Raises:
         RewardError: if they are no whole groups of two or more, each of one prompt.
     """
-    groups = [list(range(first, min(first + size, len(prompts)))) for first in range(0, len(prompts), size)]
+    groups = _in_a_row(len(prompts), size)
     problem = None
     if size < 2:
         problem = "one image of each"
@@ -284,11 +281,14 @@ def groups_of(name: str, prompts: Sequence[str], size: int) -> list[list[int]]:
     return groups
 
 
+def _in_a_row(count: int, size: int) -> list[list[int]]:
+    """The places of `size` images side by side; of the last ones what is left."""
+    return [list(range(first, min(first + size, count))) for first in range(0, count, size)]
+
+
 def _any_groups(name: str, prompts: Sequence[str], size: int) -> list[list[int]]:
     """Groups of two or more of whatever prompts; a single image stands twice in its own."""
-    size = max(size, 2)
-    groups = [list(range(first, min(first + size, len(prompts)))) for first in range(0, len(prompts), size)]
-    return [own if len(own) > 1 else own * 2 for own in groups]
+    return [own if len(own) > 1 else own * 2 for own in _in_a_row(len(prompts), max(size, 2))]
 
 
 def _frame_by_frame(

@@ -15,6 +15,8 @@ from draft_core.errors import RewardError
 IN_MEMORY = Path("/dev/shm")  # Linux; elsewhere the folder of temporary files, whose pages are kept in memory too
 BLOCK = 1 << 20  # bytes by which it grows
 ZEROS = bytes(BLOCK)
+# What helps where a reward's process runs out of memory.
+LESS_MEMORY = "lower train.batch_size, raise train.gradient_accumulation_steps, or give the reward a device of its own"
 
 
 class SharedMemory:

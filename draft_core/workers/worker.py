@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from draft_core.errors import RewardError
-from draft_core.workers.memory import SharedMemory
+from draft_core.workers.memory import LESS_MEMORY, SharedMemory
 from draft_core.workers.precision import settings_of
 from draft_core.workers.process import WorkerDiedError, WorkerProcess
 from draft_core.workers.tensors import put, take
@@ -23,7 +23,6 @@ from draft_core.workers.tensors import put, take
 Answer = TypeVar("Answer")
 
 STARTS = 2  # of a process for one question: the second is after the first was killed
-MEMORY = "lower train.batch_size, raise train.gradient_accumulation_steps, or give the reward a device of its own"
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,9 @@ class Worker:
                     if self._process is not None and self._process.process.poll() is not None:
                         self._drop()  # killed after its time was over, or by Ctrl-C
                     raise
-            raise RewardError(f"its process died twice over the same question: {died}", where=self.where, next=MEMORY)
+            raise RewardError(
+                f"its process died twice over the same question: {died}", where=self.where, next=LESS_MEMORY
+            )
 
     def _start(self) -> None:
         """Starts the process and has it make the reward, if there is none."""
