@@ -68,8 +68,9 @@ class Objective(FrozenModule):
     ) -> None:
         super().__init__()
         if not isinstance(rewards, Mapping):
-            advice = 'give them by name, {"mine": mine}'
-            raise DraftError(f"it is a {type(rewards).__name__}", where="rewards of the objective", next=advice)
+            raise DraftError(
+                f"it is a {type(rewards).__name__}", where="rewards of the objective", next='name them, {"mine": mine}'
+            )
         weights, caps, columns = dict(weights or {}), dict(caps or {}), dict(columns or {})
         of_rewards: dict[str, Mapping[str, Any]] = {"weights": weights, "caps": caps, "columns": columns}
         for what, named in of_rewards.items():
