@@ -20,6 +20,7 @@ from draft_core.reporting.run_record import RunRecord
 from draft_core.training.step_report import StepReport
 
 WIDTH, HEIGHT = 4.4, 2.9  # of a panel, inches
+LEFT, RIGHT, BOTTOM, TOP = 0.155, 0.025, 0.165, 0.1  # of a panel, what its axes leave free
 POINTS = 500  # of a training curve: more would not be seen, and make the page large
 COLOURS = ("#14507d", "#b3460b", "#2e6b2f", "#7a3b8f", "#8a6d00", "#a3224a")  # on white all above 4.5 : 1
 BEST, COLLAPSE = "#2e6b2f", "#b00020"
@@ -198,7 +199,7 @@ def _running(values: Sequence[float]) -> tuple[list[float], list[float]]:
 def svg(panel: Panel) -> bytes:
     """The panel as SVG; the same panel gives the same bytes."""
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "draft"}):
-        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        figure = _figure()
         _draw(figure.subplots(), panel)
         file = io.BytesIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
@@ -209,7 +210,7 @@ def save_png(panels: Sequence[Panel], path: Path) -> None:
     """All panels in one file, three in a row."""
     columns = min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(WIDTH * columns, HEIGHT * lines), layout="constrained")
+    figure = _figure(columns, lines)
     FigureCanvasAgg(figure)
     places = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes, panel in zip(places, panels, strict=False):
@@ -217,6 +218,20 @@ def save_png(panels: Sequence[Panel], path: Path) -> None:
     for axes in places[len(panels) :]:
         axes.set_axis_off()
     figure.savefig(path, dpi=110)
+
+
+def _figure(columns: int = 1, lines: int = 1) -> Figure:
+    """Room for so many panels. The layouts that matplotlib finds itself draw everything twice; these are known."""
+    figure = Figure(figsize=(WIDTH * columns, HEIGHT * lines))
+    figure.subplots_adjust(
+        left=LEFT / columns,
+        right=1 - RIGHT / columns,
+        bottom=BOTTOM / lines,
+        top=1 - TOP / lines,
+        wspace=(LEFT + RIGHT) / (1 - LEFT - RIGHT),
+        hspace=(BOTTOM + TOP) / (1 - BOTTOM - TOP),
+    )
+    return figure
 
 
 def _draw(axes: Any, panel: Panel) -> None:
@@ -237,5 +252,6 @@ def _draw(axes: Any, panel: Panel) -> None:
     axes.set_title(panel.title, fontsize=11)
     axes.set_xlabel("update", fontsize=9)
     axes.tick_params(labelsize=8)
+    axes.yaxis.set_major_formatter("{x:.6g}")  # whole at every tick: a power of ten above takes the title's place
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)

@@ -46,6 +46,7 @@ def recipe_of(catalog: Any, output: Path, method: dict[str, Any], *, rewards: An
 def test_a_run_that_is_stopped_goes_on_in_every_bit(
     name: str, catalog: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("draft_core.runs.run.write_report", without_pages)
     notes: list[str] = []
     whole = run_recipe(
         recipe_of(catalog, tmp_path / "whole", METHODS[name]), catalog, progress=lambda *said: notes.append(said[3])

@@ -15,7 +15,7 @@ from draft_core.errors import Interrupted
 from draft_core.recipe.load import load_recipe
 from draft_core.reporting.run_record import read_run
 from draft_core.runs.run import run_recipe
-from tests.support.runs import FOUR_UPDATES, SMALL_SURROGATE
+from tests.support.runs import FOUR_UPDATES, SMALL_SURROGATE, without_pages
 
 
 def recipe_of(catalog: Any, output: Path, *, surrogate: Any = SMALL_SURROGATE, **more: Any) -> Any:
@@ -33,6 +33,7 @@ def recipe_of(catalog: Any, output: Path, *, surrogate: Any = SMALL_SURROGATE, *
 def test_a_run_that_is_stopped_goes_on_in_every_bit(
     space: str, catalog: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("draft_core.runs.run.write_report", without_pages)
     surrogate = {**SMALL_SURROGATE, "space": space}
     notes: list[str] = []
     whole = run_recipe(
