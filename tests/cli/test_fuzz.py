@@ -29,8 +29,9 @@ from tests.support import resized
 from tests.support.fuzz_commands import run_case
 from tests.support.fuzz_files import make_files
 from tests.support.resized import ResizedPromptConfig
+from tests.support.thorough import THOROUGH
 
-USUAL = 400
+USUAL = 400 if THOROUGH else 150
 WANTED = os.environ.get("DRAFT_FUZZ")
 SEED = int(os.environ.get("DRAFT_FUZZ_SEED", "0"))
 ONLY = os.environ.get("DRAFT_FUZZ_ONLY")

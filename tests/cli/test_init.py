@@ -21,6 +21,7 @@ from draft_core.proposals.starts import EMOJI, OF_PHOTOGRAPHS, STARTS, judges, m
 from draft_core.recipe.load import load_recipe
 from draft_core.recipe.yaml_text import parse_yaml
 from draft_core.registry.catalog import Catalog
+from tests.support.thorough import in_full
 
 CATALOG = load_catalog()
 NEEDED = {"draft-emoji", "draft-reward-hpsv2", "draft-reward-pickscore", "draft-reward-jpeg"}
@@ -235,6 +236,7 @@ def test_a_card_that_is_named_as_large_enough_is(monkeypatch: pytest.MonkeyPatch
 # The whole way
 
 
+@in_full
 def test_the_recipe_says_what_draft_cost_says(tmp_path: Path) -> None:
     path = tmp_path / "sd15.yaml"
     words = ["init", "--model", "sd15", "--reward", "hpsv2", "--card", "24GB", "--output", str(path), "--yes"]

@@ -26,6 +26,7 @@ from draft_core.registry.catalog import Catalog
 from draft_core.runs.run import run_recipe
 from tests.support.mutations import recipes, runnable
 from tests.support.runs import without_pages
+from tests.support.thorough import THOROUGH
 
 LONGEST = 3000  # characters of a sentence
 WANTED = os.environ.get("DRAFT_FUZZ")  # how many examples, if not those that are always the same
@@ -33,7 +34,7 @@ WANTED = os.environ.get("DRAFT_FUZZ")  # how many examples, if not those that ar
 
 def examples(usual: int) -> settings:
     return settings(
-        max_examples=int(WANTED or usual),
+        max_examples=int(WANTED or (usual if THOROUGH else usual // 3)),
         derandomize=not WANTED,
         deadline=None,
         suppress_health_check=list(HealthCheck),

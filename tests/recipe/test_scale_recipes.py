@@ -22,6 +22,7 @@ from draft_core.recipe.resolve import resolve_prompts
 from draft_core.sampling.pipelines import find_denoiser
 from draft_core.sampling.prompt_cache import remember_prompts
 from tests.support.families import FAMILIES
+from tests.support.thorough import some
 from tests.support.tiny import Redness, RednessConfig
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +70,7 @@ def test_what_is_measured_is_not_trained_and_prompts_are_enough(name: str) -> No
     assert len(set(resolve_prompts(recipe.prompts, load_catalog()))) >= 16
 
 
-@pytest.mark.parametrize("name", FULL_SIZE)
+@pytest.mark.parametrize("name", some(FULL_SIZE, "sd15", "sd3.5-medium", "wan"))
 def test_the_lora_finds_every_attention_of_the_full_size_denoiser(name: str) -> None:
     model, lora = model_of(name), recipe_of(name).model.lora
     attribute, network = next(iter(model.networks.items()))
@@ -82,7 +83,7 @@ def test_the_lora_finds_every_attention_of_the_full_size_denoiser(name: str) -> 
     assert {part for part in adapted if not part.endswith((*ATTENTION, *second_stream))} == set()
 
 
-@pytest.mark.parametrize("name", FULL_SIZE)
+@pytest.mark.parametrize("name", some(FULL_SIZE, "sdxl", "sd3.5-medium", "flux", "wan"))
 def test_its_settings_take_an_update_on_a_small_model_of_the_family(name: str) -> None:
     recipe = recipe_of(name)
     family = next(family for family in FAMILIES if family.name == FULL_SIZE[name][0])
