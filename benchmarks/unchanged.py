@@ -81,6 +81,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "alignprop": {"kind": "alignprop"},
     "drtune": {"kind": "drtune", "k": 2, "last": 2},
     "flowbp-sparse": {"kind": "flowbp-sparse", "k": 2},
+    "flowbp-sparse, bias": {"kind": "flowbp-sparse", "k": 2, "bias": 2.0},
+    "flowbp-bridge": {"kind": "flowbp-bridge", "k": 2, "rescale": 0.0},
     "steps": {"kind": "steps", "steps": [-3, -1], "detach_input": True},
     "target": {"kind": "target", "refresh": 2, "fits": 2},
 }
