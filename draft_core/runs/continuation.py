@@ -35,7 +35,7 @@ HARMLESS = (
 
 # What may change without changing the images of an evaluation or their scores before weights.
 UNSEEN = ("evaluation.every", "evaluation.tolerance", "model.gradient_checkpointing", "model.decode", "model.noise")
-UNSEEN_ENDINGS = (".weight", ".cap", ".device")
+UNSEEN_ENDINGS = (".weight", ".cap", ".cap.quantile", ".worst_within", ".device")
 
 
 @dataclass(frozen=True)
