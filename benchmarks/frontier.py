@@ -213,7 +213,7 @@ def judged(trainer: Trainer, size: Size, at: float) -> Point:
 
 
 def table(cells: Sequence[Cell]) -> str:
-    """By what judge and diversity have changed, of every remedy at every rise: means over seeds, and standard errors."""
+    """By what judge and diversity have changed, of every remedy at every rise: means over seeds and errors."""
     heads = ["remedy", "seeds", "seconds", "reward gained"]
     heads += [f"{name} at +{rise:g}" for rise in RISES for name in ("judge", "diversity")]
     rows = []
