@@ -205,7 +205,7 @@ def judged(trainer: Trainer, size: Size, at: float) -> Point:
     prompts = held_out[:: len(held_out) // size.prompts][: size.prompts]
     found = evaluate(trainer.sampler, measures, prompts, range(size.images), batch_size=12)
     means = found.means()
-    spread = float(diversity(found.images.unflatten(0, (len(prompts), size.images))).mean())
+    spread = float(diversity(found.images.reshape(len(prompts), size.images, *found.images.shape[1:])).mean())
     return Point(at, means[TRAINED], means[JUDGE], spread)
 
 

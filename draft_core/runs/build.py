@@ -318,5 +318,6 @@ def _check_machine(recipe: RecipeBase) -> None:
             check_device(reward.device, where=f"{name}.device")
     processes = Processes(cpu=recipe.device == "cpu")
     autocast(processes.device, recipe.train.mixed_precision)  # refuses what the device cannot do
-    check_images(recipe.train, images_per_prompt(recipe.model.call), processes.world_size)
+    moving = [reward.kind for reward in recipe.rewards if isinstance(reward.cap, QuantileCap)]
+    check_images(recipe.train, images_per_prompt(recipe.model.call), processes.world_size, moving)
     require_trackers(recipe.trackers)

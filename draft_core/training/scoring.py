@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 from statistics import fmean
 from typing import Any
@@ -170,12 +170,15 @@ def _scaled(
         factor = max(1.0, factor / 16)
 
 
-def check_images(settings: TrainSettings, objective: Objective, images_per_prompt: int, processes: int) -> None:
+def check_images(
+    settings: TrainSettings, images_per_prompt: int, processes: int, quantiles: Collection[str] = ()
+) -> None:
     """That a pass holds images enough, and that how many each prompt has is said once.
 
     Arguments:
         images_per_prompt: that a call of the pipeline makes.
         processes: that share a pass.
+        quantiles: names of rewards whose cap is one of the scores of a pass.
 
     Raises:
         RecipeError: if rewards are divided by the spread of a pass of one image, or capped at its quantile, or both
@@ -188,10 +191,10 @@ def check_images(settings: TrainSettings, objective: Objective, images_per_promp
             next="leave one of them out; train.images_per_prompt counts within train.batch_size",
         )
     several = settings.batch_size * images_per_prompt * processes
-    if objective.quantiles and several < 2:
+    if quantiles and several < 2:
         raise RecipeError(
             "it is a quantile of the scores of a pass, and a pass of one image has none",
-            where=f"cap of reward {next(iter(objective.quantiles))!r}",
+            where=f"cap of reward {next(iter(quantiles))!r}",
             next="raise train.batch_size to 2 or more, or give the score itself",
         )
     if settings.normalize == "scale" and several < 2:

@@ -158,6 +158,7 @@ def test_the_first_update_makes_exactly_these_calls_in_about_this_memory(
     trainer = built(catalog, case)
     predicted = forecast(trainer)
     calls, memory, found = predicted.calls, predicted.memory, {}
+    begun(trainer)
     real = peak_memory(lambda: found.update(counted(trainer)))  # it also makes the optimiser's state
     assert found["plain"] == calls.plain
     assert found["with_grad"] == calls.with_grad + calls.recomputed
