@@ -127,7 +127,7 @@ class Probe:
         """Bytes that a batch and the first loss of a learner allocate at most."""
 
         def score(images: torch.Tensor, prompts: Sequence[str], **of_surrogates: Any) -> Scores:
-            return self._scored(images, prompts)
+            return _scored(self.objective, images, prompts)
 
         def work() -> None:
             trainer = self.trainer
@@ -142,7 +142,7 @@ class Probe:
         with self.trainer.autocast(), torch.no_grad():
             runs = record(alone, self.batch(batch), parts, keep_trajectory=keep_trajectory)
             for run in runs:
-                self._scored(run.images, run.prompts)
+                _scored(self.objective, run.images, run.prompts)
         return runs
 
     def batch(self, size: int, repeats: int = 1) -> Batch:
@@ -181,11 +181,7 @@ class Probe:
             rollout = self.sampler(prompts, plan=plan, generator=noise)
             if not is_scored:
                 return rollout.images.float()
-            return self._scored(rollout.images, rollout.prompts).total
-
-    def _scored(self, images: torch.Tensor, prompts: Sequence[str]) -> Scores:
-        """As a training scores images, its caps aside."""
-        return worst_scores(self.objective, images, prompts, NOTHING)[0]
+            return _scored(self.objective, rollout.images, rollout.prompts).total
 
     def _backward(self, scores: torch.Tensor) -> None:
         (-scores.mean()).backward()  # type: ignore[no-untyped-call]
@@ -221,6 +217,11 @@ class Probe:
             for denoiser in self.denoisers:
                 stack.enter_context(seams.replaced(denoiser, "forward", partial(on_denoise, denoiser)))
             yield
+
+
+def _scored(objective: Objective, images: torch.Tensor, prompts: Sequence[str]) -> Scores:
+    """As a training scores images, its caps aside."""
+    return worst_scores(objective, images, prompts, NOTHING)[0]
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device) -> float:

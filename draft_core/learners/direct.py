@@ -75,7 +75,7 @@ class DirectLearner:
                     return
 
     def check(self, sampler: DifferentiableSampler) -> None:
-        """Refuses a sampler in whose chain the weights of a plan are not known.
+        """Refuses a `sampler` in whose chain the weights of a plan are not known.
 
         Raises:
             SamplerError: naming the scheduler.

@@ -51,7 +51,11 @@ class FlowBPSparse(DirectConfig):
         return StepPlan(steps=steps, grad_steps=frozenset(_drawn(steps, self.k, self.bias, rng)), detach_input=True)
 
     def weighted(self, plan: StepPlan, sizes: Sizes) -> StepPlan:
-        """Every grad step with the same weight."""
+        """`plan` with one weight for every grad step, by the lengths of the steps, `sizes()`.
+
+        Raises:
+            SamplerError: with `rescale`, if the scheduler's steps are of another form.
+        """
         return _rescaled(plan, sizes, self.rescale)
 
 
@@ -93,7 +97,11 @@ class FlowBPBridge(DirectConfig):
         )
 
     def weighted(self, plan: StepPlan, sizes: Sizes) -> StepPlan:
-        """Every grad step with the same weight."""
+        """`plan` with one weight for every grad step, by the lengths of the steps, `sizes()`.
+
+        Raises:
+            SamplerError: with `rescale`, if the scheduler's steps are of another form.
+        """
         return _rescaled(plan, sizes, self.rescale)
 
 
@@ -127,7 +135,11 @@ class LeapAlign(DirectConfig):
         )
 
     def weighted(self, plan: StepPlan, sizes: Sizes) -> StepPlan:
-        """Both steps weighted by how far they leap."""
+        """`plan` with both steps weighted by how far they leap, by the lengths of the steps, `sizes()`.
+
+        Raises:
+            SamplerError: if the scheduler's steps are of another form.
+        """
         lengths, (first, second) = sizes(), sorted(plan.grad_steps)
         leaps = (euler_leap(first, second, lengths), euler_leap(second, plan.steps, lengths))
         weights = {step: leap.weights[step] / lengths[step] for leap in leaps for step in leap.weights}
@@ -190,7 +202,11 @@ class FlowBPLagrange(DirectConfig):
         )
 
     def weighted(self, plan: StepPlan, sizes: Sizes) -> StepPlan:
-        """The active supports weighted by the quadrature."""
+        """`plan` with the active supports weighted by the quadrature, by the lengths of the steps, `sizes()`.
+
+        Raises:
+            SamplerError: if the scheduler's steps are of another form.
+        """
         lengths, first, (second,) = sizes(), min(plan.grad_steps), plan.input_weights
         bounds = ((first, second), (second, plan.steps))
         leaps = tuple(lagrange_leap(start, end, lengths, self.order) for start, end in bounds)
