@@ -88,7 +88,8 @@ def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
         # what an entry is called
         (
             "method.k=3",
-            "method: it does not say its kind; add `kind: draft-k`, or another with `k`: drtune, flowbp-sparse, flowbp-bridge, eager.",
+            "method: it does not say its kind; add `kind: draft-k`, or another with `k`: drtune, flowbp-sparse, "
+            "flowbp-bridge, eager.",
         ),
         (
             "method={prefix_steps: 3}",
