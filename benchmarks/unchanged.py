@@ -81,10 +81,21 @@ METHODS: dict[str, dict[str, Any]] = {
     "alignprop": {"kind": "alignprop"},
     "drtune": {"kind": "drtune", "k": 2, "last": 2},
     "flowbp-sparse": {"kind": "flowbp-sparse", "k": 2},
+    "flowbp-sparse, bias": {"kind": "flowbp-sparse", "k": 2, "bias": 2.0},
+    "flowbp-bridge": {"kind": "flowbp-bridge", "k": 2, "rescale": 0.0},
     "steps": {"kind": "steps", "steps": [-3, -1], "detach_input": True},
     "target": {"kind": "target", "refresh": 2, "fits": 2},
 }
+# Steps that add a multiple of the prediction, which the embedded model's own do not; its images mean nothing then.
+EULER = {"scheduler": {"name": "EulerDiscreteScheduler", "settings": {"prediction_type": "epsilon"}}}
 VARIANTS: dict[str, dict[str, Any]] = {
+    "flowbp-sparse, rescale": {"method": {"kind": "flowbp-sparse", "k": 2, "rescale": 0.5}, "model": EULER},
+    "flowbp-lagrange": {"method": {"kind": "flowbp-lagrange"}, "model": EULER},
+    "leapalign": {"method": {"kind": "leapalign"}, "model": EULER},
+    "draft-k, cap at a quantile and worst_within": {
+        "method": METHODS["draft-k"],
+        "rewards": [{**JPEG, "cap": {"quantile": 0.75}, "worst_within": 0.01}],
+    },
     "draft-k, evaluated often": {
         "method": METHODS["draft-k"],
         "evaluation": {"images_per_prompt": 2, "every": 3, "scales": [0.5]},

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from draft_core.recipe.schema import ImageFile, LoraConfig, ModelConfig, SchedulerConfig
     from draft_core.recipe.trackers import TrackersConfig
     from draft_core.registry.catalog import load_catalog
+    from draft_core.registry.flow import FlowBPBridge, FlowBPLagrange, FlowBPSparse, LeapAlign
     from draft_core.registry.methods import (
         AlignProp,
         Draft,
         DraftK,
         DraftLV,
         DRTune,
-        FlowBPSparse,
         PrefixReuse,
         Refl,
         ShortPrefix,
@@ -66,9 +66,12 @@ _HOMES = {
     "DraftK": "registry.methods",
     "DraftLV": "registry.methods",
     "EvaluationSettings": "evaluation.settings",
-    "FlowBPSparse": "registry.methods",
+    "FlowBPBridge": "registry.flow",
+    "FlowBPLagrange": "registry.flow",
+    "FlowBPSparse": "registry.flow",
     "FrameSettings": "training.settings",
     "ImageFile": "recipe.schema",
+    "LeapAlign": "registry.flow",
     "LoraConfig": "recipe.schema",
     "ModelConfig": "recipe.schema",
     "Objective": "rewards.objective",
@@ -118,9 +121,12 @@ __all__ = [
     "DraftK",
     "DraftLV",
     "EvaluationSettings",
+    "FlowBPBridge",
+    "FlowBPLagrange",
     "FlowBPSparse",
     "FrameSettings",
     "ImageFile",
+    "LeapAlign",
     "LoraConfig",
     "ModelConfig",
     "Objective",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from numbers import Integral
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from draft_core.errors import SamplerError
+from draft_core.leaps import Leaps
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,12 @@ class StepPlan:
         prefix: number of steps, fewer than T, of a chain without gradient that makes x0 in the place of the whole one.
             It is not decoded; the images are re-noisings of that x0 (`Renoising`). None takes the chain's own steps.
         keep_trajectory: every step is kept, detached, for `sampler.replay` (policy gradients, importance weights).
+        weights: grad step -> factor on the gradient of its prediction, whose value stays; 1 where one is missing. The
+            `divergence` of a rollout is not weighted.
+        input_weights: grad step -> factor on the gradient that flows through its denoiser call into its latents, whose
+            value stays. Where one is missing, 0 with `detach_input` and 1 without.
+        leaps: large steps that the weights stand for; the learner of the DRaFT family counts images less for which
+            they miss the chain. They need `keep_trajectory`.
 
     Raises:
         SamplerError: if a number is not a whole one, a step is outside 0..T-1, or the fields contradict each other.
@@ -37,13 +45,16 @@ class StepPlan:
     stop_at: int | None = None
     prefix: int | None = None
     keep_trajectory: bool = False
+    weights: Mapping[int, float] = field(default_factory=dict, hash=False)
+    input_weights: Mapping[int, float] = field(default_factory=dict, hash=False)
+    leaps: Leaps | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         check_whole("StepPlan.steps", self.steps)
         object.__setattr__(self, "grad_steps", _set_of_steps(self.grad_steps))
-        for field in ("stop_at", "prefix"):
-            if getattr(self, field) is not None:
-                check_whole(f"StepPlan.{field}", getattr(self, field))
+        for name in ("stop_at", "prefix"):
+            if getattr(self, name) is not None:
+                check_whole(f"StepPlan.{name}", getattr(self, name))
         if self.steps < 1:
             raise SamplerError(f"a plan needs at least one step, not {self.steps}", where="StepPlan.steps")
         self._check_steps("grad_steps", sorted(self.grad_steps))
@@ -54,8 +65,23 @@ class StepPlan:
                 where="StepPlan.stop_at",
                 next="record only steps that are reached",
             )
+        for name in ("weights", "input_weights"):
+            object.__setattr__(self, name, _weights(f"StepPlan.{name}", getattr(self, name), self.grad_steps))
+        if self.leaps is not None:
+            self._check_leaps(self.leaps)
         if self.prefix is not None:
             self._check_prefix(self.prefix)
+
+    def _check_leaps(self, leaps: Leaps) -> None:
+        if not self.keep_trajectory:
+            problem, advice = "leaps are compared with the chain, which is not kept", "add keep_trajectory=True"
+        elif self.stop_at is not None:
+            problem, advice = "leaps lead to the end of a chain that is left early", "leave out stop_at or leaps"
+        elif any(leap.end > self.steps for leap in leaps.leaps):
+            problem, advice = f"a leap ends behind the chain of {self.steps} steps", f"let it end at {self.steps}"
+        else:
+            return
+        raise SamplerError(problem, where="StepPlan.leaps", next=advice)
 
     def _check_prefix(self, prefix: int) -> None:
         if not 1 <= prefix < self.steps:
@@ -65,6 +91,8 @@ class StepPlan:
         elif self.keep_trajectory:
             problem = "a shortened prefix has no steps of the whole chain that could be kept"
             advice = "leave out prefix or keep_trajectory"
+        elif self.weights or self.input_weights:
+            problem, advice = "re-noised copies take the last step's whole gradient", "leave out prefix or the weights"
         else:
             return
         raise SamplerError(problem, where="StepPlan.prefix", next=advice)
@@ -134,6 +162,12 @@ class Renoising:
                 where="StepPlan.stop_at",
                 next="use either stop_at or re-noised copies",
             )
+        if self.copies and (plan.weights or plan.leaps is not None):
+            raise SamplerError(
+                "re-noised copies take the last step's whole gradient, and have no chain to leap over",
+                where="StepPlan.weights",
+                next="use either weights and leaps or re-noised copies",
+            )
         if plan.prefix is not None and (not self.copies or self.max_drift is not None):
             problem = "makes no samples to drift from" if self.copies else "gives no images without re-noised copies"
             raise SamplerError(
@@ -189,6 +223,20 @@ def _set_of_steps(steps: Any) -> frozenset[int]:
     return numbers
 
 
+def _weights(where: str, weights: Any, grad_steps: frozenset[int]) -> dict[int, float]:
+    """As a dictionary of its own."""
+    if not isinstance(weights, Mapping):
+        raise SamplerError(f"it is a {type(weights).__name__}", where=where, next="give {step: factor}")
+    for step, weight in weights.items():
+        if step not in grad_steps:
+            raise SamplerError(
+                f"step {step!r} is weighted, and no grad step", where=where, next=f"weigh some of {sorted(grad_steps)}"
+            )
+        if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):
+            raise SamplerError(f"the weight of step {step} is {weight!r}", where=where, next="give a finite number")
+    return {step: float(weight) for step, weight in weights.items()}
+
+
 class Method(Protocol):
     """A training method of the DRaFT family: where the gradient flows in each update, and what is re-noised."""
 
@@ -198,6 +246,23 @@ class Method(Protocol):
 
     def renoising(self) -> Renoising:
         """What follows each sampling run."""
+        ...
+
+
+Sizes = Callable[[], Sequence[float]]
+
+
+@runtime_checkable
+class Weighing(Protocol):
+    """A method whose weights depend on how far each step of the chain goes."""
+
+    def weighted(self, plan: StepPlan, sizes: Sizes) -> StepPlan:
+        """A plan of `plan(steps, rng)` with its weights.
+
+        Arguments:
+            sizes: gives h_t of each step x_{t+1} = x_t + h_t v_t, T numbers, `DifferentiableSampler.step_sizes`; it
+                raises a `SamplerError` for steps of another form.
+        """
         ...
 
 

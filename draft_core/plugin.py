@@ -1,5 +1,6 @@
 """All that a plugin's naming file may import: it says what exists, and imports no torch."""
 
+from draft_core.leaps import Leap, Leaps
 from draft_core.plan import Renoising, StepPlan
 from draft_core.registry.config import Config, DirectConfig, Field, MethodConfig, RewardConfig
 from draft_core.registry.hooks import hookimpl
@@ -11,6 +12,8 @@ __all__ = [
     "Config",
     "DirectConfig",
     "Field",
+    "Leap",
+    "Leaps",
     "MethodConfig",
     "MethodSpec",
     "PretrainedSpec",

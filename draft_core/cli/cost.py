@@ -86,19 +86,24 @@ def _forecast(recipe: Path, overrides: list[str]) -> tuple[Forecast, dict[str, i
     from draft_core.recipe.resolve import resolve_evaluation
     from draft_core.registry.environments import in_environment
     from draft_core.runs.build import build, build_objective
+    from draft_core.runs.continuation import computing
 
     quiet_libraries()
     for kind in [config.kind for config in (*validated.rewards, *validated.metrics) if in_environment(config)]:
         err.print(f"not counted: the memory of reward {escape(kind)}, which has a process of its own", highlight=False)
     settings, prompts = resolve_evaluation(validated, catalog)
-    trainer = build(validated, catalog=catalog)
-    sampler = evaluation_sampler(trainer.sampler, settings)
-    free = free_memory(trainer.device)  # before anything else is allocated
-    found = forecast(trainer)
-    room = None if free is None else free + sum(found.memory.weights.values()) + found.memory.lora
-    cheaper = savings(trainer, found.memory)
-    rewards = build_objective(validated.metrics, catalog, beside=trainer.objective).to(trainer.device)
-    return found, cheaper, room, evaluation_cost(trainer, sampler, rewards, settings, prompts=len(prompts))
+    with computing(validated, anew=True) as (_, threads):
+        if threads:
+            err.print(threads, highlight=False, markup=False)
+        trainer = build(validated, catalog=catalog)
+        sampler = evaluation_sampler(trainer.sampler, settings)
+        free = free_memory(trainer.device)  # before anything else is allocated
+        found = forecast(trainer)
+        room = None if free is None else free + sum(found.memory.weights.values()) + found.memory.lora
+        cheaper = savings(trainer, found.memory)
+        rewards = build_objective(validated.metrics, catalog, beside=trainer.objective).to(trainer.device)
+        evaluation = evaluation_cost(trainer, sampler, rewards, settings, prompts=len(prompts))
+    return found, cheaper, room, evaluation
 
 
 def _print_time(found: Forecast, evaluation: EvaluationCost) -> None:

@@ -16,11 +16,12 @@ from draft_core.cost.peak_memory import MemoryMeter, peak_memory
 from draft_core.learners.learner import Alone, Batch, Learner
 from draft_core.learners.recorded_runs import apart, record
 from draft_core.plan import StepPlan
-from draft_core.rewards.objective import Objective, Scores
+from draft_core.rewards.objective import NOTHING, Objective, Scores
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.pipeline_call import Checkpointing
 from draft_core.sampling.rollout import Rollout
 from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.training.robust import worst_scores
 from draft_core.training.trainer import Trainer
 
 RECOMPUTING: tuple[Checkpointing, ...] = (True, "blocks")  # the whole denoiser, sooner or later
@@ -126,8 +127,7 @@ class Probe:
         """Bytes that a batch and the first loss of a learner allocate at most."""
 
         def score(images: torch.Tensor, prompts: Sequence[str], **of_surrogates: Any) -> Scores:
-            scores: Scores = self.objective(images, prompts)
-            return scores
+            return _scored(self.objective, images, prompts)
 
         def work() -> None:
             trainer = self.trainer
@@ -142,7 +142,7 @@ class Probe:
         with self.trainer.autocast(), torch.no_grad():
             runs = record(alone, self.batch(batch), parts, keep_trajectory=keep_trajectory)
             for run in runs:
-                self.objective(run.images, run.prompts)
+                _scored(self.objective, run.images, run.prompts)
         return runs
 
     def batch(self, size: int, repeats: int = 1) -> Batch:
@@ -181,8 +181,7 @@ class Probe:
             rollout = self.sampler(prompts, plan=plan, generator=noise)
             if not is_scored:
                 return rollout.images.float()
-            total: torch.Tensor = self.objective(rollout.images, rollout.prompts).total
-        return total
+            return _scored(self.objective, rollout.images, rollout.prompts).total
 
     def _backward(self, scores: torch.Tensor) -> None:
         (-scores.mean()).backward()  # type: ignore[no-untyped-call]
@@ -218,6 +217,11 @@ class Probe:
             for denoiser in self.denoisers:
                 stack.enter_context(seams.replaced(denoiser, "forward", partial(on_denoise, denoiser)))
             yield
+
+
+def _scored(objective: Objective, images: torch.Tensor, prompts: Sequence[str]) -> Scores:
+    """As a training scores images, its caps aside."""
+    return worst_scores(objective, images, prompts, NOTHING)[0]
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device) -> float:

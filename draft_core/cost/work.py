@@ -20,7 +20,7 @@ class Calls:
         with_grad: denoiser calls with gradient, forward and backward.
         recomputed: denoiser calls made once more in the backward pass.
         decoded: images through the decoder; with `decode` other than "whole" each goes through it twice.
-        scored: images through the rewards.
+        scored: images through the rewards, counted once where a reward also looks near them for its worst.
         encoded: images of files through the pipeline's encoder.
     """
 

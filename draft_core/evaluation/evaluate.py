@@ -19,8 +19,8 @@ from draft_core.evaluation.settings import EvaluationSettings
 from draft_core.frames import still
 from draft_core.plan import StepPlan
 from draft_core.rewards.images import to_pil
-from draft_core.rewards.objective import Objective, check_takes
-from draft_core.rewards.protocol import scope, takes
+from draft_core.rewards.objective import Objective
+from draft_core.rewards.protocol import check_takes, scope, takes
 from draft_core.sampling.pipelines import call_inputs, has_float16, networks
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.setting import IMAGE_COUNTS

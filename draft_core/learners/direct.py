@@ -5,14 +5,17 @@ Come here for what happens between a step plan and a loss; the plans themselves 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from random import Random
 from typing import Any
 
 import torch
 
 from draft_core.errors import RewardError
+from draft_core.leaps import Leaps
 from draft_core.learners.learner import Batch, Loss, Score
-from draft_core.plan import LastStep, Method, Renoising, StepPlan
+from draft_core.plan import LastStep, Method, Renoising, StepPlan, Weighing
+from draft_core.sampling.rollout import StepRecord
 from draft_core.sampling.sampler import DifferentiableSampler
 
 
@@ -43,7 +46,7 @@ class DirectLearner:
         Raises:
             RewardError: if the scores carry no gradient.
         """
-        plan, renoising = self.method.plan(sampler.steps, batch.rng), self.method.renoising()
+        plan, renoising = planned(self.method, sampler, batch.rng), self.method.renoising()
         images = len(batch.generators) * images_per_noise(plan, renoising)
         samples = None
         # prompts -> images, with gradient
@@ -51,12 +54,18 @@ class DirectLearner:
             # images -> a score for each, (N,)
             scores = score(rollout.images, rollout.prompts, latents=rollout.decoded)
             require_gradient(scores.per_reward)
+            total, report = scores.total, {}
+            if plan.leaps is not None:
+                distances = leap_distances(plan.leaps, rollout.trajectory)
+                total = total * closeness(distances, plan.leaps.least).to(total)
+                report = {"leap_distance": float(distances.mean())}
             yield Loss(
-                -scores.total.mean(),  # higher reward is better
+                -total.mean(),  # higher reward is better
                 share=1.0 if renoising.step_each else len(rollout.images) / images,
                 step=renoising.step_each,
                 images=len(rollout.images),
                 divergence=rollout.divergence,
+                report=report,
             )
             if samples is None:
                 samples = rollout.images.detach()
@@ -64,6 +73,14 @@ class DirectLearner:
                 distance = (rollout.images.detach() - samples).float().square().mean()
                 if float(batch.ranks.mean(distance).sqrt()) > renoising.max_drift:
                     return
+
+    def check(self, sampler: DifferentiableSampler) -> None:
+        """Refuses a `sampler` in whose chain the weights of a plan are not known.
+
+        Raises:
+            SamplerError: naming the scheduler.
+        """
+        planned(self.method, sampler, Random(0))
 
     def modules(self) -> Mapping[str, torch.nn.Module]:
         """None: the adapter is all that is trained."""
@@ -75,6 +92,32 @@ class DirectLearner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes nothing of `state`: there is none."""
+
+
+def planned(method: Method, sampler: DifferentiableSampler, rng: Random) -> StepPlan:
+    """The plan of one update, with its weights if the method weighs steps by how far they go.
+
+    Raises:
+        SamplerError: if it does, and the sampler's steps are of another form.
+    """
+    plan = method.plan(sampler.steps, rng)
+    return method.weighted(plan, lambda: sampler.step_sizes) if isinstance(method, Weighing) else plan
+
+
+def leap_distances(leaps: Leaps, trajectory: Sequence[StepRecord]) -> torch.Tensor:
+    """How far each leap ends from where the chain was, mean over dimensions, (leaps, N) for N images."""
+    distances = []
+    for leap in leaps.leaps:
+        reached = trajectory[leap.start].before.float()
+        for step, weight in leap.weights.items():
+            reached = reached + weight * trajectory[step].prediction.float()
+        distances.append((reached - trajectory[leap.end - 1].after.float()).abs().flatten(1).mean(1))
+    return torch.stack(distances)
+
+
+def closeness(distances: torch.Tensor, least: float) -> torch.Tensor:
+    """1 / sum over leaps of max(least, distance), (N,), of distances (leaps, N)."""
+    return 1 / distances.clamp(min=least).sum(0)
 
 
 def images_per_noise(plan: StepPlan, renoising: Renoising) -> int:

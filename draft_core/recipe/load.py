@@ -16,7 +16,14 @@ from draft_core.recipe.columns import readers, with_absolute_rows
 from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import base_of, with_absolute_paths
 from draft_core.recipe.resolve import locate_pretrained, resolve_evaluation, training_prompts
-from draft_core.recipe.rewards import are_all_elsewhere, check_groups, check_scored, check_surrogates, with_environments
+from draft_core.recipe.rewards import (
+    are_all_elsewhere,
+    check_against_exploitation,
+    check_groups,
+    check_scored,
+    check_surrogates,
+    with_environments,
+)
 from draft_core.recipe.schema import LARGEST_FLOAT, LARGEST_INTEGER, RecipeBase, recipe_type
 from draft_core.recipe.yaml_text import dump_yaml, plain_copy, read_yaml, set_field, short
 from draft_core.registry.catalog import Catalog, load_catalog
@@ -184,6 +191,7 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             )
     method = catalog.method(recipe.method.kind).spec
     check_surrogates(recipe, method, catalog, where)
+    check_against_exploitation(recipe, catalog, where)
     check_groups(recipe, catalog, where, images_evaluated=evaluation.images_per_prompt)
     for index, reward in enumerate(recipe.rewards if method.needs_gradient else ()):
         if not spec_of(reward, catalog).differentiable and reward.surrogate is None:

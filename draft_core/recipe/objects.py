@@ -39,6 +39,7 @@ class RecipeFields(TypedDict, total=False):
     metrics: Sequence[RewardConfig | Fields]
     processes: int
     device: str | None
+    threads: int | None
     trackers: TrackersConfig | Fields
     output: Path | str
     versions: Mapping[str, str] | None

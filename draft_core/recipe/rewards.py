@@ -12,6 +12,7 @@ from typing import Any
 from draft_core.errors import DraftError, RecipeError
 from draft_core.recipe.schema import RecipeBase
 from draft_core.registry.catalog import Catalog
+from draft_core.registry.config import QuantileCap, RewardConfig
 from draft_core.registry.environments import Place, RewardInEnvironment, described, spec_of
 from draft_core.registry.specs import MethodSpec
 from draft_core.setting import images_per_prompt
@@ -66,6 +67,42 @@ def check_surrogates(recipe: RecipeBase, method: MethodSpec, catalog: Catalog, w
                 where=f"{where}: train.normalize",
                 next=f"use scale, or none, or rewards.{index}.surrogate.space: image",
             )
+
+
+def check_against_exploitation(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
+    """That what an entry says against exploitation has an effect, and can be computed."""
+    for index, metric in enumerate(recipe.metrics):
+        for field in _against_exploitation(metric):
+            raise RecipeError(
+                "a metric is not trained on, so that this would have no effect",
+                where=f"{where}: metrics.{index}.{field}",
+                next="leave it out",
+            )
+    for index, reward in enumerate(recipe.rewards):
+        spec, place = spec_of(reward, catalog), f"{where}: rewards.{index}"
+        for field in _against_exploitation(reward) if not recipe.method.trains_on_rewards else ():
+            raise RecipeError(
+                f"method {recipe.method.kind!r} scores no image in training, as it is set here",
+                where=f"{place}.{field}",
+                next="leave it out",
+            )
+        if reward.worst_within is None:
+            continue
+        if reward.surrogate is not None:
+            problem = "the surrogate is trained on, and the worst is that of the reward itself"
+        elif not spec.differentiable:
+            problem = f"reward {reward.kind!r} has no gradient, by which the worst is found"
+        elif spec.scope == "group":
+            problem = f"reward {reward.kind!r} compares the images of a prompt, and the worst is that of one image"
+        else:
+            continue
+        raise RecipeError(problem, where=f"{place}.worst_within", next="leave it out")
+
+
+def _against_exploitation(reward: RewardConfig) -> list[str]:
+    """The fields of an entry that say how training takes its scores."""
+    fields = {"cap": isinstance(reward.cap, QuantileCap), "worst_within": reward.worst_within is not None}
+    return [field for field, is_said in fields.items() if is_said]
 
 
 def check_groups(recipe: RecipeBase, catalog: Catalog, where: str, *, images_evaluated: int) -> None:

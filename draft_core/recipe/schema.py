@@ -181,6 +181,13 @@ class RecipeBase(Config):
     device: Literal["cpu", "cuda", "mps"] | None = Field(
         None, description="Where to run; left out, a GPU where there is one. What is named must exist."
     )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=MOST,
+        description="Threads that compute on the CPU; left out, OMP_NUM_THREADS, or as many as there are idle cores "
+        "when the run starts, which it then fills in.",
+    )
     trackers: TrackersConfig = Field(
         TrackersConfig(), description="Where numbers and images go beside the run's own folder."
     )

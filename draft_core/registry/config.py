@@ -20,6 +20,16 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
+class QuantileCap(Config):
+    """A cap that moves with the scores of each pass."""
+
+    quantile: float = Field(
+        gt=0,
+        lt=1,
+        description="Share of the images of a pass whose scores do not exceed the cap: 0.75 caps the best quarter.",
+    )
+
+
 class RewardConfig(Config):
     """What every reward entry of a recipe can say; a plugin subclasses it.
 
@@ -34,8 +44,18 @@ class RewardConfig(Config):
         pattern=r"^(cpu|mps|cuda(:\d+)?)$",
         description="Where this reward computes, cuda:1 for example; left out, where the pipeline does.",
     )
-    cap: float | None = Field(
-        None, description="Scores above it earn no more: their gradient is zero, so that nothing is over-optimised."
+    cap: float | QuantileCap | None = Field(
+        None,
+        description="Scores above it earn no more: their gradient is zero, so that nothing is over-optimised. "
+        "`{quantile: 0.75}` takes it from the scores of each pass of the training.",
+    )
+    worst_within: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Training takes the worst score within so far of an image, root mean square over values in 0..1, "
+        "found by one step against the gradient: a sharp peak of the reward then earns little. Costs one more score "
+        "and its gradient.",
     )
     columns: dict[str, str] | None = Field(
         None,

@@ -12,6 +12,7 @@ from typing import Literal
 from draft_core.errors import RecipeError
 from draft_core.plan import Renoising, StepPlan
 from draft_core.registry.config import DirectConfig, Field
+from draft_core.registry.flow import FLOW
 from draft_core.registry.gradient_free import GRADIENT_FREE
 from draft_core.registry.specs import MethodSpec
 from draft_core.registry.targets import TARGET
@@ -188,27 +189,6 @@ class DRTune(DirectConfig):
         return StepPlan(steps=steps, grad_steps=recorded, detach_input=True, stop_at=reached - 1)
 
 
-class FlowBPSparse(DirectConfig):
-    """FlowBP-Sparse: x0 as a sum of Euler updates, of which a random few carry gradient (arXiv 2606.11075, 2026).
-
-    On a flow-matching Euler chain x0 = x_T + sum_t dt_t v_t. Re-forwarding the velocities of an active set on the
-    cached trajectory and adding them up gives the values of the rollout again, so the gradient is that of one run
-    whose active calls see detached latents: no second pass is needed. See docs/decisions/0.1-surrogate-trajectories.md.
-    """
-
-    kind: Literal["flowbp-sparse"] = "flowbp-sparse"
-    k: int = Field(5, ge=1, description="Size of the active set, drawn uniformly without replacement.")
-
-    def plan(self, steps: int, rng: Random) -> StepPlan:
-        """`k` random steps recorded, with detached input.
-
-        Raises:
-            RecipeError: if `k` exceeds `steps`.
-        """
-        at_most("k", self.k, steps)
-        return StepPlan(steps=steps, grad_steps=frozenset(rng.sample(range(steps), self.k)), detach_input=True)
-
-
 class StepList(DirectConfig):
     """The steps that are named, and no others: for experiments; `steps: [-3, -2, -1]` is DRaFT-3."""
 
@@ -246,9 +226,7 @@ BUILT_IN = (
     MethodSpec(kind="refl", config=Refl, summary="ReFL: one random late step, judged by its posterior mean"),
     MethodSpec(kind="alignprop", config=AlignProp, summary="AlignProp: DRaFT-K with a random K for each update"),
     MethodSpec(kind="drtune", config=DRTune, summary="DRTune: spread steps with detached input, and an early stop"),
-    MethodSpec(
-        kind="flowbp-sparse", config=FlowBPSparse, summary="FlowBP-Sparse: a random few steps with detached input"
-    ),
+    *FLOW,
     MethodSpec(kind="steps", config=StepList, summary="the steps that are named, for experiments"),
     TARGET,
     *GRADIENT_FREE,

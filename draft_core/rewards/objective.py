@@ -49,6 +49,8 @@ class Objective(FrozenModule):
         caps: name -> score above which the reward adds no more, and gives no gradient; none where a name is missing.
         columns: name -> the columns that the reward reads of the prompts' rows, by its own names for them; none where
             a name is missing.
+        quantiles: name -> share of the images of a pass whose score caps that of the others in training, in 0..1.
+        radii: name -> how far from an image, root mean square over its values, training looks for the worst score.
 
     Attributes:
         group_size: how many images of one prompt stand side by side in what it scores, for rewards whose scope is the
@@ -65,6 +67,8 @@ class Objective(FrozenModule):
         weights: Mapping[str, float] | None = None,
         caps: Mapping[str, float] | None = None,
         columns: Mapping[str, Mapping[str, Column]] | None = None,
+        quantiles: Mapping[str, float] | None = None,
+        radii: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(rewards, Mapping):
@@ -73,6 +77,7 @@ class Objective(FrozenModule):
             )
         weights, caps, columns = dict(weights or {}), dict(caps or {}), dict(columns or {})
         of_rewards: dict[str, Mapping[str, Any]] = {"weights": weights, "caps": caps, "columns": columns}
+        of_rewards |= {"quantiles": dict(quantiles or {}), "radii": dict(radii or {})}
         for what, named in of_rewards.items():
             if unknown := sorted(named.keys() - rewards.keys()):
                 raise DraftError(
@@ -85,6 +90,7 @@ class Objective(FrozenModule):
         self.weights = {name: weights.get(name, 1.0) for name in rewards}
         self.caps = caps
         self.columns = columns
+        self.quantiles, self.radii = of_rewards["quantiles"], of_rewards["radii"]
         self.group_size, self.is_for_measurement = 1, False
         self.eval()  # the rewards too, which need not be frozen modules themselves
 
@@ -196,16 +202,22 @@ class Objective(FrozenModule):
         score = _mean_over_frames if are_videos and taken == "image" else checked_scores
         return score(name, reward, images, prompts, columns)
 
-    def total(self, per_reward: Mapping[str, torch.Tensor], divisors: Mapping[str, float]) -> torch.Tensor:
+    def total(
+        self,
+        per_reward: Mapping[str, torch.Tensor],
+        divisors: Mapping[str, float],
+        caps: Mapping[str, float] | None = None,
+    ) -> torch.Tensor:
         """The weighted sum of some rewards' scores, capped, (N,).
 
         Arguments:
             per_reward: reward name -> its scores, (N,).
             divisors: reward name -> what its scores are divided by; 1 where a name is missing.
+            caps: reward name -> its cap, in the place of the objective's own.
         """
-        parts = []
+        parts, caps = [], self.caps if caps is None else caps
         for name, scores in per_reward.items():
-            capped = scores.clamp(max=self.caps[name]) if name in self.caps else scores
+            capped = scores.clamp(max=caps[name]) if name in caps else scores
             parts.append(self.weights[name] / divisors.get(name, 1.0) * capped)
         return torch.stack(parts).sum(0)
 
@@ -231,26 +243,6 @@ def as_objective(rewards: Rewards) -> Objective:
     if not rewards:
         raise RewardError("there is no reward", where="objective", next="give at least one")
     return Objective(rewards)
-
-
-def check_takes(rewards: Mapping[str, torch.nn.Module], *, makes_videos: bool, model: str) -> None:
-    """Refuses rewards of videos for a model that makes images.
-
-    Arguments:
-        rewards: name -> reward.
-        makes_videos: whether the model does.
-        model: what the error calls it.
-
-    Raises:
-        RewardError: naming the first such reward.
-    """
-    named = [name for name, reward in rewards.items() if takes(reward) == "video"]
-    if named and not makes_videos:
-        raise RewardError(
-            f"it scores videos, and {model} makes images",
-            where=f"reward {named[0]!r}",
-            next="use a video model, or another reward",
-        )
 
 
 def groups_of(name: str, prompts: Sequence[str], size: int) -> list[list[int]]:

@@ -81,6 +81,26 @@ def scope(reward: Any) -> Scope:
     return scoped
 
 
+def check_takes(rewards: Mapping[str, torch.nn.Module], *, makes_videos: bool, model: str) -> None:
+    """Refuses rewards of videos for a model that makes images.
+
+    Arguments:
+        rewards: name -> reward.
+        makes_videos: whether the model does.
+        model: what the error calls it.
+
+    Raises:
+        RewardError: naming the first such reward.
+    """
+    named = [name for name, reward in rewards.items() if takes(reward) == "video"]
+    if named and not makes_videos:
+        raise RewardError(
+            f"it scores videos, and {model} makes images",
+            where=f"reward {named[0]!r}",
+            next="use a video model, or another reward",
+        )
+
+
 def with_components(
     reward: Any, images: torch.Tensor, prompts: Sequence[str], **beside: Any
 ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:

@@ -22,7 +22,7 @@ from draft_core.recipe.prompt_lists import PromptList
 from draft_core.recipe.resolve import require_recipe, rows_of, training_prompts
 from draft_core.recipe.schema import ModelConfig, RecipeBase, entry_type
 from draft_core.registry.catalog import Catalog, load_catalog
-from draft_core.registry.config import MethodConfig, RewardConfig
+from draft_core.registry.config import MethodConfig, QuantileCap, RewardConfig
 from draft_core.registry.environments import Place, RewardInEnvironment, described, spec_of
 from draft_core.reward_process.making import check_device, made_by_plugin, made_reward
 from draft_core.rewards.columns import CallColumns
@@ -259,15 +259,21 @@ def build_objective(configs: Sequence[RewardConfig], catalog: Catalog, *, beside
     weights: dict[str, float] = dict(beside.weights) if beside else {}
     caps: dict[str, float] = dict(beside.caps) if beside else {}
     columns = dict(beside.columns) if beside else {}
+    quantiles: dict[str, float] = dict(beside.quantiles) if beside else {}
+    radii: dict[str, float] = dict(beside.radii) if beside else {}
     for config in configs:
         count = sum(name.split("#")[0] == config.kind for name in rewards)
         name = f"{config.kind}#{count + 1}" if count else config.kind
         rewards[name] = build_reward(config, catalog)
         weights[name] = config.weight
         columns[name] = columns_of(config, catalog, where=f"reward {name!r}: columns")
-        if config.cap is not None:
+        if isinstance(config.cap, QuantileCap):
+            quantiles[name] = config.cap.quantile
+        elif config.cap is not None:
             caps[name] = config.cap
-    return Objective(rewards, weights, caps, columns)
+        if config.worst_within is not None:
+            radii[name] = config.worst_within
+    return Objective(rewards, weights, caps, columns, quantiles, radii)
 
 
 def build_reward(config: RewardConfig, catalog: Catalog) -> torch.nn.Module:
@@ -312,5 +318,6 @@ def _check_machine(recipe: RecipeBase) -> None:
             check_device(reward.device, where=f"{name}.device")
     processes = Processes(cpu=recipe.device == "cpu")
     autocast(processes.device, recipe.train.mixed_precision)  # refuses what the device cannot do
-    check_images(recipe.train, images_per_prompt(recipe.model.call), processes.world_size)
+    moving = [reward.kind for reward in recipe.rewards if isinstance(reward.cap, QuantileCap)]
+    check_images(recipe.train, images_per_prompt(recipe.model.call), processes.world_size, moving)
     require_trackers(recipe.trackers)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from draft_core.errors import CheckpointError, RecipeError, one_line
+import torch
+
+from draft_core.errors import CheckpointError, DraftError, RecipeError, one_line
 from draft_core.recipe.load import dump_recipe
 from draft_core.recipe.resolve import ResolvedRecipe
 from draft_core.recipe.schema import RecipeBase
@@ -19,6 +21,7 @@ from draft_core.recipe.yaml_text import parse_yaml
 from draft_core.reporting.run_record import FACTS, PROMPTS, RECIPE
 from draft_core.runs.folder import CHECKPOINTS, is_run_file, require_unlocked
 from draft_core.setting import images_per_prompt
+from draft_core.threads import chosen_threads, computing_with
 
 # What may change between the parts of a run without changing what it computes.
 HARMLESS = (
@@ -27,6 +30,7 @@ HARMLESS = (
     "train.max_skipped",
     "checkpoint",
     "trackers",
+    "threads",  # but for the last bits
     "output",
     "evaluation.on_collapse",
     "evaluation.scales",
@@ -35,7 +39,7 @@ HARMLESS = (
 
 # What may change without changing the images of an evaluation or their scores before weights.
 UNSEEN = ("evaluation.every", "evaluation.tolerance", "model.gradient_checkpointing", "model.decode", "model.noise")
-UNSEEN_ENDINGS = (".weight", ".cap", ".device")
+UNSEEN_ENDINGS = (".weight", ".cap", ".cap.quantile", ".worst_within", ".device")
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,34 @@ def continuation(
     redraws = any(_is_seen(name, resolved.recipe) for name in different)
     note = "the evaluations so far were of other images or scores: they are drawn anew, from the base model's on"
     return Continuation(True, redraws, (note,) if redraws else ())
+
+
+@contextmanager
+def computing(recipe: RecipeBase, *, anew: bool) -> Iterator[tuple[RecipeBase, str | None]]:
+    """The threads that the recipe says, or the run in its folder had, or the load leaves; what a GPU does needs none.
+
+    Arguments:
+        anew: whether no run in the folder goes on.
+
+    Yields:
+        The recipe with the number, and a sentence where the load decided.
+    """
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if recipe.device not in ("cpu", None) or (recipe.device is None and has_gpu):
+        number, note = recipe.threads, None
+    else:
+        number, note = chosen_threads(recipe.threads, None if anew else _threads_before(recipe.output))
+    with computing_with(number):
+        yield recipe.model_copy(update={"threads": number}), note
+
+
+def _threads_before(folder: Path) -> int | None:
+    """What the run in the folder filled in; None where there is none, or it cannot be read."""
+    try:
+        number = parse_yaml((folder / RECIPE).read_text(encoding="utf-8")).get("threads")
+    except (OSError, ValueError, AttributeError, DraftError):
+        return None
+    return number if isinstance(number, int) and number > 0 else None
 
 
 def _is_seen(field: str, recipe: RecipeBase) -> bool:

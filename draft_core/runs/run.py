@@ -29,7 +29,7 @@ from draft_core.reporting.page import write_report
 from draft_core.reporting.run_record import Facts, load_images
 from draft_core.reporting.verdict import RunVerdict, judged
 from draft_core.runs.build import build, build_objective
-from draft_core.runs.continuation import continuation
+from draft_core.runs.continuation import computing, continuation
 from draft_core.runs.cut_prompts import cut_prompts
 from draft_core.runs.evaluator import Evaluator
 from draft_core.runs.folder import RunFolder, is_ours, record_of
@@ -117,7 +117,12 @@ def run_recipe(
     require_recipe(recipe, where="run_recipe")
     require_callable(on_update=on_update, on_evaluation=on_evaluation)
     catalog = catalog if catalog is not None else load_catalog()
-    with stop_signals() as stop, in_sentences(recipe.output), cut_prompts() as cut:
+    with (
+        stop_signals() as stop,
+        in_sentences(recipe.output),
+        cut_prompts() as cut,
+        computing(recipe, anew=overwrite) as (recipe, threads),
+    ):
         started = time.perf_counter()
         processes = Processes(cpu=recipe.device == "cpu")
         is_main = processes.rank == 0
@@ -150,7 +155,7 @@ def run_recipe(
             )
             drawn = drawn_otherwise(recipe, trainer.sampler, sampler)
             notes = (*trainer.adapter.notes(), *resolved.notes, *how.notes, *restored.notes)
-            for note in [*notes, *filter(None, (blind, tightness, drawn))]:
+            for note in [*notes, *filter(None, (blind, tightness, drawn, threads))]:
                 progress("note", 0, 0, note)
             page = LivePage(
                 folder.path,

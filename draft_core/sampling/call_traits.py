@@ -5,13 +5,14 @@ A call is watched while it runs without its networks (`chain.DryRun`), and again
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from draft_core.errors import SamplerError
+from draft_core.errors import SamplerError, one_line
 from draft_core.plan import Renoising, StepPlan
 from draft_core.sampling import seams
 from draft_core.sampling.noise_levels import check_told, gaussian_of
@@ -134,6 +135,51 @@ def has_density(scheduler: Any, call: seams.StepCall, noise: float) -> bool:
             next="use a stochastic scheduler without memory (DDIM with eta, DDPM, Euler ancestral), or solver_order 1",
         )
     return True
+
+
+def step_size(scheduler: Any, call: seams.StepCall) -> float:
+    """h of a step that adds h times the prediction to the latents and does nothing else, as Euler's of a flow do.
+
+    Raises:
+        SamplerError: naming a scheduler whose step does anything else.
+    """
+    before, shape = seams.scheduler_state(scheduler), call.sample.shape
+    source = torch.Generator().manual_seed(0)
+    latents, prediction = (torch.randn(shape, generator=source).to(call.sample.device) for _ in range(2))
+
+    def after(latents: torch.Tensor, prediction: torch.Tensor, state: seams.State) -> torch.Tensor:
+        seams.restore_scheduler(scheduler, state)
+        output: torch.Tensor = seams.first_of(call.run(sample=latents, model_output=prediction), "prev_sample")
+        return output
+
+    size = float(after(torch.zeros_like(latents), torch.ones_like(latents), before).flatten()[0])
+    states = (before, seams.altered(before, shape))  # a step that builds on earlier predictions gives two answers
+    found = [after(latents, prediction, state) for state in states]
+    seams.restore_scheduler(scheduler, before)
+    expected = latents + size * prediction
+    if not size or not all(torch.allclose(other, expected, rtol=1e-3, atol=1e-4) for other in found):
+        raise SamplerError(
+            f"a step of {type(scheduler).__name__} does more than add a multiple of the prediction to the latents, so "
+            "that its share in x0 is not known",
+            where="scheduler",
+            next="use a flow-matching model with Euler steps, or a method without weights of this kind",
+        )
+    return size
+
+
+@contextmanager
+def batchable(pipe: Any) -> Iterator[None]:
+    """What a call of another batch than the run's may raise, as one sentence; memory that runs out stays as it is."""
+    try:
+        yield
+    except (SamplerError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise SamplerError(
+            f"several copies cannot be made in one batch: its call raised {type(error).__name__} ({one_line(error)})",
+            where=type(pipe).__name__,
+            next="leave out `batched`, and copies are made one after another",
+        ) from error
 
 
 def _refusal(pipe: Any, what: str, advice: str) -> SamplerError:

@@ -101,6 +101,9 @@ class PlannedRun:
             return output
         if self.first is None:
             self.first, self.drawn_before = first_start(self.pipe, call), len(self.drawn)
+        if self.number in self.plan.weights:
+            weighted = seams.with_gradient(call.model_output, self.plan.weights[self.number])
+            call = seams.with_prediction(call, weighted)
         keeps = self.plan.keep_trajectory
         if keeps or self.number == self.plan.steps - 1:
             start = StepStart(self.number, call.timestep, call.sample.detach(), *self.before)
@@ -127,8 +130,9 @@ class PlannedRun:
         if self._is_left() and key in self.blanks:
             return self.blanks[key]
         if self.number in self.plan.grad_steps:
-            if self.plan.detach_input:
-                args, kwargs = seams.with_detached_input(args, kwargs)
+            factor = self.plan.input_weights.get(self.number, 0.0 if self.plan.detach_input else 1.0)
+            if factor != 1:
+                args, kwargs = seams.with_input_gradient(args, kwargs, factor)
             output = record(args, kwargs)
         else:
             with torch.no_grad():
@@ -202,7 +206,7 @@ class ShortRun:
 
     def arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Of fewer steps, and without the decoder."""
-        return {**arguments, **undecoded(self.pipe), "num_inference_steps": self.plan.prefix}
+        return {**arguments, **pipelines.undecoded(self.pipe), "num_inference_steps": self.plan.prefix}
 
     def further_seams(self) -> list[tuple[Any, str, Any]]:
         """No further ones."""
@@ -281,7 +285,7 @@ class DryRun:
 
     def arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Without the decoder where only the starts of steps are wanted."""
-        return {**arguments, **undecoded(self.pipe)} if self.noted else arguments
+        return {**arguments, **pipelines.undecoded(self.pipe)} if self.noted else arguments
 
     def further_seams(self) -> list[tuple[Any, str, Any]]:
         """No further ones."""
@@ -339,8 +343,3 @@ def first_start(pipe: Any, call: seams.StepCall) -> StepStart:
 def after_step(output: Any, pipe: Any) -> tuple[list[seams.State], Any]:
     """What scheduler and guiders remember after a step, and the step's output, detached."""
     return seams.memory_of(pipelines.remembering(pipe)), seams.mapped(torch.Tensor.detach, output)
-
-
-def undecoded(pipe: Any) -> dict[str, Any]:
-    """The argument by which a call leaves the decoder out; a modular one has none."""
-    return {} if pipelines.is_modular(pipe) else {"output_type": "latent"}

@@ -291,3 +291,8 @@ def check_blocks(pipe: Any, *, denoisers: bool, decoder: bool) -> None:
                 where=type(pipe).__name__,
                 next="use another way to save memory",
             )
+
+
+def undecoded(pipe: Any) -> dict[str, Any]:
+    """The argument by which a call leaves the decoder out; a modular one has none."""
+    return {} if is_modular(pipe) else {"output_type": "latent"}

@@ -12,7 +12,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from draft_core.errors import DraftError, SamplerError
 from draft_core.sampling import pipelines, seams
-from draft_core.sampling.chain import DryRun, undecoded
+from draft_core.sampling.chain import DryRun
 from draft_core.sampling.noise_levels import noise_level, renoised
 from draft_core.sampling.pipeline_call import Forward, PipelineCall, Settings, length
 from draft_core.sampling.randomness import Generator, repeated, state_of
@@ -95,7 +95,7 @@ class Replay:
             }
         if first is not None and pipelines.is_modular(self.pipe):  # no method there to replace
             arguments["latents"] = first / getattr(self.pipe.scheduler, "init_noise_sigma", 1.0)
-        return arguments if self.decodes else {**arguments, **undecoded(self.pipe)}
+        return arguments if self.decodes else {**arguments, **pipelines.undecoded(self.pipe)}
 
     def further_seams(self) -> list[tuple[Any, str, Any]]:
         """The initial latents, where the first step is given."""

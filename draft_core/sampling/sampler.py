@@ -7,19 +7,18 @@ sampler; its seams switch recording on for the planned steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
-from functools import cached_property, partial
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any, get_args
 
 import torch
 
-from draft_core.errors import SamplerError, one_line
+from draft_core.errors import SamplerError
 from draft_core.frames import FrameChoice
 from draft_core.plan import Renoising, StepPlan, check_choice, check_whole
 from draft_core.rewards.columns import CallColumns
 from draft_core.sampling import pipelines, seams
-from draft_core.sampling.call_traits import CallTraits, check_recorded, has_density
+from draft_core.sampling.call_traits import CallTraits, batchable, check_recorded, has_density, step_size
 from draft_core.sampling.chain import PlannedRun, See, ShortRun, lengths, unseen, watched
 from draft_core.sampling.noise_levels import check_eta
 from draft_core.sampling.pipeline_call import Checkpointing, Decode
@@ -127,12 +126,24 @@ class DifferentiableSampler:
         def see(number: int, call: seams.StepCall) -> None:
             source = torch.Generator().manual_seed(number)  # a prediction of zeros would hide what a step remembers
             prediction = torch.randn(call.model_output.shape, generator=source).to(call.model_output)
-            call = replace(call, model_output=prediction, run=partial(call.run, model_output=prediction))
-            if has_density(self.pipe.scheduler, call, self.noise):
+            if has_density(self.pipe.scheduler, seams.with_prediction(call, prediction), self.noise):
                 noisy.add(number)
 
         self._watched(see)
         return frozenset(noisy)
+
+    @cached_property
+    def step_sizes(self) -> tuple[float, ...]:
+        """h_t of each step x_{t+1} = x_t + h_t v_t, T numbers: of a flow's Euler steps the differences of noise levels.
+
+        Raises:
+            SamplerError: if the steps draw noise, or do anything else (`call_traits.step_size`).
+        """
+        if self.noise:
+            raise SamplerError("its steps draw noise", where="DifferentiableSampler.noise", next="set it to 0")
+        sizes = dict[int, float]()
+        self._watched(lambda number, call: sizes.update({number: step_size(self.pipe.scheduler, call)}))
+        return tuple(sizes[number] for number in range(len(sizes)))
 
     @cached_property
     def takes_each(self) -> bool:
@@ -314,26 +325,11 @@ class DifferentiableSampler:
             noisy = [renoised_start(self, origin) for _ in range(renoising.copies)]
         for batch in [torch.cat(noisy)] if renoising.batched and noisy else noisy:
             replay = Replay(self, origin, {origin.last.number: batch}, unvisited)
-            with _batchable(self.pipe) if replay.copies > 1 else nullcontext():
+            with batchable(self.pipe) if replay.copies > 1 else nullcontext():
                 images = replay.images()
             names = _prompt_of_each(origin.prompts, len(images) // replay.copies) * replay.copies
             call = replay.call
             yield Rollout(images, names, sample_count=0, divergence=call.mean_divergence(), decoded=call.decoded_once())
-
-
-@contextmanager
-def _batchable(pipe: Any) -> Iterator[None]:
-    """What a call of another batch than the run's may raise, as one sentence; memory that runs out stays as it is."""
-    try:
-        yield
-    except (SamplerError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise SamplerError(
-            f"several copies cannot be made in one batch: its call raised {type(error).__name__} ({one_line(error)})",
-            where=type(pipe).__name__,
-            next="leave out `batched`, and copies are made one after another",
-        ) from error
 
 
 def _rollout(value: Any) -> Rollout:

@@ -13,7 +13,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -233,15 +233,21 @@ def denoiser_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return next(value for value in candidates if tensors_in(value))
 
 
-def with_detached_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a denoiser call with the latents cut from the graph."""
+def with_input_gradient(args: tuple[Any, ...], kwargs: dict[str, Any], factor: float) -> tuple[Any, dict[str, Any]]:
+    """The arguments of a denoiser call, `factor` times the gradient of its latents flowing back through them."""
     latents = {id(tensor) for tensor in tensors_in(denoiser_input(args, kwargs))}
+    scaled = mapped(lambda tensor: with_gradient(tensor, factor) if id(tensor) in latents else tensor, (args, kwargs))
+    return scaled[0], scaled[1]
 
-    def detach(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.detach() if id(tensor) in latents else tensor
 
-    detached: tuple[tuple[Any, ...], dict[str, Any]] = mapped(detach, (args, kwargs))
-    return detached
+def with_gradient(tensor: torch.Tensor, factor: float) -> torch.Tensor:
+    """The same values, bit for bit, with `factor` times the gradient."""
+    return tensor.detach() + factor * (tensor - tensor.detach()) if factor else tensor.detach()
+
+
+def with_prediction(call: StepCall, prediction: torch.Tensor) -> StepCall:
+    """A step that is given another prediction."""
+    return replace(call, model_output=prediction, run=functools.partial(call.run, model_output=prediction))
 
 
 def shapes_of(value: Any) -> tuple[torch.Size, ...]:

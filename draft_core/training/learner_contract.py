@@ -13,8 +13,8 @@ import torch
 
 from draft_core.errors import DraftError, RecipeError, raised
 from draft_core.learners.learner import ADAPTER, Learner, Loss
-from draft_core.rewards.objective import Objective, check_takes
-from draft_core.rewards.protocol import takes
+from draft_core.rewards.objective import Objective
+from draft_core.rewards.protocol import check_takes, takes
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.distributed import is_loss_of_another
 from draft_core.training.settings import RegularizerSettings, TrainSettings

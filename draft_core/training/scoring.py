@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 from statistics import fmean
 from typing import Any
@@ -18,6 +18,7 @@ from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.batches import Batches
 from draft_core.training.distributed import Processes
 from draft_core.training.learner_contract import remembered
+from draft_core.training.robust import quantile, worst_scores
 from draft_core.training.settings import TrainSettings
 from draft_core.training.step_report import Tally
 
@@ -63,14 +64,28 @@ class Scoring:
         """
         if self.scale is not None and self.scale.by == "gradient":
             images = images.float()  # the gradient in float16 images would fall below what float16 holds
-        scores: Scores = self.objective(images, prompts, known)
+        scores, plain = worst_scores(self.objective, images, prompts, known)
         if self.scale is not None:
             self._measure(self.scale, scores, images)
             undivided = [name for name in scores.per_reward if name not in self.divisors]
             tally.notes += [f"reward {name!r} is divided by nothing: {MEASURED[self.scale.by]}" for name in undivided]
-            scores = Scores(self.objective.total(scores.per_reward, self.divisors), scores.per_reward)
-        tally.add_scores(scores, images, prompts, asked=bool(scores.per_reward.keys() - known.keys()))
+        if self.scale is not None or self.objective.quantiles:
+            scores = Scores(self.total(scores.per_reward), scores.per_reward)
+        own = Scores(scores.total, {**scores.per_reward, **plain})
+        tally.add_scores(own, images, prompts, asked=bool(scores.per_reward.keys() - known.keys()))
+        if plain:
+            tally.add_drops({name: values - scores.per_reward[name].detach() for name, values in plain.items()})
         return scores
+
+    def total(self, per_reward: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The weighted sum of some rewards' scores of a pass, each divided and capped as this training does, (N,)."""
+        quantiles = {name: share for name, share in self.objective.quantiles.items() if name in per_reward}
+        caps = dict(self.objective.caps)
+        if quantiles:  # of the images of all processes
+            pooled = self.processes.gather({name: per_reward[name].tolist() for name in quantiles})
+            for name, share in quantiles.items():
+                caps[name] = quantile([score for part in pooled for score in part[name]], share)
+        return self.objective.total(per_reward, self.divisors, caps)
 
     def _measure(self, scale: RunningScale, scores: Scores, images: torch.Tensor) -> None:
         per_reward = scores.per_reward
@@ -121,7 +136,7 @@ def reward_gradients(
     for name, scores in (with_gradient[0].per_reward if with_gradient else {}).items():
         if not scores.requires_grad:
             continue
-        alone = scoring.objective.total({name: scores}, scoring.divisors).mean()
+        alone = scoring.total({name: scores}).mean()
         gradients[name] = scoring.processes.mean(_scaled(alone, parameters, loss_scale, scoring.processes))
     scoring.restore(running)
     learner.load_state_dict(before)
@@ -155,16 +170,19 @@ def _scaled(
         factor = max(1.0, factor / 16)
 
 
-def check_images(settings: TrainSettings, images_per_prompt: int, processes: int) -> None:
+def check_images(
+    settings: TrainSettings, images_per_prompt: int, processes: int, quantiles: Collection[str] = ()
+) -> None:
     """That a pass holds images enough, and that how many each prompt has is said once.
 
     Arguments:
         images_per_prompt: that a call of the pipeline makes.
         processes: that share a pass.
+        quantiles: names of rewards whose cap is one of the scores of a pass.
 
     Raises:
-        RecipeError: if rewards are divided by the spread of a pass of one image, or both the settings and the call make
-            several images of each prompt.
+        RecipeError: if rewards are divided by the spread of a pass of one image, or capped at its quantile, or both
+            the settings and the call make several images of each prompt.
     """
     if settings.images_per_prompt > 1 and images_per_prompt > 1:
         raise RecipeError(
@@ -172,7 +190,14 @@ def check_images(settings: TrainSettings, images_per_prompt: int, processes: int
             where="train.images_per_prompt",
             next="leave one of them out; train.images_per_prompt counts within train.batch_size",
         )
-    if settings.normalize == "scale" and settings.batch_size * images_per_prompt * processes < 2:
+    several = settings.batch_size * images_per_prompt * processes
+    if quantiles and several < 2:
+        raise RecipeError(
+            "it is a quantile of the scores of a pass, and a pass of one image has none",
+            where=f"cap of reward {next(iter(quantiles))!r}",
+            next="raise train.batch_size to 2 or more, or give the score itself",
+        )
+    if settings.normalize == "scale" and several < 2:
         raise RecipeError(
             "scale divides by the spread of a pass's scores, and a pass of one image has none",
             where="train.normalize",

@@ -39,9 +39,10 @@ class StepReport:
         skipped: why optimiser steps were skipped, one sentence each; empty when all is well.
         notes: what else a person should know, one sentence each: a gradient of exactly zero, a reward that
             normalisation divides by nothing.
-        learner: further numbers that the method reports, name -> mean over images.
-        reward_queries: images that the rewards scored, also for a surrogate, those of a round that was thrown away
-            included; evaluations are not counted.
+        learner: further numbers that the method reports, name -> mean over images; and "drop of NAME", how far a reward
+            falls to its worst near the images, where training looks for that.
+        reward_queries: images that the rewards scored, also for a surrogate or to find the worst near an image, those
+            of a round that was thrown away included; evaluations are not counted.
     """
 
     update: int
@@ -118,6 +119,12 @@ class Tally:
                 self.unassigned.append(
                     f"reward {name!r} of the prompt {prompts[index]!r} became {float(values[index])}"
                 )
+
+    def add_drops(self, drops: Mapping[str, torch.Tensor]) -> None:
+        """How far each reward falls to its worst near the images, (N,); to score that takes each image once more."""
+        counts = {len(values) for values in drops.values()}
+        self.reported.append((max(counts), {f"drop of {name}": float(drop.mean()) for name, drop in drops.items()}))
+        self.queries += max(counts)
 
     def require_divergence(self) -> None:
         """Raises a `DraftError` if no loss carries its divergence from the base model."""

@@ -100,7 +100,7 @@ class Trainer:
         prompts = list_of_prompts(prompts, where="Trainer")
         copies = images_per_prompt(sampler.call_kwargs)
         require_fit(sampler, learner, settings, regularizers)
-        check_images(settings, copies, self.processes.world_size)
+        check_images(settings, copies, self.processes.world_size, objective.quantiles)
         objective.group_size = settings.images_per_prompt * copies
         # Not accelerate's own backward pass and optimiser: the shell's variables would change what they compute.
         self.autocast = partial(autocast, self.device, settings.mixed_precision)

@@ -36,6 +36,9 @@ CASES: dict[str, dict[str, Any]] = {
     "prefix-reuse": {"method": {"kind": "prefix-reuse", "updates": 3}},
     "refl": {"method": {"kind": "refl", "last": 3}},
     "drtune": {"method": {"kind": "drtune", "k": 2, "last": 2}},
+    "flowbp-bridge": {"method": {"kind": "flowbp-bridge", "k": 3, "rescale": 0}},
+    "leapalign": {"method": {"kind": "leapalign"}, "model": {"scheduler": {"name": "EulerDiscreteScheduler"}}},
+    "worst_within": {"rewards": [{"kind": "redness", "worst_within": 0.01}], "method": {"kind": "draft-k"}},
     "accumulated": {"train": {"batch_size": 2, "gradient_accumulation_steps": 2}},
     "recomputed": {"method": {"kind": "draft"}, "model": {"gradient_checkpointing": True}},
     "sliced": {"model": {"decode": "sliced"}, "train": {"batch_size": 4}},
@@ -158,6 +161,7 @@ def test_the_first_update_makes_exactly_these_calls_in_about_this_memory(
     trainer = built(catalog, case)
     predicted = forecast(trainer)
     calls, memory, found = predicted.calls, predicted.memory, {}
+    begun(trainer)
     real = peak_memory(lambda: found.update(counted(trainer)))  # it also makes the optimiser's state
     assert found["plain"] == calls.plain
     assert found["with_grad"] == calls.with_grad + calls.recomputed

@@ -208,3 +208,25 @@ def test_no_runs_leave_page_and_image_as_they_are(compare_rl: Any, tmp_path: Pat
     with pytest.raises(SystemExit, match="there are no runs; train some"):
         compare_rl.main(["--plot", "--runs", str(tmp_path), "--page", str(tmp_path / "none.md")])
     assert not list(tmp_path.iterdir())
+
+
+# Remedies against reward hacking
+
+
+def test_remedies_are_compared_where_the_trained_reward_has_risen_equally(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frontier = imported("frontier", monkeypatch)
+    rising = [frontier.Point(6.0 * n, 0.7 + 0.01 * n, -0.1 + 0.02 * n, 0.1 - 0.01 * n) for n in range(4)]
+    found = frontier.Cell("none", 0, tuple(rising), 1.0).at_rise(0.025)
+    assert asdict(found) == pytest.approx({"at": 15, "trained": 0.725, "judge": -0.05, "diversity": 0.075})
+    assert frontier.Cell("none", 0, tuple(rising), 1.0).at_rise(0.04) is None
+    file = tmp_path / "cells.jsonl"
+    monkeypatch.setattr(frontier, "trained", lambda remedy, seed, size: frontier.Cell(remedy, seed, tuple(rising), 2.0))
+    for seed in (0, 1, 1):  # what is there is not trained again
+        frontier.train_missing("kl 0.3", seed, frontier.Size(), file)
+    cells = frontier.read(file)
+    assert [(cell.seed, cell.points) for cell in cells] == [(0, tuple(rising)), (1, tuple(rising))]
+    assert "| kl 0.3 | 2 | 2 | +0.030 ± 0.000 | +0.040 ± 0.000 | -20.0% ± 0.0% |" in frontier.table(cells)
+    frontier.draw(cells, tmp_path / "image.png")
+    assert (tmp_path / "image.png").stat().st_size > 5_000

@@ -30,7 +30,7 @@ RUN = {
     ("docs/library.md", "python"): (11, "tests/project/test_library.py"),
     ("docs/one-step.md", "python"): (6, "tests/project/test_docs.py"),
     ("docs/tutorial.md", "python"): (1, "tests/project/test_tutorial.py"),
-    ("docs/write-a-method.md", "python"): (3, "tests/project/test_tutorial.py"),
+    ("docs/write-a-method.md", "python"): (4, "tests/project/test_tutorial.py"),
     ("docs/write-a-reward.md", "python"): (8, "tests/project/test_ecosystem.py"),
     ("docs/how-to/columns.md", "python"): (1, "tests/project/test_blocks.py"),
     ("docs/how-to/options-of-a-reward.md", "python"): (1, "tests/project/test_plugin_pages.py"),

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from draft_core import DifferentiableSampler, load_recipe
 from draft_core.adapters.lora import add_lora, trainable
 from draft_core.cli import app as cli
+from draft_core.plan import Weighing
 from draft_core.recipe.schema import RecipeBase
 from tests.support.pages import ROOT, SMALL, code_blocks, require_installed, run_code, text_of
 from tests.support.tiny import PROMPTS, byte_tokenizer, tiny_pipe
@@ -81,7 +82,7 @@ def test_the_recipe_for_stable_diffusion_is_valid(tmp_path: Path) -> None:
 
 def test_the_learner_of_the_page_trains_on_a_reward_without_gradient(tmp_path: Path) -> None:
     page = text_of("docs/write-a-method.md")
-    naming, learning, other_plan = code_blocks(page, "python")
+    naming, learning, other_plan, with_weights = code_blocks(page, "python")
     names: dict[str, Any] = {}
     run_code(naming, names)
     (spec,) = names["draft_register_methods"]()
@@ -109,6 +110,11 @@ def test_the_learner_of_the_page_trains_on_a_reward_without_gradient(tmp_path: P
 
     run_code(other_plan, names)
     assert names["EveryOther"](offset=1).plan(5, Random(0)).grad_steps == {1, 3}
+    run_code(with_weights, names)
+    evenly = names["Evenly"]()
+    assert isinstance(evenly, Weighing)
+    plan = evenly.weighted(evenly.plan(3, Random(0)), lambda: (-0.5, -0.3, -0.1))
+    assert plan.weights == pytest.approx({0: 0.6, 2: 3.0})
 
 
 def fields(schema: dict[str, Any], known: dict[str, Any], prefix: str = "") -> dict[str, str]:

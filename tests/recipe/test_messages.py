@@ -88,7 +88,8 @@ def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
         # what an entry is called
         (
             "method.k=3",
-            "method: it does not say its kind; add `kind: draft-k`, or another with `k`: drtune, flowbp-sparse, eager.",
+            "method: it does not say its kind; add `kind: draft-k`, or another with `k`: drtune, flowbp-sparse, "
+            "flowbp-bridge, eager.",
         ),
         (
             "method={prefix_steps: 3}",
@@ -216,11 +217,13 @@ def test_every_method_that_asks_for_too_many_steps_names_its_field(steps: int, c
         "alignprop": {"k_min": most},
         "drtune": {"k": most, "last": 2},
         "flowbp-sparse": {"k": most},
+        "flowbp-bridge": {"k": most},
+        "flowbp-lagrange": {"last": most},
         "steps": {"steps": [-most]},
         "target": {"prefix_steps": most},
     }
     planned = {spec.kind for spec in BUILT_IN if spec.needs_gradient}
-    assert too_many.keys() == planned - {"draft", "draft-lv", "prefix-reuse"}
+    assert too_many.keys() == planned - {"draft", "draft-lv", "leapalign", "prefix-reuse"}
     for kind, fields in too_many.items():
         data = {**GOOD, "model": {**GOOD["model"], "num_inference_steps": steps}, "method": {"kind": kind, **fields}}
         with pytest.raises(RecipeError) as caught:

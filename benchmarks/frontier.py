@@ -1,0 +1,272 @@
+"""Remedies against reward hacking on the embedded model: what is left of judge and diversity at equal trained reward.
+
+    python benchmarks/frontier.py                # trains what is missing, about a minute a cell; then tables and image
+    python benchmarks/frontier.py --seeds 1      # the first seed of each remedy
+    python benchmarks/frontier.py --minutes 20   # begins no cell after that
+    python benchmarks/frontier.py --plot         # trains nothing
+    python benchmarks/frontier.py --quick        # one update of two remedies, to see that it works
+
+`emoji-clip` is trained on, in three steps without guidance, by DRaFT-1 where the remedy says nothing else. The judge is
+`emoji-judge`, a classifier that no training saw, on prompts that were not trained on; the diversity is that of the
+images of a prompt. Each cell, a remedy and a seed, is a line of docs/measurements/frontier/cells.jsonl. "interpolation"
+is the last LoRA of the cell without a remedy at smaller scales, as `draft mix` makes it.
+
+Cells are compared where the trained reward has risen by so much on held-out prompts, on straight lines between
+evaluations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from diffusers.utils import logging as diffusers_logging
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tables import markdown, publish
+from torch import set_num_threads
+from transformers.utils import logging as transformers_logging
+
+from draft_core import Objective, Trainer, build, evaluate, load_catalog, load_recipe, load_reward
+from draft_core.evaluation.image_measures import diversity
+from draft_core.recipe.resolve import resolve_prompts
+
+TRAINED, JUDGE = "emoji-clip", "emoji-judge"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "measurements" / "frontier.md"
+CELLS = ROOT / "docs" / "measurements" / "frontier" / "cells.jsonl"
+IMAGE = ROOT / "docs" / "images" / "frontier.png"
+SEEDS = (0, 1, 2, 3, 4)
+RISES = (0.01, 0.02, 0.03)  # of the trained reward on held-out prompts
+SCALES = (0.25, 0.5, 0.75)
+NONE, INTERPOLATION = "none", "interpolation"
+RECIPE: dict[str, Any] = {
+    "model": {"pretrained": "emoji", "num_inference_steps": 3, "guidance_scale": 1.0},
+    "prompts": "emoji-train",
+    "method": {"kind": "draft-k", "k": 1},
+    "rewards": [{"kind": TRAINED}],
+    "train": {"batch_size": 4, "learning_rate": 4.0e-3},
+    "device": "cpu",
+}
+# What each remedy says otherwise.
+REMEDIES: dict[str, dict[str, Any]] = {
+    NONE: {},
+    "cap at 0.85": {"rewards": [{"kind": TRAINED, "cap": 0.85}]},
+    "cap at the 0.75 quantile": {"rewards": [{"kind": TRAINED, "cap": {"quantile": 0.75}}]},
+    "worst within 0.01": {"rewards": [{"kind": TRAINED, "worst_within": 0.01}]},
+    "worst within 0.03": {"rewards": [{"kind": TRAINED, "worst_within": 0.03}]},
+    "kl 0.3": {"regularizers": {"kl": 0.3}},
+    "target, radius 0.1": {"method": {"kind": "target", "radius": 0.1}},
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is trained and judged: updates, those between two evaluations, held-out prompts, images of each."""
+
+    updates: int = 24
+    every: int = 6
+    prompts: int = 16
+    images: int = 2
+
+
+@dataclass(frozen=True)
+class Point:
+    """Held-out means somewhere on a run, and the updates or the scale of the LoRA that led there."""
+
+    at: float
+    trained: float
+    judge: float
+    diversity: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A remedy and a seed.
+
+    Arguments:
+        points: the base model first.
+        seconds: of the training alone.
+    """
+
+    remedy: str
+    seed: int
+    points: tuple[Point, ...]
+    seconds: float
+
+    def at_rise(self, rise: float) -> Point | None:
+        """Where the trained reward has first risen by so much, between two evaluations; None if nowhere."""
+        wanted = self.points[0].trained + rise
+        for before, after in pairwise(self.points):
+            if before.trained < wanted <= after.trained:
+                share = (wanted - before.trained) / (after.trained - before.trained)
+                old, new = asdict(before), asdict(after)
+                return Point(**{name: old[name] + share * (new[name] - old[name]) for name in old})
+        return None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains, compares, and writes."""
+    options = parse_arguments(arguments)
+    set_num_threads(1)
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    size, remedies = Size(), list(REMEDIES)
+    if options.quick:
+        size, remedies = Size(updates=1, every=1, prompts=2, images=2), [NONE, "worst within 0.01"]
+    if not options.plot:
+        end = time.monotonic() + 60 * options.minutes
+        for seed in SEEDS[: options.seeds]:
+            for remedy in remedies:
+                if time.monotonic() < end:
+                    train_missing(remedy, seed, size, options.cells)
+    cells = read(options.cells)
+    publish({"frontier": table(cells)}, None if options.quick else PAGE)
+    if not options.quick:
+        draw(cells, IMAGE)
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="only so many of the seeds; left out, all")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no cell after so many")
+    parser.add_argument(
+        "--plot", action="store_true", help="train nothing: table and image of the cells that are there"
+    )
+    parser.add_argument("--quick", action="store_true", help="one update of two remedies, and no page")
+    parser.add_argument("--cells", type=Path, default=CELLS, help="default docs/measurements/frontier/cells.jsonl")
+    return parser.parse_args(arguments)
+
+
+def train_missing(remedy: str, seed: int, size: Size, file: Path) -> None:
+    """Trains a cell, unless the file has it, and adds it; that without a remedy brings its interpolations."""
+    if any((cell.remedy, cell.seed) == (remedy, seed) for cell in read(file)):
+        return
+    made = [trained(remedy, seed, size)] if remedy != NONE else list(with_interpolations(seed, size))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write("".join(json.dumps(asdict(cell)) + "\n" for cell in made))
+    print(f"{remedy}, seed {seed}: {made[0].seconds:.0f} s, {made[0].points[-1]}", flush=True)
+
+
+def read(file: Path) -> list[Cell]:
+    """The cells of a file, in its order; none if it is not there."""
+    if not file.is_file():
+        return []
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [Cell(**{**row, "points": tuple(Point(**point) for point in row["points"])}) for row in rows]
+
+
+# Training
+
+
+def trained(remedy: str, seed: int, size: Size, trainer: Trainer | None = None) -> Cell:
+    """A run with its evaluations."""
+    trainer = trainer or make_trainer(remedy, seed, size)
+    points, seconds = [judged(trainer, size, 0)], 0.0
+    for report in trainer:
+        seconds += report.seconds
+        if report.update % size.every == 0:
+            points.append(judged(trainer, size, report.update))
+    return Cell(remedy, seed, tuple(points), seconds)
+
+
+def with_interpolations(seed: int, size: Size) -> Iterator[Cell]:
+    """The run without a remedy, and its last LoRA at smaller scales."""
+    trainer = make_trainer(NONE, seed, size)
+    whole = trained(NONE, seed, size, trainer)
+    yield whole
+    between = []
+    for scale in SCALES:
+        with trainer.adapter.scaled(scale):
+            between.append(judged(trainer, size, scale))
+    yield Cell(INTERPOLATION, seed, (whole.points[0], *between, whole.points[-1]), whole.seconds)
+
+
+def make_trainer(remedy: str, seed: int, size: Size) -> Trainer:
+    """Of the recipe with what the remedy says."""
+    changed = REMEDIES[remedy]
+    train = {**RECIPE["train"], "steps": size.updates, "seed": seed}
+    return build(load_recipe({**RECIPE, **changed, "train": train}))
+
+
+def judged(trainer: Trainer, size: Size, at: float) -> Point:
+    """The held-out images as the model is now, always from the same noise."""
+    measures = Objective({TRAINED: trainer.objective.rewards[TRAINED], JUDGE: load_reward(JUDGE)})
+    held_out = resolve_prompts("emoji-heldout", load_catalog())
+    prompts = held_out[:: len(held_out) // size.prompts][: size.prompts]
+    found = evaluate(trainer.sampler, measures, prompts, range(size.images), batch_size=12)
+    means = found.means()
+    spread = float(diversity(found.images.reshape(len(prompts), size.images, *found.images.shape[1:])).mean())
+    return Point(at, means[TRAINED], means[JUDGE], spread)
+
+
+# What came out
+
+
+def table(cells: Sequence[Cell]) -> str:
+    """By what judge and diversity have changed, of every remedy at every rise: means over seeds and errors."""
+    heads = ["remedy", "seeds", "seconds", "reward gained"]
+    heads += [f"{name} at +{rise:g}" for rise in RISES for name in ("judge", "diversity")]
+    rows = []
+    for remedy in [NONE, INTERPOLATION, *(name for name in REMEDIES if name != NONE)]:
+        of_remedy = [cell for cell in cells if cell.remedy == remedy]
+        if not of_remedy:
+            continue
+        gained = [max(point.trained for point in cell.points) - cell.points[0].trained for cell in of_remedy]
+        row = [remedy, str(len(of_remedy)), f"{fmean(cell.seconds for cell in of_remedy):.0f}", with_error(gained)]
+        for rise in RISES:
+            pairs = [(cell.points[0], found) for cell in of_remedy if (found := cell.at_rise(rise))]
+            beside = f" ({len(pairs)} of {len(of_remedy)})" * (len(pairs) < len(of_remedy))
+            row.append(with_error([found.judge - base.judge for base, found in pairs]) + beside)
+            row.append(with_error([found.diversity / base.diversity - 1 for base, found in pairs], percent=True))
+        rows.append(row)
+    return markdown(heads, rows)
+
+
+def with_error(values: Sequence[float], *, percent: bool = False) -> str:
+    """Their mean, and of two or more its standard error."""
+    if not values:
+        return "not reached"
+    shape = "{:+.1%}" if percent else "{:+.3f}"
+    mean = shape.format(fmean(values))
+    return mean if len(values) < 2 else f"{mean} ± {shape.format(stdev(values) / len(values) ** 0.5)[1:]}"
+
+
+def draw(cells: Sequence[Cell], file: Path) -> None:
+    """Judge and diversity over the trained reward, a line for each remedy, the mean over its seeds."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2)
+    by_remedy: Mapping[str, list[Cell]] = {
+        remedy: [cell for cell in cells if cell.remedy == remedy] for remedy in dict.fromkeys(c.remedy for c in cells)
+    }
+    for place, (remedy, of_remedy) in enumerate(by_remedy.items()):
+        points = list(zip(*(cell.points for cell in of_remedy), strict=True))
+        gained = [fmean(p.trained - c.points[0].trained for p, c in zip(at, of_remedy, strict=True)) for at in points]
+        for axis, name in zip(axes, ("judge", "diversity"), strict=True):
+            changes = [
+                [
+                    getattr(point, name) - getattr(cell.points[0], name)
+                    for point, cell in zip(at, of_remedy, strict=True)
+                ]
+                for at in points
+            ]
+            errors = [stdev(of) / len(of) ** 0.5 if len(of) > 1 else 0.0 for of in changes]
+            axis.errorbar(gained, [fmean(of) for of in changes], errors, marker=".", label=remedy, color=f"C{place}")
+            axis.set_xlabel(f"gain of {TRAINED}, the trained reward")
+            axis.set_ylabel(f"change of {JUDGE if name == 'judge' else name}")
+    axes[0].legend(fontsize=8)
+    figure.savefig(file, dpi=100)
+
+
+if __name__ == "__main__":
+    main()
