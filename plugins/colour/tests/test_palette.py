@@ -9,9 +9,8 @@ import pytest
 import torch
 from draft_reward_colour import Background, PaletteConfig
 from draft_reward_colour.reward import PaletteReward
-from pydantic import ValidationError
 
-from draft_core.errors import RewardError
+from draft_core.errors import RecipeError, RewardError
 
 
 def filled(*colours: str) -> torch.Tensor:
@@ -96,5 +95,5 @@ def test_images_that_are_no_rgb_batch_are_refused(images: torch.Tensor) -> None:
     ],
 )
 def test_what_is_no_palette_is_refused(fields: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
+    with pytest.raises(RecipeError, match=words):
         PaletteConfig(**fields)

@@ -132,6 +132,12 @@ def test_questions_that_say_nothing_are_refused(questions: list[Any], said: str)
         reward_config("vlm", {**SMALL, "questions": questions}, CATALOG)
 
 
+def test_a_bare_question_is_to_be_answered_with_yes() -> None:
+    asked = ["Is it red?", "Really?", "quality"]
+    named = [{"ask": "Is it red?"}, {"ask": "Really?"}, "quality"]
+    assert VlmConfig(questions=asked) == VlmConfig(questions=named)  # type: ignore[arg-type]
+
+
 def test_answers_that_the_first_token_does_not_decide_are_refused() -> None:
     long = reward(questions=[{**SHARP, "answer": "Certainly"}])
     with pytest.raises(DraftError, match=r"the answer 'Certainly' to 'Is it sharp.' has 10 tokens .* log-probability"):
