@@ -27,7 +27,7 @@ class EvaluationSettings:
         metadata={"description": "Like the recipe's; none is trained on. Left out, some of the training prompts."},
     )
     count: Annotated[int, Ge(1)] | None = setting(
-        f"How many of the prompts, from the first; left out, {HELD_OUT}, or {TRAINED_ON} of the training prompts.", None
+        "How many of the prompts, from the first; left out, 16, or 8 of the training prompts.", None
     )
     images_per_prompt: Annotated[int, Ge(1), Le(MOST)] = setting(
         "Images of each prompt; diversity needs two or more.", 2

@@ -78,5 +78,5 @@ def test_the_sentence_says_what_and_where(made: Any, sentence: str) -> None:
 
 
 def test_what_is_nested_is_refused_where_it_stands() -> None:
-    with pytest.raises(RecipeError, match="RecipeBase: model.lora.rank: input should be"):
+    with pytest.raises(RecipeError, match=r"RecipeBase: model\.lora\.rank: input should be"):
         RecipeBase(model={"pretrained": "x", "lora": {"rank": 0}}, rewards=[])  # type: ignore[arg-type]

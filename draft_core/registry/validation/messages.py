@@ -214,6 +214,7 @@ class _Sentence:
     def _as_fields(self, path: tuple[str, ...], text: str) -> str:
         """The field that a text in the place of fields is the value of."""
         required = next((section.required for section in self.sections if section.path == path), [])
+        required = ["prompts"] if path == ("evaluation",) else required  # what a text there is meant to be
         if path[:1] in (("method",), ("rewards",), ("metrics",)) and len(path) <= 2:
             _, kinds = self._kinds(path)
             near = difflib.get_close_matches(text, kinds, n=1, cutoff=NEAR)

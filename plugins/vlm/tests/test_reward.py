@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from draft_reward_vlm import loading
+from draft_reward_vlm import VlmConfig, loading
 from draft_reward_vlm.questions import SETS
 from draft_reward_vlm.tiny import tiny
 from transformers import CLIPConfig
