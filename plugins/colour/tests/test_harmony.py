@@ -147,8 +147,8 @@ def test_a_broken_image_has_no_score_and_leaves_the_others_theirs() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"templates": ["Z"]}, "Input should be 'i', 'V', 'L', 'I', 'T', 'Y' or 'X'"),
-        ({"templates": []}, "at least 1"),
+        ({"templates": ["Z"]}, "input should be 'i', 'V', 'L', 'I', 'T', 'Y' or 'X'"),
+        ({"templates": []}, "the list is empty"),
         ({"templates": ["i", "i"]}, "'i' is listed twice"),
     ],
 )

@@ -91,8 +91,8 @@ def test_defaults(config):
         ({"quality": 79.5}, "valid integer"),
         ({"subsampling": "4:1:1"}, "4:2:0"),
         ({"direction": "smaller"}, "compress"),
-        ({"qualty": 80}, "Extra inputs"),
-        ({"kind": "jpeg2000"}, "Input should be"),
+        ({"qualty": 80}, "unknown field .qualty.; did you mean .quality."),
+        ({"kind": "jpeg2000"}, "input should be"),
     ],
 )
 def test_config_refuses_what_it_does_not_know(settings, complaint):
