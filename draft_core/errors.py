@@ -94,7 +94,8 @@ def as_fields(error: DraftError) -> dict[str, str | None]:
 
 def from_fields(fields: Mapping[str, Any]) -> DraftError:
     """The error that another process says by `as_fields`; a `RewardError` where this one knows no such class."""
-    classes: dict[str, type[DraftError]] = {cls.__name__: cls for cls in (DraftError, *DraftError.__subclasses__())}
+    known: list[type[DraftError]] = [DraftError, *DraftError.__subclasses__()]
+    classes = {cls.__name__: cls for cls in known}
     return classes.get(fields["type"], RewardError)(fields["what"], where=fields["where"], next=fields["next"])
 
 
