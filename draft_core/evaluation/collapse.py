@@ -241,13 +241,13 @@ class CollapseRule:
         """
         if prompts < 2:
             return "the watch against collapse is off: one prompt gives no error of a mean; evaluate two or more"
-        if prompts < FEW_PROMPTS:
-            return f"{too_few(prompts)}; the watch against collapse may be wrong"
         if images_per_prompt < 2 and not set(scores) - set(self.trained):
             return (
                 "the watch against collapse is off: no score is held out and diversity is not measured; name a reward "
                 "under metrics, or set evaluation.images_per_prompt to 2 or more"
             )
+        if prompts < FEW_PROMPTS:
+            return f"{too_few(prompts)}; the watch against collapse may be wrong"
         return None
 
     def _is_lost(self, before: Sequence[float], fall: _Move) -> bool:
