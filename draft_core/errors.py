@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -87,6 +87,18 @@ class CheckpointError(DraftError):
     """A checkpoint that is missing, torn, or belongs to another run."""
 
 
+def as_fields(error: DraftError) -> dict[str, str | None]:
+    """An error as JSON can say it to another process."""
+    return {"type": type(error).__name__, "what": error.what, "where": error.where, "next": error.next}
+
+
+def from_fields(fields: Mapping[str, Any]) -> DraftError:
+    """The error that another process says by `as_fields`; a `RewardError` where this one knows no such class."""
+    known: list[type[DraftError]] = [DraftError, *DraftError.__subclasses__()]
+    classes = {cls.__name__: cls for cls in known}
+    return classes.get(fields["type"], RewardError)(fields["what"], where=fields["where"], next=fields["next"])
+
+
 def require_finite(number: float, *, where: str) -> None:
     """Refuses a number that is infinite or none.
 
@@ -121,6 +133,14 @@ def list_of_prompts(prompts: Iterable[str], *, where: str) -> list[str]:
     if (other := next((prompt for prompt in found if not isinstance(prompt, str)), None)) is not None:
         raise DraftError(f"{other!r} among the prompts is no text", where=where, next="give texts")
     return found
+
+
+SHOWN = 200  # characters of a value in an error
+
+
+def short(text: str) -> str:
+    """No more of a text than an error can show."""
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def one_line(error: BaseException) -> str:

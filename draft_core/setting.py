@@ -8,7 +8,8 @@ import operator
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import wraps
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from draft_core.errors import DraftError, RecipeError
 
@@ -63,7 +64,8 @@ def check_bounds(settings: Any) -> None:
     """That every field of a settings class has the type and keeps the bounds of its annotation.
 
     Arguments:
-        settings: an instance of a dataclass, with fields that are numbers, texts, `Literal`, or tuples of these.
+        settings: an instance of a dataclass, with fields that are numbers, texts, `Literal`, tuples or unions of these;
+            what is of another type is not looked into.
 
     Raises:
         DraftError: that names the first field which does not.
@@ -84,10 +86,24 @@ def _breach(value: Any, hint: Any) -> str | None:
         return _breach(value, inner[0]) or next(filter(None, beyond), None)
     if origin is Literal:
         return None if value in inner else f"one of {', '.join(inner)}"
+    if origin in (Union, UnionType):
+        found = [_breach(value, member) for member in inner]
+        return None if None in found else " or ".join(wanted for wanted in found if wanted)
+    if origin is tuple and inner[-1] is ...:
+        if not isinstance(value, (tuple, list)):
+            return "a list"
+        wrong = next((wanted for item in value if (wanted := _breach(item, inner[0]))), None)
+        return wrong and f"a list of which each is {wrong}"
     if origin is tuple:
         if not isinstance(value, (tuple, list)) or len(value) != len(inner):
             return f"{len(inner)} values"
         return next((wanted for item, part in zip(value, inner, strict=True) if (wanted := _breach(item, part))), None)
+    if hint is NoneType:
+        return None if value is None else "None"
+    if hint is bool:
+        return None if isinstance(value, bool) else "true or false"
+    if hint is str:
+        return None if isinstance(value, str) else "a text"
     if hint is int:
         return None if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
     if hint is float:
@@ -137,6 +153,10 @@ class PromptFile:
     column: str | None = setting(
         "The column of the prompts; left out, the one called prompt, prompts, caption or text.", None
     )
+
+    def __post_init__(self) -> None:
+        """Raises a `DraftError` if a field is of another type."""
+        check_bounds(self)
 
 
 # What a recipe can say where prompts are asked for: the name of a plugin's list or of a file, the prompts themselves,

@@ -152,8 +152,8 @@ def _card(*, yes: bool) -> str:
 
 def _fit(start: Start, reward: str, card: float | None, catalog: Catalog) -> Fit:
     from draft_core.proposals.fitting import Fit, fit_to_card
-    from draft_core.recipe.messages import validate
     from draft_core.recipe.schema import method_type
+    from draft_core.registry.validation.messages import validate
 
     if card is None:
         return Fit(start.methods[-1], start.images_per_update, 1)

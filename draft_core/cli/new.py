@@ -18,7 +18,7 @@ from draft_core.errors import DraftError
 from draft_core.publishing.methods import write_method_project
 from draft_core.publishing.models import ModelSource, large_files, write_model_project
 from draft_core.publishing.projects import Owner
-from draft_core.publishing.rewards import RewardTraits, check_command, write_reward_project
+from draft_core.publishing.rewards import RewardTraits, write_reward_project
 from draft_core.registry.catalog import load_catalog
 
 
@@ -107,7 +107,8 @@ def new_reward(
     folder = output or Path(f"draft-reward-{name}")
     with writing(folder):
         written = write_reward_project(name, folder, traits, owner)
-    _tell(written, folder, check_command(name, traits), "docs/write-a-reward.md")
+    _tell(written, folder, "docs/write-a-reward.md")
+    out.print(f"then: put your score into {folder}/src/*/reward.py", highlight=False, soft_wrap=True)
     out.print(f"before you publish: draft rewards check {name} --release", highlight=False, soft_wrap=True)
 
 
@@ -139,7 +140,7 @@ def new_method(
     folder = output or Path(f"draft-method-{name}")
     with writing(folder):
         written = write_method_project(name, folder, learner=learner, owner=owner)
-    _tell(written, folder, "draft methods", "docs/write-a-method.md")
+    _tell(written, folder, "docs/write-a-method.md")
 
 
 def new_model(
@@ -189,7 +190,7 @@ def new_model(
     folder = output or Path(f"draft-model-{name}")
     with writing(folder):
         written = write_model_project(name, folder, source, load_catalog(), owner)
-    _tell(written, folder, "draft plugins", "docs/how-to/publish-a-plugin.md")
+    _tell(written, folder, "docs/how-to/publish-a-plugin.md")
     for file in large_files(written):
         size = file.stat().st_size / 1e6
         out.print(f"note: {file} has {size:.0f} MB; ask the index for room first", highlight=False, soft_wrap=True)
@@ -226,8 +227,8 @@ def _said(question: str) -> str:
     return asked(partial(Prompt.ask, question, default="", show_default=False, console=out)).strip()
 
 
-def _tell(written: Sequence[Path], folder: Path, then: str, page: str) -> None:
+def _tell(written: Sequence[Path], folder: Path, page: str) -> None:
     for path in written:
         out.print(f"wrote {path}", highlight=False, soft_wrap=True)
-    out.print(f"next: pip install -e '{folder}[test]' && {then} && pytest {folder}", highlight=False, soft_wrap=True)
+    out.print(f"next: pip install -e '{folder}[test]' && pytest {folder}", highlight=False, soft_wrap=True)
     out.print(f"more: {with_places(page)}", highlight=False, soft_wrap=True)

@@ -101,7 +101,7 @@ def check_reward(
         typer.Option("--prompt", "-p", help="A prompt that the reward can read; three or more, instead of its own."),
     ] = [],
     release: Annotated[
-        bool, typer.Option("--release", help="Say instead what it lacks to be published; nothing is loaded.")
+        bool, typer.Option("--release", help="Say instead what it lacks to be published; no weight is loaded.")
     ] = False,
 ) -> None:
     """Check that a reward keeps the contract: gradients, independence, precision, and what its spec declares.
@@ -109,8 +109,8 @@ def check_reward(
     The same checks that `draft_core.testing.RewardContract` runs in pytest. Exits with code 1 if one fails. A reward in
     a file of your own, which is run, needs no spec: whether it has a gradient and reads the prompt is found by calls.
 
-    With --release: licences, sizes, README, version, and the help of each field; exits with code 1 if something
-    required is missing.
+    With --release: licences, sizes, README, version, the help of each field, and whether the files that the code names
+    are there, on the hub too; exits with code 1 if something required is missing.
 
     Example: draft rewards check reward.py:Sharpness
     """

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from draft_core.cli.outputs import require_file, require_image_file, writing
 from draft_core.cli.terminal import ProgressLines, given_fields, number, out, quiet_libraries
-from draft_core.errors import DraftError, require_finite
+from draft_core.errors import DraftError, require_finite, short
 from draft_core.json_text import json_text
 from draft_core.registry.catalog import Catalog, load_catalog
 
@@ -152,7 +152,6 @@ def sample(
         raise DraftError("there are no prompts", where="--prompts", next="give at least one")
 
     from draft_core.recipe.resolve import given_prompts, locate_pretrained
-    from draft_core.recipe.yaml_text import short
 
     catalog = load_catalog()
     locate_pretrained(model, catalog)

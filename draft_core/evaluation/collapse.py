@@ -13,6 +13,9 @@ from draft_core.evaluation.evaluate import Evaluation
 from draft_core.evaluation.image_measures import colourfulness, detail, distance, diversity
 
 SURE = 2.0  # standard errors that a change must exceed to be believed
+# Of fewer prompts, chance alone moves a mean by more than that in one case of three (2 prompts) to seven (4), by
+# Student's t; of many, in one of twenty.
+FEW_PROMPTS = 5
 DIVERSITY_FLOOR = 0.5  # of the base model's diversity
 
 
@@ -122,6 +125,16 @@ def change(before: Sequence[float], after: Sequence[float], prompts: int) -> Cha
     return over_prompts([new - old for old, new in zip(before, after, strict=True)], prompts)
 
 
+def extent(prompts: int) -> str:
+    """How far a believed change went, in words: "beyond chance", unless the prompts are too few to say so."""
+    return "beyond chance" if prompts >= FEW_PROMPTS else f"by more than {SURE:g} standard errors of {prompts} prompts"
+
+
+def too_few(prompts: int) -> str:
+    """What is said of an evaluation with less than `FEW_PROMPTS`."""
+    return f"{prompts} prompts are too few to tell a change from chance: evaluate {FEW_PROMPTS} or more"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What an evaluation says of the run so far.
@@ -221,7 +234,7 @@ class CollapseRule:
         return verdict.collapsed and self.on_collapse == "stop"
 
     def blindness(self, *, prompts: int, images_per_prompt: int, scores: Collection[str]) -> str | None:
-        """Why no evaluation can count as a collapse, a sentence; None if one can.
+        """Why no evaluation can count as a collapse, or none for sure, a sentence; None if one can.
 
         Arguments:
             scores: names of all that an evaluation scores.
@@ -233,6 +246,8 @@ class CollapseRule:
                 "the watch against collapse is off: no score is held out and diversity is not measured; name a reward "
                 "under metrics, or set evaluation.images_per_prompt to 2 or more"
             )
+        if prompts < FEW_PROMPTS:
+            return f"{too_few(prompts)}; the watch against collapse may be wrong"
         return None
 
     def _is_lost(self, before: Sequence[float], fall: _Move) -> bool:

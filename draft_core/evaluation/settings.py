@@ -10,7 +10,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from draft_core.setting import CLOSED, LARGEST_SEED, MOST, MOST_STEPS, Prompts, closed, setting
+from draft_core.setting import CLOSED, LARGEST_SEED, MOST, MOST_STEPS, Prompts, check_bounds, closed, setting
+
+HELD_OUT, TRAINED_ON = 16, 8  # prompts that are evaluated where `count` says nothing
 
 
 @closed
@@ -20,8 +22,13 @@ class EvaluationSettings:
 
     __pydantic_config__ = CLOSED
 
-    prompts: Prompts = field(metadata={"description": "Like the recipe's prompts; none of them is trained on."})
-    count: Annotated[int, Ge(1)] = setting("How many of the prompts, from the first.", 16)
+    prompts: Prompts | None = field(
+        default=None,
+        metadata={"description": "Like the recipe's; none is trained on. Left out, some of the training prompts."},
+    )
+    count: Annotated[int, Ge(1)] | None = setting(
+        "How many of the prompts, from the first; left out, 16, or 8 of the training prompts.", None
+    )
     images_per_prompt: Annotated[int, Ge(1), Le(MOST)] = setting(
         "Images of each prompt; diversity needs two or more.", 2
     )
@@ -50,3 +57,7 @@ class EvaluationSettings:
         "each, for the report's slider; an empty list draws none.",
         (0.25, 0.5, 0.75),
     )
+
+    def __post_init__(self) -> None:
+        """Raises a `DraftError` if a field is out of its bounds."""
+        check_bounds(self)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from email.message import Message
 from importlib import metadata
 from typing import Any, cast
@@ -14,32 +13,18 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
+from draft_core.publishing.findings import Finding
+from draft_core.publishing.published_files import missing_files, offers_published
 from draft_core.registry.catalog import Entry
 from draft_core.registry.names import PUBLISHED
 from draft_core.registry.specs import RewardSpec
 
 CORE = "draft-core"
 OPEN = ("none yet", "todo", "tbd", "unknown", "?", "")  # a licence that nobody has chosen
-HUB = "hub"  # the word of a field of paths that means published weights
 EVERYTHING = "(-inf, inf)"  # what a spec's score range is where it says nothing
 DEFINED = re.compile(r"(?m)^\[[^\]]+\]:\s*(\S+)")
 LINKED = re.compile(r"\]\(\s*<?([^)\s>]+)")
 FENCED = re.compile(r"(?ms)^(`{3,}).*?^\1")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is missing.
-
-    Arguments:
-        what: is missing or wrong.
-        next: what to do.
-        required: whether it should not be published so; what is only advised may have reasons.
-    """
-
-    what: str
-    next: str
-    required: bool = True
 
 
 def missing_for_release(entry: Entry[RewardSpec], package: Message | None = None) -> list[Finding]:
@@ -50,7 +35,7 @@ def missing_for_release(entry: Entry[RewardSpec], package: Message | None = None
         package: that distribution's core metadata; None takes the installed one's.
     """
     package = package if package is not None else _installed(entry.distribution.name)
-    found = [*_of_spec(entry.spec), *_of_weights(entry.spec), *_of_fields(entry.spec)]
+    found = [*_of_spec(entry.spec), *_of_weights(entry.spec), *_of_fields(entry.spec), *missing_files(entry.spec)]
     owner = PUBLISHED.get(entry.spec.kind, entry.distribution.name)
     if owner != entry.distribution.name:
         found.append(Finding(f"the kind {entry.spec.kind!r} is that of {owner}", "choose another kind"))
@@ -87,7 +72,7 @@ def _of_spec(spec: RewardSpec) -> Iterator[Finding]:
 
 def _of_weights(spec: RewardSpec) -> Iterator[Finding]:
     """What is to be known of weights: a licence, a size, and a small instance without them."""
-    downloads = spec.download_mb > 0 or _offers_published(spec)
+    downloads = spec.download_mb > 0 or offers_published(spec)
     if spec.weights_license is None and downloads:
         yield Finding("the spec names no licence of the weights", "say it as weights_license")
     elif spec.weights_license is not None and _is_open(spec.weights_license):
@@ -102,11 +87,6 @@ def _of_weights(spec: RewardSpec) -> Iterator[Finding]:
             "give the spec `small`, fields of an instance with seeded weights",
             False,
         )
-
-
-def _offers_published(spec: RewardSpec) -> bool:
-    """Whether a field's default is the word for published weights."""
-    return any(field.default == HUB for field in spec.config.model_fields.values())
 
 
 def _of_fields(spec: RewardSpec) -> Iterator[Finding]:

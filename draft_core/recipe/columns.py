@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from draft_core.errors import DraftError, RecipeError
+from draft_core.errors import DraftError, RecipeError, short
 from draft_core.prompt_rows import Column, PromptRow, type_of_argument
 from draft_core.recipe.paths import absolute
 from draft_core.recipe.prompt_lists import PromptList
 from draft_core.recipe.schema import RecipeBase
-from draft_core.recipe.yaml_text import short
 from draft_core.registry.catalog import Catalog
 from draft_core.registry.config import MethodConfig, RewardConfig
 from draft_core.registry.environments import spec_of

@@ -10,25 +10,26 @@ from typing import Any
 from packaging.utils import canonicalize_name
 from pydantic import BaseModel
 
-from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised
+from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised, short
 from draft_core.prompt_rows import TEXTS, row_key
 from draft_core.recipe.columns import readers, with_absolute_rows
-from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import base_of, with_absolute_paths
 from draft_core.recipe.resolve import locate_pretrained, resolve_evaluation, training_prompts
 from draft_core.recipe.rewards import (
     are_all_elsewhere,
     check_against_exploitation,
+    check_environments_are_spelt,
     check_groups,
     check_scored,
     check_surrogates,
     with_environments,
 )
 from draft_core.recipe.schema import LARGEST_FLOAT, LARGEST_INTEGER, RecipeBase, recipe_type
-from draft_core.recipe.yaml_text import dump_yaml, plain_copy, read_yaml, set_field, short
+from draft_core.recipe.yaml_text import dump_yaml, plain_copy, read_yaml, set_field
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import MethodConfig
 from draft_core.registry.environments import spec_of
+from draft_core.registry.validation.messages import validate
 from draft_core.setting import SCHEDULES, PromptFile, images_per_prompt
 
 # What the sampler is given beside the arguments of the call.
@@ -66,6 +67,7 @@ def load_recipe(
     for override in overrides:
         set_field(data, override)
     try:
+        check_environments_are_spelt(data, catalog, name)
         type_ = recipe_type(catalog, needs_rewards=not are_all_elsewhere(data))
         recipe: RecipeBase = validate(type_, data, catalog, where=name)
         recipe = with_absolute_paths(
@@ -179,7 +181,7 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
     if recipe.method.trains_on_rewards:
         check_scored(recipe, "rewards", trained.prompts, prompts)
     evaluation, held_out = resolve_evaluation(recipe, catalog, where=f"{where}: ", whole=True)
-    if recipe.evaluation:
+    if recipe.held_out_prompts is not None:
         for field in ("rewards", "metrics"):
             check_scored(recipe, field, held_out, f"{where}: evaluation.prompts")
         seen = {(row_key(prompt), getattr(prompt, "folder", None)) for prompt in trained.prompts}

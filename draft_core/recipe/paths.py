@@ -6,12 +6,13 @@ import dataclasses
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from draft_core.errors import RecipeError
-from draft_core.recipe.yaml_text import exists, short
+from draft_core.errors import RecipeError, short
+from draft_core.recipe.yaml_text import exists
+from draft_core.registry.validation.fields import typed_fields, unwrapped
 from draft_core.setting import RecipePath
 
 Settings = TypeVar("Settings")
@@ -87,7 +88,7 @@ class _Paths:
         return dataclasses.replace(settings, **changes) if changes else settings
 
     def _value(self, value: Any, annotation: Any, marks: Sequence[Any], at: str) -> Any:
-        annotation, marks = _unwrapped(annotation, marks)
+        annotation, marks = unwrapped(annotation, marks)
         if get_origin(annotation) in (Union, types.UnionType):
             member = next((member_type for member_type in get_args(annotation) if _fits(value, member_type)), None)
             return value if member is None else self._value(value, member, marks, at)
@@ -130,26 +131,9 @@ class _Paths:
         )
 
 
-def typed_fields(type_: Any) -> dict[str, tuple[Any, Sequence[Any]]]:
-    """The fields of a pydantic model or a dataclass by name, each with its type and the marks on it; else none."""
-    if isinstance(type_, type) and issubclass(type_, BaseModel):
-        return {name: (field.annotation, field.metadata) for name, field in type_.model_fields.items()}
-    if not dataclasses.is_dataclass(type_):
-        return {}
-    hints = get_type_hints(type_, include_extras=True)
-    return {field.name: _unwrapped(hints[field.name], ()) for field in dataclasses.fields(type_)}
-
-
-def _unwrapped(annotation: Any, marks: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
-    if get_origin(annotation) is Annotated:
-        inner, *more = get_args(annotation)
-        return inner, [*marks, *more]
-    return annotation, marks
-
-
 def _fits(value: Any, annotation: Any) -> bool:
     """Whether a value is of this member of a union."""
-    annotation, _ = _unwrapped(annotation, ())
+    annotation, _ = unwrapped(annotation, ())
     if annotation is Any:
         return True
     if get_origin(annotation) in (Union, types.UnionType):

@@ -11,8 +11,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from draft_core.errors import RecipeError, one_line
-from draft_core.recipe.yaml_text import parse_yaml, short
+from draft_core.errors import RecipeError, one_line, short
+from draft_core.recipe.yaml_text import parse_yaml
 
 COLUMNS = ("prompt", "prompts", "caption", "captions", "text")  # what holds the prompts, in any case of letters
 

@@ -9,14 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from draft_core.errors import RecipeError
-from draft_core.evaluation.settings import EvaluationSettings
+from draft_core.errors import RecipeError, short
+from draft_core.evaluation.settings import HELD_OUT, TRAINED_ON, EvaluationSettings
 from draft_core.prompt_rows import PromptRow, column_of_argument, row_key
 from draft_core.recipe.columns import Reader, check_columns, fingerprints, readers, unread, with_rows
 from draft_core.recipe.paths import PATH_STARTS, absolute
 from draft_core.recipe.prompt_lists import READERS, PromptList, read_prompt_file, rows_of_recipe
 from draft_core.recipe.schema import RecipeBase
-from draft_core.recipe.yaml_text import exists, short
+from draft_core.recipe.yaml_text import exists
 from draft_core.registry.catalog import Catalog
 from draft_core.registry.specs import HUB_NAME
 from draft_core.setting import PromptFile
@@ -145,9 +145,6 @@ def _folder_at(text: str) -> Path | None:
 MODEL_INDEXES = ("model_index.json", "modular_model_index.json")
 SINGLE_FILE = ".safetensors"  # of all weights of a pipeline; of other formats some execute code
 
-# How many of the training prompts are evaluated where the recipe has no evaluation; the report says so.
-EVALUATED_PROMPTS = 8
-
 
 @dataclass(frozen=True)
 class ResolvedRecipe:
@@ -260,14 +257,16 @@ def resolve_evaluation(
     Raises:
         RecipeError: if there is no such list or file.
     """
-    evaluation = recipe.evaluation or EvaluationSettings(prompts=recipe.prompts, count=EVALUATED_PROMPTS)
-    found, where = readers(recipe, catalog), where + ("prompts" if recipe.evaluation is None else "evaluation.prompts")
-    listed = with_rows(resolve_prompt_list(evaluation.prompts, catalog, where=where), found)
+    evaluation, held_out = recipe.evaluation or EvaluationSettings(), recipe.held_out_prompts
+    count = evaluation.count or (TRAINED_ON if held_out is None else HELD_OUT)
+    found, where = readers(recipe, catalog), where + ("prompts" if held_out is None else "evaluation.prompts")
+    prompts = recipe.prompts if held_out is None else held_out
+    listed = with_rows(resolve_prompt_list(prompts, catalog, where=where), found)
     check_columns(listed, found, where=where)
     evaluated = list(listed.prompts)
-    if recipe.evaluation is None:  # a file of pairs may hold a prompt several times
+    if held_out is None:  # a file of pairs may hold a prompt several times
         first: dict[str, str] = {}
         for prompt in evaluated:
             first.setdefault(row_key(prompt), prompt)
         evaluated = list(first.values())
-    return evaluation, tuple(evaluated if whole else evaluated[: evaluation.count])
+    return evaluation, tuple(evaluated if whole else evaluated[:count])

@@ -5,6 +5,7 @@ Entries whose rewards live in environments of their own are asked there, and com
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from draft_core.registry.catalog import Catalog
 from draft_core.registry.config import QuantileCap, RewardConfig
 from draft_core.registry.environments import Place, RewardInEnvironment, described, spec_of
 from draft_core.registry.specs import MethodSpec
+from draft_core.registry.validation.sections import NEAR
 from draft_core.setting import images_per_prompt
 
 SECTIONS = ("rewards", "metrics")
@@ -147,6 +149,24 @@ def are_all_elsewhere(data: Any) -> bool:
     lists = [data.get(section) for section in SECTIONS] if isinstance(data, Mapping) else []
     entries = [entry for listed in lists if isinstance(listed, list) for entry in listed]
     return bool(entries) and all(isinstance(entry, Mapping) and "environment" in entry for entry in entries)
+
+
+def check_environments_are_spelt(data: Any, catalog: Catalog, where: str) -> None:
+    """That no entry of a kind which is not installed here has a field that is almost called `environment`.
+
+    The kind would else be refused as unknown, though it is right in the environment that was meant.
+    """
+    for section in SECTIONS if isinstance(data, Mapping) else ():
+        listed = data.get(section)
+        for index, entry in enumerate(listed if isinstance(listed, list) else ()):
+            if not isinstance(entry, Mapping) or "environment" in entry or entry.get("kind") in catalog.rewards:
+                continue
+            if near := difflib.get_close_matches("environment", map(str, entry), n=1, cutoff=NEAR):
+                raise RecipeError(
+                    f"unknown field {near[0]!r}",
+                    where=f"{where}: {section}.{index}.{near[0]}",
+                    next="did you mean 'environment'?",
+                )
 
 
 def with_environments(recipe: RecipeBase, *, where: str, folder: Path, overrides: Sequence[str]) -> RecipeBase:

@@ -12,12 +12,11 @@ from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Tag, ValidationError, create_model
+from pydantic import BeforeValidator, Discriminator, Tag, create_model
 from pydantic_core import PydanticCustomError
 
 from draft_core.errors import PluginError
 from draft_core.evaluation.settings import EvaluationSettings
-from draft_core.recipe.messages import sentence_of
 from draft_core.recipe.trackers import TrackersConfig
 from draft_core.registry.catalog import Catalog
 from draft_core.registry.config import Config, Field, MethodConfig, RewardConfig
@@ -35,20 +34,7 @@ LARGEST_INTEGER = 2**63 - 1  # of a tensor
 LARGEST_FLOAT = 2.0**128 * (1 - 2.0**-24)  # single precision, which a run computes in
 
 
-class Section(Config):
-    """A section of a recipe: made in Python, it refuses what is wrong in the same words as in a file."""
-
-    def __init__(self, **fields: Any) -> None:
-        try:
-            super().__init__(**fields)
-        except ValidationError as error:
-            raise sentence_of(error, type(self), fields, Catalog(), where=type(self).__name__) from None
-
-    # pydantic makes what is nested in YAML itself, and would call any other constructor for it
-    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
-
-
-class LoraConfig(Section):
+class LoraConfig(Config):
     """The LoRA that is trained (Hu et al. 2022, arXiv 2106.09685)."""
 
     rank: int = Field(8, ge=1, le=MOST, description="Rank r of the two factors.")
@@ -65,14 +51,14 @@ class LoraConfig(Section):
     )
 
 
-class SchedulerConfig(Section):
+class SchedulerConfig(Config):
     """The scheduler that samples, made from the configuration of the pipeline's own."""
 
     name: str = Field(description="Its class in diffusers, such as DDIMScheduler.")
     settings: dict[str, Any] = Field({}, description="What it is configured with otherwise than the pipeline's own.")
 
 
-class ImageFile(Section):
+class ImageFile(Config):
     """An image that the pipeline's call is given."""
 
     file: Annotated[Path, RecipePath(of="file")] = Field(description="Of the image, relative to the recipe's folder.")
@@ -81,7 +67,7 @@ class ImageFile(Section):
 CallValue = Annotated[ImageFile | list[ImageFile] | Any, Field(union_mode="left_to_right")]
 
 
-class ModelConfig(Section):
+class ModelConfig(Config):
     """The pipeline to tune, and how it samples."""
 
     pretrained: Annotated[str, RecipePath(absent="keep")] = Field(
@@ -197,6 +183,11 @@ class RecipeBase(Config):
     versions: dict[str, str] | None = Field(
         None, description="Filled in by the run: what was installed when it started."
     )
+
+    @property
+    def held_out_prompts(self) -> Prompts | None:
+        """The prompts of the evaluation; None where it takes some of those that are trained on."""
+        return self.evaluation.prompts if self.evaluation else None
 
     def with_(self, catalog: Catalog | None = None, /, **fields: Unpack[RecipeFields]) -> RecipeBase:
         """The recipe with these fields in the place of its own: `recipe.with_(train={"steps": 8}, device="cpu")`.

@@ -21,11 +21,10 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.representer import SafeRepresenter
 
-from draft_core.errors import RecipeError, one_line
+from draft_core.errors import RecipeError, one_line, short
 
 DEEPEST = 64  # nested levels of a recipe's YAML
 LARGEST = 100_000  # values in a recipe's YAML, each alias counted as what it stands for
-SHOWN = 200  # characters of a value in an error
 
 
 def read_yaml(path: Path) -> tuple[str, Path, Mapping[str, Any]]:
@@ -286,8 +285,3 @@ def exists(is_there: Callable[[Path], bool], path: Path) -> bool:
         return is_there(path)
     except (OSError, ValueError):
         return False
-
-
-def short(text: str) -> str:
-    """No more of a text than an error can show."""
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

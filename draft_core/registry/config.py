@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from draft_core.plan import Renoising, StepPlan
 from draft_core.surrogates.settings import SurrogateSettings
@@ -15,9 +16,24 @@ __all__ = ["Config", "DirectConfig", "Field", "MethodConfig", "RewardConfig"]
 
 
 class Config(BaseModel):
-    """A frozen pydantic model that refuses unknown fields and non-finite numbers."""
+    """A frozen pydantic model that refuses unknown fields and non-finite numbers.
+
+    Raises:
+        RecipeError: at construction, in the words in which a recipe that says the same is refused.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            from draft_core.registry.validation.messages import sentence_of_config  # which knows all configs
+
+            raise sentence_of_config(error, type(self), fields) from None
+
+    # pydantic makes what is nested in YAML itself, and would call any other constructor for it
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 class QuantileCap(Config):

@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal
 from packaging.requirements import InvalidRequirement, Requirement
 from pydantic import ConfigDict, PrivateAttr, field_validator, model_validator
 
-from draft_core import errors
-from draft_core.errors import DraftError, RecipeError
+from draft_core.errors import DraftError, PluginError, RecipeError, from_fields
 from draft_core.prompt_rows import ColumnType, PromptRow
 from draft_core.registry.catalog import Catalog
 from draft_core.registry.config import Config, Field, RewardConfig
@@ -214,12 +213,12 @@ def _completed(config: RewardInEnvironment, told: Mapping[str, Any]) -> RewardIn
 
 def _of_entry(told: Mapping[str, str | None], place: Place, python: Path) -> DraftError:
     """The environment's error as one of this recipe, with the commands in it for that Python."""
-    cls = getattr(errors, str(told["type"]))
     where = (told["where"] or ENTRY).replace(f"{ENTRY}: ", f"{place.where}{place.joint}").replace(ENTRY, place.where)
     advice = (told["next"] or "").replace("pip install", f"{python} -m pip install")
-    if cls is errors.PluginError:
-        where = f"{where}: {python}"
-    return cls(told["what"], where=where, next=advice or None)  # type: ignore[no-any-return]
+    error = from_fields({**told, "where": where, "next": advice or None})
+    if isinstance(error, PluginError):
+        return PluginError(error.what, where=f"{where}: {python}", next=error.next)
+    return error
 
 
 def _asked(settings: EnvironmentSettings, question: Mapping[str, Any], *, where: str) -> dict[str, Any]:

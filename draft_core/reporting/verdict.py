@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from draft_core.evaluation.collapse import CollapseRule, EvalRecord
+from draft_core.evaluation.collapse import FEW_PROMPTS, CollapseRule, EvalRecord, extent, too_few
 from draft_core.reporting.rendering import plus_minus
 
 Kind = Literal["collapsed", "lost", "costly", "idle", "fine"]
@@ -26,6 +26,7 @@ class RunVerdict:
             and percentage; a trained score of negative weight is among those of the other name.
         reason: one sentence with numbers.
         best: which update to use, one sentence.
+        extent: how far what rose and fell went: "beyond chance", unless the prompts are too few to say so.
     """
 
     kind: Kind
@@ -34,12 +35,13 @@ class RunVerdict:
     fell: tuple[str, ...]
     reason: str
     best: str
+    extent: str = "beyond chance"
 
     @property
     def moves(self) -> str:
         """What rose and what fell, a sentence."""
         found = "; ".join([*self.rose, *self.fell])
-        return f"Beyond chance: {found}." if found else "Nothing rose or fell beyond chance."
+        return f"{_sentence(self.extent)}: {found}." if found else f"Nothing rose or fell {self.extent}."
 
 
 def judged(rule: CollapseRule, evaluations: Sequence[EvalRecord], *, role: str = "trained") -> RunVerdict:
@@ -59,19 +61,26 @@ def judged(rule: CollapseRule, evaluations: Sequence[EvalRecord], *, role: str =
     unjudged = "".join(f" {_sentence(why)}." for why in judgement.unjudged)
     advice = _advice(rule.best(evaluations), first, last)
 
+    far = extent(last.prompts)
+    is_few = 1 < last.prompts < FEW_PROMPTS
+    unjudged += f" {_sentence(too_few(last.prompts))}." if is_few else ""
+
     def verdict(kind: Kind, headline: str, reason: str) -> RunVerdict:
-        return RunVerdict(kind, headline, judgement.rose, judgement.fell, f"{_sentence(reason)}.{unjudged}", advice)
+        text = f"{_sentence(reason)}.{unjudged}"
+        return RunVerdict(kind, headline, judgement.rose, judgement.fell, text, advice, far)
 
     if judgement.lost:
-        far = f"{', '.join(lost.split(' ')[0] for lost in judgement.lost)} fell too far, while {moved}"
+        what = f"{', '.join(lost.split(' ')[0] for lost in judgement.lost)} fell too far, while {moved}"
         if judgement.collapsed:
-            return verdict("collapsed", f"Collapsed at update {collapsed_at(rule, evaluations)}", far)
-        return verdict("lost", "Something was lost", far)
+            return verdict("collapsed", f"Collapsed at update {collapsed_at(rule, evaluations)}", what)
+        return verdict("lost", "Something was lost", what)
     if math.isnan(gain.error):
         return verdict("idle", "One prompt tells little", f"{moved}; no error can be given")
     if not gain.believed or gain.mean < 0:
-        beyond = "fell" if gain.believed else "did not change beyond chance"
+        beyond = "fell" if gain.believed else f"did not change {far}"
         return verdict("idle", f"The {role} reward {beyond}", f"{moved} ({plus_minus(gain)})")
+    if is_few:
+        return verdict("idle", f"{last.prompts} prompts tell little", moved)
     if judgement.fell:
         return verdict("costly", f"The {role} reward rose, at a cost", f"{moved}, while other things fell")
     kept = "no score and no measure of the images fell beyond chance"

@@ -12,14 +12,14 @@ from typing import Any
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from draft_core.errors import DraftError
+from draft_core.errors import DraftError, as_fields
 from draft_core.prompt_rows import PromptRow
-from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import base_of, with_absolute_paths
 from draft_core.recipe.schema import reward_type
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import RewardConfig
 from draft_core.registry.environments import ENTRY, FACTS
+from draft_core.registry.validation.messages import validate
 
 
 def describe(question: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def _described(entry: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
     try:
         config = config_of(entry["fields"], catalog, folder=entry["folder"], overrides=entry["overrides"])
     except DraftError as error:
-        return {"error": as_told(error)}
+        return {"error": as_fields(error)}
     found = catalog.reward(config.kind)
     spec = found.spec
     facts = {name: getattr(spec, name) for name in FACTS}
@@ -46,11 +46,6 @@ def _described(entry: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
         "checks_prompts": type(config).check_prompts is not RewardConfig.check_prompts,
         "versions": {"python": platform.python_version(), **dict(_versions(found.distribution.name))},
     }
-
-
-def as_told(error: DraftError) -> dict[str, Any]:
-    """An error as JSON says it."""
-    return {"type": type(error).__name__, "what": error.what, "where": error.where, "next": error.next}
 
 
 def config_of(fields: Mapping[str, Any], catalog: Catalog, *, folder: str, overrides: list[str]) -> RewardConfig:

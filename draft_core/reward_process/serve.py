@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
-from draft_core.errors import DraftError, raised
-from draft_core.reward_process.describing import as_told, check_prompts, describe
+from draft_core.errors import DraftError, RewardError, as_fields, raised
+from draft_core.reward_process.describing import check_prompts, describe
 
 Question = Mapping[str, Any]
 
@@ -41,11 +41,9 @@ def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
             else:
                 answer = does[question["do"]](question)
         except DraftError as error:
-            answer = {"error": as_told(error)}
+            answer = {"error": as_fields(error)}
         except Exception as error:  # a plugin may raise anything
-            answer = {
-                "error": {"type": "RewardError", "what": f"it raised {raised(error)}", "where": None, "next": None}
-            }
+            answer = {"error": as_fields(RewardError(f"it raised {raised(error)}"))}
         _tell(answers, answer)
 
 

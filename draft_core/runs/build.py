@@ -16,7 +16,6 @@ from draft_core.learners.learner import Learner
 from draft_core.learners.surrogate_learner import SurrogateLearner
 from draft_core.prompt_rows import PromptRow
 from draft_core.recipe.columns import columns_of
-from draft_core.recipe.messages import validate
 from draft_core.recipe.paths import with_absolute_paths, working_directory
 from draft_core.recipe.prompt_lists import PromptList
 from draft_core.recipe.resolve import require_recipe, rows_of, training_prompts
@@ -24,6 +23,7 @@ from draft_core.recipe.schema import ModelConfig, RecipeBase, entry_type
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import MethodConfig, QuantileCap, RewardConfig
 from draft_core.registry.environments import Place, RewardInEnvironment, described, spec_of
+from draft_core.registry.validation.messages import validate
 from draft_core.reward_process.making import check_device, made_by_plugin, made_reward
 from draft_core.rewards.columns import CallColumns
 from draft_core.rewards.objective import Objective, Rewards, as_objective

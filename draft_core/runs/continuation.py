@@ -142,7 +142,7 @@ def _is_seen(field: str, recipe: RecipeBase) -> bool:
     if field in UNSEEN or field.endswith(UNSEEN_ENDINGS):
         return False
     evaluated = ("model", "evaluation", "rewards", "metrics")
-    return first in evaluated or (first == "prompts" and recipe.evaluation is None)
+    return first in evaluated or (first == "prompts" and recipe.held_out_prompts is None)
 
 
 def _require_writable(folder: Path, where: str) -> None:
@@ -211,9 +211,9 @@ def _changed_prompts(folder: Path, resolved: ResolvedRecipe, fields: Mapping[str
 
 def _sources(field: str, recipe: RecipeBase) -> tuple[str, ...]:
     """The fields of the recipe that say what a list of prompts is."""
-    if field.startswith("prompts") or recipe.evaluation is None:
+    if field.startswith("prompts"):
         return ("prompts",)
-    return ("evaluation.prompts", "evaluation.count")
+    return ("prompts" if recipe.held_out_prompts is None else "evaluation.prompts", "evaluation.count")
 
 
 def _by_images(recipe: Mapping[str, Any], of_a_pass: bool) -> dict[str, Any]:

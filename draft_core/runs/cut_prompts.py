@@ -1,4 +1,7 @@
-"""Prompts that a text encoder cuts, said once each: in the place of the line that diffusers prints at every call."""
+"""What is logged, as notes of a run: prompts that a text encoder cuts, once each, and warnings of draft-core itself.
+
+diffusers prints a line on a cut prompt at every call.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from draft_core.recipe.yaml_text import short
+from draft_core.errors import short
 from draft_core.runs.progress import Progress, silent
 
 LIBRARIES = ("diffusers", "transformers", "")  # whose loggers print it; the last is Python's own
+OWN = "draft_core"
 CUT = re.compile(
     r"input was truncated because\s+(?P<by>.+?)\s+(?:can only handle|is set to)\D*(?P<limit>\d+).*?:\s*(?P<cut>.*)",
     re.S,
@@ -53,16 +57,33 @@ class CutPrompts(logging.Filter):
         return False
 
 
+class _OwnWarnings(logging.Handler):
+    """Gives warnings to the same `progress`; where that says nothing, to the standard error like any program's."""
+
+    def __init__(self, told: CutPrompts) -> None:
+        super().__init__(logging.WARNING)
+        self.told = told
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.told.progress is not silent:
+            self.told.progress("note", 0, 0, record.getMessage())
+        elif logging.lastResort is not None:
+            logging.lastResort.handle(record)
+
+
 @contextmanager
 def cut_prompts() -> Iterator[CutPrompts]:
-    """A filter of cut prompts that is at work inside."""
+    """A filter of cut prompts that is at work inside; its `progress` is given the warnings of draft-core too."""
     told = CutPrompts()
+    own = _OwnWarnings(told)
+    logging.getLogger(OWN).addHandler(own)
     handlers = [handler for name in LIBRARIES for handler in logging.getLogger(name).handlers]
     for handler in handlers:
         handler.addFilter(told)
     try:
         yield told
     finally:
+        logging.getLogger(OWN).removeHandler(own)
         for handler in handlers:
             handler.removeFilter(told)
 

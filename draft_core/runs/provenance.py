@@ -49,7 +49,7 @@ def facts_of(
         rewards=rule.trained,
         prompts=list(resolved.evaluation_prompts),
         seeds=list(resolved.seeds),
-        prompts_are_unseen=recipe.evaluation is not None,
+        prompts_are_unseen=recipe.held_out_prompts is not None,
         tolerance=rule.tolerance,
         caps=rule.caps,
         call=_call_of(recipe, evaluated),

@@ -18,7 +18,7 @@ from torch import Tensor
 from draft_core.cost.room import require_room
 from draft_core.display import PngImage, image, paragraph, table
 from draft_core.errors import DraftError, Interrupted, RecipeError, first_line
-from draft_core.evaluation.collapse import CollapseRule, EvalRecord, Verdict
+from draft_core.evaluation.collapse import CollapseRule, EvalRecord, Verdict, extent
 from draft_core.evaluation.evaluate import evaluation_sampler
 from draft_core.recipe.resolve import ResolvedRecipe, require_recipe, resolve_recipe
 from draft_core.recipe.schema import RecipeBase
@@ -295,7 +295,7 @@ def _evaluate(run: _Run, progress: Progress, stage: str = "") -> Verdict:
     verdict = run.judge()
     notes = list(verdict.unjudged)
     if verdict.fell:
-        what = "collapsing" if verdict.collapsed else "losing" if verdict.lost else "beyond chance"
+        what = "collapsing" if verdict.collapsed else "losing" if verdict.lost else extent(run.records[-1].prompts)
         notes.insert(0, f"{what}, {'; '.join(verdict.fell)}")
     for note in notes:
         progress("note", 0, 0, f"update {run.trainer.done}: {note}")

@@ -18,11 +18,11 @@ from draft_core.evaluation.evaluate import evaluate
 from draft_core.frames import still
 from draft_core.prompt_rows import Column, PromptRow
 from draft_core.recipe.load import load_recipe
-from draft_core.recipe.messages import validate
 from draft_core.recipe.schema import ModelConfig
 from draft_core.recipe.yaml_text import read_yaml
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import RewardConfig
+from draft_core.registry.validation.messages import validate
 from draft_core.reporting.run_record import METRICS, RECIPE
 from draft_core.rewards.columns import CallColumns
 from draft_core.rewards.objective import Objective

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from draft_core.setting import CLOSED, MOST, check_bounds, setting
+from draft_core.setting import CLOSED, MOST, check_bounds, closed, setting
 
 
+@closed
 @dataclass(frozen=True, kw_only=True)
 class SurrogateSettings:
     """A small network that learns a reward's scores on the way and is trained on in its place (LaSRO, 2411.15247)."""

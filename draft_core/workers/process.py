@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import draft_core
-from draft_core import errors
-from draft_core.errors import DraftError, RewardError
+from draft_core.errors import DraftError, RewardError, from_fields
 from draft_core.workers.needs import core_requirements, pip_install
 
 BOOTSTRAP = Path(draft_core.__file__).with_name("reward_process") / "bootstrap.py"
@@ -135,13 +134,8 @@ class WorkerProcess:
             self.kill()
             raise self._error(f"it answered {line[:80].decode(errors='replace')!r}, which is no answer") from None
         if refusal is not None:
-            raise self._refusal(refusal)
+            raise from_fields({**refusal, "where": refusal["where"] or self.where})
         return answer
-
-    def _refusal(self, told: Mapping[str, Any]) -> DraftError:
-        """The error that the process tells of, of the same class and with the same words."""
-        cls: type[DraftError] = getattr(errors, str(told["type"]), RewardError)
-        return cls(told["what"], where=told["where"] or self.where, next=told["next"])
 
     def _missing(self, told: Mapping[str, Any]) -> RewardError:
         """What that Python lacks, and the command that installs it."""

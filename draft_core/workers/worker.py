@@ -6,6 +6,7 @@ A frozen reward has no state, so that a question can be put again to a new proce
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from draft_core.workers.process import WorkerDiedError, WorkerProcess
 from draft_core.workers.tensors import put, take
 
 Answer = TypeVar("Answer")
+
+log = logging.getLogger(__name__)
 
 STARTS = 2  # of a process for one question: the second is after the first was killed
 
@@ -63,6 +66,7 @@ class Worker:
         self._asking = threading.RLock()  # autograd asks for the gradients of a GPU's images in a thread of its own
         self._calls = itertools.count()
         self._forgotten: list[int] = []
+        self._died = ""  # how the last process ended, until the next is there
         self._process: WorkerProcess | None = None
         self._memory: SharedMemory | None = None
         self.takes = "image"
@@ -165,14 +169,14 @@ class Worker:
                     self._start()
                     return ask()
                 except WorkerDiedError as error:
-                    died = error
+                    self._died = str(error)
                     self._drop()
                 except BaseException:
                     if self._process is not None and self._process.process.poll() is not None:
                         self._drop()  # killed after its time was over, or by Ctrl-C
                     raise
             raise RewardError(
-                f"its process died twice over the same question: {died}", where=self.where, next=LESS_MEMORY
+                f"its process died twice over the same question: {self._died}", where=self.where, next=LESS_MEMORY
             )
 
     def _start(self) -> None:
@@ -195,6 +199,9 @@ class Worker:
             memory.close()
             raise
         self._process, self._memory = process, memory
+        if self._died:
+            log.warning(f"{self.where}: its process was started again, since {self._died}; no result changes")
+            self._died = ""
 
     def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         assert self._process is not None

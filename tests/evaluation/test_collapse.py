@@ -204,9 +204,10 @@ def test_numbers_that_are_not_finite_are_judged_by_nobody_and_said() -> None:
     ("prompts", "images", "scores", "why"),
     [
         (1, 2, {"trained", "held"}, "one prompt gives no error of a mean"),
-        (4, 1, {"trained"}, "no score is held out and diversity is not measured"),
-        (4, 2, {"trained"}, None),
-        (4, 1, {"trained", "held"}, None),
+        (2, 2, {"trained", "held"}, "2 prompts are too few to tell a change from chance: evaluate 5 or more"),
+        (5, 1, {"trained"}, "no score is held out and diversity is not measured"),
+        (5, 2, {"trained"}, None),
+        (5, 1, {"trained", "held"}, None),
     ],
 )
 def test_where_no_evaluation_can_count_as_a_collapse_it_is_said(

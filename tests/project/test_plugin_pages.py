@@ -8,11 +8,11 @@ import types
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
 import draft_core
 from draft_core.cli.rewards import _all_fields
 from draft_core.cli.terminal import with_places
+from draft_core.errors import RecipeError
 from tests.project.test_surface import public_names
 from tests.support.pages import ROOT, code_blocks, text_of
 
@@ -51,7 +51,7 @@ def test_the_config_of_the_page_takes_its_recipe_and_refuses_the_rest(page: type
         ({"crop": {"size": 3}}, "size"),
         ({"metric": "manhattan"}, "'cosine' or 'euclidean'"),
     ):
-        with pytest.raises(ValidationError, match=re.escape(sentence)):
+        with pytest.raises(RecipeError, match=re.escape(sentence)):
             page.LikenessConfig(**{"reference": "cup.jpg", **fields})
 
 

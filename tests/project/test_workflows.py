@@ -123,8 +123,8 @@ def test_a_job_has_the_least_rights(name: str) -> None:
         "vendor.citation-file-format": "CITATION.cff",
     }.items(),
 )
-def test_a_file_keeps_the_schema_of_its_format(schema: str, pattern: str, tmp_path: Path) -> None:
-    files = sorted(ROOT.glob(pattern))
+def test_a_file_keeps_the_schema_of_its_format(schema: str, pattern: str, folder: Path, tmp_path: Path) -> None:
+    files = sorted({*ROOT.glob(pattern), *folder.glob(pattern)})  # those that `draft new-reward` writes too
     assert files
     broken = tmp_path / f"broken{files[0].suffix if files[0].suffix != '.cff' else '.yml'}"
     broken.write_text("nothing: of the kind\n", encoding="utf-8")

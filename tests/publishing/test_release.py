@@ -8,6 +8,7 @@ from email.message import Message
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+from zlib import crc32
 
 import pytest
 from typer.testing import CliRunner
@@ -179,7 +180,7 @@ def test_a_plugin_of_this_repository_can_be_published(folder: Path) -> None:
 
 
 def test_the_command_says_what_is_missing_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    from draft_core.publishing.release import Finding
+    from draft_core.publishing.findings import Finding
 
     if "jpeg" not in installed().rewards:
         pytest.skip("draft-reward-jpeg is not installed")
@@ -198,3 +199,51 @@ def test_a_setting_is_refused_where_nothing_is_built() -> None:
     result = CliRunner().invoke(app, ["rewards", "check", "jpeg", "--release", "--small"])
     assert result.exit_code == 2
     assert "leave out --set, --small and --prompt" in " ".join(result.output.split())
+
+
+# Files that the code names
+
+
+def code_with(constants: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is found of a reward whose module has these constants; the hub has the repository a/b, with the file f."""
+    name = f"named_{crc32(constants.encode())}"
+    head = "from pathlib import Path\nfrom draft_core.rewards.weights import HubFile\n"
+    (tmp_path / f"{name}.py").write_text(f"{head}{constants}\nMade = None\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("draft_core.rewards.hub.unreachable", lambda: None)
+    monkeypatch.setattr("huggingface_hub.file_exists", lambda repo, file: (repo, file) == ("a/b", "f"))
+    monkeypatch.setattr("huggingface_hub.repo_exists", lambda repo: repo == "a/b")
+    return missing(factory=f"{name}:Made", config=HubConfig, weights_license="MIT", download_mb=1.0)
+
+
+@pytest.mark.parametrize(
+    ("constants", "found"),
+    [
+        ('PUBLISHED = HubFile("a/b", "f")\nMODEL = "a/b"\nHERE = Path(__file__)', None),
+        ('FILES = {"2.0": HubFile("a/b", "g")}', "the hub has no g of a/b, which NAME.FILES['2.0'] names"),
+        ('MODEL = "a/c"', "the hub has no a/c, which NAME.MODEL names"),
+        (
+            'PUBLISHED = HubFile("owner/warm", "f")',
+            "NAME.PUBLISHED names f of owner/warm, the example of a new project",
+        ),
+        ('IMAGE = Path(__file__).with_name("x.png")', "NAME.IMAGE names HERE/x.png, which is not there"),
+        ("import nowhere", "NAME does not import (ModuleNotFoundError: No module named 'nowhere' (HERE/NAME.py:3))"),
+    ],
+)
+def test_files_that_the_code_names_must_be_there(
+    constants: str, found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"named_{crc32(constants.encode())}"
+    said = [] if found is None else [found.replace("NAME", name).replace("HERE", str(tmp_path))]
+    assert code_with(constants, tmp_path, monkeypatch) == said
+
+
+def test_a_hub_that_cannot_be_asked_is_said_and_not_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = installed().rewards.get("imagereward")
+    if entry is None:
+        pytest.skip("draft-reward-imagereward is not installed")
+    said = [finding for finding in missing_for_release(entry) if "could not be asked" in finding.what]
+    assert said
+    assert not any(finding.required for finding in said)
+    assert "HF_HUB_OFFLINE is set" in said[0].what

@@ -125,8 +125,8 @@ def test_a_typo_is_refused_in_the_words_of_the_file(
 
 
 def test_a_settings_class_says_which_field_is_missing() -> None:
-    with pytest.raises(RecipeError, match="EvaluationSettings: prompts: the field is missing; give it"):
-        EvaluationSettings(count=1)  # type: ignore[call-arg]
+    with pytest.raises(RecipeError, match="PromptFile: file: the field is missing; give it"):
+        PromptFile(column="text")  # type: ignore[call-arg]
 
 
 def test_a_changed_recipe_is_the_file_with_overrides(folder: Path, catalog: Catalog) -> None:

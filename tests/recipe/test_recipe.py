@@ -11,7 +11,7 @@ import pytest
 
 from draft_core.errors import DraftError, PluginError, RecipeError
 from draft_core.recipe.load import dump_recipe, load_recipe
-from draft_core.recipe.resolve import resolve_prompts
+from draft_core.recipe.resolve import resolve_evaluation, resolve_prompts
 from draft_core.recipe.schema import recipe_type
 from draft_core.recipe.yaml_text import dump_yaml, parse_yaml
 from draft_core.registry.catalog import BrokenPlugin, Catalog, Distribution, Entry
@@ -47,7 +47,7 @@ def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
         ("evaluation={prompts: [x], evry: 3}", "evaluation.evry: unknown field 'evry'; did you mean 'every'?"),
         ("evaluation={prompts: [x], every: 0}", "evaluation.every: input should be greater than or equal to 1, not 0"),
         ("evaluation={prompts: [x], scales: [.inf]}", "evaluation.scales.0: input should be a finite number"),
-        ("evaluation={}", "evaluation.prompts: the field is missing"),
+        ("model={}", "model.pretrained: the field is missing"),
         ("model.lora.rnk=3", "model.lora.rnk: unknown field 'rnk'; did you mean 'rank'?"),
         ("model.pretrained=tinny", "model.pretrained: unknown model 'tinny'; did you mean 'tiny'?"),
         ("model.pretrained=/", "model.pretrained: folder / holds no model_index.json"),
@@ -217,3 +217,17 @@ def test_a_reward_refuses_prompts_that_it_cannot_score(catalog: Catalog, monkeyp
     assert sentence.endswith("prompts, for rewards.0 (redness): it has no dog; add one.")
     sentence = refusal(["prompts=[a dog]", "evaluation.prompts=[a cat]"], catalog)
     assert "evaluation.prompts, for rewards.0 (redness): it has no dog" in sentence
+
+
+def test_an_evaluation_without_prompts_is_the_default_one_with_these_fields(catalog: Catalog) -> None:
+    listed = {**GOOD, "prompts": [f"number {number}" for number in range(20)]}
+    default = resolve_evaluation(load_recipe(listed, catalog=catalog), catalog)
+    settings, prompts = resolve_evaluation(
+        load_recipe({**listed, "evaluation": {"images_per_prompt": 1}}, catalog=catalog), catalog
+    )
+    assert prompts == default[1] == tuple(listed["prompts"][:8])
+    assert (settings.images_per_prompt, settings.every) == (1, default[0].every)
+    more = load_recipe({**listed, "evaluation": {"count": 9}}, catalog=catalog)
+    assert len(resolve_evaluation(more, catalog)[1]) == 9
+    of_its_own = load_recipe({**GOOD, "evaluation": {"prompts": listed["prompts"]}}, catalog=catalog)
+    assert len(resolve_evaluation(of_its_own, catalog)[1]) == 16

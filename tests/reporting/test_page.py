@@ -129,6 +129,16 @@ def test_with_one_prompt_there_is_no_error_and_it_is_said(tmp_path: Path) -> Non
     assert "nan" not in words(page_of(summarize(record)))
 
 
+def test_of_few_prompts_nothing_is_said_to_be_beyond_chance(tmp_path: Path) -> None:
+    record = made_run(tmp_path / "run", FINE, trained=TRAINED, prompts=["a bird", "a fish"])
+    verdict = summarize(record).verdict
+    assert (verdict.kind, verdict.headline) == ("idle", "2 prompts tell little")
+    assert "2 prompts are too few to tell a change from chance: evaluate 5 or more." in verdict.reason
+    page = words(page_of(summarize(record)))
+    assert "By more than 2 standard errors of 2 prompts, trained or not:" in page
+    assert "beyond chance" not in page.lower()
+
+
 # The table
 
 

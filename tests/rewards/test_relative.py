@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pydantic import ValidationError
 
+from draft_core.errors import RecipeError
 from draft_core.plugin import RelativePromptConfig
 from draft_core.rewards import RelativePrompt
 
@@ -56,6 +56,6 @@ def test_a_prompt_that_holds_the_mark_is_left_as_it_is() -> None:
     ],
 )
 def test_what_says_nothing_is_refused(fields: dict[str, object], message: str) -> None:
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(RecipeError) as caught:
         RelativePromptConfig(kind="any", **fields)
     assert message in str(caught.value)

@@ -276,3 +276,6 @@ def test_a_reward_that_is_there_alone_is_loaded_and_scores_files(new: Path, cata
 def test_a_misspelt_environment_is_named(new: Path, catalog: Catalog) -> None:
     with pytest.raises(RecipeError, match=r"unknown field 'environmnet'; did you mean 'environment'"):
         load_recipe({**GOOD, "rewards": [{"kind": "redness", "environmnet": {"python": str(new)}}]}, catalog=catalog)
+    elsewhere = {**GOOD, "metrics": [{"kind": "new-tint", "enviroment": {"python": str(new)}}]}
+    with pytest.raises(RecipeError, match=r"recipe: metrics.0.enviroment: unknown field 'enviroment'; did you mean"):
+        load_recipe(elsewhere, catalog=catalog)

@@ -15,13 +15,13 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from draft_core.errors import DraftError, RewardError
+from draft_core.errors import DraftError, RewardError, as_fields, from_fields
 from draft_core.library.rewards import load_reward
 from draft_core.prompt_rows import Column, PromptRow
 from draft_core.registry.catalog import Catalog
 from draft_core.reward_process import scoring
-from draft_core.reward_process.describing import as_told
 from draft_core.rewards.objective import Objective
+from draft_core.runs.cut_prompts import cut_prompts
 from draft_core.workers import tensors, worker
 from draft_core.workers.process import WorkerDiedError
 from draft_core.workers.remote_reward import RemoteReward
@@ -62,8 +62,8 @@ class HereProcess:
             else:
                 answer = getattr(self.scorer, told["do"])(told)
         except DraftError as error:
-            refusal = as_told(error)
-            raise RewardError(refusal["what"], where=refusal["where"] or self.where, next=refusal["next"]) from None
+            refusal = as_fields(error)
+            raise from_fields({**refusal, "where": refusal["where"] or self.where}) from None
         return json.loads(json.dumps(answer))  # type: ignore[no-any-return]
 
 
@@ -270,6 +270,21 @@ def test_ten_deaths_at_random_questions_change_no_bit(here: type[HereProcess]) -
     here.deaths = {6 * number + draw.randrange(2) for number in range(1, 11)}  # never twice over one question
     assert torch.equal(trained({"tint": there}), expected)
     assert there.worker.starts == 11  # type: ignore[union-attr]
+
+
+def test_a_new_start_is_said(here: type[HereProcess], caplog: pytest.LogCaptureFixture) -> None:
+    _, there = both("old-tint")
+    here.deaths = {here.asked + 1}
+    there(images_of(3, 3, 8, 8), PROMPTS)
+    there(images_of(3, 3, 8, 8), PROMPTS)
+    said = "reward 'old-tint': its process was started again, since it was ended by SIGKILL; no result changes"
+    assert caplog.messages == [said]
+    notes: list[str] = []
+    with cut_prompts() as told:
+        told.progress = lambda stage, done, total, note: notes.append(note)
+        here.deaths = {here.asked + 1}
+        there(images_of(3, 3, 8, 8), PROMPTS)
+    assert notes == [said]
 
 
 def test_what_is_not_asked_again_would_be_found(here: type[HereProcess], monkeypatch: pytest.MonkeyPatch) -> None:

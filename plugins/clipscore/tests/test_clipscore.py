@@ -13,9 +13,8 @@ from draft_reward_clipscore import ClipScoreConfig, draft_register_rewards
 from draft_reward_clipscore.encoders import preparation_of_open_clip, preparation_of_transformers
 from draft_reward_clipscore.reward import ClipScoreReward, defined
 from open_clip.transform import image_transform
-from pydantic import ValidationError
 
-from draft_core.errors import DraftError
+from draft_core.errors import DraftError, RecipeError
 from draft_core.rewards.images import to_pil
 from draft_core.testing import Subject
 
@@ -78,7 +77,7 @@ def test_control_words_score_by_the_sum_of_the_encoders_features(library: str) -
 
 @pytest.mark.parametrize("definition", ["clipscore", "percent"])
 def test_a_definition_without_negative_scores_takes_no_control_words(definition: str) -> None:
-    with pytest.raises(ValidationError, match=f"the definition '{definition}' makes zero of what is negative"):
+    with pytest.raises(RecipeError, match=f"the definition '{definition}' makes zero of what is negative"):
         ClipScoreConfig(definition=definition, positive="sharp", negative="blurred")
 
 

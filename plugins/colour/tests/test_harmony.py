@@ -11,7 +11,8 @@ from draft_reward_colour import ColourHarmonyConfig
 from draft_reward_colour.harmony import TEMPLATES, best_fit, outside
 from draft_reward_colour.lab import polar, to_lab
 from draft_reward_colour.reward import ColourHarmonyReward
-from pydantic import ValidationError
+
+from draft_core.errors import RecipeError
 
 
 def of_template(letter: str, turn: float = 0.0) -> torch.Tensor:
@@ -146,11 +147,11 @@ def test_a_broken_image_has_no_score_and_leaves_the_others_theirs() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"templates": ["Z"]}, "Input should be 'i', 'V', 'L', 'I', 'T', 'Y' or 'X'"),
-        ({"templates": []}, "at least 1"),
+        ({"templates": ["Z"]}, "input should be 'i', 'V', 'L', 'I', 'T', 'Y' or 'X'"),
+        ({"templates": []}, "the list is empty"),
         ({"templates": ["i", "i"]}, "'i' is listed twice"),
     ],
 )
 def test_what_is_no_template_is_refused(fields: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
+    with pytest.raises(RecipeError, match=words):
         ColourHarmonyConfig(**fields)

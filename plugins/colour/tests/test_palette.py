@@ -9,9 +9,8 @@ import pytest
 import torch
 from draft_reward_colour import Background, PaletteConfig
 from draft_reward_colour.reward import PaletteReward
-from pydantic import ValidationError
 
-from draft_core.errors import RewardError
+from draft_core.errors import RecipeError, RewardError
 
 
 def filled(*colours: str) -> torch.Tensor:
@@ -87,14 +86,14 @@ def test_images_that_are_no_rgb_batch_are_refused(images: torch.Tensor) -> None:
         ({"colours": ["#fff"]}, "'#fff' is no colour"),
         ({"colours": [None]}, "a bare # begins a comment in YAML"),
         ({"colours": ["#2A9D8F", "#2a9d8f"]}, "'#2a9d8f' is listed twice"),
-        ({"colours": []}, "at least 1"),
+        ({"colours": []}, "the list is empty"),
         ({"colours": [f"#00000{digit}" for digit in range(9)]}, "at most 8"),
         ({"colours": ["#000000"], "sharpness": 0}, "greater than 0"),
         ({"colours": ["#000000"], "background": {"colour": "paper"}}, "'paper' is no colour"),
         ({"colours": ["#000000"], "background": {"tolerance": -1}}, "greater than or equal to 0"),
-        ({}, "Field required"),
+        ({}, "the field is missing"),
     ],
 )
 def test_what_is_no_palette_is_refused(fields: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
+    with pytest.raises(RecipeError, match=words):
         PaletteConfig(**fields)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from draft_reward_vlm import loading
+from draft_reward_vlm import VlmConfig, loading
 from draft_reward_vlm.questions import SETS
 from draft_reward_vlm.tiny import tiny
 from transformers import CLIPConfig
@@ -130,6 +130,12 @@ def test_a_torn_question_file_is_one_sentence(tmp_path: Path, content: str, said
 def test_questions_that_say_nothing_are_refused(questions: list[Any], said: str) -> None:
     with pytest.raises(DraftError, match=said):
         reward_config("vlm", {**SMALL, "questions": questions}, CATALOG)
+
+
+def test_a_bare_question_is_to_be_answered_with_yes() -> None:
+    asked = ["Is it red?", "Really?", "quality"]
+    named = [{"ask": "Is it red?"}, {"ask": "Really?"}, "quality"]
+    assert VlmConfig(questions=asked) == VlmConfig(questions=named)  # type: ignore[arg-type]
 
 
 def test_answers_that_the_first_token_does_not_decide_are_refused() -> None:

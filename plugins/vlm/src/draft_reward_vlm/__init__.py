@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, Discriminator, Tag, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Tag, field_validator, model_validator
 
 from draft_core.plugin import Field, RecipePath, RewardConfig, RewardSpec, hookimpl
 from draft_reward_vlm.questions import PROMPT, SETS, VQASCORE, Question
@@ -19,7 +19,9 @@ DEFAULT_MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"
 
 def _known_set(name: str) -> str:
     if name not in SETS:
-        raise ValueError(f"{name!r} is no set of questions ({', '.join(SETS)}); ask your own as {{ask: ...}}")
+        raise ValueError(
+            f"{name!r} is no set of questions ({', '.join(SETS)}); your own ends with ?, or is {{ask: ...}}"
+        )
     return name
 
 
@@ -27,9 +29,16 @@ def _form(asked: Any) -> str:
     return "set" if isinstance(asked, str) else "question"
 
 
+def _as_question(asked: Any) -> Any:
+    """A text with a blank or a question mark, which no set's name has, is a question whose answer should be Yes."""
+    return {"ask": asked} if isinstance(asked, str) and (" " in asked or "?" in asked) else asked
+
+
 # The name of a shipped set, or a question.
 Asked: TypeAlias = Annotated[
-    Annotated[str, AfterValidator(_known_set), Tag("set")] | Annotated[Question, Tag("question")], Discriminator(_form)
+    Annotated[str, AfterValidator(_known_set), Tag("set")] | Annotated[Question, Tag("question")],
+    Discriminator(_form),
+    BeforeValidator(_as_question),
 ]
 
 
@@ -80,7 +89,7 @@ class VlmConfig(ModelConfig):
     questions: tuple[Asked, ...] = Field(
         ("alignment",),
         description="What is asked: names of shipped sets (alignment, physics, quality), and questions of your own, "
-        "each with ask, answer, against, score, weight and name.",
+        "each a text to be answered with Yes, or fields: ask, answer, against, score, weight and name.",
     )
     question_file: Annotated[str, RecipePath(of="file")] | None = Field(
         None,

@@ -9,10 +9,10 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
 
-from draft_core.recipe.paths import typed_fields
-from draft_core.recipe.yaml_text import short
+from draft_core.errors import short
 from draft_core.registry.config import RewardConfig
 from draft_core.registry.environments import RewardInEnvironment
+from draft_core.registry.validation.fields import typed_fields
 
 NEAR = 0.6  # of difflib's likeness between a misspelt name and the right one
 FAR = 0.75  # the same for a name that stands elsewhere

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised
-from draft_core.recipe.sections import NEAR, Section, advice_for_unknown, sections_of
-from draft_core.recipe.yaml_text import short
+from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised, short
 from draft_core.registry.catalog import Catalog
+from draft_core.registry.validation.sections import NEAR, Section, advice_for_unknown, sections_of
 
 FIELDS = ("model_type", "model_attributes_type", "dataclass_type")  # pydantic's complaints that there are no fields
 LISTS = ("tuple_type", "list_type")
@@ -57,6 +56,11 @@ def sentence_of(error: ValidationError, type_: Any, data: Any, catalog: Catalog,
     found = error.errors(include_url=False, include_context=True)
     problems = _without_echoes([_Problem(_path_in(data, details), details) for details in found])
     return _Sentence(data, sections_of(type_, data), catalog, where).of(problems)
+
+
+def sentence_of_config(error: ValidationError, config: type, fields: Mapping[str, Any]) -> DraftError:
+    """The same of a config that is made in Python, whose class is then where it stands."""
+    return sentence_of(error, config, fields, Catalog(), where=config.__name__)
 
 
 class _Problem(NamedTuple):
@@ -210,6 +214,7 @@ class _Sentence:
     def _as_fields(self, path: tuple[str, ...], text: str) -> str:
         """The field that a text in the place of fields is the value of."""
         required = next((section.required for section in self.sections if section.path == path), [])
+        required = ["prompts"] if path == ("evaluation",) else required  # what a text there is meant to be
         if path[:1] in (("method",), ("rewards",), ("metrics",)) and len(path) <= 2:
             _, kinds = self._kinds(path)
             near = difflib.get_close_matches(text, kinds, n=1, cutoff=NEAR)
