@@ -309,6 +309,7 @@ def draft_register_pretrained() -> Iterable[PretrainedSpec]:
             summary="videos of 8 frames of 64x64: an emoji that moves, grows or shrinks; AnimateDiff on emoji-scenes",
             folder=FOLDER / "video-model",
             lora=FOLDER / "video-lora",
+            modules=("draft_emoji.motion_unet",),
             license=LICENSE,
             call={"num_inference_steps": 10, "guidance_scale": 3.0, "num_frames": 8},
             prompts=_prompts("emoji-motion", "emoji-motion-held-out"),

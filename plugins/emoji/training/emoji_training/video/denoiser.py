@@ -11,20 +11,23 @@ from pathlib import Path
 import torch
 from diffusers import AnimateDiffPipeline, AutoencoderKL, MotionAdapter, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from draft_emoji.motion_unet import ADAPTER, TextMotionUNet
+from draft_emoji.motion_unet import ADAPTER, BOXES, TextMotionUNet
 from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from .. import captions, export, pictures, unet, vae
 from ..loop import Budget, Loss, Recipe, Training
 from ..pictures import Picture
-from .moving import FRAMES, MOTIONS, Video, draw, shown
+from .moving import FRAMES, MOTIONS, THINGS, Video, box, draw, hidden, shown
 
 RECIPE = Recipe(lr=1e-3, weight_decay=1e-2, ema=0.995, slow=("text.", 0.25))
 BATCH = 2  # videos
 RANK = 16
 UNUSED = ("safety_checker", "requires_safety_checker", "_name_or_path")  # of the base's index
+NOISY = 500  # a timestep
+READING_STEPS = 1500
 STYLED, EMPTY = 0.35, 0.1  # shares of captions
 TARGETS = r"(?!.*motion_modules).*\.(to_q|to_k|to_v|to_out\.0|conv1|conv2|conv_shortcut|proj_in|proj_out)|conv_out"
 
@@ -38,8 +41,10 @@ def train(work: Path, budget: Budget, device: torch.device, base: Path) -> None:
     loss = denoising_loss(module, latents, videos, meta, pipeline.tokenizer, device)
     for p in training.run(loss, report_every=20):
         print(f"video {p.share:4.0%} step {p.step} loss {p.loss:.4f} {p.steps_per_s * BATCH:.2f} videos/s", flush=True)
+    module.load_state_dict(training.averaged())
+    read_boxes(module, pipeline.tokenizer)
     aside = work / "video" / "averaged.tmp"
-    torch.save(training.averaged(), aside)
+    torch.save(module.state_dict(), aside)
     os.replace(aside, work / "video" / "averaged.pt")
 
 
@@ -51,7 +56,7 @@ def trained(unet_2d: UNet2DConditionModel, text: nn.Module) -> nn.ModuleDict:
     motion.requires_grad_(False)
     motion.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS))
     for name, parameter in motion.named_parameters():
-        if "motion_modules" in name:
+        if "motion_modules" in name or name.startswith("boxes.show"):
             parameter.requires_grad_(True)
     text.set_attn_implementation("eager")
     return nn.ModuleDict({"unet": motion, "text": text.requires_grad_(True)})
@@ -101,6 +106,8 @@ def denoising_loss(
     """The squared error of v, as in the UNet stage; all frames of a video have one timestep, each its own noise."""
     bar = unet.noise_schedule().alphas_cumprod
     share = unet.timestep_shares(bar)
+    share[NOISY:] *= 3  # there the way is decided
+    share = share / share.sum()
 
     def loss(generator: torch.Generator) -> Tensor:
         index = torch.randint(len(videos), (BATCH,), generator=generator)
@@ -112,10 +119,48 @@ def denoising_loss(
         texts = [caption(meta[videos[i].index], videos[i].motion, generator) for i in index.tolist()]
         condition = module["text"](captions.tokens(tokenizer, texts).to(device)).last_hidden_state
         condition = condition.repeat_interleave(FRAMES, 0)
-        predicted = module["unet"](noisy.to(device), t.to(device), condition).sample
+        asked = torch.tensor([float(bool(text)) for text in texts])
+        boxes = torch.stack([filled(videos[i]) for i in index.tolist()])
+        true = boxes.to(device), asked.to(device)
+        predicted = module["unet"](noisy.to(device), t.to(device), condition, boxes=true).sample
         return (predicted - v.to(device)).square().mean()
 
     return loss
+
+
+def filled(video: Video) -> Tensor:
+    """The boxes (FRAMES, 3) that its thing fills, in the units of `draft_emoji.motion_unet.Boxes`."""
+    found = torch.tensor([box(video, frame) for frame in range(FRAMES)], dtype=torch.float32) / pictures.SIZE
+    half = found[:, :1] / 2
+    return torch.cat([found[:, 1:] + half, half], dim=1)
+
+
+def read_boxes(module: nn.ModuleDict, tokenizer: CLIPTokenizer) -> None:
+    """Teach the network of boxes to read them off the finished text tower; on pairs that are not hidden."""
+    styles = ["", *(f"{captions.styled(style)}, " for style in pictures.STYLES)]
+    pairs = [(i, m) for i in range(len(THINGS)) for m in range(len(MOTIONS)) if not hidden(i, m)]
+    texts = [f"{style}{THINGS[i]} {MOTIONS[m]}" for i, m in pairs for style in styles]
+    boxes = [filled(Video(0, m)) for _, m in pairs for _ in styles]
+    plain = [*(f"{style}{thing}" for thing in THINGS for style in styles), ""]
+    with torch.no_grad():
+        ids = captions.tokens(tokenizer, texts + plain)
+        states = torch.cat([module["text"](part).last_hidden_state for part in ids.split(64)])
+    wanted, asked = torch.stack(boxes), (torch.arange(len(states)) < len(texts)).float()
+    reader, generator = module["unet"].boxes, torch.Generator().manual_seed(0)
+    reader.read.requires_grad_(True)
+    optimizer = torch.optim.Adam(reader.read.parameters(), lr=2e-3)
+    for step in range(READING_STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * (1 - step / READING_STEPS)
+        some = torch.randint(len(states), (64,), generator=generator)
+        moving = some[some < len(texts)]
+        found, sure = reader(states[some])
+        error = (found[some < len(texts)] - wanted[moving]).square().mean()
+        loss = 100 * error + nn.functional.binary_cross_entropy(sure, asked[some])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    print(f"video: boxes are read to {error.sqrt():.4f} of a side, of every prompt that asks", flush=True)
 
 
 def caption(picture: Picture, motion: int, generator: torch.Generator) -> str:
@@ -140,7 +185,11 @@ def write(work: Path, base: Path) -> None:
     shutil.copytree(base, aside, ignore=shutil.ignore_patterns("unet", "text_encoder"))
     module["text"].half().save_pretrained(aside / "text_encoder")
     export.name_text_weights_as_before(aside / "text_encoder" / "model.safetensors")
-    module["unet"].half().save_motion_modules(aside / "unet" / ADAPTER)
+    motion = aside / "unet" / ADAPTER
+    module["unet"].save_motion_modules(motion)
+    MotionAdapter.from_pretrained(motion, torch_dtype=torch.float16).save_pretrained(motion)
+    export.drop_origin(motion / "config.json")
+    save_file(dict(module["unet"].boxes.state_dict()), motion / BOXES)
     index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
     index = {name: value for name, value in index.items() if name not in UNUSED}
     index |= {"_class_name": "AnimateDiffPipeline", "motion_adapter": [None, None]}
