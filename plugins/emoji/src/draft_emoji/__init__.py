@@ -183,9 +183,10 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
         ),
         _motion_spec(
             "emoji-motion-thing",
-            "whether an independent network sees the thing of a prompt about motion; to judge by",
+            "whether an independent network sees the thing of a prompt about motion in a frame; to judge by",
             EmojiMotionThingConfig,
             "EmojiMotionThing",
+            takes="image",
             unit="share",
             score_range="0 or 1",
             differentiable=False,
@@ -194,15 +195,14 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
 
 
 def _motion_spec(kind: str, summary: str, config: type[RewardConfig], name: str, **more: Any) -> RewardSpec:
-    """A score of whole videos, for prompts that end in a motion."""
+    """A score for prompts that end in a motion, of whole videos where nothing else is said."""
     return _spec(
         kind,
         summary,
         config,
         factory=f"draft_emoji.motion:{name}",
-        takes="video",
         small_prompts=("a fox moving left", "3d style, an owl growing", "a red apple moving down"),
-        **more,
+        **{"takes": "video", **more},
     )
 
 

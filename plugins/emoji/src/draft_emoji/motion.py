@@ -1,4 +1,4 @@
-"""Whether an emoji moves as its prompt says: by where the drawing lies in each frame and how large it is, without a network."""
+"""Whether an emoji moves as its prompt says: by where it lies in each frame and how large it is, without a network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from draft_core.errors import RewardError
-from draft_core.rewards import FrozenModule, checked_videos
+from draft_core.rewards import FrozenModule, checked_images, checked_videos
 from draft_core.rewards.images import resize_like_pil
 from draft_emoji import EmojiJudgeTop1Config, EmojiMotionConfig, EmojiMotionThingConfig, EmojiPathConfig
 from draft_emoji.judge import EmojiJudge
@@ -58,9 +58,7 @@ def places(videos: Tensor) -> Tensor:
     ink = torch.sigmoid((1 - videos.amin(2) - INK) / SOFT)
     height, width = ink.shape[-2:]
     area = ink.mean((2, 3))
-    across, down = (
-        (torch.arange(n, device=ink.device, dtype=ink.dtype) + 0.5) / n for n in (width, height)
-    )
+    across, down = ((torch.arange(n, device=ink.device, dtype=ink.dtype) + 0.5) / n for n in (width, height))
     weight = area.clamp(min=1e-6)
     x = (ink.mean(2) * across).mean(2) / weight
     y = (ink.mean(3) * down).mean(2) / weight
@@ -138,9 +136,7 @@ class EmojiPath(FrozenModule):
 
 
 class EmojiMotionThing(FrozenModule):
-    """Whether the network of `emoji-judge` sees the prompt's thing first, in the middle frame cut to what is drawn."""
-
-    takes = "video"
+    """Whether the network of `emoji-judge` sees the prompt's thing first, in an image or frame cut to what is drawn."""
 
     def __init__(self, config: EmojiMotionThingConfig) -> None:
         super().__init__()
@@ -148,16 +144,16 @@ class EmojiMotionThing(FrozenModule):
         self.judge = EmojiJudge(EmojiJudgeTop1Config())
 
     @torch.no_grad()
-    def forward(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (N,) float32 of videos (N, F, 3, H, W) in [0, 1]: 1 or 0.
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (N,) float32 of images (N, 3, H, W) in [0, 1]: 1 or 0; of a video the mean over its frames.
 
         Raises:
-            RewardError: if they are not such videos, each with a prompt, or a prompt names none of the judge's things.
+            RewardError: if they are not such images, each with a prompt, or a prompt ends in no motion or names none
+                of the judge's things.
         """
-        videos = checked_videos(videos, prompts, where=self.where)
+        images = checked_images(images, prompts, where=self.where)
         things = [words_of(prompt, self.where)[0] for prompt in prompts]
-        frames = videos[:, videos.shape[1] // 2]
-        return self.judge(torch.cat([cut(frame) for frame in frames]), things)
+        return self.judge(torch.cat([cut(image) for image in images]), things)
 
 
 def cut(frame: Tensor) -> Tensor:

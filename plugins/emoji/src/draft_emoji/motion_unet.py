@@ -46,7 +46,7 @@ class LatentsAndHint(nn.Conv2d):
 
 
 class Boxes(nn.Module):
-    """The box that a prompt's thing should fill in each frame, read off the text and drawn; at first it adds nothing."""
+    """The box that a prompt's thing should fill in each frame, read off the text and drawn; new, it adds nothing."""
 
     def __init__(self, text: int, channels: int, frames: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Trains motion modules, a LoRA and the text tower on videos; the denoiser of scenes and its autoencoder stay frozen."""
+"""Trains motion modules, a LoRA and the text tower on videos; the denoiser of scenes itself stays frozen."""
 
 from __future__ import annotations
 
