@@ -160,18 +160,18 @@ def evaluate(
     _require_one_size({size for part in gather([*{image.shape[-2:] for image in images}]) for size in part}, sampler)
     videos = torch.cat(watched) if watched else None
     gathered = gather((torch.cat(images), *map(_joined, zip(*numbers, strict=True)), videos))
+    scores, components, motion = (
+        {name: _in_order([made[kind][name] for made in gathered], len(pairs), group_size) for name in gathered[0][kind]}
+        for kind in (1, 2, 3)
+    )
     return Evaluation(
         tuple(prompts),
         tuple(seeds),
         _in_order([made[0] for made in gathered], len(pairs), group_size),
-        *(
-            {
-                name: _in_order([made[kind][name] for made in gathered], len(pairs), group_size)
-                for name in gathered[0][kind]
-            }
-            for kind in (1, 2, 3)
-        ),
-        watched=None if videos is None else _in_order([made[4] for made in gathered], len(pairs), group_size),
+        scores,
+        components,
+        motion,
+        None if videos is None else _in_order([made[4] for made in gathered], len(pairs), group_size),
     )
 
 

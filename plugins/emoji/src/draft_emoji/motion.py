@@ -153,7 +153,8 @@ class EmojiMotionThing(FrozenModule):
         """
         images = checked_images(images, prompts, where=self.where)
         things = [words_of(prompt, self.where)[0] for prompt in prompts]
-        return self.judge(torch.cat([cut(image) for image in images]), things)
+        scores: Tensor = self.judge(torch.cat([cut(image) for image in images]), things)
+        return scores
 
 
 def cut(frame: Tensor) -> Tensor:

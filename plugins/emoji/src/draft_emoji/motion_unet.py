@@ -24,11 +24,12 @@ __all__ = ["ModelMixin", "TextMotionUNet"]  # diffusers asks a component's own m
 BASE = FOLDER / "scenes-model" / "unet"
 ADAPTER, BOXES = "motion_adapter", "boxes.safetensors"
 TEXT_HEADS = 4  # of the embedded denoiser's pooling
+READ = 2  # weighted means of the text's tokens, from which boxes are read
 WIDTH = 128  # of the network that reads boxes off a prompt
 SOFT = 0.02  # sides of the frame over which a box ends
 
 
-class TimeAndText(TimestepEmbedding):
+class TimeAndText(TimestepEmbedding):  # type: ignore[misc]
     """The embedding of a timestep, plus one that is handed in."""
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -51,17 +52,19 @@ class Boxes(nn.Module):
     def __init__(self, text: int, channels: int, frames: int) -> None:
         super().__init__()
         self.frames = frames
-        self.read = nn.Sequential(nn.Linear(2 * text, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 3 * frames + 1))
+        self.choose = nn.Linear(text, READ)
+        self.read = nn.Sequential(nn.Linear(READ * text, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 3 * frames + 1))
         self.show = nn.Conv2d(1, channels, 3, padding=1)
-        nn.init.zeros_(self.show.weight)
-        nn.init.zeros_(self.show.bias)
+        for parameter in self.show.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes (B, F, 3) from text (B, L, D), and (B,) in [0, 1] whether it asks for a motion at all.
 
         Middle x and y and half the side, in sides of the frame.
         """
-        found = self.read(torch.cat([text.mean(1), text.amax(1)], dim=1))
+        chosen = self.choose(text).softmax(1).transpose(1, 2) @ text
+        found = self.read(chosen.flatten(1))
         return found[:, 1:].unflatten(1, (self.frames, 3)), found[:, 0].sigmoid()
 
     def drawn(self, boxes: Tensor, asked: Tensor, height: int, width: int) -> Tensor:
@@ -72,15 +75,15 @@ class Boxes(nn.Module):
             torch.sigmoid((half - (grid - middle).abs()) / SOFT) for grid, middle in ((across, x), (down, y))
         )
         inside = asked[:, None, None, None] * inside_y[..., :, None] * inside_x[..., None, :]
-        shown = self.show(inside.flatten(0, 1)[:, None])
+        shown: Tensor = self.show(inside.flatten(0, 1)[:, None])
         return shown.unflatten(0, boxes.shape[:2]).transpose(1, 2)
 
 
-class TextMotionUNet(UNetMotionModel):
+class TextMotionUNet(UNetMotionModel):  # type: ignore[misc]
     """A UNetMotionModel that adds a pooled embedding of the text to that of the timestep."""
 
     @functools.wraps(UNetMotionModel.__init__)  # diffusers reads a model's settings off this signature
-    def __init__(self, *args: Any, **settings: Any) -> None:
+    def __init__(self, *args: Any, **settings: Any) -> None:  # type: ignore[misc]
         super().__init__(*args, **settings)
         first, text = self.config.block_out_channels[0], self.config.cross_attention_dim
         self.time_embedding = TimeAndText(first, 4 * first, act_fn=self.config.act_fn)
@@ -112,7 +115,8 @@ class TextMotionUNet(UNetMotionModel):
         base = UNet2DConditionModel.from_pretrained(BASE, **dtype)
         model = cls.from_unet2d(base, MotionAdapter.from_pretrained(adapter, **dtype))
         model.boxes.load_state_dict(load_file(adapter / BOXES))
-        return model.eval()
+        model.eval()
+        return model
 
     def forward(
         self,

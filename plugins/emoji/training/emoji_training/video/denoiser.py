@@ -27,7 +27,7 @@ BATCH = 2  # videos
 RANK = 16
 UNUSED = ("safety_checker", "requires_safety_checker", "_name_or_path")  # of the base's index
 NOISY = 500  # a timestep
-READING_STEPS = 1500
+READING_STEPS, READING_LR = 2000, 3e-3
 STYLED, EMPTY = 0.35, 0.1  # shares of captions
 TARGETS = r"(?!.*motion_modules).*\.(to_q|to_k|to_v|to_out\.0|conv1|conv2|conv_shortcut|proj_in|proj_out)|conv_out"
 
@@ -147,11 +147,11 @@ def read_boxes(module: nn.ModuleDict, tokenizer: CLIPTokenizer) -> None:
         states = torch.cat([module["text"](part).last_hidden_state for part in ids.split(64)])
     wanted, asked = torch.stack(boxes), (torch.arange(len(states)) < len(texts)).float()
     reader, generator = module["unet"].boxes, torch.Generator().manual_seed(0)
-    reader.read.requires_grad_(True)
-    optimizer = torch.optim.Adam(reader.read.parameters(), lr=2e-3)
+    parameters = [*reader.choose.parameters(), *reader.read.parameters()]
+    optimizer = torch.optim.AdamW([p.requires_grad_(True) for p in parameters], lr=READING_LR, weight_decay=0.1)
     for step in range(READING_STEPS):
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * (1 - step / READING_STEPS)
+            group["lr"] = READING_LR * (1 - step / READING_STEPS)
         some = torch.randint(len(states), (64,), generator=generator)
         moving = some[some < len(texts)]
         found, sure = reader(states[some])
