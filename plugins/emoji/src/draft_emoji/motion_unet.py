@@ -76,14 +76,14 @@ class Boxes(nn.Module):
         )
         inside = asked[:, None, None, None] * inside_y[..., :, None] * inside_x[..., None, :]
         shown: Tensor = self.show(inside.flatten(0, 1)[:, None])
-        return shown.unflatten(0, boxes.shape[:2]).transpose(1, 2)
+        return shown.view(*boxes.shape[:2], *shown.shape[1:]).transpose(1, 2)
 
 
 class TextMotionUNet(UNetMotionModel):  # type: ignore[misc]
     """A UNetMotionModel that adds a pooled embedding of the text to that of the timestep."""
 
-    @functools.wraps(UNetMotionModel.__init__)  # diffusers reads a model's settings off this signature
-    def __init__(self, *args: Any, **settings: Any) -> None:  # type: ignore[misc]
+    @functools.wraps(UNetMotionModel.__init__)  # type: ignore[misc]  # diffusers reads its settings off this
+    def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         first, text = self.config.block_out_channels[0], self.config.cross_attention_dim
         self.time_embedding = TimeAndText(first, 4 * first, act_fn=self.config.act_fn)
