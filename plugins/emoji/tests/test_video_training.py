@@ -18,6 +18,8 @@ from emoji_training.pictures import Picture
 from emoji_training.video import denoiser, moving, prompts
 from emoji_training.video.moving import MOTIONS, THINGS, Video
 
+pytestmark = pytest.mark.filterwarnings("ignore:.torch_dtype. is deprecated:FutureWarning")
+
 META = [Picture("1", "fox", "a fox", (), "noto", 0, True), Picture("2", "owl", "an owl", (), "flat", 1, True)]
 
 

@@ -187,7 +187,7 @@ def write(work: Path, base: Path) -> None:
     export.name_text_weights_as_before(aside / "text_encoder" / "model.safetensors")
     motion = aside / "unet" / ADAPTER
     module["unet"].save_motion_modules(motion)
-    MotionAdapter.from_pretrained(motion, torch_dtype=torch.float16).save_pretrained(motion)
+    MotionAdapter.from_pretrained(motion).half().save_pretrained(motion)
     export.drop_origin(motion / "config.json")
     save_file(dict(module["unet"].boxes.state_dict()), motion / BOXES)
     index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
