@@ -32,6 +32,7 @@ SLOW = (
     "plugins/emoji/tests/test_scene_training.py",
     "plugins/emoji/tests/test_scorer_training.py",
     "plugins/emoji/tests/test_two_steps.py",
+    "plugins/emoji/tests/test_video_training.py",
     "plugins/hpsv3/tests/test_contract.py",
     "plugins/hpsv3/tests/test_hpsv3.py",
     "plugins/jpeg/tests/test_acceptance.py",

@@ -41,6 +41,7 @@ class Evaluation:
         scores: reward name -> (P S,) before its weight.
         components: "REWARD: PART" -> (P S,), of the rewards that tell what their score is made of.
         motion: of videos, measure -> (P S,), as `image_measures.motion` gives it; empty of images.
+        watched: what `watch` kept of videos, on the CPU; None of images.
     """
 
     prompts: tuple[str, ...]
@@ -49,6 +50,7 @@ class Evaluation:
     scores: Mapping[str, Tensor]
     components: Mapping[str, Tensor] = field(default_factory=dict)
     motion: Mapping[str, Tensor] = field(default_factory=dict)
+    watched: Tensor | None = None
 
     def means(self) -> dict[str, float]:
         """Reward name -> mean over all images."""
@@ -74,6 +76,7 @@ def evaluate(
     share: tuple[int, int] = (0, 1),
     gather: Callable[[Any], list[Any]] = lambda part: [part],
     keep: Callable[[Tensor], Tensor] | None = None,
+    watch: Callable[[Tensor], Tensor] | None = None,
 ) -> Evaluation:
     """Images of the pipeline as it is now, one for each prompt and seed, and their scores; builds no graph.
 
@@ -93,6 +96,7 @@ def evaluate(
             make equally many, some of them twice where they do not come out even.
         gather: gives what each process made, by rank.
         keep: what is kept of images (N, 3, H, W) or videos (N, F, 3, H, W) after they are scored; `still` if left out.
+        watch: what is kept of videos beside that, one row each.
 
     Returns:
         images (P S, 3, H, W) in [0, 1] on the CPU, of each prompt all seeds in turn; and scores, float32 (P S,), in the
@@ -124,6 +128,7 @@ def evaluate(
     own = [groups[(turn * world_size + rank) % len(groups)] for turn in range(rounds)]
     plan = StepPlan(sampler.steps, frozenset())
     images: list[Tensor] = []
+    watched: list[Tensor] = []
     numbers: list[tuple[dict[str, Tensor], ...]] = []  # scores, components and motion of a batch
     if world_size > 1 and not _share_calls(pairs, sampler):
         batch_size = 1  # all processes make equally many calls, which sharded denoisers make together
@@ -148,21 +153,25 @@ def evaluate(
             levels = samples.float()
             numbers.append((of_rewards, of_parts, image_measures.motion(levels)))
         images.append((keep or still)(levels).cpu())
+        if watch is not None and levels.ndim == 5:
+            watched.append(watch(levels).cpu())
         done += len(batch)
         progress(min(done * world_size, len(pairs)), len(pairs))
     _require_one_size({size for part in gather([*{image.shape[-2:] for image in images}]) for size in part}, sampler)
-    gathered = gather((torch.cat(images), *map(_joined, zip(*numbers, strict=True))))
+    videos = torch.cat(watched) if watched else None
+    gathered = gather((torch.cat(images), *map(_joined, zip(*numbers, strict=True)), videos))
+    scores, components, motion = (
+        {name: _in_order([made[kind][name] for made in gathered], len(pairs), group_size) for name in gathered[0][kind]}
+        for kind in (1, 2, 3)
+    )
     return Evaluation(
         tuple(prompts),
         tuple(seeds),
         _in_order([made[0] for made in gathered], len(pairs), group_size),
-        *(
-            {
-                name: _in_order([made[kind][name] for made in gathered], len(pairs), group_size)
-                for name in gathered[0][kind]
-            }
-            for kind in (1, 2, 3)
-        ),
+        scores,
+        components,
+        motion,
+        None if videos is None else _in_order([made[4] for made in gathered], len(pairs), group_size),
     )
 
 

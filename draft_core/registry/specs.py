@@ -221,6 +221,8 @@ class PretrainedSpec:
         prompts: prompt lists that come with it, name -> text file with one prompt a line.
         call: arguments of the pipeline's call that suit it, such as guidance_scale; recipes and `draft sample` start
             from them.
+        modules: modules of the plugin that are imported before the model is loaded: diffusers takes a component's class
+            from no other module than its own that is not imported.
 
     Raises:
         PluginError: at construction, if the alias is not lower-case words joined by hyphens, it does not say where the
@@ -236,6 +238,7 @@ class PretrainedSpec:
     lora: Path | None = None
     prompts: Mapping[str, Path] = field(default_factory=dict)
     call: Mapping[str, Any] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
     task: Literal["pipeline", "image-text-to-text"] = "pipeline"
 
     def __post_init__(self) -> None:

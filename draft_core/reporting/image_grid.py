@@ -7,10 +7,10 @@ import importlib.util
 import io
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageSequence
 from torch.nn.functional import interpolate
 
 from draft_core.errors import DraftError
@@ -25,6 +25,7 @@ FONT_SIZE = 15
 MOVING = (".gif", ".webp", ".mp4")  # what plays
 STILLS = 4  # frames of a video that a still grid shows
 FRAMES_PER_SECOND = 8
+WATCHED = 16  # frames of a video that a run keeps
 
 LOSSLESS = 128  # images with no side longer than this stay PNG, pixel by pixel
 SIDES = (384, 256, 192, 128)  # what larger ones are reduced to, the first that fits a page
@@ -113,7 +114,17 @@ def save_grid(
         even = [frame.crop((0, 0, frame.width - frame.width % 2, frame.height - frame.height % 2)) for frame in drawn]
         export_to_video(even, str(file), fps=FRAMES_PER_SECOND, macro_block_size=2)
         return
-    drawn[0].save(file, save_all=True, append_images=drawn[1:], duration=1000 // FRAMES_PER_SECOND, loop=0)
+    save_gif(drawn, file)
+
+
+def save_gif(frames: Sequence[Image.Image], file: Path | BinaryIO, form: str | None = None) -> None:
+    """Frames of one size as a file that plays, over and over; in the format of the file's ending, or `form`."""
+    frames[0].save(file, form, save_all=True, append_images=frames[1:], duration=1000 // FRAMES_PER_SECOND, loop=0)
+
+
+def watchable(videos: torch.Tensor) -> torch.Tensor:
+    """Videos (N, T, 3, H, W) with at most `WATCHED` of their frames, reduced as `cells` does: what a run keeps."""
+    return cells(videos[:, list(FrameChoice(min(videos.shape[1], WATCHED)).of(videos.shape[1]))])
 
 
 def require_mp4(file: Path) -> None:
@@ -156,12 +167,30 @@ def strip_uris(rows: Mapping[Key, Sequence[torch.Tensor]], *, budget: int) -> di
     return encoded
 
 
+def playing_uri(files: Sequence[Path]) -> str:
+    """Videos of one length and size, from GIFs, side by side as one GIF in a data URI."""
+    videos = []
+    for file in files:
+        with Image.open(file) as video:
+            videos.append([frame.convert("RGB") for frame in ImageSequence.Iterator(video)])
+    file_in_memory = io.BytesIO()
+    save_gif([_beside(pieces) for pieces in zip(*videos, strict=True)], file_in_memory, "GIF")
+    return data_uri(file_in_memory.getvalue(), "image/gif")
+
+
 def _strip(images: Sequence[torch.Tensor], side: int) -> str:
     pieces = [to_pil(image) for image in images]
     lossless = max(max(image.size) for image in pieces) <= LOSSLESS
     if not lossless:
         for image in pieces:
             image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    canvas = _beside(pieces)
+    file = io.BytesIO()
+    canvas.save(file, "PNG", optimize=True) if lossless else canvas.save(file, "JPEG", quality=QUALITY)
+    return data_uri(file.getvalue(), "image/png" if lossless else "image/jpeg")
+
+
+def _beside(pieces: Sequence[Image.Image]) -> Image.Image:
     gap = max(1, pieces[0].width // 32)
     width = sum(image.width for image in pieces) + gap * (len(pieces) - 1)
     canvas = Image.new("RGB", (width, max(image.height for image in pieces)), "white")
@@ -169,9 +198,7 @@ def _strip(images: Sequence[torch.Tensor], side: int) -> str:
     for image in pieces:
         canvas.paste(image, (x, 0))
         x += image.width + gap
-    file = io.BytesIO()
-    canvas.save(file, "PNG", optimize=True) if lossless else canvas.save(file, "JPEG", quality=QUALITY)
-    return data_uri(file.getvalue(), "image/png" if lossless else "image/jpeg")
+    return canvas
 
 
 def data_uri(content: bytes, kind: str) -> str:

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from draft_core.evaluation.collapse import EvalRecord
-from draft_core.reporting.image_grid import LOSSLESS, draw_grid, strip_uris
-from draft_core.reporting.run_record import load_inputs
+from draft_core.reporting.image_grid import LOSSLESS, draw_grid, playing_uri, strip_uris
+from draft_core.reporting.run_record import load_inputs, video_files
 from draft_core.reporting.summary import RunSummary
 
 ROWS = 16  # prompts of which images are shown
@@ -42,11 +42,28 @@ def prompt_strips(summary: RunSummary) -> tuple[list[tuple[str, dict[str, str]]]
     }
     scaled = {scale: list(images) for scale, images in summary.scaled.items()}
     encoded = strip_uris({**wanted, **scaled}, budget=BUDGET)
+    encoded.update(playing_strips(summary, len(prompts)))
     of_prompts = [
         (prompt, {heading: encoded[number, heading] for heading in summary.shown})
         for number, prompt in enumerate(prompts)
     ]
     return of_prompts, {scale: encoded[scale] for scale in scaled}
+
+
+def playing_strips(summary: RunSummary, count: int) -> dict[tuple[int, str], str]:
+    """(Number of a prompt, heading) -> the URI of its videos side by side; of the first prompts that fit the page."""
+    record, seeds = summary.record, len(summary.record.facts.seeds)
+    found: dict[tuple[int, str], str] = {}
+    for number in range(count):
+        shown = range(number * seeds, number * seeds + min(seeds, COLUMNS))
+        files = {heading: video_files(record.folder, seen.update, shown) for heading, seen in summary.shown.items()}
+        if not all(files.values()):
+            break
+        more = {(number, heading): playing_uri(of_heading) for heading, of_heading in files.items()}
+        if sum(map(len, [*found.values(), *more.values()])) > BUDGET:
+            break
+        found |= more
+    return found
 
 
 def input_strips(summary: RunSummary) -> list[dict[str, str]]:

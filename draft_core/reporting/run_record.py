@@ -15,6 +15,7 @@ import torch
 from draft_core.errors import CheckpointError, one_line
 from draft_core.evaluation.collapse import CollapseRule, EvalRecord
 from draft_core.json_text import json_text, made_of
+from draft_core.reporting.image_grid import save_gif
 from draft_core.rewards.images import read_image, to_pil
 from draft_core.training.step_report import StepReport
 
@@ -265,6 +266,18 @@ def save_images(folder: Path, of: int | str, images: torch.Tensor | Sequence[tor
         made.mkdir(exist_ok=True)
     for number, image in enumerate(images):
         to_pil(image).save(images_folder / f"{number:03d}.png")
+
+
+def save_videos(folder: Path, of: int | str, videos: torch.Tensor) -> None:
+    """Videos (N, T, 3, H, W) in [0, 1] as GIF, beside the images of theirs that `save_images` saved."""
+    for number, video in enumerate(videos):
+        save_gif([to_pil(frame) for frame in video], _folder_of(folder, of) / f"{number:03d}.gif")
+
+
+def video_files(folder: Path, of: int | str, numbers: Iterable[int]) -> list[Path]:
+    """The files of these videos that `save_videos` saved; empty if one of them is not there, as of images."""
+    files = [_folder_of(folder, of) / f"{number:03d}.gif" for number in numbers]
+    return files if all(file.is_file() for file in files) else []
 
 
 def image_files(folder: Path, of: int | str, count: int) -> list[Path]:

@@ -9,7 +9,8 @@ import torch
 
 from draft_core.evaluation.collapse import EvalRecord, eval_record
 from draft_core.evaluation.evaluate import Evaluation, NotFiniteError, evaluate
-from draft_core.reporting.run_record import EVALUATIONS, append_row, load_images, save_images, scale_name
+from draft_core.reporting.image_grid import watchable
+from draft_core.reporting.run_record import EVALUATIONS, append_row, load_images, save_images, save_videos, scale_name
 from draft_core.rewards.objective import Objective
 from draft_core.runs.folder import RunFolder
 from draft_core.runs.progress import Progress
@@ -86,11 +87,14 @@ class Evaluator:
             progress=lambda done, total: self.progress(stage, done, total, "images"),
             share=(processes.rank, processes.world_size),
             gather=processes.gather,
+            watch=watchable,
         )
 
     def _write(self, update: int, seen: Evaluation, norms: dict[str, float], cosines: dict[str, float]) -> EvalRecord:
-        """Images first, then the line that names them; for the main process."""
+        """Images and videos first, then the line that names them; for the main process."""
         save_images(self.folder.path, update, seen.images)
+        if seen.watched is not None:
+            save_videos(self.folder.path, update, seen.watched)
         if self.base_images is None:  # from the files, also in an uninterrupted run: both compare with the same levels
             self.base_images = load_images(self.folder.path, 0, len(seen.images))
         base = replace(seen, images=self.base_images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 import json
 import threading
@@ -71,6 +72,8 @@ def load_pipeline(
         raise RecipeError(
             f"{dtype!r} names no dtype of torch", where="model.dtype", next="give 'float32', 'bfloat16' or 'float16'"
         )
+    for module in catalog.pretrained[name].spec.modules if name in catalog.pretrained else ():
+        importlib.import_module(module)
     try:
         with LOADING:
             if is_single_file(location):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import io
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from PIL import Image, ImageSequence
 from draft_core.errors import DraftError
 from draft_core.reporting import image_grid
 from draft_core.reporting.image_grid import CELL, cells, draw_grid, save_grid
+from draft_core.rewards.images import to_pil
 
 
 def videos(frames: int = 5) -> list[torch.Tensor]:
@@ -32,6 +35,26 @@ def test_a_gif_plays_all_frames(tmp_path: Path) -> None:
     for number, frame in enumerate(frames):
         still = draw_grid([("", [video[number] for video in videos()])], group=2)
         assert np.abs(np.asarray(frame, dtype=int) - np.asarray(still, dtype=int)).max() <= 2, "of a palette"
+
+
+def test_a_pages_strip_plays_all_frames_side_by_side(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.gif" for number in range(2)]
+    for file, video in zip(files, videos(), strict=True):
+        image_grid.save_gif([to_pil(frame) for frame in video], file)
+    uri = image_grid.playing_uri(files)
+    assert uri.startswith("data:image/gif;base64,")
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as file:
+        frames = [np.asarray(frame.convert("L"), dtype=int) for frame in ImageSequence.Iterator(file)]
+    assert len(frames) == 5
+    for number, frame in enumerate(frames):
+        for video, column in zip(videos(), (8, 25), strict=True):
+            assert abs(frame[8, column] - 255 * float(video[number, 0, 0, 0])) <= 2
+
+
+def test_a_run_keeps_some_frames_of_long_videos() -> None:
+    kept = image_grid.watchable(torch.arange(81.0).view(1, 81, 1, 1, 1).expand(1, 81, 3, 4, 4))
+    assert kept.shape == (1, 16, 3, 4, 4)
+    assert kept[0, [0, -1], 0, 0, 0].tolist() == [0, 80]
 
 
 def test_a_still_grid_shows_four_frames_of_each_video(tmp_path: Path) -> None:

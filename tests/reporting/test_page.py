@@ -27,7 +27,7 @@ from draft_core.reporting.curves import Panel, svg, training_line, training_pane
 from draft_core.reporting.image_grid import strip_uris
 from draft_core.reporting.page import page_of, write_report
 from draft_core.reporting.rendering import duration, plus_minus
-from draft_core.reporting.run_record import load_images, read_run
+from draft_core.reporting.run_record import load_images, read_run, save_videos
 from draft_core.reporting.summary import summarize
 from draft_core.rewards.images import read_image, to_pil
 from draft_core.runs.run import run_recipe
@@ -204,6 +204,18 @@ def test_images_on_the_page_are_those_of_the_files(tmp_path: Path) -> None:
     with Image.open(io.BytesIO(base64.b64decode((first["src"] or "").split(",")[1]))) as strip:
         shown = strip.crop((0, 0, 16, 16))
     assert shown.tobytes() == to_pil(load_images(tmp_path / "run", 0)[0]).tobytes()
+
+
+def test_videos_that_a_run_kept_play_on_its_page(tmp_path: Path) -> None:
+    record = made_run(tmp_path / "run", FINE, trained=TRAINED)
+    frames = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    count = len(record.facts.prompts) * len(record.facts.seeds)
+    for update in (seen.update for seen in summarize(record).shown.values()):
+        save_videos(tmp_path / "run", update, frames.expand(count, -1, -1, -1, -1))
+    page = page_of(summarize(record))
+    first = next(image for image in Page(page).images if image["alt"] == "a bird, before: seeds 0, 1")
+    with Image.open(io.BytesIO(base64.b64decode((first["src"] or "").split(",")[1]))) as strip:
+        assert (strip.format, strip.n_frames, strip.width) == ("GIF", 5, 33)
 
 
 def test_gradients_skipped_updates_and_gaps_are_told(tmp_path: Path) -> None:

@@ -175,6 +175,10 @@ def test_evaluations_measure_movement_and_flicker_of_videos_alone() -> None:
     pipe = ANIMATE.pipe()
     seen = evaluate(sampler_of(ANIMATE, pipe), Objective({}), ["a cat"], [1], keep=lambda videos: videos)
     assert seen.images.shape[:3] == (1, 5, 3)
+    beside = evaluate(sampler_of(ANIMATE, pipe), Objective({}), ["a cat"], [1], watch=lambda videos: videos)
+    assert beside.watched is not None
+    assert torch.equal(beside.watched, seen.images)
+    assert torch.equal(beside.images, seen.images[:, 2])
     frames = seen.images[0].double().numpy()
     movement = np.mean([np.abs(b - a).mean() for a, b in itertools.pairwise(frames)])
     flicker = np.mean([np.abs(frames[i - 1] - 2 * frames[i] + frames[i + 1]).mean() for i in (1, 2, 3)])

@@ -4,7 +4,7 @@ A stage that was interrupted goes on from its last checkpoint. `vae` and `clip` 
 by side, as one process each; so may `judge` and `preference`, and the three stages of scenes. The stages after `export`
 need the folder that it writes and no other stage before it but `data`: they make the scorers for the model that is
 shipped, and from it the model of scenes and its scorers, then the LoRA for two steps, by the installed package, and at
-last the model that answers questions, which needs the CLIP beside that folder.
+last the model that answers questions, which needs the CLIP beside that folder, and the videos on the model of scenes.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ STAGES = (
     "two-steps-export",
     "vlm",
     "vlm-export",
+    "video",
+    "video-export",
 )
 MINUTES = {  # about what was shipped took
     "vae": 25.0,
@@ -43,6 +45,7 @@ MINUTES = {  # about what was shipped took
     "scenes-matcher": 30.0,
     "scenes-judge": 20.0,
     "vlm": 25.0,
+    "video": 40.0,
 }
 MODEL = Path(__file__).resolve().parents[1] / "src" / "draft_emoji" / "model"
 
@@ -67,6 +70,8 @@ def run(stage: str, arguments: argparse.Namespace) -> None:
     from emoji_training.loop import Budget
     from emoji_training.scenes import denoiser, matcher, prompts
     from emoji_training.scenes import judge as scenes_judge
+    from emoji_training.video import denoiser as video
+    from emoji_training.video import prompts as moves
 
     work, device = arguments.work, torch.device(arguments.device)
     if stage == "data":
@@ -107,6 +112,11 @@ def run(stage: str, arguments: argparse.Namespace) -> None:
         critic.train(work, Budget(minutes=arguments.vlm_minutes), device, arguments.model.with_name("clip"))
     elif stage == "vlm-export":
         critic.export(work, arguments.model)
+    elif stage == "video":
+        video.train(work, Budget(minutes=arguments.video_minutes), device, arguments.model.with_name("scenes-model"))
+    elif stage == "video-export":
+        moves.write(arguments.model.with_name("prompts"))
+        video.write(work, arguments.model.with_name("scenes-model"))
 
 
 def parse() -> argparse.Namespace:
@@ -125,6 +135,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--scenes-matcher-minutes", type=float, default=MINUTES["scenes-matcher"])
     parser.add_argument("--scenes-judge-minutes", type=float, default=MINUTES["scenes-judge"])
     parser.add_argument("--vlm-minutes", type=float, default=MINUTES["vlm"])
+    parser.add_argument("--video-minutes", type=float, default=MINUTES["video"])
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument("--processes", type=int, default=1 if on_gpu else 2, help="of unet, one thread each")
     parser.add_argument("--batch", type=int, default=64 if on_gpu else 12, help="of unet, in each process")

@@ -77,6 +77,24 @@ class SceneJudgeRightConfig(RewardConfig):
     kind: Literal["emoji-scene-judge-right"] = "emoji-scene-judge-right"
 
 
+class EmojiMotionConfig(RewardConfig):
+    """Options of `emoji-motion`: there are none."""
+
+    kind: Literal["emoji-motion"] = "emoji-motion"
+
+
+class EmojiPathConfig(RewardConfig):
+    """Options of `emoji-path`: there are none."""
+
+    kind: Literal["emoji-path"] = "emoji-path"
+
+
+class EmojiMotionThingConfig(RewardConfig):
+    """Options of `emoji-motion-thing`: there are none."""
+
+    kind: Literal["emoji-motion-thing"] = "emoji-motion-thing"
+
+
 ClipConfig = EmojiClipConfig | EmojiContrastConfig | EmojiPreferenceConfig | SceneConfig | SceneContrastConfig
 
 
@@ -146,7 +164,46 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             unit="share",
             score_range="0 or 1",
         ),
+        _motion_spec(
+            "emoji-motion",
+            "whether an emoji moves, grows or shrinks as its prompt says, by its place in every frame",
+            EmojiMotionConfig,
+            "EmojiMotion",
+            unit="share",
+            score_range="0 or 1",
+            differentiable=False,
+        ),
+        _motion_spec(
+            "emoji-path",
+            "how far an emoji strays from the path of the motion that its prompt says; with a gradient",
+            EmojiPathConfig,
+            "EmojiPath",
+            unit="-sides of the frame",
+            score_range="(-inf, 0]",
+        ),
+        _motion_spec(
+            "emoji-motion-thing",
+            "whether an independent network sees the thing of a prompt about motion in a frame; to judge by",
+            EmojiMotionThingConfig,
+            "EmojiMotionThing",
+            takes="image",
+            unit="share",
+            score_range="0 or 1",
+            differentiable=False,
+        ),
     ]
+
+
+def _motion_spec(kind: str, summary: str, config: type[RewardConfig], name: str, **more: Any) -> RewardSpec:
+    """A score for prompts that end in a motion, of whole videos where nothing else is said."""
+    return _spec(
+        kind,
+        summary,
+        config,
+        factory=f"draft_emoji.motion:{name}",
+        small_prompts=("a fox moving left", "3d style, an owl growing", "a red apple moving down"),
+        **{"takes": "video", **more},
+    )
 
 
 def _clip_spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> RewardSpec:
@@ -246,6 +303,16 @@ def draft_register_pretrained() -> Iterable[PretrainedSpec]:
             license=LICENSE,
             call={"num_inference_steps": 20, "guidance_scale": 4.0},
             prompts=_prompts("scenes-train", "scenes-heldout"),
+        ),
+        PretrainedSpec(
+            alias="emoji-video",
+            summary="videos of 8 frames of 64x64: an emoji that moves, grows or shrinks; AnimateDiff on emoji-scenes",
+            folder=FOLDER / "video-model",
+            lora=FOLDER / "video-lora",
+            modules=("draft_emoji.motion_unet",),
+            license=LICENSE,
+            call={"num_inference_steps": 10, "guidance_scale": 3.0, "num_frames": 8},
+            prompts=_prompts("emoji-motion", "emoji-motion-held-out"),
         ),
         PretrainedSpec(
             alias="emoji-vlm",

@@ -1,0 +1,80 @@
+"""The program that trains emoji-video: its videos move as their captions say, and what it writes is what it trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AnimateDiffPipeline
+from draft_emoji import FOLDER
+from draft_emoji.motion import motions
+from emoji_training import pictures
+from emoji_training.loop import Budget
+from emoji_training.pictures import Picture
+from emoji_training.video import denoiser, moving, prompts
+from emoji_training.video.moving import MOTIONS, THINGS, Video
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch_dtype. is deprecated:FutureWarning")
+
+META = [Picture("1", "fox", "a fox", (), "noto", 0, True), Picture("2", "owl", "an owl", (), "flat", 1, True)]
+
+
+def disc() -> np.ndarray:
+    """A yellow disc in the middle of white, uint8 (64, 64, 3)."""
+    y, x = np.mgrid[:64, :64] - 31.5
+    return np.where((x**2 + y**2 < 28**2)[..., None], (250, 215, 50), 255).astype(np.uint8)
+
+
+def test_videos_move_as_their_captions_say_and_stay_inside() -> None:
+    videos = [Video(0, motion, aside) for motion in range(len(MOTIONS)) for aside in (-moving.ASIDE, moving.ASIDE)]
+    drawn = np.stack([moving.draw(disc(), video) for video in videos])
+    assert motions(torch.from_numpy(drawn).permute(0, 1, 4, 2, 3) / 255) == [MOTIONS[v.motion] for v in videos]
+    whole = (drawn < 250).any(-1)[:, 0].sum((1, 2))
+    for motion in range(4):  # those that keep their size show all of it in the last frame too
+        assert (drawn[2 * motion, -1] < 250).any(-1).sum() == whole[2 * motion]
+
+
+def test_hidden_pairs_are_in_no_video_and_the_lists_are_those_that_are_shipped(tmp_path: Path) -> None:
+    pairs = [(THINGS.index(META[v.index].phrase), v.motion) for v in moving.shown(META)]
+    assert len(pairs) == 12 - sum(moving.hidden(THINGS.index(p.phrase), m) for p in META for m in range(len(MOTIONS)))
+    assert not any(moving.hidden(*pair) for pair in pairs)
+    prompts.write(tmp_path)
+    for file in tmp_path.iterdir():
+        assert file.read_text(encoding="utf-8") == (FOLDER / "prompts" / file.name).read_text(encoding="utf-8")
+    lists = [set(file.read_text(encoding="utf-8").splitlines()) for file in tmp_path.iterdir()]
+    assert len(lists) == 2
+    assert not lists[0] & lists[1]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """The model of scenes in a folder beside which may be written, and two pictures under `tmp_path`."""
+    data = tmp_path / "data"
+    data.mkdir()
+    np.save(data / "pictures.npy", np.stack([disc()] * len(META)))
+    (data / "pictures.json").write_text(json.dumps([asdict(p) for p in META]), encoding="utf-8")
+    assert len(pictures.load(tmp_path)[1]) == len(META)
+    (tmp_path / "scenes-model").symlink_to(FOLDER / "scenes-model")
+    return tmp_path / "scenes-model"
+
+
+@torch.no_grad()
+def test_the_pipeline_that_is_written_is_the_one_that_was_trained(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(denoiser, "READING_STEPS", 2)
+    with torch.enable_grad():
+        denoiser.train(tmp_path, Budget(steps=2), torch.device("cpu"), base)
+    denoiser.write(tmp_path, base)
+    pipe = AnimateDiffPipeline.from_pretrained(tmp_path / "video-model", torch_dtype=torch.float32)
+    pipe.load_lora_weights(tmp_path / "video-lora")
+    state = torch.load(tmp_path / "video" / "averaged.pt", weights_only=True)
+    trained = denoiser.trained(denoiser.StableDiffusionPipeline.from_pretrained(base).unet.float(), pipe.text_encoder)
+    trained.load_state_dict(state)
+    latents, text = torch.randn(1, 4, moving.FRAMES, 16, 16), torch.randn(moving.FRAMES, 24, 160)
+    expected = trained["unet"].eval()(latents, 500, text).sample
+    torch.testing.assert_close(pipe.unet.eval()(latents, 500, text).sample, expected, atol=5e-3, rtol=0)
