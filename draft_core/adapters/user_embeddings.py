@@ -76,6 +76,14 @@ class UserEmbeddings:
             mixed += _weight(weight or "1", where) * self.vectors[name.strip()]
         return mixed
 
+    def of_row(self, prompt: str, column: str, *, where: str) -> torch.Tensor:
+        """The embedding of a prompt's user, (D,); zeros where its row has no such column.
+
+        Raises:
+            RecipeError: as `of`.
+        """
+        return self.of(getattr(prompt, "columns", {}).get(column) or "", where=f"{where}: column {column!r}")
+
     def save(self, path: Path) -> None:
         """Writes a .safetensors file: name -> vector."""
         save_file({name: vector.contiguous() for name, vector in self.vectors.items()}, path)

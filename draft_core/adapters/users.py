@@ -21,15 +21,15 @@ from diffusers.models.attention_processor import (
     IPAdapterAttnProcessor2_0,
     IPAdapterXFormersAttnProcessor,
 )
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from draft_core.adapters.files import IP_ADAPTER_FILE, USERS_FILE
 from draft_core.adapters.fitting import hushed
 from draft_core.adapters.user_embeddings import UserEmbeddings
 from draft_core.errors import CheckpointError, DraftError, RecipeError
 from draft_core.sampling.pipelines import networks
 
-ADAPTER_FILE = "ip_adapter.safetensors"
-USERS_FILE = "users.safetensors"  # beside it: the embeddings that it was trained with
 ARGUMENT = "ip_adapter_image_embeds"
 TOKENS = 4  # of a user, as many as diffusers makes of an image's embedding
 PROCESSORS = (IPAdapterAttnProcessor, IPAdapterAttnProcessor2_0, IPAdapterXFormersAttnProcessor)
@@ -58,7 +58,7 @@ class UserAdapter:
         self.column = column
 
     def attach(self) -> None:
-        """Freezes the pipeline and adds the attention to users, its projection and keys drawn from torch's global state.
+        """Freezes the pipeline and adds the attention to users, its projection drawn from torch's global state.
 
         Raises:
             RecipeError: if the pipeline has no IP-Adapter of that kind, or is not of single precision.
@@ -142,9 +142,9 @@ class UserAdapter:
     def save(self, folder: Path) -> Path:
         """Writes the file that `pipe.load_ip_adapter` loads, and beside it the users; returns the first."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.state_dict(), folder / ADAPTER_FILE, {"format": "pt"})
+        save_file(self.state_dict(), folder / IP_ADAPTER_FILE, {"format": "pt"})
         self.users.save(folder / USERS_FILE)
-        return folder / ADAPTER_FILE
+        return folder / IP_ADAPTER_FILE
 
 
 def require_users(pipeline: type) -> None:
@@ -176,8 +176,8 @@ def load_users(pipe: Any, folder: Path, *, column: str = "user") -> UserArgument
     users = UserEmbeddings.read(folder / USERS_FILE)
     try:
         with hushed():
-            _load(pipe, folder, weight_name=ADAPTER_FILE)
-    except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:  # diffusers', safetensors' or torch's
+            _load(pipe, folder, weight_name=IP_ADAPTER_FILE)
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:  # diffusers' or torch's
         raise CheckpointError(
             f"its users cannot be loaded into {type(pipe).__name__} ({type(error).__name__})",
             where=str(folder),
@@ -204,6 +204,8 @@ def _load(pipe: Any, source: Any, *, weight_name: str) -> None:
     )
     if had is None and hasattr(pipe, "feature_extractor"):
         pipe.register_modules(feature_extractor=None)
+    for part in (pipe.unet.encoder_hid_proj, *processors_of(pipe)):
+        part.requires_grad_(False)
 
 
 def processors_of(pipe: Any) -> list[Any]:
@@ -269,8 +271,8 @@ class UserArgument:
         Raises:
             DraftError: if there is no such user.
         """
-        rows = [getattr(prompt, "columns", {}).get(self.column) or "" for prompt in prompts]
-        return {ARGUMENT: [torch.stack([self.users.of(row, where=f"column {self.column!r}") for row in rows])[:, None]]}
+        vectors = [self.users.of_row(prompt, self.column, where=type(self.pipe).__name__) for prompt in prompts]
+        return {ARGUMENT: [torch.stack(vectors)[:, None]]}
 
     def seams(self) -> list[tuple[Any, str, Any]]:
         """What prepares the embeddings in the call: diffusers' own takes one image for all prompts of a batch."""
