@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from draft_core.evaluation.evaluate import evaluate, evaluation_sampler
 from draft_core.evaluation.settings import EvaluationSettings
 from draft_core.learners.preference import PreferenceLearner
 from draft_core.preferences import Preference
+from draft_core.recipe.prompt_lists import read_prompt_file
 from draft_core.recipe.resolve import resolve_prompts
 from draft_core.reporting.image_grid import draw_grid
 from draft_core.rewards.images import read_image, to_pil
@@ -177,13 +179,23 @@ def embeddings(folder: Path, images: Pool) -> UserEmbeddings:
     return UserEmbeddings.read(file)
 
 
+def written(folder: Path, images: Pool) -> Path:
+    """The file of the pairs that are trained on, as `recipes/users.yaml` reads it."""
+    file = folder / "pairs.jsonl"
+    rows = [
+        {"prompt": prompt, "winner": str(it.winner), "loser": str(it.loser), "user": person.name}
+        for person in people()[:TRAINED]
+        for prompt, it in choices(person, images, FEW + CHOICES)[FEW:]
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
 def trained(folder: Path, images: Pool, everybody: UserEmbeddings, updates: int) -> DifferentiableSampler:
     """The model with users, trained on the other choices of those who are not new."""
-    rows, winners, losers = [], [], []
-    for person in people()[:TRAINED]:
-        for prompt, it in choices(person, images, FEW + CHOICES)[FEW:]:
-            rows.append(PromptRow(prompt, {"user": person.name}))
-            winners.append(str(it.winner)), losers.append(str(it.loser))
+    pairs = written(folder, images)
+    listed = read_prompt_file(pairs, where="pairs")
+    rows = [PromptRow(*row) for row in zip(listed.prompts, ({"user": user} for user in listed.columns["user"]))]
     pipe = quiet(load_pipeline("emoji"))
     torch.manual_seed(0)
     adapter = UserAdapter(pipe, everybody)
@@ -195,7 +207,7 @@ def trained(folder: Path, images: Pool, everybody: UserEmbeddings, updates: int)
         base_model=adapter.base_model,
         columns=CallColumns(computed=UserArgument(pipe, everybody)),
     )
-    learner = PreferenceLearner(SimpleNamespace(pairs=folder / "pairs", loss="sigmoid", beta=BETA, fits=1, levels=1))
+    learner = PreferenceLearner(SimpleNamespace(pairs=pairs, loss="sigmoid", beta=BETA, fits=1, levels=1))
     settings = TrainSettings(
         steps=updates, batch_size=BATCH, learning_rate=RATE, weight_decay=0.0, cooldown_steps=updates // 3
     )
@@ -207,7 +219,7 @@ def trained(folder: Path, images: Pool, everybody: UserEmbeddings, updates: int)
         settings,
         adapter=adapter,
         device="cpu",
-        columns={"winner": winners, "loser": losers},
+        columns=listed.columns,
     )
     saved = folder / "checkpoints"
     if found := checkpoints(saved):

@@ -60,8 +60,7 @@ def drawn(sampler: DifferentiableSampler, *prompts: str, plan: Any = None, **mor
 
 def lv(sampler: DifferentiableSampler, *prompts: str) -> torch.Tensor:
     method = DraftLV(resamples=2)
-    with torch.enable_grad():
-        return drawn(sampler, *prompts, plan=method.plan(sampler.steps, Random(0)), renoising=method.renoising())
+    return drawn(sampler, *prompts, plan=method.plan(sampler.steps, Random(0)), renoising=method.renoising())
 
 
 @pytest.mark.parametrize("trained", [False, True])
