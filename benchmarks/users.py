@@ -195,7 +195,8 @@ def trained(folder: Path, images: Pool, everybody: UserEmbeddings, updates: int)
     """The model with users, trained on the other choices of those who are not new."""
     pairs = written(folder, images)
     listed = read_prompt_file(pairs, where="pairs")
-    rows = [PromptRow(*row) for row in zip(listed.prompts, ({"user": user} for user in listed.columns["user"]))]
+    users = listed.columns["user"]
+    rows = [PromptRow(prompt, {"user": user}) for prompt, user in zip(listed.prompts, users, strict=True)]
     pipe = quiet(load_pipeline("emoji"))
     torch.manual_seed(0)
     adapter = UserAdapter(pipe, everybody)

@@ -20,6 +20,7 @@ from draft_core.plan import StepPlan
 from draft_core.preferences import Preference
 from draft_core.registry.methods import DraftLV
 from draft_core.sampling.pipelines import networks
+from tests.support.families import sdxl
 from tests.support.tiny import byte_tokenizer, tiny_pipe
 from tests.support.video_classes import GUIDED, SIZE, animate
 
@@ -70,14 +71,15 @@ def lv(sampler: DifferentiableSampler, *prompts: str) -> torch.Tensor:
         (tiny_pipe, {}, drawn),
         (tiny_pipe, {"guidance_scale": 1.0}, drawn),
         (tiny_pipe, {}, lv),
-        (None, {"num_frames": 2, **GUIDED, **SIZE}, drawn),
+        (sdxl, {}, drawn),
+        (animate, {"num_frames": 2, **GUIDED, **SIZE}, drawn),
     ],
-    ids=["guided", "unguided", "LV", "video"],
+    ids=["guided", "unguided", "LV", "SDXL", "video"],
 )
 def test_no_user_is_the_base_model_in_every_bit(
     made: Any, call: dict[str, Any], draw: Callable[..., torch.Tensor], trained: bool, tokenizer: Any
 ) -> None:
-    pipe = made(tokenizer=tokenizer) if made else animate()
+    pipe = made(tokenizer=tokenizer) if made is tiny_pipe else made()
     for network in networks(pipe).values():
         network.requires_grad_(False)
     expected = draw(sampler_of(pipe, **call), "a fox", "a fox")
