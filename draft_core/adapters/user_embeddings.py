@@ -84,6 +84,15 @@ class UserEmbeddings:
         """
         return self.of(getattr(prompt, "columns", {}).get(column) or "", where=f"{where}: column {column!r}")
 
+    def check(self, prompts: Sequence[str], column: str, *, where: str) -> None:
+        """Refuses prompts whose users are not known.
+
+        Raises:
+            RecipeError: as `of`, for the first.
+        """
+        for prompt in prompts:
+            self.of_row(prompt, column, where=where)
+
     def save(self, path: Path) -> None:
         """Writes a .safetensors file: name -> vector."""
         save_file({name: vector.contiguous() for name, vector in self.vectors.items()}, path)

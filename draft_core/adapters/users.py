@@ -147,6 +147,29 @@ class UserAdapter:
         return folder / IP_ADAPTER_FILE
 
 
+def check_users(pipeline: type | None, dtype: str, *, has_lora: bool) -> None:
+    """What can be known of a recipe's model with users before it is loaded.
+
+    Arguments:
+        pipeline: its class, where that is known.
+        dtype: of the frozen weights, as the recipe says it.
+        has_lora: whether the recipe says anything of a LoRA.
+
+    Raises:
+        RecipeError: if a LoRA is to be trained too, the precision is another than float32, or as `require_users`.
+    """
+    if has_lora:
+        raise RecipeError(
+            "the recipe trains attention to users, and a LoRA beside it is not trained",
+            where="model.lora",
+            next="leave it out, or leave out model.users",
+        )
+    if dtype != "float32":
+        raise RecipeError("users are trained in single precision", where="model.dtype", next="leave it out")
+    if pipeline is not None:
+        require_users(pipeline)
+
+
 def require_users(pipeline: type) -> None:
     """Refuses pipelines whose denoiser is no UNet that diffusers gives an IP-Adapter.
 

@@ -317,6 +317,12 @@ def _check_machine(recipe: RecipeBase) -> None:
         if reward.device and not isinstance(reward, RewardInEnvironment):
             name = f"rewards.{place}" if place < len(recipe.rewards) else f"metrics.{place - len(recipe.rewards)}"
             check_device(reward.device, where=f"{name}.device")
+    if recipe.model.users is not None and recipe.train.sharding == "full":
+        raise RecipeError(
+            "attention to users is not spread over processes",
+            where="train.sharding",
+            next="leave it out, or leave out model.users",
+        )
     processes = Processes(cpu=recipe.device == "cpu")
     autocast(processes.device, recipe.train.mixed_precision)  # refuses what the device cannot do
     check_images(recipe.train, images_per_prompt(recipe.model.call), processes.world_size)

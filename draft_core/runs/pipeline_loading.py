@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from draft_core.adapters.files import load_lora, lora_files
 from draft_core.adapters.user_embeddings import UserEmbeddings
-from draft_core.adapters.users import require_users
+from draft_core.adapters.users import check_users
 from draft_core.errors import DraftError, RecipeError, first_line
 from draft_core.prompt_rows import type_of_argument
 from draft_core.recipe.columns import images_of, readers
@@ -139,16 +139,7 @@ def check_model(model: ModelConfig, catalog: Catalog, *, evaluated_guidance: flo
     if model.scheduler is not None:
         _scheduler_class(model.scheduler)
     if model.users is not None:
-        if model.lora != LoraConfig():
-            raise RecipeError(
-                "the recipe trains attention to users, and a LoRA beside it is not trained",
-                where="model.lora",
-                next="leave it out, or leave out model.users",
-            )
-        if model.dtype != "float32":
-            raise RecipeError("users are trained in single precision", where="model.dtype", next="leave it out")
-        if cls is not None:
-            require_users(cls)
+        check_users(cls, model.dtype, has_lora=model.lora != LoraConfig())
     if model.lora.init is not None:
         lora_files(model.lora.init)
 
@@ -162,10 +153,8 @@ def check_files(recipe: RecipeBase, trained: Sequence[str], catalog: Catalog) ->
     """
     found, (_, evaluated) = readers(recipe, catalog), resolve_evaluation(recipe, catalog)
     if (users := recipe.model.users) is not None:
-        known = UserEmbeddings.read(users.file)
         for where, prompts in {"prompts": trained, "evaluation.prompts": evaluated}.items():
-            for prompt in prompts:
-                known.of_row(prompt, users.column, where=where)
+            UserEmbeddings.read(users.file).check(prompts, users.column, where=where)
     shares_calls = recipe.train.batch_size > recipe.train.images_per_prompt
     of_calls = set(recipe.model.columns.values()) if shares_calls else set()
     check_images_of(dict(images_of(trained, found)), of_one_size=of_calls, where="prompts")

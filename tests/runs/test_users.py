@@ -118,6 +118,7 @@ def test_a_run_on_the_pairs_of_several_people(
         ({"model": {"lora": {"rank": 2}}}, "model.lora: the recipe trains attention to users"),
         ({"model": {"dtype": "float16"}}, "model.dtype: users are trained in single precision"),
         ({"model": {"pipeline": "FluxPipeline"}}, "model.users: FluxPipeline has no IP-Adapter of a UNet"),
+        ({"train": {"sharding": "full"}}, "train.sharding: attention to users is not spread over processes"),
         ({"evaluation": {"prompts": ["a bird"]}}, "model.users reads column 'user', and the list has none"),
         (
             {"evaluation": {"prompts": [{"prompt": "a bird", "user": "carol"}]}},
