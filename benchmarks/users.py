@@ -283,7 +283,7 @@ def judged(sampler: DifferentiableSampler, images: Pool, folder: Path, people: S
     """Draws and judges."""
     prompts = resolve_prompts("emoji-heldout", load_catalog())[:JUDGED_PROMPTS]
     sampler = evaluation_sampler(
-        sampler, EvaluationSettings(prompts=prompts, num_inference_steps=JUDGED_STEPS, guidance_scale=GUIDANCE)
+        sampler, EvaluationSettings(prompts=tuple(prompts), num_inference_steps=JUDGED_STEPS, guidance_scale=GUIDANCE)
     )
     base = drawn(sampler, prompts, "", folder / "nobody.safetensors")
     own = torch.stack([drawn(sampler, prompts, it.name, folder / f"{it.name}.safetensors") for it in people])
@@ -303,7 +303,8 @@ def couples(people: Sequence[Person]) -> list[tuple[Person, Person]]:
 def between(sampler: DifferentiableSampler, images: Pool, found: Judged, folder: Path) -> list[list[float]]:
     """For each couple the mean utility to the first of images from the other's, by SHARES, to its own."""
     sampler = evaluation_sampler(
-        sampler, EvaluationSettings(prompts=found.prompts, num_inference_steps=JUDGED_STEPS, guidance_scale=GUIDANCE)
+        sampler,
+        EvaluationSettings(prompts=tuple(found.prompts), num_inference_steps=JUDGED_STEPS, guidance_scale=GUIDANCE),
     )
     rows = []
     for one, other in couples(found.people):
@@ -355,9 +356,8 @@ def picture(found: Judged) -> Any:
     for place, prompt in list(enumerate(found.prompts))[:SHOWN]:
         row = [found.base[place]]
         for direction in filter(None, wanted.values()):
-            nearest = max(
-                range(len(found.people)), key=lambda n, d=direction: float(found.people[n].taste @ torch.tensor(d))
-            )
+            likeness = [float(person.taste @ torch.tensor(direction)) for person in found.people]
+            nearest = likeness.index(max(likeness))
             row.append(found.images[nearest, place])
         rows.append((prompt, row))
     return draw_grid(rows, headings=["nobody", *(f"likes {name}" for name in list(wanted)[1:])])

@@ -141,12 +141,12 @@ def embed_pairs(pairs: Sequence[Preference], encoder: Any) -> torch.Tensor:
         raise RecipeError(
             "this reward gives no features of images", where="--reward", next="take one that is made of a CLIP"
         )
-    embedding: Any = 0.0
+    embedding = torch.zeros(())
     with torch.no_grad():
         for pair in pairs:
             winner, loser = (encoder.image_features(read_image(file))[0].float() for file in (pair.winner, pair.loser))
-            embedding = embedding + 2 * (pair.grade - TIE) * (winner - loser)
-    length = torch.as_tensor(embedding).norm()
+            embedding = embedding + 2 * (pair.grade - TIE) * (winner - loser).cpu()
+    length = embedding.norm()
     if not 0 < float(length) < float("inf"):
         raise DraftError("the pairs say nothing of who chose", where="pairs", next="give pairs with a clear winner")
-    return (embedding / length).cpu()
+    return embedding / length

@@ -179,7 +179,7 @@ def require_users(pipeline: type) -> None:
     Raises:
         RecipeError: naming it.
     """
-    takes = inspect.signature(pipeline.__call__).parameters  # type: ignore[operator]
+    takes = inspect.signature(pipeline.__call__).parameters
     if not issubclass(pipeline, IPAdapterMixin) or ARGUMENT not in takes:
         raise RecipeError(
             f"{pipeline.__name__} has no IP-Adapter of a UNet, by which a user is shown to the denoiser",

@@ -55,13 +55,12 @@ def _levels(image: Any) -> torch.Tensor:
 
 
 class Computed(Protocol):
-    """Arguments of a call that are computed of its prompts together, such as the embeddings of their users.
+    """Arguments of a call that are computed of its prompts together, such as the embeddings of their users."""
 
-    Attributes:
-        names: of the arguments.
-    """
-
-    names: Sequence[str]
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the arguments."""
+        ...
 
     def of(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Argument -> value, for B prompts."""
