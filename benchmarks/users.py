@@ -279,12 +279,16 @@ class Judged:
         return ((wins.sum(1) - wins.diagonal()) / (count - 1)).tolist()
 
 
+def as_judged(sampler: DifferentiableSampler) -> DifferentiableSampler:
+    """The sampler with the steps and the guidance of what is judged."""
+    how = EvaluationSettings(prompts="emoji-heldout", num_inference_steps=JUDGED_STEPS, guidance_scale=GUIDANCE)
+    return evaluation_sampler(sampler, how)
+
+
 def judged(sampler: DifferentiableSampler, images: Pool, folder: Path, people: Sequence[Person]) -> Judged:
     """Draws and judges."""
     prompts = resolve_prompts("emoji-heldout", load_catalog())[:JUDGED_PROMPTS]
-    sampler = evaluation_sampler(
-        sampler, EvaluationSettings(prompts=tuple(prompts), num_inference_steps=JUDGED_STEPS, guidance_scale=GUIDANCE)
-    )
+    sampler = as_judged(sampler)
     base = drawn(sampler, prompts, "", folder / "nobody.safetensors")
     own = torch.stack([drawn(sampler, prompts, it.name, folder / f"{it.name}.safetensors") for it in people])
     values = torch.stack([measures(part) for part in own]) / images.spread
@@ -302,10 +306,7 @@ def couples(people: Sequence[Person]) -> list[tuple[Person, Person]]:
 
 def between(sampler: DifferentiableSampler, images: Pool, found: Judged, folder: Path) -> list[list[float]]:
     """For each couple the mean utility to the first of images from the other's, by SHARES, to its own."""
-    sampler = evaluation_sampler(
-        sampler,
-        EvaluationSettings(prompts=tuple(found.prompts), num_inference_steps=JUDGED_STEPS, guidance_scale=GUIDANCE),
-    )
+    sampler = as_judged(sampler)
     rows = []
     for one, other in couples(found.people):
         row = []

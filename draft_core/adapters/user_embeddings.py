@@ -146,7 +146,8 @@ def embed_pairs(pairs: Sequence[Preference], encoder: Any) -> torch.Tensor:
         for pair in pairs:
             winner, loser = (encoder.image_features(read_image(file))[0].float() for file in (pair.winner, pair.loser))
             embedding = embedding + 2 * (pair.grade - TIE) * (winner - loser).cpu()
-    length = embedding.norm()
+    length = torch.linalg.vector_norm(embedding)
     if not 0 < float(length) < float("inf"):
         raise DraftError("the pairs say nothing of who chose", where="pairs", next="give pairs with a clear winner")
-    return embedding / length
+    unit: torch.Tensor = embedding / length
+    return unit
