@@ -350,7 +350,7 @@ def tables(found: Judged, mixed: Sequence[Sequence[float]], folder: Path) -> dic
     }
 
 
-def picture(found: Judged) -> Any:
+def grid(found: Judged) -> Any:
     """Rows of prompts, columns of people whose tastes point in the four directions."""
     wanted = {"nobody": None, "warm": (1.0, 0.0), "cool": (-1.0, 0.0), "light": (0.0, 1.0), "dark": (0.0, -1.0)}
     rows = []
@@ -383,7 +383,7 @@ def main() -> None:
     found = judged(sampler, images, folder / "judged", people()[TRAINED:])
     mixed = between(sampler, images, found, folder / "mixed")
     publish(tables(found, mixed, folder), None if words.print else PAGE)
-    picture(found).save(folder / "users.png" if words.print else IMAGE)
+    grid(found).save(folder / "users.png" if words.print else IMAGE)
 
 
 if __name__ == "__main__":
