@@ -95,6 +95,7 @@ SLOW = (
     "tests/runs/test_sample.py",
     "tests/runs/test_silence.py",
     "tests/runs/test_surrogate_runs.py",
+    "tests/runs/test_users.py::test_a_run_on_the_pairs_of_several_people",
     "tests/sampling/test_classes.py",
     "tests/sampling/test_families.py::test_a_chain_that_is_left_early_gives_finite_images_with_gradient",
     "tests/sampling/test_families.py::test_a_lora_with_the_default_targets_gets_a_gradient_and_comes_back_from_its_file",

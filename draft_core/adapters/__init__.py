@@ -1,1 +1,1 @@
-"""What is trained: LoRA on a pipeline's denoisers, and LoRAs as files."""
+"""What is trained: LoRA on a pipeline's denoisers or attention to people, and both as files."""

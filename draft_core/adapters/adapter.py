@@ -1,4 +1,5 @@
-"""What the trainer asks of whatever is trained on a pipeline; a LoRA is one answer (`lora_adapter.Lora`)."""
+"""What the trainer asks of whatever is trained on a pipeline; a LoRA is one answer (`lora_adapter.Lora`),
+attention to people another (`users.UserAdapter`)."""
 
 from __future__ import annotations
 

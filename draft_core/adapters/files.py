@@ -21,6 +21,8 @@ from draft_core.sampling.pipelines import find_denoisers, networks
 
 CONFIG_KEY = "lora_config"  # of the metadata, where a pipeline has no loader of its own
 CONFIG_FIELDS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora")  # read from it
+IP_ADAPTER_FILE = "ip_adapter.safetensors"  # of a run that trained attention to users, in the place of a LoRA
+USERS_FILE = "users.safetensors"  # beside it: their embeddings
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 
 
@@ -136,20 +138,28 @@ def lora_files(path: Path) -> dict[str, Path]:
     return files
 
 
-def lora_folder(path: Path) -> Path:
+def lora_folder(path: Path, *others: str) -> Path:
     """The folder of a LoRA that a path means: itself, or `lora` in the folder of a run.
+
+    Arguments:
+        others: names of files that do as well as a LoRA's.
 
     Raises:
         CheckpointError: if there is no LoRA.
     """
     for folder in (path, path / "lora"):
-        if (folder / WEIGHTS_FILE).is_file():
+        if any((folder / name).is_file() for name in (WEIGHTS_FILE, *others)):
             return folder
     raise CheckpointError(
         f"there is no {WEIGHTS_FILE}",
         where=str(path),
         next="give the folder of a run, the lora folder in it, or a .safetensors file",
     )
+
+
+def users_folder(path: Path) -> Path | None:
+    """The folder of what a run trained on users, itself or `lora` in the folder of the run; None where it is none."""
+    return next((folder for folder in (path, path / "lora") if (folder / IP_ADAPTER_FILE).is_file()), None)
 
 
 def run_around(path: Path, *names: str) -> Path | None:
@@ -169,6 +179,16 @@ def loading_lines(folder: Path, shown: Path) -> list[str]:
     Arguments:
         shown: the folder as the lines name it.
     """
+    if (folder / IP_ADAPTER_FILE).is_file():
+        with safe_open(folder / USERS_FILE, framework="pt") as opened:
+            first = min(opened.keys())
+        return [
+            "from safetensors.torch import load_file",
+            f'pipe.load_ip_adapter({str(shown)!r}, subfolder="", weight_name={IP_ADAPTER_FILE!r}, '
+            "image_encoder_folder=None)",
+            f"user = load_file({str(shown / USERS_FILE)!r})[{first!r}][None, None]",
+            "users = [torch.cat([0 * user, user])]  # with a guidance_scale above 1; else [user]",
+        ]
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as opened:
         if CONFIG_KEY in (opened.metadata() or {}):  # the pipeline has no loader of its own
             return [

@@ -33,7 +33,7 @@ from draft_core.cli.terminal import (
     prints_aside,
     quiet_libraries,
 )
-from draft_core.cli.vote import vote
+from draft_core.cli.vote import user, vote
 from draft_core.errors import DraftError, Interrupted
 from draft_core.recipe.yaml_text import exists
 from draft_core.registry.catalog import Catalog, load_catalog
@@ -72,6 +72,7 @@ app.command()(init)
 app.command()(cost)
 app.add_typer(runs_app)
 app.command()(vote)
+app.command()(user)
 app.command()(new_reward)
 app.command()(new_method)
 app.command()(new_model)

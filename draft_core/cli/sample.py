@@ -5,7 +5,7 @@ What needs torch is imported inside the functions that need it, so that `--help`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from draft_core.cli.outputs import require_file, require_image_file, writing
+from draft_core.cli.scoring import rewards_of_search
 from draft_core.cli.terminal import ProgressLines, given_fields, number, out, quiet_libraries
 from draft_core.errors import DraftError, require_finite, short
 from draft_core.json_text import json_text
@@ -107,6 +108,9 @@ def sample(
     latents: Annotated[
         Path | None, typer.Option("--latents", help="A file of --optimise-noise: draw its prompts from its noise.")
     ] = None,
+    user: Annotated[
+        str | None, typer.Option("--user", help="Of a run with users: whom to draw for, such as alice:0.7,bob:0.3.")
+    ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The file to write: .png or another image, of videos .gif or .mp4.")
     ] = Path("samples.png"),
@@ -142,7 +146,13 @@ def sample(
     if recompute and best_of is not None:
         raise DraftError("--best-of has no backward pass", where="--recompute", next="leave it out")
     if latents is not None:
-        beside = {"--prompts": prompts, "--images": images, "--seed": seed, "--best-of or --optimise-noise": searches}
+        beside = {
+            "--prompts": prompts,
+            "--images": images,
+            "--seed": seed,
+            "--user": user,
+            "--best-of or --optimise-noise": searches,
+        }
         for name, given in beside.items():
             if given not in (None, False, []):
                 raise DraftError(
@@ -156,9 +166,14 @@ def sample(
     catalog = load_catalog()
     locate_pretrained(model, catalog)
     require_image_file(output, plays=not searches)
+    texts = [text for given in prompts for text in given_prompts(given, catalog, where=f"--prompts {short(given)}")]
+    if user is not None:
+        from draft_core.runs.sample import for_user
+
+        texts = for_user(texts, user, lora)
     asked = _Asked(
         model,
-        [text for given in prompts for text in given_prompts(given, catalog, where=f"--prompts {short(given)}")],
+        texts,
         lora,
         scales,
         images or (1 if searches else 4),
@@ -169,7 +184,9 @@ def sample(
         optimise_noise,
         batch_size,
         recompute,
-        _rewards(reward, given_fields(overrides), lora, catalog, climbs=optimise_noise is not None) if searches else (),
+        rewards_of_search(reward, given_fields(overrides), lora, catalog, climbs=optimise_noise is not None)
+        if searches
+        else (),
     )
     if searches:
         _search(asked, output, catalog)
@@ -312,36 +329,3 @@ def _write(asked: _Asked, found: Found, output: Path) -> None:
 def _beside(output: Path) -> tuple[Path, Path, Path]:
     """Beside the grid: the record, the folder of the images, and the noise."""
     return output.with_suffix(".json"), output.with_suffix(""), output.with_suffix(".safetensors")
-
-
-def _rewards(
-    kind: str | None, fields: Mapping[str, Any], lora: Path | None, catalog: Catalog, *, climbs: bool
-) -> Sequence[RewardConfig]:
-    """The reward that was named, or those of the run that the LoRA lies in."""
-    from draft_core.registry.environments import spec_of
-    from draft_core.runs.build import reward_config
-    from draft_core.runs.sample import rewards_of
-
-    rewards: Sequence[RewardConfig] = ()
-    if kind is not None:
-        rewards = [reward_config(kind, fields, catalog)]
-    elif fields:
-        raise DraftError("it gives fields of a reward, and none is named", where="--set", next="name one with --reward")
-    elif lora is not None and (rewards := rewards_of(lora, catalog)):
-        out.print(
-            f"rewards of the run: {', '.join(reward.kind for reward in rewards)}", highlight=False, soft_wrap=True
-        )
-    if not rewards:
-        raise DraftError(
-            "nothing says which image is better",
-            where="--reward",
-            next="name a reward that `draft rewards` lists, or give the folder of a run as --lora",
-        )
-    for reward in rewards:
-        if climbs and reward.weight and not spec_of(reward, catalog).differentiable:
-            raise DraftError(
-                f"reward {reward.kind!r} has no gradient for the noise to climb",
-                where="--optimise-noise",
-                next="use --best-of, which needs none",
-            )
-    return rewards

@@ -1,11 +1,18 @@
-"""What a reward reads of columns, as the command line of `draft score` gives it."""
+"""Rewards as command lines name them: what `draft score` says of columns, and what a search of `draft sample` takes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from draft_core.cli.terminal import out
 from draft_core.errors import DraftError
 from draft_core.prompt_rows import Column, PromptRow
+from draft_core.registry.catalog import Catalog
+
+if TYPE_CHECKING:
+    from draft_core.registry.config import RewardConfig
 
 
 def given_columns(reward: str, read: Mapping[str, Column], given: Sequence[str]) -> dict[str, str]:
@@ -36,3 +43,36 @@ def given_columns(reward: str, read: Mapping[str, Column], given: Sequence[str])
             raise DraftError(f"reward {reward!r} reads column {column.name!r}", where="--column", next=advice)
         column.of(PromptRow("", values), where="--column")
     return values
+
+
+def rewards_of_search(
+    kind: str | None, fields: Mapping[str, Any], lora: Path | None, catalog: Catalog, *, climbs: bool
+) -> Sequence[RewardConfig]:
+    """The reward that was named, or those of the run that the LoRA lies in."""
+    from draft_core.registry.environments import spec_of
+    from draft_core.runs.build import reward_config
+    from draft_core.runs.sample import rewards_of
+
+    rewards: Sequence[RewardConfig] = ()
+    if kind is not None:
+        rewards = [reward_config(kind, fields, catalog)]
+    elif fields:
+        raise DraftError("it gives fields of a reward, and none is named", where="--set", next="name one with --reward")
+    elif lora is not None and (rewards := rewards_of(lora, catalog)):
+        out.print(
+            f"rewards of the run: {', '.join(reward.kind for reward in rewards)}", highlight=False, soft_wrap=True
+        )
+    if not rewards:
+        raise DraftError(
+            "nothing says which image is better",
+            where="--reward",
+            next="name a reward that `draft rewards` lists, or give the folder of a run as --lora",
+        )
+    for reward in rewards:
+        if climbs and reward.weight and not spec_of(reward, catalog).differentiable:
+            raise DraftError(
+                f"reward {reward.kind!r} has no gradient for the noise to climb",
+                where="--optimise-noise",
+                next="use --best-of, which needs none",
+            )
+    return rewards

@@ -1,4 +1,4 @@
-"""The command `draft vote`: a person's answers to pairs of a run's images, asked on a local page."""
+"""The commands `draft vote` and `draft user`: a person's answers to pairs of images, and who answers so."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from draft_core.cli.outputs import require_file, writing
-from draft_core.cli.terminal import ProgressLines, out, quiet_libraries
-from draft_core.errors import DraftError
+from draft_core.cli.terminal import ProgressLines, given_fields, out, quiet_libraries
+from draft_core.errors import DraftError, RecipeError
 from draft_core.registry.catalog import load_catalog
 
 if TYPE_CHECKING:
@@ -195,3 +195,48 @@ def _keep(folder: Path, files: Sequence[Path], images: Iterable[torch.Tensor]) -
 
 def _name(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()[:12]
+
+
+def user(
+    name: Annotated[str, typer.Argument(help="Of the person, as recipes and --user name it.")],
+    pairs: Annotated[
+        Path, typer.Argument(help="What the person preferred: a votes.jsonl of `draft vote`, or another file of pairs.")
+    ],
+    reward: Annotated[
+        str, typer.Option("--reward", "-r", help="Whose image tower is the encoder: emoji-clip, hpsv2, pickscore.")
+    ],
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="FIELD=VALUE", help="A field of the reward, such as weights=PATH.")
+    ] = [],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The file of users, to which the person is added.")
+    ] = Path("users.safetensors"),
+) -> None:
+    """Make a person's embedding from a few preference pairs, about four, for a model with users.
+
+    Example: draft user alice runs/demo/votes.jsonl --reward emoji-clip
+    """
+    from draft_core.preferences import preferences
+    from draft_core.recipe.prompt_lists import read_prompt_file
+
+    catalog = load_catalog()
+    if not pairs.is_file():
+        raise DraftError("there is no such file", where=str(pairs), next="give a file of pairs")
+    try:
+        found = preferences(read_prompt_file(pairs, where="pairs").columns, pairs.absolute().parent)
+    except RecipeError:
+        raise
+    except DraftError as error:
+        raise DraftError(error.what, where=str(pairs), next=error.next) from None
+
+    from draft_core.adapters.user_embeddings import UserEmbeddings, embed_pairs
+    from draft_core.runs.build import build_reward, reward_config
+
+    before = UserEmbeddings.read(output).vectors if output.is_file() else {}
+    require_file(output)
+    quiet_libraries()
+    encoder = build_reward(reward_config(reward, given_fields(overrides), catalog), catalog)
+    users = UserEmbeddings({**before, name: embed_pairs(found, encoder)})
+    with writing(output):
+        users.save(output)
+    out.print(f"{name}: {len(found)} pairs; {len(users.names)} users in {output}", highlight=False, soft_wrap=True)

@@ -59,6 +59,8 @@ def readers(recipe: RecipeBase, catalog: Catalog) -> list[Reader]:
         if argument in recipe.model.call:
             raise RecipeError("model.call says it too", where=field, next="leave one of them out")
         found.append(Reader(f"the call's {argument}", field, Column(name, kind), may_be_blank=kind == "text"))
+    if (users := recipe.model.users) is not None:
+        found.append(Reader("model.users", "model.users.column", Column(users.column), may_be_blank=True))
     for section, configs in (("rewards", recipe.rewards), ("metrics", recipe.metrics)):
         for index, config in enumerate(configs):
             for known, column in columns_of(config, catalog, where=f"{section}.{index}.columns").items():

@@ -51,6 +51,19 @@ class LoraConfig(Config):
     )
 
 
+class UsersConfig(Config):
+    """People whose embeddings the denoiser sees beside the prompt: an IP-Adapter is trained, and no LoRA."""
+
+    file: Annotated[Path, RecipePath(of="file")] = Field(
+        description="The users' embeddings, a .safetensors file of `draft user`, relative to the recipe's folder."
+    )
+    column: str = Field(
+        "user",
+        description="The column of the prompts, or of the pairs, that names the user of each: `alice`, "
+        "`alice:0.7,bob:0.3`, or blank for none.",
+    )
+
+
 class SchedulerConfig(Config):
     """The scheduler that samples, made from the configuration of the pipeline's own."""
 
@@ -135,6 +148,9 @@ class ModelConfig(Config):
         "memory. In batches of several prompts the samples may differ in the last bits from the pipeline's own call.",
     )
     lora: LoraConfig = Field(LoraConfig(), description="The LoRA that is trained.")
+    users: UsersConfig | None = Field(
+        None, description="Train attention to people in the place of a LoRA; the model without a user stays as it is."
+    )
 
 
 class RecipeBase(Config):

@@ -8,7 +8,7 @@ from typing import Any
 
 from packaging.version import Version
 
-from draft_core.adapters.files import loading_lines
+from draft_core.adapters.files import loading_lines, users_folder
 from draft_core.evaluation.collapse import EvalRecord, change, over_prompts
 from draft_core.reporting.images import before_after
 from draft_core.reporting.rendering import render
@@ -69,6 +69,8 @@ def _usage_lines(record: RunRecord, lora: Path, base: str | None) -> Iterator[st
     facts = record.facts
     source, scheduler = facts.source, facts.scheduler
     call = "".join(f", {name}={_written(value)}" for name, value in {**facts.call, **facts.columns}.items())
+    if users_folder(record.folder):
+        call += ", ip_adapter_image_embeds=users"
     yield "import torch"
     if base is None:
         more = "".join(f", {name}={value!r}" for name, value in source.items() if name != "revision")

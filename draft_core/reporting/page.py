@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from draft_core.adapters.files import lora_folder
+from draft_core.adapters.files import IP_ADAPTER_FILE, lora_folder
 from draft_core.reporting.card import usage, write_card
 from draft_core.reporting.curves import (
     Panel,
@@ -39,7 +39,7 @@ def write_report(record: RunRecord, state: RunState | None = None) -> Path:
     if state is not None:
         write_whole(page, page_of(summarize(record), state))
         return page
-    lora_folder(record.folder)
+    lora_folder(record.folder, IP_ADAPTER_FILE)
     summary = summarize(record)
     folder, marks = record.folder, summary.marks
     before_after(summary, summary.shown).save(folder / "before_after.png")

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -54,6 +54,34 @@ def _levels(image: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float32) / 255).permute(2, 0, 1)
 
 
+class Computed(Protocol):
+    """Arguments of a call that are computed of its prompts together, such as the embeddings of their users."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the arguments."""
+        ...
+
+    def of(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Argument -> value, for B prompts."""
+        ...
+
+    def seams(self) -> list[tuple[Any, str, Any]]:
+        """Owner, name and wrapper of methods of the pipeline that are replaced inside a call."""
+        ...
+
+
+class Caller(Protocol):
+    """What is known of who makes a call, a sampler."""
+
+    pipe: Any
+
+    @property
+    def takes_each(self) -> bool:
+        """Whether the call takes a list with a value for each prompt; asked only for several."""
+        ...
+
+
 @dataclass(frozen=True)
 class CallColumns:
     """The arguments of a pipeline's call that have a value of their own for every prompt.
@@ -61,27 +89,37 @@ class CallColumns:
     Arguments:
         names: argument -> column of the list of prompts.
         example: a row to try the call with before anything is drawn; needed where there are names.
+        computed: further arguments, which a call must have.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
     example: PromptRow | None = None
+    computed: Computed | None = None
 
-    def of(self, prompts: Sequence[str] | None, takes_each: Callable[[], bool], *, where: str) -> dict[str, Any]:
-        """Argument -> its value for one call: one alone for one prompt, a list for several; empty without prompts.
+    @property
+    def arguments(self) -> set[str]:
+        """The names of all these arguments."""
+        return {*self.names, *(self.computed.names if self.computed else ())}
+
+    def of(self, prompts: Sequence[str] | None, caller: Caller) -> dict[str, Any]:
+        """Argument -> its value for one call: one alone for one prompt, a list for several.
+
+        Without prompts it is empty.
 
         Arguments:
             prompts: B rows; None where the call has no prompts.
-            takes_each: says whether the call takes a list with a value for each prompt; asked only for several. Where
-                not, all must have the same one, which is given alone.
-            where: the pipeline; it begins an error's sentence.
+            caller: who makes the call. Where its pipeline does not take a list with a value for each prompt, all must
+                have the same one, which is given alone.
 
         Raises:
             SamplerError: if values differ and the call takes one, or if images differ in size.
             DraftError: if a prompt has no such column, or what it holds is of another type.
         """
-        if not self.names or prompts is None:
+        if prompts is None:
             return {}
-        found, takes_list = {}, len(prompts) > 1 and takes_each()
+        found = {} if self.computed is None else self.computed.of(prompts)
+        where = type(caller.pipe).__name__
+        takes_list = bool(self.names) and len(prompts) > 1 and caller.takes_each
         for argument, name in self.names.items():
             column = column_of_argument(argument, name)
             blank = column.type == "text"  # no negative prompt, say
@@ -94,7 +132,7 @@ class CallColumns:
 
         Arguments:
             first, second: rows.
-            takes_each: as in `of`.
+            takes_each: says whether the call takes a list with a value for each prompt.
 
         Raises:
             DraftError: if a row lacks a column, or its image cannot be read.

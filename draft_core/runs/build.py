@@ -11,6 +11,8 @@ import torch
 
 from draft_core.adapters.adapter import Adapter
 from draft_core.adapters.lora_adapter import Lora
+from draft_core.adapters.user_embeddings import UserEmbeddings
+from draft_core.adapters.users import UserAdapter, UserArgument
 from draft_core.errors import PluginError, RecipeError
 from draft_core.learners.learner import Learner
 from draft_core.learners.surrogate_learner import SurrogateLearner
@@ -93,6 +95,9 @@ def build(
     objective = build_objective(recipe.rewards, catalog) if given is None else given
     sampler = build_sampler(recipe.model, catalog=catalog, example=prompts.prompts[0])
     adapter = build_adapter(recipe.model, sampler.pipe, seed=recipe.train.seed)
+    if isinstance(adapter, UserAdapter):
+        shown = UserArgument(sampler.pipe, adapter.users, adapter.column)
+        sampler.columns = replace(sampler.columns, computed=shown)
     if any(reward.surrogate is not None for reward in recipe.rewards):
         learner = with_surrogates(learner, recipe, objective, prompts.prompts, catalog)
     if recipe.regularizers.kl or getattr(learner, "needs_base_model", False):
@@ -124,14 +129,16 @@ def _refuse_surrogates(recipe: RecipeBase) -> None:
 
 
 def build_adapter(model: ModelConfig, pipe: Any, *, seed: int) -> Adapter:
-    """What is trained, attached to the pipeline: the recipe's LoRA, drawn from `seed`, or the one it goes on from.
+    """What is trained, attached to the pipeline: the recipe's LoRA, or attention to its users, drawn from `seed`.
 
     Raises:
         RecipeError: if no layer matches its targets.
         CheckpointError: if the LoRA to go on from does not fit.
     """
-    lora = model.lora
-    adapter = Lora(pipe, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, init=lora.init)
+    lora, users = model.lora, model.users
+    adapter: Adapter = Lora(pipe, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, init=lora.init)
+    if users is not None:
+        adapter = UserAdapter(pipe, UserEmbeddings.read(users.file), column=users.column)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapter.attach()
@@ -316,6 +323,12 @@ def _check_machine(recipe: RecipeBase) -> None:
         if reward.device and not isinstance(reward, RewardInEnvironment):
             name = f"rewards.{place}" if place < len(recipe.rewards) else f"metrics.{place - len(recipe.rewards)}"
             check_device(reward.device, where=f"{name}.device")
+    if recipe.model.users is not None and recipe.train.sharding == "full":
+        raise RecipeError(
+            "attention to users is not spread over processes",
+            where="train.sharding",
+            next="leave it out, or leave out model.users",
+        )
     processes = Processes(cpu=recipe.device == "cpu")
     autocast(processes.device, recipe.train.mixed_precision)  # refuses what the device cannot do
     moving = [reward.kind for reward in recipe.rewards if isinstance(reward.cap, QuantileCap)]

@@ -20,11 +20,13 @@ from packaging.version import Version
 from safetensors import SafetensorError
 
 from draft_core.adapters.files import load_lora, lora_files
+from draft_core.adapters.user_embeddings import UserEmbeddings
+from draft_core.adapters.users import check_users
 from draft_core.errors import DraftError, RecipeError, first_line
 from draft_core.prompt_rows import type_of_argument
 from draft_core.recipe.columns import images_of, readers
 from draft_core.recipe.resolve import is_single_file, locate_pretrained, resolve_evaluation
-from draft_core.recipe.schema import ImageFile, ModelConfig, RecipeBase, SchedulerConfig
+from draft_core.recipe.schema import ImageFile, LoraConfig, ModelConfig, RecipeBase, SchedulerConfig
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.rewards.columns import check_images_of
 from draft_core.rewards.hub import hub_or_cache
@@ -139,17 +141,23 @@ def check_model(model: ModelConfig, catalog: Catalog, *, evaluated_guidance: flo
         )
     if model.scheduler is not None:
         _scheduler_class(model.scheduler)
+    if model.users is not None:
+        check_users(cls, model.dtype, has_lora=model.lora != LoraConfig())
     if model.lora.init is not None:
         lora_files(model.lora.init)
 
 
 def check_files(recipe: RecipeBase, trained: Sequence[str], catalog: Catalog) -> None:
-    """That the images in the columns of the prompts can be read, and share a size where they share a call.
+    """That the images in the columns of the prompts can be read, and share a size where they share a call; and that
+    their users are known.
 
     Raises:
         DraftError: naming the first that does not.
     """
     found, (_, evaluated) = readers(recipe, catalog), resolve_evaluation(recipe, catalog)
+    if (users := recipe.model.users) is not None:
+        for where, prompts in {"prompts": trained, "evaluation.prompts": evaluated}.items():
+            UserEmbeddings.read(users.file).check(prompts, users.column, where=where)
     shares_calls = recipe.train.batch_size > recipe.train.images_per_prompt
     of_calls = set(recipe.model.columns.values()) if shares_calls else set()
     check_images_of(dict(images_of(trained, found)), of_one_size=of_calls, where="prompts")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from draft_core.adapters.files import load_lora, lora_files, run_around
+from draft_core.adapters.files import USERS_FILE, load_lora, lora_files, run_around, users_folder
 from draft_core.adapters.lora import adapters_scaled, is_adapted
+from draft_core.adapters.user_embeddings import UserEmbeddings
+from draft_core.adapters.users import load_users, processors_of, users_scaled
 from draft_core.errors import DraftError, RecipeError, list_of_prompts, require_finite, require_from_one
 from draft_core.evaluation.evaluate import evaluate
 from draft_core.frames import still
@@ -52,6 +54,7 @@ def sample(
     seed: int = 0,
     latents: torch.Tensor | None = None,
     keep: Callable[[torch.Tensor], torch.Tensor] = still,
+    user: str | None = None,
     catalog: Catalog | None = None,
     progress: Progress = silent,
 ) -> torch.Tensor:
@@ -63,7 +66,8 @@ def sample(
     Arguments:
         pipeline: a diffusers pipeline, or what `load_pipeline` takes: an alias, a folder, a hub name.
         prompts: the texts themselves, at least one.
-        lora: the folder of a run or of a LoRA, or a file; it stays loaded in a pipeline that was given.
+        lora: the folder of a run or of a LoRA, or a file; it stays loaded in a pipeline that was given. Also a run that
+            trained attention to users.
         scales: F finite factors of the LoRA; 0 is the base model, 1 what was trained.
         images_per_prompt: S, 1 or more, from the seeds `seed`, `seed + 1`, ...
         steps: of the sampler, 1 or more; if left out as in the run of the LoRA, else the alias' own number, else 50.
@@ -72,11 +76,13 @@ def sample(
             them; what the call draws beside it stays that of the seeds.
         keep: what is kept of images (N, 3, H, W), or videos (N, T, 3, H, W): one row each; with `lambda videos: videos`
             all frames of videos come back, (F, P, S, T, 3, H, W). Not used with `latents`.
+        user: whom the images are for, of a run that was trained on users: a name, or several with weights,
+            `alice:0.7,bob:0.3`; "" for nobody. None takes what the prompts' rows say.
         catalog: what is installed; loaded if left out.
         progress: called with a stage, how many images are done, of how many, and a note.
 
     Raises:
-        RecipeError: if there is no such model.
+        RecipeError: if there is no such model, or no such user.
         DraftError: if the LoRA cannot be loaded into it, or there is none to scale; if the latents do not fit.
     """
     prompts = list_of_prompts(prompts, where="sample")
@@ -90,6 +96,8 @@ def sample(
             next="give (prompts, images of each, ...)",
         )
     seeds = range(seed, seed + images_per_prompt)
+    if user is not None:
+        prompts = for_user(prompts, user, None if lora is None else Path(lora))
     with drawing(
         pipeline, prompts, lora=lora, scales=scales, steps=steps, guidance=guidance, catalog=catalog, progress=progress
     ) as drawn:
@@ -121,8 +129,10 @@ class Drawing:
     autocast: Callable[[], AbstractContextManager[Any]]
 
     def scaled(self, scale: float) -> AbstractContextManager[Any]:
-        """The LoRA, where there is one, times `scale` inside."""
+        """The LoRA, or what users add, where there is one, times `scale` inside."""
         pipe = self.sampler.pipe
+        if processors_of(pipe):
+            return users_scaled(pipe, scale)
         return adapters_scaled(pipe, scale) if is_adapted(pipe) else nullcontext()
 
 
@@ -155,7 +165,8 @@ def drawing(
     require_from_one(1 if steps is None else steps, where="sample: steps")
     for scale in scales:
         require_finite(scale, where=f"scales {list(scales)}")
-    if lora:
+    users = users_folder(lora) if lora else None
+    if lora and users is None:
         lora_files(lora)
         if not isinstance(pipeline, str) and is_adapted(pipeline):
             raise DraftError(
@@ -166,15 +177,47 @@ def drawing(
     name = pipeline if isinstance(pipeline, str) else type(pipeline).__name__
     settings = _settings(name, lora, {"num_inference_steps": steps, "guidance_scale": guidance}, recomputes, catalog)
     sampler = _sampler(pipeline, settings.model, catalog, prompts)
-    if lora:
+    if users is not None:
+        shown = load_users(sampler.pipe, users, column=_column_of_users(users))
+        sampler.columns = replace(sampler.columns, computed=shown)
+    elif lora:
         load_lora(sampler.pipe, lora)
     if settings.run:
         progress("note", 0, 0, f"as the run in {settings.run} was evaluated: {_shown(settings)}")
-    if not is_adapted(sampler.pipe) and list(scales) != [1.0]:
+    if users is None and not is_adapted(sampler.pipe) and list(scales) != [1.0]:
         raise DraftError("there is no LoRA to scale", where=f"scales {list(scales)}", next="give one as `lora`")
     with cut_prompts() as cut:
         cut.prompts, cut.progress = prompts, progress
         yield Drawing(sampler, partial(_autocast, settings.mixed_precision, sampler.pipe.device.type))
+
+
+def for_user(prompts: Sequence[str], user: str, lora: Path | None) -> list[str]:
+    """The prompts for a user, whatever their rows say.
+
+    Raises:
+        DraftError: if what is drawn with was not trained on users, or does not know this one.
+    """
+    folder = None if lora is None else users_folder(lora)
+    if folder is None:
+        raise DraftError(
+            "there is no model with users to draw with",
+            where=f"user {user!r}",
+            next="give a run that was trained on users as `lora`",
+        )
+    UserEmbeddings.read(folder / USERS_FILE).of(user, where="user")
+    column = _column_of_users(folder)
+    return [
+        PromptRow(str(prompt), {**getattr(prompt, "columns", {}), column: user}, getattr(prompt, "folder", None))
+        for prompt in prompts
+    ]
+
+
+def _column_of_users(folder: Path) -> str:
+    """The column of the prompts that names the user of each, as in the run around what was trained."""
+    run = run_around(folder, RECIPE, METRICS)
+    model = read_yaml(run / RECIPE)[2].get("model") if run else None
+    users = model.get("users") if isinstance(model, Mapping) else None
+    return str(users.get("column", "user")) if isinstance(users, Mapping) else "user"
 
 
 def rewards_of(lora: Path, catalog: Catalog) -> Sequence[RewardConfig]:
@@ -223,7 +266,16 @@ def _settings(
         evaluated = {field: evaluation[field] for field in OF_EVALUATION if evaluation.get(field) is not None}
         own = name == fields.get("pretrained")
         kept = {field: value for field, value in fields.items() if own or field not in SOURCE}
-        drawn = {**kept, "pretrained": name, "lora": {}, "noise": 0.0, **recomputes, **evaluated, **given}
+        drawn = {
+            **kept,
+            "pretrained": name,
+            "lora": {},
+            "users": None,
+            "noise": 0.0,
+            **recomputes,
+            **evaluated,
+            **given,
+        }
         return _Settings(validate(ModelConfig, drawn, catalog, where=str(run / RECIPE)), run, mixed)
     known = catalog.pretrained.get(name)
     call = dict(known.spec.call) if known else {}

@@ -98,11 +98,10 @@ class PipelineCall:
     """
 
     def __init__(self, sampler: Settings, prompts: Sequence[str] | None, generator: Generator) -> None:
-        self.sampler = sampler
-        self.pipe = sampler.pipe
+        self.sampler, self.pipe = sampler, sampler.pipe
         self.prompts = prompts
         self.generator = generator
-        self.of_rows = sampler.columns.of(prompts, lambda: sampler.takes_each, where=type(sampler.pipe).__name__)
+        self.of_rows = sampler.columns.of(prompts, sampler)
         self.caller_records = torch.is_grad_enabled()
         self.traits = CallTraits()
         self.divergences: list[torch.Tensor] = []
@@ -151,6 +150,7 @@ class PipelineCall:
                 (self.pipe.scheduler, "set_timesteps", schedule),
                 (getattr(self.pipe, "vae", None), "decode", self._decode),
                 *steering.further_seams(),
+                *(self.sampler.columns.computed.seams() if self.sampler.columns.computed else ()),
             ]:
                 if hasattr(owner, name):
                     stack.enter_context(seams.replaced(owner, name, wrapper))

@@ -87,7 +87,7 @@ class Replay:
         if self.copies > 1:
             embedded = self.sampler.call_kwargs.get("prompt_embeds")
             prompts = embedded if origin.prompts is None else origin.prompts
-            whole = {"generator", *self.sampler.columns.names}  # of as many prompts as there are here already
+            whole = {"generator", *self.sampler.columns.arguments}  # of as many prompts as there are here already
             lengths = {len(origin.latents)} | (set() if prompts is None else {len(prompts)})
             arguments = {
                 name: value if name in whole else _repeated(name, value, self.copies, lengths)

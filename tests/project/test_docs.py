@@ -87,7 +87,9 @@ def test_recipes_are_valid_with_the_plugins_of_this_repository(path: Path, tmp_p
         file.parent.mkdir(parents=True)
         for name in ("one", "other"):
             Image.new("RGB", (8, 8)).save(file.parent / f"{name}.png")
-        file.write_text('{"prompt": "a pear", "winner": "one.png", "loser": "other.png"}\n')
+        file.write_text('{"prompt": "a pear", "winner": "one.png", "loser": "other.png", "user": "one"}\n')
+    for users in re.findall(r"file: \.\./(runs/[\w./-]+)", path.read_text(encoding="utf-8")):
+        (tmp_path / users).touch()
     recipe = load_recipe(copied)
     assert recipe.evaluation is not None
     assert recipe.output.parent in (tmp_path / "runs", copied.parent / "runs")
