@@ -148,8 +148,7 @@ def check_model(model: ModelConfig, catalog: Catalog, *, evaluated_guidance: flo
 
 
 def check_files(recipe: RecipeBase, trained: Sequence[str], catalog: Catalog) -> None:
-    """That the images in the columns of the prompts can be read, and share a size where they share a call; and that
-    their users are known.
+    """That the prompts' users are known, and their images readable and of one size where they share a call.
 
     Raises:
         DraftError: naming the first that does not.
@@ -342,8 +341,7 @@ def tile_decode(pipe: Any) -> None:
     Raises:
         RecipeError: if it cannot.
     """
-    enable = getattr(getattr(pipe, "vae", None), "enable_tiling", None)
-    if enable is None:
+    if (enable := getattr(getattr(pipe, "vae", None), "enable_tiling", None)) is None:
         raise RecipeError(
             f"the decoder of {type(pipe).__name__} cannot work in tiles",
             where="model.tiled_decode",
