@@ -159,7 +159,7 @@ def check_environments_are_spelt(data: Any, catalog: Catalog, where: str) -> Non
     for section in SECTIONS if isinstance(data, Mapping) else ():
         listed = data.get(section)
         for index, entry in enumerate(listed if isinstance(listed, list) else ()):
-            if not isinstance(entry, Mapping) or "environment" in entry or entry.get("kind") in catalog.rewards:
+            if not isinstance(entry, Mapping) or "environment" in entry or str(entry.get("kind")) in catalog.rewards:
                 continue
             if near := difflib.get_close_matches("environment", map(str, entry), n=1, cutoff=NEAR):
                 raise RecipeError(

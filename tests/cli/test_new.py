@@ -36,7 +36,7 @@ def test_the_answers_make_the_project(tmp_path: Path, terminal: None) -> None:
     assert result.exit_code == 0, result.output
     traits = RewardTraits(reads="prompt", weights=True, port=True, weights_license="CC0")
     assert written(folder) == reward_project("fits", traits, Owner(license="MIT", author="Ann"))
-    assert "draft rewards check fits --small" in result.output
+    assert "draft rewards check fits --release" in result.output
 
 
 def test_what_is_given_is_not_asked_for(tmp_path: Path, terminal: None) -> None:

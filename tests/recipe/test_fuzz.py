@@ -100,7 +100,7 @@ def limited(recipe: RecipeBase) -> RecipeBase:
 
 
 def _at_most(config: Any, **most: int) -> Any:
-    less = {name: min(getattr(config, name), value) for name, value in most.items()}
+    less = {name: min(getattr(config, name) or value, value) for name, value in most.items()}  # left out: None
     return replace(config, **less) if is_dataclass(config) else config.model_copy(update=less)
 
 
