@@ -105,7 +105,10 @@ class Judge:
 
     def __init__(self, named: Mapping[str, Callable[..., torch.Tensor]]) -> None:
         self.prompts = resolve_prompts("emoji-heldout", load_catalog())[:HELD_OUT]
-        self.scorers = {**named, **{kind: load_reward(kind) for kind in ("emoji-clip", "emoji-judge")}}
+        self.scorers: dict[str, Callable[..., torch.Tensor]] = {
+            **named,
+            **{kind: load_reward(kind) for kind in ("emoji-clip", "emoji-judge")},
+        }
 
     def images(self, sampler: DifferentiableSampler, named: str) -> torch.Tensor:
         """(P, 3, H, W)."""

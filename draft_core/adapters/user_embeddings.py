@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from draft_core.errors import CheckpointError, DraftError, RecipeError
 from draft_core.preferences import TIE, Preference
 from draft_core.rewards.images import read_image
+
+ENCODER = "encoder"  # key of a file's metadata
+EXAMPLE = "write them such as alice:0.7,bob:0.3"
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
+LEAST = 1e-3  # length of all differences together, in that of each by itself: below, answers contradict each other
 
 
 @dataclass(frozen=True)
@@ -22,12 +28,14 @@ class UserEmbeddings:
 
     Arguments:
         vectors: name -> (D,) float32, finite.
+        encoder: what made them, in words; empty if that is not known.
 
     Raises:
         DraftError: if there are none, a name has a colon or a comma, or a vector is of another length or not finite.
     """
 
     vectors: Mapping[str, torch.Tensor]
+    encoder: str = ""
 
     def __post_init__(self) -> None:
         """Checks them."""
@@ -59,21 +67,25 @@ class UserEmbeddings:
         """The embedding that a text names, (D,) float32: of one user, a weighted sum, or zeros for a blank.
 
         Arguments:
-            text: `alice`, `alice:0.7,bob:0.3`, or blank.
+            text: `alice`, `alice:0.7,bob:0.3`, or blank. A weight lies in [-1, 1]: a negative one leads away from
+                what the person likes, and more than one of anybody is more than the model was trained to be shown.
 
         Raises:
-            RecipeError: if there is no such user, or a weight is no finite number.
+            RecipeError: if there is no such user, one is named twice, or a weight is no such number.
         """
-        mixed = torch.zeros(self.size)
-        for part in filter(None, (part.strip() for part in text.split(","))):
-            name, _, weight = part.partition(":")
-            if name.strip() not in self.vectors:
+        mixed, seen = torch.zeros(self.size), set[str]()
+        for part in text.split(",") if text.strip() else ():
+            name, colon, weight = (word.strip() for word in part.partition(":"))
+            if name not in self.vectors:
                 raise RecipeError(
-                    f"there is no user {name.strip()!r}",
+                    f"there is no user {name!r}",
                     where=where,
                     next=f"there are {len(self.vectors)}, such as {', '.join(self.names[:3])}",
                 )
-            mixed += _weight(weight or "1", where) * self.vectors[name.strip()]
+            if name in seen:
+                raise RecipeError(f"user {name!r} is named twice", where=where, next=EXAMPLE)
+            seen.add(name)
+            mixed += (_weight(weight, where) if colon else 1.0) * self.vectors[name]
         return mixed
 
     def of_row(self, prompt: str, column: str, *, where: str) -> torch.Tensor:
@@ -95,7 +107,8 @@ class UserEmbeddings:
 
     def save(self, path: Path) -> None:
         """Writes a .safetensors file: name -> vector."""
-        save_file({name: vector.contiguous() for name, vector in self.vectors.items()}, path)
+        vectors = {name: vector.contiguous() for name, vector in self.vectors.items()}
+        save_file(vectors, path, {"format": "pt", ENCODER: self.encoder})
 
     @classmethod
     def read(cls, path: Path) -> UserEmbeddings:
@@ -107,21 +120,19 @@ class UserEmbeddings:
         """
         try:
             vectors = load_file(path)
+            with safe_open(path, framework="pt") as file:
+                encoder = (file.metadata() or {}).get(ENCODER, "")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"it is not a safetensors file of users ({error})", where=str(path), next="make one with `draft user`"
             ) from error
-        return cls({name: vector.float() for name, vector in vectors.items()})
+        return cls({name: vector.float() for name, vector in vectors.items()}, encoder)
 
 
 def _weight(text: str, where: str) -> float:
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = float("nan")
-    if weight != weight or abs(weight) == float("inf"):
-        raise RecipeError(f"{text!r} is no weight of a user", where=where, next="write one such as alice:0.7,bob:0.3")
-    return weight
+    if not NUMBER.fullmatch(text) or abs(float(text)) > 1:
+        raise RecipeError(f"{text!r} is no weight of a user, which lies in -1..1", where=where, next=EXAMPLE)
+    return float(text)
 
 
 def embed_pairs(pairs: Sequence[Preference], encoder: Any) -> torch.Tensor:
@@ -135,19 +146,22 @@ def embed_pairs(pairs: Sequence[Preference], encoder: Any) -> torch.Tensor:
 
     Raises:
         RecipeError: if the encoder has no such features.
-        DraftError: if an image cannot be read, or the pairs say nothing.
+        DraftError: if an image cannot be read, or the pairs say nothing: all are ties, or they contradict each other.
     """
     if not hasattr(encoder, "image_features"):
         raise RecipeError(
             "this reward gives no features of images", where="--reward", next="take one that is made of a CLIP"
         )
-    embedding = torch.zeros(())
+    embedding, said = torch.zeros(()), torch.zeros(())  # the sum, and the sum of lengths
     with torch.no_grad():
         for pair in pairs:
             winner, loser = (encoder.image_features(read_image(file))[0].float() for file in (pair.winner, pair.loser))
-            embedding = embedding + 2 * (pair.grade - TIE) * (winner - loser).cpu()
+            difference = 2 * (pair.grade - TIE) * (winner - loser).cpu()
+            embedding, said = embedding + difference, said + torch.linalg.vector_norm(difference)
     length = torch.linalg.vector_norm(embedding)
-    if not 0 < float(length) < float("inf"):
-        raise DraftError("the pairs say nothing of who chose", where="pairs", next="give pairs with a clear winner")
+    if not LEAST * float(said) < float(length) < float("inf"):
+        raise DraftError(
+            "the pairs say nothing of who chose", where="pairs", next="give pairs with a clear winner, which agree"
+        )
     unit: torch.Tensor = embedding / length
     return unit

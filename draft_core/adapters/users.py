@@ -100,7 +100,8 @@ class UserAdapter:
 
     def notes(self) -> list[str]:
         """How many people it is trained with."""
-        return [f"trains attention to {len(self.users.names)} users, whose embeddings have {self.users.size} numbers"]
+        of = f"{len(self.users.names)} users, whose embeddings have {self.users.size} numbers"
+        return [f"trains attention to {of}, and no LoRA"]
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """The maps to keys and values, in a fixed order; raises DraftError if there are none."""

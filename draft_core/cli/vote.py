@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from draft_core.cli.outputs import require_file, writing
 from draft_core.cli.terminal import ProgressLines, given_fields, out, quiet_libraries
-from draft_core.errors import DraftError, RecipeError
+from draft_core.errors import DraftError, RecipeError, short
 from draft_core.registry.catalog import load_catalog
 
 if TYPE_CHECKING:
@@ -200,7 +200,11 @@ def _name(prompt: str) -> str:
 def user(
     name: Annotated[str, typer.Argument(help="Of the person, as recipes and --user name it.")],
     pairs: Annotated[
-        Path, typer.Argument(help="What the person preferred: a votes.jsonl of `draft vote`, or another file of pairs.")
+        Path,
+        typer.Argument(
+            help="What the person preferred: a votes.jsonl of `draft vote`, or another file of pairs; of one with a "
+            "column `user`, the rows of this person."
+        ),
     ],
     reward: Annotated[
         str, typer.Option("--reward", "-r", help="Whose image tower is the encoder: emoji-clip, hpsv2, pickscore.")
@@ -209,7 +213,10 @@ def user(
         list[str], typer.Option("--set", metavar="FIELD=VALUE", help="A field of the reward, such as weights=PATH.")
     ] = [],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The file of users, to which the person is added.")
+        Path,
+        typer.Option(
+            "--output", "-o", help="The file of users, to which the person is added; who is there already is replaced."
+        ),
     ] = Path("users.safetensors"),
 ) -> None:
     """Make a person's embedding from a few preference pairs, about four, for a model with users.
@@ -223,7 +230,7 @@ def user(
     if not pairs.is_file():
         raise DraftError("there is no such file", where=str(pairs), next="give a file of pairs")
     try:
-        found = preferences(read_prompt_file(pairs, where="pairs").columns, pairs.absolute().parent)
+        found = preferences(_of_person(name, read_prompt_file(pairs, where="pairs").columns), pairs.absolute().parent)
     except RecipeError:
         raise
     except DraftError as error:
@@ -232,11 +239,34 @@ def user(
     from draft_core.adapters.user_embeddings import UserEmbeddings, embed_pairs
     from draft_core.runs.build import build_reward, reward_config
 
-    before = UserEmbeddings.read(output).vectors if output.is_file() else {}
+    given = given_fields(overrides)
+    made_by = ", ".join([reward, *(f"{field}={value}" for field, value in sorted(given.items()))])
+    before = UserEmbeddings.read(output) if output.is_file() else None
+    if before is not None and before.encoder not in ("", made_by):
+        raise DraftError(
+            f"its users were embedded by {before.encoder}, and {made_by} sees other things in images",
+            where=str(output),
+            next="take the same --reward, or another file with --output",
+        )
     require_file(output)
     quiet_libraries()
-    encoder = build_reward(reward_config(reward, given_fields(overrides), catalog), catalog)
-    users = UserEmbeddings({**before, name: embed_pairs(found, encoder)})
+    encoder = build_reward(reward_config(reward, given, catalog), catalog)
+    others = before.vectors if before is not None else {}
+    users = UserEmbeddings({**others, name: embed_pairs(found, encoder)}, made_by)
     with writing(output):
         users.save(output)
-    out.print(f"{name}: {len(found)} pairs; {len(users.names)} users in {output}", highlight=False, soft_wrap=True)
+    replaced = ", in the place of an earlier embedding" if name in others else ""
+    told = f"{name}: {len(found)} pairs{replaced}; {len(users.names)} users in {output}"
+    out.print(told, highlight=False, soft_wrap=True)
+
+
+def _of_person(name: str, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """The rows of one person, where a column `user` says whose they are; else all."""
+    of = columns.get("user")
+    if of is not None and name not in of:
+        there = ", ".join(dict.fromkeys(str(user) for user in of if user)) or "nobody"
+        raise DraftError(f"no pair is of user {name!r}", where="pairs", next=f"it has pairs of {short(there)}")
+    return {
+        column: [value for place, value in enumerate(values) if of is None or of[place] == name]
+        for column, values in columns.items()
+    }

@@ -148,13 +148,18 @@ def images_of(prompts: Sequence[str], found: Sequence[Reader]) -> Iterator[tuple
             yield column.name, [column.of(prompt, where=column.name) for prompt in prompts]
 
 
+def digest_of(file: Path) -> str:
+    """The beginning of the SHA-256 of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:HASHED]
+
+
 def fingerprints(prompts: Sequence[str], found: Sequence[Reader]) -> dict[str, list[str]]:
     """Column of images -> the beginning of the SHA-256 of each prompt's file, by which a changed image is noticed."""
     digests: dict[Path, str] = {}
     for _, files in images_of(prompts, found):
         for file in files:
             if file not in digests:
-                digests[file] = hashlib.sha256(file.read_bytes()).hexdigest()[:HASHED]
+                digests[file] = digest_of(file)
     return {name: [digests[file] for file in files] for name, files in images_of(prompts, found)}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from draft_core.errors import RecipeError, short
 from draft_core.evaluation.settings import HELD_OUT, TRAINED_ON, EvaluationSettings
 from draft_core.prompt_rows import PromptRow, column_of_argument, row_key
-from draft_core.recipe.columns import Reader, check_columns, fingerprints, readers, unread, with_rows
+from draft_core.recipe.columns import Reader, check_columns, digest_of, fingerprints, readers, unread, with_rows
 from draft_core.recipe.paths import PATH_STARTS, absolute
 from draft_core.recipe.prompt_lists import READERS, PromptList, read_prompt_file, rows_of_recipe
 from draft_core.recipe.schema import RecipeBase
@@ -172,7 +172,7 @@ class ResolvedRecipe:
     def prompt_lists(self) -> dict[str, list[str]]:
         """What a run remembers of its prompt lists, whose files may change: field of the recipe -> texts.
 
-        Of a column of images also the digests of the files.
+        Of a column of images also the digests of the files, and that of the users' file.
         """
         trained, held_out = self.prompts.prompts, self.evaluation_prompts
         columns = {f"prompts.{name}": list(values) for name, values in self.prompts.columns.items()}
@@ -181,6 +181,8 @@ class ResolvedRecipe:
         files = {f"prompts.{name} (files)": it for name, it in fingerprints(trained, self.readers).items()}
         of_held_out = fingerprints(held_out, self.readers).items()
         files.update({f"evaluation.prompts.{name} (files)": it for name, it in of_held_out})
+        if (users := self.recipe.model.users) is not None:
+            files["model.users.file (digest)"] = [digest_of(users.file)]
         return {"prompts": list(trained), **columns, "evaluation.prompts": list(held_out), **evaluated, **files}
 
     def inputs(self) -> dict[str, list[Path]]:

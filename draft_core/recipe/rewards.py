@@ -13,7 +13,7 @@ from typing import Any
 from draft_core.errors import DraftError, RecipeError
 from draft_core.recipe.schema import RecipeBase
 from draft_core.registry.catalog import Catalog
-from draft_core.registry.config import QuantileCap, RewardConfig
+from draft_core.registry.config import RewardConfig
 from draft_core.registry.environments import Place, RewardInEnvironment, described, spec_of
 from draft_core.registry.specs import MethodSpec
 from draft_core.registry.validation.sections import NEAR
@@ -103,7 +103,7 @@ def check_against_exploitation(recipe: RecipeBase, catalog: Catalog, where: str)
 
 def _against_exploitation(reward: RewardConfig) -> list[str]:
     """The fields of an entry that say how training takes its scores."""
-    fields = {"cap": isinstance(reward.cap, QuantileCap), "worst_within": reward.worst_within is not None}
+    fields = {"cap": reward.cap is not None, "worst_within": reward.worst_within is not None}
     return [field for field, is_said in fields.items() if is_said]
 
 

@@ -11,7 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import model_validator
 
 from draft_core.errors import RecipeError
 from draft_core.leaps import Leap, Leaps, euler_leap, lagrange_leap, rescaling, supports
@@ -37,6 +39,7 @@ class FlowBPSparse(DirectConfig):
     rescale: float = Field(
         0.0,
         ge=0,
+        le=1,
         description="How much the gradient is raised for the steps that carry none: 0 not, 1 to the whole length of "
         "the chain. Above 0 the scheduler's steps must be Euler's.",
     )
@@ -73,7 +76,10 @@ class FlowBPBridge(DirectConfig):
     k: int = Field(5, ge=2, description="How many steps are recorded, on both sides together.")
     bias: float = Field(2.0, ge=0, le=20, description="How much likelier late steps of a side are: (t + 1)^bias.")
     rescale: float = Field(
-        1.0, ge=0, description="How much the gradient is raised for the steps that carry none, as in flowbp-sparse."
+        1.0,
+        ge=0,
+        le=1,
+        description="How much the gradient is raised for the steps that carry none, as in flowbp-sparse.",
     )
     alpha: float = Field(
         0.1, ge=0, le=1, description="Share of the gradient that passes through the call at the anchor."
@@ -169,7 +175,9 @@ class FlowBPLagrange(DirectConfig):
         0.1, ge=0, le=1, description="Share of the gradient that passes through the second leap's call."
     )
     tau: float = Field(0.2, gt=0, description="Distances of a leap from the chain below it count as so much.")
-    rescale: float = Field(0.5, ge=0, description="How much the gradient is raised for the supports that carry none.")
+    rescale: float = Field(
+        0.5, ge=0, le=1, description="How much the gradient is raised for the supports that carry none."
+    )
     segments: tuple[Concentration, Concentration, Concentration] = Field(
         (2.0, 6.0, 2.5),
         description="Concentrations of the shares of the steps before the first leap, in it and in the second.",
@@ -177,6 +185,12 @@ class FlowBPLagrange(DirectConfig):
     last: int | None = Field(
         None, ge=2, description="The second leap starts at one of so many last steps; left out, anywhere."
     )
+
+    @model_validator(mode="after")
+    def _active_supports_are_among_all(self) -> Any:
+        if self.active > self.order:
+            raise ValueError(f"`active` is {self.active}, and a leap has {self.order} supports at most, by `order`")
+        return self
 
     def plan(self, steps: int, rng: Random) -> StepPlan:
         """The active supports of two random leaps recorded; the second's start lets a share of the gradient through.

@@ -196,7 +196,16 @@ def test_a_text_names_users_and_weights(text: str, expected: list[float]) -> Non
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("carol", "there is no user 'carol'; there are 2, such as alice, bob"), ("bob:x", "'x' is no weight of a user")],
+    [
+        ("carol", "there is no user 'carol'; there are 2, such as alice, bob"),
+        ("bob:x", "'x' is no weight of a user"),
+        ("bob:2", "'2' is no weight of a user, which lies in -1..1"),
+        ("bob:", "'' is no weight"),
+        ("bob:1_0", "'1_0' is no weight"),
+        ("bob:\uff11", "is no weight"),
+        ("alice,alice", "user 'alice' is named twice"),
+        (",", "there is no user ''"),
+    ],
 )
 def test_unknown_users_and_weights_are_refused(text: str, problem: str) -> None:
     with pytest.raises(RecipeError, match=problem):
@@ -233,8 +242,12 @@ def test_pairs_make_an_embedding_and_a_file_keeps_it(tmp_path: Path) -> None:
     expected = torch.tensor([0.8 + 0.5 * 0.4, -0.5 * 0.4, -0.8 - 0.5 * 0.4])
     embedding = embed_pairs(pairs, Colours())
     torch.testing.assert_close(embedding, expected / expected.norm())
-    UserEmbeddings({"carol": embedding}).save(tmp_path / "users.safetensors")
-    assert torch.equal(UserEmbeddings.read(tmp_path / "users.safetensors").vectors["carol"], embedding)
+    UserEmbeddings({"carol": embedding}, "colours").save(tmp_path / "users.safetensors")
+    kept = UserEmbeddings.read(tmp_path / "users.safetensors")
+    assert torch.equal(kept.vectors["carol"], embedding)
+    assert kept.encoder == "colours"
+    with pytest.raises(DraftError, match=r"the pairs say nothing of who chose; .* which agree"):
+        embed_pairs([pairs[0], Preference(blue, red)], Colours())
     with pytest.raises(DraftError, match="the pairs say nothing"):
         embed_pairs(pairs[2:], Colours())
     with pytest.raises(RecipeError, match="this reward gives no features"):

@@ -87,7 +87,7 @@ def test_a_run_on_the_pairs_of_several_people(
     done = run_recipe(
         recipe_of(folder, catalog, tmp_path / "whole"), catalog, progress=lambda *said: notes.append(said[3])
     )
-    assert "trains attention to 2 users, whose embeddings have 3 numbers" in notes
+    assert "trains attention to 2 users, whose embeddings have 3 numbers, and no LoRA" in notes
     before, after = (load_images(done.folder, update) for update in (0, 4))
     assert [torch.equal(*images) for images in zip(before, after, strict=True)] == [False, False, True]
 
@@ -110,6 +110,13 @@ def test_a_run_on_the_pairs_of_several_people(
     one, other = (load_file(run.folder / "lora" / "ip_adapter.safetensors") for run in (done, parts))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+    file = Path(recipe.model.users.file)
+    kept = file.read_bytes()
+    UserEmbeddings({name: -vector for name, vector in PEOPLE.vectors.items()}).save(file)
+    with pytest.raises(RecipeError, match=r"model.users.file \(digest\): 1 -> 1 texts, number 1 was"):
+        run_recipe(recipe, catalog, resume=True)
+    file.write_bytes(kept)
 
 
 @pytest.mark.parametrize(
@@ -203,10 +210,16 @@ def test_the_command_makes_a_user_of_a_file_of_pairs(
         command = ["user", name, str(folder / "pairs.jsonl"), "--reward", "redness", "--output", str(output)]
         result = CliRunner().invoke(app, command)
         assert result.exit_code == 0, result.output
-    assert result.output == f"bob: 4 pairs; 2 users in {output}\n"
-    colours = [read_image(folder / f"{number}.png").mean(dim=(2, 3))[0] for number in range(3)]
-    expected = colours[1] - colours[0]  # 0 - 1, 1 - 0, 1 - 2 and 2 - 0
+    assert result.output == f"bob: 1 pairs; 2 users in {output}\n"
+    again = CliRunner().invoke(app, command)
+    assert again.output == f"bob: 1 pairs, in the place of an earlier embedding; 2 users in {output}\n"
+    colours = [read_image(folder / f"{number}.png").mean(dim=(2, 3))[0] for number in range(2)]
+    expected = colours[1] - colours[0]  # of bob's row alone
     torch.testing.assert_close(UserEmbeddings.read(output).vectors["bob"], expected / expected.norm())
+    result = CliRunner().invoke(app, ["user", "carol", *command[2:]])
+    assert "no pair is of user 'carol'; it has pairs of alice" in " ".join(result.output.split())
+    result = CliRunner().invoke(app, [*command, "--set", "weight=2"])
+    assert "its users were embedded by redness, and redness, weight=2 sees other" in " ".join(result.output.split())
     result = CliRunner().invoke(app, ["user", "bob", str(tmp_path / "none.jsonl"), "--reward", "redness"])
     assert result.exit_code == 2
     assert "there is no such file; give a file of pairs" in result.output.replace("\n", "")
