@@ -11,7 +11,7 @@ import torch
 from draft_reward_command import CommandConfig
 from draft_reward_command.reward import CommandReward
 
-from draft_core.errors import RewardError
+from draft_core.errors import RecipeError, RewardError
 
 BOTH = pytest.mark.parametrize("start", ["batch", "once"])
 GOOD = "import sys\nfor line in sys.stdin: print(1, flush=True)\n"
@@ -206,5 +206,5 @@ def test_a_script_without_an_interpreter_cannot_be_started(tmp_path, images, tex
 
 @pytest.mark.parametrize("fields", [{"command": ()}, {"command": "score"}, {"command": ("x",), "timeout": 0}])
 def test_fields_that_mean_nothing_are_refused(fields):
-    with pytest.raises(ValueError):
+    with pytest.raises(RecipeError, match=r"^CommandConfig: "):
         CommandConfig(**fields)

@@ -179,9 +179,12 @@ class _Child:
     def _part(self, seconds: float) -> bytes | None:
         """What it printed next; empty at its end, None if nothing comes within these seconds."""
         try:
-            return self.answered.get(timeout=seconds) if seconds else self.answered.get_nowait()
+            part = self.answered.get(timeout=seconds) if seconds else self.answered.get_nowait()
         except queue.Empty:
             return None
+        if not part:
+            self.answered.put(part)  # the end stays, for who asks again
+        return part
 
     def _require_short(self, answered: bytearray, count: int) -> None:
         if len(answered) > LONGEST * count:
