@@ -229,6 +229,8 @@ def _said(question: str) -> str:
 
 def _tell(written: Sequence[Path], folder: Path, page: str) -> None:
     for path in written:
-        out.print(f"wrote {path}", highlight=False, soft_wrap=True)
-    out.print(f"next: pip install -e '{folder}[test]' && pytest {folder}", highlight=False, soft_wrap=True)
-    out.print(f"more: {with_places(page)}", highlight=False, soft_wrap=True)
+        out.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+    out.print(
+        f"next: pip install -e '{folder}[test]' && pytest {folder}", highlight=False, markup=False, soft_wrap=True
+    )
+    out.print(f"more: {with_places(page)}", highlight=False, markup=False, soft_wrap=True)
