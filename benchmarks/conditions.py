@@ -69,10 +69,8 @@ def rewards() -> dict[str, Callable[..., torch.Tensor]]:
     }
 
 
-def shares(text: str) -> dict[str, float]:
-    """The weights that a row names: of one reward, or of a mixture."""
-    parts = [part.partition(":") for part in text.split(",") if part.strip()]
-    return {name.strip(): float(weight or 1) for name, _, weight in parts}
+# A unit vector for each name: what a row's mixture is shown to the model as, and the weights of its rewards.
+SHOWN_AS = UserEmbeddings(dict(zip(NAMES, torch.eye(len(NAMES)), strict=True)))
 
 
 class Named(FrozenModule):
@@ -83,21 +81,19 @@ class Named(FrozenModule):
         self.named, self.spreads = dict(named), dict(spreads)
 
     def forward(self, images: torch.Tensor, prompts: Sequence[str], columns: Mapping[str, Any]) -> torch.Tensor:
-        weights = [shares(text) for text in columns["reward"]]
+        weights = torch.stack([SHOWN_AS.of(text, where="reward") for text in columns["reward"]])
         total = images.new_zeros(len(images))
-        for name, reward in self.named.items():
-            asked = [place for place, of in enumerate(weights) if of.get(name)]
-            if asked:
+        for (name, reward), of_rows in zip(self.named.items(), weights.T, strict=True):
+            asked = of_rows.nonzero().flatten()
+            if len(asked):
                 scores = reward(images[asked], [prompts[place] for place in asked]) / self.spreads[name]
-                of_row = torch.tensor([weights[place][name] for place in asked])
-                total = total.index_add(0, torch.tensor(asked), of_row * scores)
+                total = total.index_add(0, asked, of_rows[asked] * scores)
         return total
 
 
 def one_model(pipe: Any) -> tuple[Adapter, CallColumns]:
     """Attention to the rewards' names."""
-    names = UserEmbeddings(dict(zip(NAMES, torch.eye(len(NAMES)), strict=True)))
-    return UserAdapter(pipe, names, column="reward"), CallColumns(computed=UserArgument(pipe, names, "reward"))
+    return UserAdapter(pipe, SHOWN_AS, column="reward"), CallColumns(computed=UserArgument(pipe, SHOWN_AS, "reward"))
 
 
 class Judge:
@@ -121,10 +117,9 @@ class Judge:
             return {name: scorer(images, list(self.prompts)).tolist() for name, scorer in self.scorers.items()}
 
 
-def trained(folder: Path, way: str, of: Sequence[str], named: Mapping[str, Any], spreads: Mapping[str, float]) -> Any:
+def trained(folder: Path, way: str, of: Sequence[str], reward: Named, judge: Judge) -> Any:
     """Trains with the rewards of these names, and judges it on the way; what is there already is read."""
     file = folder / f"{way}-{'-'.join(of)}.jsonl"
-    judge = Judge(named)
     pipe = quiet(load_pipeline("emoji"))
     torch.manual_seed(0)
     adapter, columns = one_model(pipe) if way == "users" else (Lora(pipe, rank=8), CallColumns())
@@ -137,7 +132,7 @@ def trained(folder: Path, way: str, of: Sequence[str], named: Mapping[str, Any],
     rows = [PromptRow(text, {"reward": name}) for text in resolve_prompts("emoji-train", load_catalog()) for name in of]
     trainer = Trainer(
         sampler,
-        Objective({"named": Named(named, spreads)}, columns={"named": {"reward": Column("reward", "text")}}),
+        Objective({"named": reward}, columns={"named": {"reward": Column("reward", "text")}}),
         DirectLearner(DraftK(k=1)),
         rows,
         TrainSettings(steps=UPDATES, batch_size=EACH * len(of), learning_rate=RATES[way], seed=1),
@@ -183,11 +178,13 @@ def main() -> None:
     of_base = judge.scores(base)
     spreads = {name: float(torch.tensor(of_base[name]).std()) for name in NAMES}
 
-    together, lines = trained(given.runs, "users", NAMES, named, spreads)
+    reward = Named(named, spreads)
+
+    together, lines = trained(given.runs, "users", NAMES, reward, judge)
     shown = {name: judge.images(together, name) for name in NAMES}
     table = []
     for name in NAMES:
-        _, own = trained(given.runs, "lora", (name,), named, spreads)
+        _, own = trained(given.runs, "lora", (name,), reward, judge)
         found = [at_floor(of, name) for of in (own, lines)]
         cells = []
         for gains, kept, is_floor in found:

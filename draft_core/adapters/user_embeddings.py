@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from draft_core.errors import CheckpointError, DraftError, RecipeError
 from draft_core.preferences import TIE, Preference
@@ -96,14 +96,18 @@ class UserEmbeddings:
         """
         return self.of(getattr(prompt, "columns", {}).get(column) or "", where=f"{where}: column {column!r}")
 
-    def check(self, prompts: Sequence[str], column: str, *, where: str) -> None:
+    def check(self, lists: Mapping[str, Sequence[str]], column: str) -> None:
         """Refuses prompts whose users are not known.
+
+        Arguments:
+            lists: where a list of prompts stands -> the prompts.
 
         Raises:
             RecipeError: as `of`, for the first.
         """
-        for prompt in prompts:
-            self.of_row(prompt, column, where=where)
+        for where, prompts in lists.items():
+            for prompt in prompts:
+                self.of_row(prompt, column, where=where)
 
     def save(self, path: Path) -> None:
         """Writes a .safetensors file: name -> vector."""
@@ -119,9 +123,9 @@ class UserEmbeddings:
             DraftError: as the class.
         """
         try:
-            vectors = load_file(path)
             with safe_open(path, framework="pt") as file:
                 encoder = (file.metadata() or {}).get(ENCODER, "")
+                vectors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"it is not a safetensors file of users ({error})", where=str(path), next="make one with `draft user`"

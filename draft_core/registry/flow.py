@@ -132,13 +132,7 @@ class LeapAlign(DirectConfig):
         """
         _at_least(2, steps)
         first, second = sorted(rng.sample(range(steps), 2))
-        return StepPlan(
-            steps=steps,
-            grad_steps=frozenset({first, second}),
-            detach_input=True,
-            input_weights={second: self.alpha},
-            keep_trajectory=True,
-        )
+        return _leaping(steps, {first, second}, second, self.alpha)
 
     def weighted(self, plan: StepPlan, sizes: Sizes) -> StepPlan:
         """`plan` with both steps weighted by how far they leap, by the lengths of the steps, `sizes()`.
@@ -207,13 +201,7 @@ class FlowBPLagrange(DirectConfig):
             for start, end in ((first, second), (second, steps))
             for support in supports(end - start, self.order)[: self.active]
         }
-        return StepPlan(
-            steps=steps,
-            grad_steps=frozenset(recorded),
-            detach_input=True,
-            input_weights={second: self.alpha},
-            keep_trajectory=True,
-        )
+        return _leaping(steps, recorded, second, self.alpha)
 
     def weighted(self, plan: StepPlan, sizes: Sizes) -> StepPlan:
         """`plan` with the active supports weighted by the quadrature, by the lengths of the steps, `sizes()`.
@@ -263,6 +251,17 @@ FLOW = (
     ),
     MethodSpec(kind="leapalign", config=LeapAlign, summary="LeapAlign: two large Euler steps stand for the chain"),
 )
+
+
+def _leaping(steps: int, recorded: set[int], second: int, alpha: float) -> StepPlan:
+    """Recorded steps of two leaps, of which the second's start lets a share of the gradient through its call."""
+    return StepPlan(
+        steps=steps,
+        grad_steps=frozenset(recorded),
+        detach_input=True,
+        input_weights={second: alpha},
+        keep_trajectory=True,
+    )
 
 
 def _drawn(steps: int, k: int, bias: float, rng: Random) -> list[int]:

@@ -136,8 +136,10 @@ def build_adapter(model: ModelConfig, pipe: Any, *, seed: int) -> Adapter:
         CheckpointError: if the LoRA to go on from does not fit.
     """
     lora, users = model.lora, model.users
-    adapter: Adapter = Lora(pipe, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, init=lora.init)
-    if users is not None:
+    adapter: Adapter
+    if users is None:
+        adapter = Lora(pipe, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, init=lora.init)
+    else:
         adapter = UserAdapter(pipe, UserEmbeddings.read(users.file), column=users.column)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

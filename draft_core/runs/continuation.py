@@ -211,8 +211,10 @@ def _changed_prompts(folder: Path, resolved: ResolvedRecipe, fields: Mapping[str
 
 def _sources(field: str, recipe: RecipeBase) -> tuple[str, ...]:
     """The fields of the recipe that say what a list of prompts is."""
-    if field.startswith(("prompts", "model.users")):
-        return (field.split(" ")[0] if field.startswith("model") else "prompts",)
+    if field.startswith("model.users"):
+        return ("model.users.file",)
+    if field.startswith("prompts"):
+        return ("prompts",)
     return ("prompts" if recipe.held_out_prompts is None else "evaluation.prompts", "evaluation.count")
 
 

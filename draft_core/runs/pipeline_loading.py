@@ -155,8 +155,7 @@ def check_files(recipe: RecipeBase, trained: Sequence[str], catalog: Catalog) ->
     """
     found, (_, evaluated) = readers(recipe, catalog), resolve_evaluation(recipe, catalog)
     if (users := recipe.model.users) is not None:
-        for where, prompts in {"prompts": trained, "evaluation.prompts": evaluated}.items():
-            UserEmbeddings.read(users.file).check(prompts, users.column, where=where)
+        UserEmbeddings.read(users.file).check({"prompts": trained, "evaluation.prompts": evaluated}, users.column)
     shares_calls = recipe.train.batch_size > recipe.train.images_per_prompt
     of_calls = set(recipe.model.columns.values()) if shares_calls else set()
     check_images_of(dict(images_of(trained, found)), of_one_size=of_calls, where="prompts")

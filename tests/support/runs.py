@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ from draft_core.reporting.run_record import (
     scale_name,
     write_facts,
 )
+from draft_core.training.checkpoints import load_checkpoint, save_checkpoint
 from draft_core.training.step_report import StepReport
+from draft_core.training.trainer import Trainer
 from tests.support.tiny import GOOD, tiny_pipe
 
 SMALL_SURROGATE = {"warmup": 16, "warmup_fits": 4, "fits": 2, "buffer": 24, "batch_size": 8, "width": 4}
@@ -51,6 +53,17 @@ FOUR_UPDATES: dict[str, Any] = {  # a recipe without method, rewards and output,
 EVERY = 10  # updates between evaluations
 PROMPTS = ("a bird", "a <b>fish</b>", "a dog", "a fox", "a cat")
 SEEDS = (0, 1)
+
+
+def taken_up(make: Callable[[], Trainer], folder: Path) -> Trainer:
+    """A trainer that goes on from the checkpoint of another, which has made two updates."""
+    first = make()
+    steps = iter(first)
+    next(steps), next(steps)
+    save_checkpoint(first, folder / "000002")
+    second = make()
+    load_checkpoint(second, folder / "000002")
+    return second
 
 
 def saved_lora(folder: Path, *, seed: int = 0, rank: int = 2, alpha: float | None = None, targets: Any = None) -> Path:

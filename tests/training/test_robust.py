@@ -15,9 +15,7 @@ from draft_core import (
     Objective,
     Trainer,
     TrainSettings,
-    load_checkpoint,
     load_recipe,
-    save_checkpoint,
 )
 from draft_core.cost.work_of_plans import PlannedWork
 from draft_core.errors import RecipeError, RewardError
@@ -26,6 +24,7 @@ from draft_core.training.distributed import Processes
 from draft_core.training.robust import quantile, worst_scores, worst_shift
 from draft_core.training.scoring import Scoring
 from draft_core.training.step_report import Tally
+from tests.support.runs import taken_up
 from tests.support.tiny import byte_tokenizer, tiny_pipe, with_lora
 
 SLOPE = torch.linspace(-1, 2, 3 * 4 * 4).view(3, 4, 4)
@@ -184,12 +183,7 @@ def weights(trainer: Trainer) -> torch.Tensor:
 def test_a_resumed_training_is_the_uninterrupted_one_in_every_bit(tokenizer: Any, tmp_path: Path) -> None:
     whole = trainer(tokenizer)
     reports = list(whole)
-    first = trainer(tokenizer)
-    steps = iter(first)
-    next(steps), next(steps)
-    save_checkpoint(first, tmp_path / "000002")
-    second = trainer(tokenizer)
-    load_checkpoint(second, tmp_path / "000002")
+    second = taken_up(lambda: trainer(tokenizer), tmp_path)
     assert [report.reward for report in second] == [report.reward for report in reports[2:]]
     assert torch.equal(weights(second), weights(whole))
     assert reports[0].learner["drop of bright"] > 0

@@ -21,6 +21,7 @@ from draft_core.learners.direct import DirectLearner
 from draft_core.rewards.normalization import RunningScale
 from draft_core.training.checkpoints import FORMAT, load_checkpoint, read_checkpoint, save_checkpoint, write_checkpoint
 from draft_core.training.settings import RegularizerSettings, TrainSettings
+from tests.support.runs import taken_up
 from tests.support.tiny import Nan, Redness, RednessConfig, byte_tokenizer, tiny_pipe, with_lora
 
 
@@ -80,12 +81,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_in_every_bit(tokenizer: Any, tmp
     whole = trainer(tokenizer)
     reports = list(whole)
 
-    first = trainer(tokenizer)
-    steps = iter(first)
-    next(steps), next(steps)
-    save_checkpoint(first, tmp_path / "000002")
-    second = trainer(tokenizer)
-    load_checkpoint(second, tmp_path / "000002")
+    second = taken_up(lambda: trainer(tokenizer), tmp_path)
     resumed = list(second)
 
     assert [report.update for report in resumed] == [3, 4]
