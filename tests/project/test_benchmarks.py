@@ -229,5 +229,9 @@ def test_remedies_are_compared_where_the_trained_reward_has_risen_equally(
     assert [(cell.seed, cell.points) for cell in cells] == [(0, tuple(rising)), (1, tuple(rising))]
     monkeypatch.setattr(frontier, "RISES", (0.02,))
     assert "| kl 0.3 | 2 | 2 | +0.030 ± 0.000 | +0.040 ± 0.000 | -20.0% ± 0.0% |" in frontier.table(cells)
+    better = [replace(point, judge=point.judge + 0.05 * (point.at > 0)) for point in rising]
+    against = [frontier.Cell("none", 0, tuple(rising), 2.0), frontier.Cell("kl 1", 0, tuple(better), 2.0)]
+    assert "| kl 1 | 1 | 2 | +0.030 | +0.090 (+0.050) | -20.0% |" in frontier.table(against)
+    assert "| none | 1 | 2 | +0.030 | +0.040 | -20.0% |" in frontier.table(against)
     frontier.draw(cells, tmp_path / "image.png")
     assert (tmp_path / "image.png").stat().st_size > 5_000
