@@ -120,6 +120,13 @@ def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
         ("model={pretraned: tiny}", "recipe: model.pretraned: unknown field 'pretraned'; did you mean 'pretrained'?"),
         ("train=", "train: input should be fields, not None; give it a value, or leave the field out."),
         ("prompts=a red apple", "a prompt itself is written in a list: [a red apple]."),
+        # a number, or fields
+        ("rewards=[{kind: redness, cap: .nan}]", "cap: input should be a finite number, not nan; correct the value."),
+        (
+            "rewards=[{kind: redness, cap: high}]",
+            "cap: input should be a valid number or fields, not 'high'; write a number, or its fields, each as `name:",
+        ),
+        ("rewards=[{kind: redness, cap: {quantile: 2}}]", "cap.quantile: input should be less than 1, not 2;"),
         # values as YAML 1.2 reads them
         ("train.steps=on", "train.steps: input should be a valid integer, not 'on'; correct the value."),
         ("train.steps=1:30", "train.steps: input should be a valid integer, not '1:30'"),

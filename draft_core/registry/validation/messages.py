@@ -161,9 +161,12 @@ class _Sentence:
             return short(one_line(context["error"]).rstrip(".")) or "a plugin's check refuses it", None
         if kind == "literal_error":
             return f"input should be {context['expected']}, not {short(repr(value))}", _nearest(value, context)
-        if wanted := list(dict.fromkeys(WANTED[complaint.type] for complaint in here if complaint.type in WANTED)):
+        # One form of several that the value could have had fits, and then says more than that the others do not.
+        fitting = next((complaint for complaint in here if complaint.type not in WANTED), None)
+        if fitting is None:
+            wanted = list(dict.fromkeys(WANTED[complaint.type] for complaint in here))
             return f"input should be {_either(wanted)}, not {short(repr(value))}", self._form(problem, wanted, value)
-        message = problem.details["msg"]
+        message = fitting.details["msg"]
         return f"{message[0].lower()}{message[1:]}, not {short(repr(value))}", "correct the value"
 
     # What to write instead
@@ -197,6 +200,8 @@ class _Sentence:
             return f'put it in quotes: "{_as_yaml(value)}"'
         if wanted == ["a text"] and isinstance(value, (dict, list)):
             return "put the text in quotes; a colon with a blank behind it, or a bracket, means something else in YAML"
+        if "fields" in wanted and "a valid number" in wanted:
+            return "write a number, or its fields, each as `name: value`"
         if "fields" in wanted and isinstance(value, str) and problem.type != "dict_type":
             return self._as_fields(problem.path, value)
         if "fields" in wanted and problem.type == "dict_type":

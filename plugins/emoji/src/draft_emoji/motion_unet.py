@@ -8,6 +8,7 @@ box that the thing should fill in each frame.
 from __future__ import annotations
 
 import functools
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,11 @@ class Boxes(nn.Module):
         return shown.view(*boxes.shape[:2], *shown.shape[1:]).transpose(1, 2)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not that an empty list of modules must stay in float32, of which diffusers warns at each change of dtype."""
+    return "should be kept in float32: []" not in record.getMessage()
+
+
 class TextMotionUNet(UNetMotionModel):  # type: ignore[misc]
     """A UNetMotionModel that adds a pooled embedding of the text to that of the timestep."""
 
@@ -96,7 +102,12 @@ class TextMotionUNet(UNetMotionModel):  # type: ignore[misc]
         cls, unet: UNet2DConditionModel, motion_adapter: MotionAdapter | None = None, load_weights: bool = True
     ) -> TextMotionUNet:
         """The denoiser of images with the adapter in it; with an adapter that adds nothing, frames are its images."""
-        model: TextMotionUNet = super().from_unet2d(unet, motion_adapter, load_weights)
+        told = logging.getLogger(ModelMixin.__module__)
+        told.addFilter(_is_news)
+        try:
+            model: TextMotionUNet = super().from_unet2d(unet, motion_adapter, load_weights)
+        finally:
+            told.removeFilter(_is_news)
         if load_weights:
             model.add_embedding.load_state_dict(unet.add_embedding.state_dict())
         return model
