@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from diffusers.utils import recurse_remove_peft_layers
 from peft import LoraConfig, inject_adapter_in_model
 from peft.helpers import rescale_adapter_scale
@@ -42,7 +43,7 @@ def add_lora(
             run again.
 
     Raises:
-        RecipeError: if no layer matches `targets`.
+        RecipeError: if no layer matches `targets`, or one is called in a way that a LoRA does not take.
         DraftError: if a denoiser carries a LoRA already and `replace` is False, or `rank` is not from 1 on.
     """
     require_from_one(rank, where="add_lora: rank")
@@ -62,8 +63,22 @@ def add_lora(
                 where="model.lora.targets",
                 next="name endings of its linear layers",
             ) from error
+        _require_callable(denoiser)
     for parameter in trainable(pipe):
         parameter.data = parameter.data.float()
+
+
+def _require_callable(denoiser: torch.nn.Module) -> None:
+    """Refuses a LoRA on what diffusers calls as `layer(input=...)`; peft's layers take `x`."""
+    for name, block in denoiser.named_modules():
+        if isinstance(block, AnimateDiffTransformer3D):
+            for ending in ("proj_in", "proj_out"):
+                if isinstance(getattr(block, ending), LoraLayer):
+                    raise RecipeError(
+                        f"{name}.{ending} is called by the name of its argument, which a LoRA's layer does not take",
+                        where="model.lora.targets",
+                        next=f"leave the {ending} of motion modules out",
+                    )
 
 
 def _refuse_another(pipe: Any) -> None:

@@ -26,13 +26,13 @@ from draft_core.adapters.lora import (
 )
 from draft_core.adapters.lora_adapter import Lora
 from draft_core.adapters.round_trip import unreadable
-from draft_core.errors import CheckpointError, DraftError
+from draft_core.errors import CheckpointError, DraftError, RecipeError
 from draft_core.sampling.pipelines import find_denoisers
 from draft_core.sampling.rollout import Rollout
 from tests.support.image_classes import prx
 from tests.support.runs import saved_lora
 from tests.support.tiny import byte_tokenizer, embeddings, tiny_pipe
-from tests.support.video_classes import text_to_video
+from tests.support.video_classes import animate, text_to_video
 
 pytestmark = pytest.mark.filterwarnings("ignore:`LoraLoaderMixin` is deprecated:FutureWarning")  # PRX's
 
@@ -174,6 +174,11 @@ def test_a_scale_that_a_loader_loses_is_noticed(monkeypatch: pytest.MonkeyPatch)
 
 
 # What is adapted
+
+
+def test_a_layer_that_takes_no_lora_is_refused_by_name() -> None:
+    with pytest.raises(RecipeError, match=r"motion_modules\.0\.proj_in is called by .*; leave the proj_in of motion"):
+        add_lora(animate(), rank=2, targets=["to_q", "proj_in"])
 
 
 def test_fused_and_joint_attention_are_default_targets() -> None:
