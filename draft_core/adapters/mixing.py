@@ -124,6 +124,16 @@ class Mix:
     kept: float = 1.0
 
 
+def require_new_folder(folder: Path) -> None:
+    """Refuses to write a LoRA where something is.
+
+    Raises:
+        DraftError: if `folder` is not empty, or a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DraftError("it is there already, and not empty", where=str(folder), next="name a new folder")
+
+
 def mix_loras(sources: Sequence[tuple[Path, float]], folder: Path, *, rank: int | None = None) -> Mix:
     """Writes the LoRA whose contribution is the weighted sum of several.
 
@@ -140,8 +150,7 @@ def mix_loras(sources: Sequence[tuple[Path, float]], folder: Path, *, rank: int 
     for path, weight in sources:
         require_finite(weight, where=f"the weight of {path}")
     require_from_one(1 if rank is None else rank, where="rank")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DraftError("it is there already, and not empty", where=str(folder), next="name a new folder")
+    require_new_folder(folder)
     files = [lora_files(path) for path, _ in sources]
     _refuse_other_models([path for path, _ in sources])
     for found, (path, _) in zip(files, sources, strict=True):

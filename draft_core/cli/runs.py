@@ -5,14 +5,16 @@ What needs torch is imported inside the command that needs it, so that `--help` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from draft_core.cli.outputs import require_file, writing
 from draft_core.cli.sample import sample
-from draft_core.cli.terminal import number, out, prints_aside
+from draft_core.cli.terminal import ProgressLines, number, out, prints_aside, quiet_libraries
 from draft_core.errors import DraftError, first_line
 from draft_core.registry.catalog import load_catalog
 
@@ -115,17 +117,26 @@ def mix(
     rank: Annotated[
         int | None, typer.Option("--rank", min=1, help="Of the LoRA at most; else the sum of the ranks, and exact.")
     ] = None,
+    scales: Annotated[
+        str | None,
+        typer.Option("--scales", help="Of one run: draw its held-out images at each, 0.25,0.5,1, and take the best."),
+    ] = None,
 ) -> None:
     """Mix LoRAs of one model: what they add to it, weighted and summed, as one LoRA. No training, no model needed.
 
     Of rewards, or of seeds: the mean of several runs of one recipe is often better than each of them.
 
+    With --scales, of one run without a weight: its LoRA at the scale that is best on what the run holds out. That is
+    the one with the highest trained reward at which nothing fell beyond chance.
+
     Example: draft mix runs/jpeg:0.6 runs/aesthetic:0.4 --output runs/mixed
+
+    Example: draft mix runs/jpeg --scales 0.25,0.5,0.75,1 --output runs/jpeg-best
     """
-    weighed = [_weighed(source) for source in sources]
+    from draft_core.adapters.mixing import mix_loras, require_new_folder
 
-    from draft_core.adapters.mixing import mix_loras
-
+    require_new_folder(output)
+    weighed = [_weighed(source) for source in sources] if scales is None else [_best_of(sources, scales)]
     with writing(output):
         mixed = mix_loras(weighed, output, rank=rank)
     if rank is not None:
@@ -198,6 +209,43 @@ def _publish(folder: Path, repo_id: str, *, private: bool) -> str:
             next="check the network and what the token may do, then give the same command again",
         ) from error
     return str(repo)
+
+
+def _best_of(sources: Sequence[str], scales: str) -> tuple[Path, float]:
+    """The run, and the best of these scales of its LoRA."""
+    if len(sources) > 1 or not Path(sources[0]).is_dir():
+        raise DraftError(
+            "the best scale is that of one run", where="--scales", next="give the folder of one run, without a weight"
+        )
+    run, wanted = Path(sources[0]), [number(text, where=f"--scales {scales}") for text in scales.split(",")]
+
+    from draft_core.adapters.files import lora_files
+    from draft_core.library.scales import judge_scales
+
+    lora_files(run)  # refuses a run that trained something else
+    quiet_libraries()
+    with ProgressLines() as progress:
+        judged = judge_scales(run, wanted, progress=progress)
+    means = [record.means() for record in judged.records.values()]
+    table = Table("", *(f"scale {scale:g}" for scale in judged.records))
+    for name in means[0]:
+        table.add_row(name, *(f"{of_scale[name]:.4g}" for of_scale in means))
+    out.print(table)
+    for scale in list(judged.records)[1:]:
+        for fall in judged.verdict(scale).fell:
+            out.print(f"scale {scale:g}: beyond chance, {fall}", highlight=False, soft_wrap=True)
+    if not judged.best:
+        raise DraftError(
+            "at every scale something is lost that the run holds out",
+            where=str(run),
+            next="give smaller scales, or keep the base model",
+        )
+    out.print(
+        f"the best is {judged.best:g}; chosen on these images, it looks a little better on them than on others",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return run, judged.best
 
 
 def _weighed(source: str) -> tuple[Path, float]:
