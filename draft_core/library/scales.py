@@ -7,7 +7,7 @@ between those of two models).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,8 +97,12 @@ def judge_scales(
                     seeds,
                     batch_size=recipe.train.batch_size,
                     autocast=drawn.autocast,
-                    progress=lambda done, total, scale=scale: progress(f"scale {scale:g}", done, total, "images"),
+                    progress=_stage(f"scale {scale:g}", progress),
                 )
             base = base or seen
             found[scale] = eval_record(seen, base, 0)
     return JudgedScales(CollapseRule(record.facts.rewards, settings.tolerance, caps=record.facts.caps), found)
+
+
+def _stage(name: str, progress: Progress) -> Callable[[int, int], None]:
+    return lambda done, total: progress(name, done, total, "images")
