@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 from fnmatch import fnmatchcase
@@ -134,12 +133,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(fnmatchcase(item.nodeid, f"{slow}*") for slow in SLOW):
             item.add_marker(pytest.mark.slow)
-
-
-def pytest_collection_finish() -> None:
-    """Lets the garbage collector forget what stays to the end: torch, diffusers and thousands of tests."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture
