@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from draft_core.registry.catalog import Catalog
+from tests.support.runs import without_curves
 from tests.support.tiny import tiny_catalog
 
 # What `make check` leaves out and `make test` runs: files and functions that take most of the suite's time, as
@@ -132,6 +133,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(fnmatchcase(item.nodeid, f"{slow}*") for slow in SLOW):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture
+def blank_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that look at no curve: `tests/reporting/test_page.py` has those that do."""
+    without_curves(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from draft_core.evaluation.evaluate import Evaluation
 from draft_core.evaluation.image_measures import colourfulness, detail, distance, diversity
+
+if TYPE_CHECKING:  # it brings diffusers, which reading a run does without
+    from draft_core.evaluation.evaluate import Evaluation
 
 SURE = 2.0  # standard errors that a change must exceed to be believed
 # Of fewer prompts, chance alone moves a mean by more than that in one case of three (2 prompts) to seven (4), by

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
 from draft_core.rewards.objective import NOTHING, Scores
-from draft_core.sampling.sampler import DifferentiableSampler
+
+if TYPE_CHECKING:  # it brings diffusers, which reading a run does without
+    from draft_core.sampling.sampler import DifferentiableSampler
 
 T = TypeVar("T")
 

@@ -109,11 +109,9 @@ def _reported(reports: Sequence[StepReport]) -> list[str]:
 
 def training_line(reports: Sequence[StepReport], values: Sequence[float], label: str = "") -> Line:
     """A running mean with the standard deviation in its window, and what it runs over."""
-    means, spreads = _running(values)
     shown = range(0, len(values), 1 + len(values) // POINTS)
-    updates = [reports[index].update for index in shown]
-    kept = [[series[index] for index in shown] for series in (means, spreads, values)]
-    return Line(updates, kept[0], kept[1], label, kept[2])
+    means, spreads = _running(values, shown)
+    return Line([reports[index].update for index in shown], means, spreads, label, [values[index] for index in shown])
 
 
 IMAGE_MEASURES: dict[str, Callable[[EvalRecord], Sequence[float]]] = {
@@ -185,10 +183,10 @@ def gradient_panels(record: RunRecord, marks: Sequence[Mark] = ()) -> list[Panel
     return [Panel("gradient norm of each reward", norms, marks), Panel("cosine between gradients", cosines, marks)]
 
 
-def _running(values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Means and standard deviations over a tenth of the run, centred and cut off at the ends, without NaN."""
+def _running(values: Sequence[float], shown: Sequence[int]) -> tuple[list[float], list[float]]:
+    """At these places, means and standard deviations over a tenth of the run, cut off at its ends, without NaN."""
     half = max(1, len(values) // 20)
-    windows = [values[max(0, index - half) : index + half + 1] for index in range(len(values))]
+    windows = [values[max(0, index - half) : index + half + 1] for index in shown]
     finite = [[value for value in window if math.isfinite(value)] for window in windows]
     return [fmean(w) if w else math.nan for w in finite], [pstdev(w) if w else math.nan for w in finite]
 

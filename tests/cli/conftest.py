@@ -15,7 +15,9 @@ from draft_core.registry.catalog import Catalog
 
 
 @pytest.fixture
-def draft(catalog: Catalog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, str]]:
+def draft(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, blank_curves: None
+) -> Callable[..., tuple[int, str]]:
     """Runs `draft` with the tiny catalog in an empty folder; gives the exit code and what was printed."""
     for module in (cli, cli_rewards, cli_sample):
         monkeypatch.setattr(module, "load_catalog", lambda: catalog)

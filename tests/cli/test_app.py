@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from draft_core.recipe.yaml_text import dump_yaml, parse_yaml
 from draft_core.rewards.images import to_pil
 from tests.support import tiny
+from tests.support.runs import without_pages
 from tests.support.tiny import GOOD
 
 
@@ -139,7 +140,7 @@ def test_a_mistake_ends_in_one_sentence_and_exit_code_2(draft: Any, recipe: str,
 
 
 def test_a_run_fills_its_folder_and_can_be_resumed_but_not_overwritten_by_accident(
-    draft: Any, recipe: str, tmp_path: Path
+    draft: Any, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, text = draft("train", recipe)
     assert code == 0, text
@@ -164,6 +165,7 @@ def test_a_run_fills_its_folder_and_can_be_resumed_but_not_overwritten_by_accide
     assert "http" not in page.replace("http-equiv", ""), "self-contained"
     assert "redness" in (run / "lora" / "README.md").read_text()
 
+    monkeypatch.setattr("draft_core.runs.run.write_report", without_pages)
     code, text = draft("train", recipe)
     assert code == 2
     assert "continue it with --resume, replace it with --overwrite" in text
@@ -185,6 +187,7 @@ def test_a_run_fills_its_folder_and_can_be_resumed_but_not_overwritten_by_accide
 
 def test_a_finished_run_goes_on_from_any_folder(draft: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe lies in a folder of its own, beside its prompts; its output is relative to it."""
+    monkeypatch.setattr("draft_core.runs.run.write_report", without_pages)
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     for folder in (project, elsewhere):
         folder.mkdir()
@@ -241,13 +244,15 @@ def test_an_output_that_cannot_be_made_is_refused_before_a_model_is_loaded(
 def test_ctrl_c_saves_and_the_resumed_run_is_the_uninterrupted_one(
     draft: Any, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, _ = draft("train", recipe, "--set", f"output={tmp_path / 'whole'}")
+    monkeypatch.setattr("draft_core.runs.run.write_report", without_pages)
+    fewer = ("--set", "evaluation.scales=[]")
+    code, _ = draft("train", recipe, *fewer, "--set", f"output={tmp_path / 'whole'}")
     assert code == 0
     monkeypatch.setattr(tiny, "Redness", tiny.Impatient)
-    code, text = draft("train", recipe, "--set", "checkpoint.every=50")
+    code, text = draft("train", recipe, *fewer, "--set", "checkpoint.every=50")
     assert code == 130, text
     assert "checkpoints/000003: interrupted after update 3; continue with the same command" in text
-    code, text = draft("train", recipe, "--set", "checkpoint.every=50")
+    code, text = draft("train", recipe, *fewer, "--set", "checkpoint.every=50")
     assert code == 0, text
     assert "going on after update 3" in text
     one, other = (load_file(tmp_path / run / "lora/pytorch_lora_weights.safetensors") for run in ("run", "whole"))

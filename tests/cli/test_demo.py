@@ -15,6 +15,7 @@ from draft_core import load_catalog
 from draft_core.cli import app as cli
 from draft_core.rewards.images import to_pil
 from tests.support.pages import ROOT
+from tests.support.runs import without_curves
 
 CATALOG = load_catalog()
 pytestmark = pytest.mark.skipif(
@@ -24,11 +25,14 @@ pytestmark = pytest.mark.skipif(
 SETTINGS = ("train.steps=6", "train.batch_size=4", "evaluation.count=2", "train.learning_rate=1e-3")
 
 
-def run(words: list[str], folder: Path) -> Path:
+def run(words: list[str], folder: Path, *, curves: bool = True) -> Path:
     words = [*words, "--set", f"output={folder}"]
     for setting in SETTINGS:
         words += ["--set", setting]
-    result = CliRunner().invoke(cli.app, words)
+    with pytest.MonkeyPatch.context() as patch:
+        if not curves:
+            without_curves(patch)
+        result = CliRunner().invoke(cli.app, words)
     assert result.exit_code == 0, result.output
     assert f"report: {folder / 'report.html'}" in result.output.replace("\n", "")
     return folder
@@ -41,7 +45,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fewer_bytes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(["train", str(ROOT / "recipes" / "fewer-bytes.yaml")], tmp_path_factory.mktemp("fewer") / "run")
+    less = ["--set", "model.num_inference_steps=8", "--set", "evaluation.scales=[]"]
+    words = ["train", str(ROOT / "recipes" / "fewer-bytes.yaml"), *less]
+    return run(words, tmp_path_factory.mktemp("fewer") / "run", curves=False)
 
 
 def scores(folder: Path) -> dict[str, tuple[float, ...]]:

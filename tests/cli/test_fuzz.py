@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from draft_core.cli import app as cli
 from draft_core.cli import rewards as cli_rewards
@@ -29,9 +28,10 @@ from tests.support import resized
 from tests.support.fuzz_commands import run_case
 from tests.support.fuzz_files import make_files
 from tests.support.resized import ResizedPromptConfig
+from tests.support.runs import without_curves
 from tests.support.thorough import THOROUGH
 
-USUAL = 400 if THOROUGH else 150
+USUAL = 400 if THOROUGH else 80
 WANTED = os.environ.get("DRAFT_FUZZ")
 SEED = int(os.environ.get("DRAFT_FUZZ_SEED", "0"))
 ONLY = os.environ.get("DRAFT_FUZZ_ONLY")
@@ -57,10 +57,7 @@ def everything(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> Catalog:
     whole = run.run_recipe
     monkeypatch.setattr(run, "run_recipe", lambda recipe, *given, **named: whole(limited(recipe), *given, **named))
     if not WANTED:
-        monkeypatch.setattr("draft_core.reporting.page.svg", lambda panel: b"<svg></svg>")
-        monkeypatch.setattr(
-            "draft_core.reporting.page.save_png", lambda panels, path: Image.new("RGB", (1, 1)).save(path)
-        )
+        without_curves(monkeypatch)
     return catalog
 
 

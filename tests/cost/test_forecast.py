@@ -204,9 +204,17 @@ def test_so_does_that_of_a_method_that_asks_for_scores_alone(
     predicted = forecast(trainer)
     assert all(torch.equal(before[name], tensor) for name, tensor in lora_state(trainer.sampler.pipe).items())
     compare(trainer, predicted)
-    assert ("train.batch_size" in " ".join(savings(trainer, predicted.memory))) == of_file, (
-        "images of a pass are compared"
-    )
+
+
+@pytest.mark.parametrize("name", some(BY_SCORES, "grpo, accumulated", "dpo of pairs in a file"))
+def test_a_smaller_batch_is_a_saving_where_the_images_of_a_pass_are_not_compared(
+    catalog: Catalog, name: str, tmp_path: Path
+) -> None:
+    of_file = "pairs" in name
+    case = with_pairs(BY_SCORES[name], tmp_path) if of_file else BY_SCORES[name]
+    trainer = built(catalog, {**NOISE, "rewards": [{"kind": "brightness"}], **case})
+    found = savings(trainer, forecast(trainer).memory)
+    assert ("train.batch_size" in " ".join(found)) == of_file
 
 
 @pytest.mark.parametrize("case", TRIED_BY_SCORES.values(), ids=TRIED_BY_SCORES)

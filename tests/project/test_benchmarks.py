@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from draft_core import load_catalog
+from tests.support.thorough import in_full
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CATALOG = load_catalog()
@@ -106,6 +107,7 @@ def compare_rl(monkeypatch: pytest.MonkeyPatch) -> Any:
     return imported("compare_rl", monkeypatch)
 
 
+@in_full
 def test_methods_without_a_gradient_are_compared_and_a_killed_run_is_the_uninterrupted_one(
     compare_rl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -279,6 +279,15 @@ class Level(torch.nn.Module):
 }
 
 
+# Commands in one process, which imports what they need once.
+ONE_AFTER_ANOTHER = """
+import json, sys
+from draft_core.cli.app import app
+for words in json.loads(sys.argv[1]):
+    app(words, standalone_mode=False)
+"""
+
+
 def test_a_strangers_learner_trains_on_a_reward_without_gradient(clean: Stranger, tmp_path: Path) -> None:
     """A method and a reward from a wheel, with no line of the core changed; a run that is cut short goes on exactly."""
     bin_, run = clean.bin, clean.run
@@ -304,16 +313,17 @@ def test_a_strangers_learner_trains_on_a_reward_without_gradient(clean: Stranger
         "device: cpu\n"
     )
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert "train 6/6" in run(bin_ / "draft", "train", recipe, "--set", f"output={whole}", cwd=tmp_path)
+    shorter = ["train", recipe, "--set", f"output={cut}", "--set", "train.steps=3"]
+    longer = ["train", recipe, "--set", f"output={cut}", "--set", "train.steps=6", "--resume"]
+    commands = [["train", recipe, "--set", f"output={whole}"], shorter, longer]
+    words = json.dumps([[*map(str, command)] for command in commands])
+    assert "train 6/6" in run(bin_ / "python", "-c", ONE_AFTER_ANOTHER, words, cwd=tmp_path)
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [row["learner"]["seen"] for row in rows] == [4, 8, 12, 16, 20, 24]
     assert all(row["grad_norm"] > 0 for row in rows)
     weights = load_file(whole / "lora" / "pytorch_lora_weights.safetensors")
     assert any(tensor.abs().sum() > 0 for name, tensor in weights.items() if "lora_B" in name or "lora.up" in name)
 
-    run(bin_ / "draft", "train", recipe, "--set", f"output={cut}", "--set", "train.steps=3", cwd=tmp_path)
-    longer = ("--set", f"output={cut}", "--set", "train.steps=6", "--resume")
-    run(bin_ / "draft", "train", recipe, *longer, cwd=tmp_path)
     again = load_file(cut / "lora" / "pytorch_lora_weights.safetensors")
     assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
 

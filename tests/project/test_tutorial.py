@@ -37,6 +37,7 @@ def recipes(page: str) -> dict[str, str]:
     return dict(re.findall(r"<!-- recipe: (\S+) -->\n```yaml\n(.*?)```", page, flags=re.DOTALL))
 
 
+@pytest.mark.usefixtures("blank_curves")
 def test_the_first_part_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require_installed("draft-emoji", "draft-reward-jpeg")
     monkeypatch.chdir(tmp_path)

@@ -24,8 +24,10 @@ from draft_core.reporting.summary import summarize
 from draft_core.runs.run import run_recipe
 from tests.reporting.test_page import Page, words
 from tests.support.runs import made_run
+from tests.support.thorough import some
 from tests.support.tiny import GOOD
 
+pytestmark = pytest.mark.usefixtures("blank_curves")
 FINE = {"jpeg": [1, 2, 3], "clip": [0.5, 0.5, 0.5]}
 
 
@@ -226,10 +228,16 @@ def probed(page: Path) -> None:
     page.write_text(page.read_text().replace("</body>", probe + "</script></body>"))
 
 
+AGES = {
+    f"{name}{', narrow' if width < 400 else ''}": (age, width)
+    for name, age in {"fresh": 0, "silent": 1800, "over": 90000}.items()
+    for width in (1280, 390)
+}
+
+
 @BROWSER
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("age", [0, 1800, 90000], ids=["fresh", "silent", "over"])
-def test_a_browser_shows_how_old_it_is(record: RunRecord, tmp_path: Path, width: int, age: int) -> None:
+@pytest.mark.parametrize(("age", "width"), some(AGES, "fresh", "silent, narrow", "over").values())
+def test_a_browser_shows_how_old_it_is(record: RunRecord, tmp_path: Path, age: int, width: int) -> None:
     state = RunState(10, 20, "evaluate 10, 3 of 8 images", 100.0, time.time() - age)
     page = record.folder / "report.html"
     page.write_text(page_of(summarize(begun(record, 2)), state))

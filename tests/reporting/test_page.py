@@ -76,6 +76,7 @@ def words(html: str) -> str:
 # The verdict
 
 
+@pytest.mark.usefixtures("blank_curves")
 @pytest.mark.parametrize(
     ("scores", "kind", "headline", "reason", "best"),
     [
@@ -115,6 +116,7 @@ def test_the_verdict_names_every_score_and_measure_that_fell_with_its_percentage
     assert float(found["diversity"]) == pytest.approx(-23, abs=1)
 
 
+@pytest.mark.usefixtures("blank_curves")
 def test_what_updates_said_stands_on_the_page(tmp_path: Path) -> None:
     said = ["the gradient of the adapter is exactly zero"]
     record = made_run(tmp_path / "run", FINE, trained=TRAINED, report={"notes": said})
@@ -123,12 +125,14 @@ def test_what_updates_said_stands_on_the_page(tmp_path: Path) -> None:
     assert "and 15 more, in metrics.jsonl" in text
 
 
+@pytest.mark.usefixtures("blank_curves")
 def test_with_one_prompt_there_is_no_error_and_it_is_said(tmp_path: Path) -> None:
     record = made_run(tmp_path / "run", FINE, trained=TRAINED, prompts=["a bird"])
     assert summarize(record).verdict.headline == "One prompt tells little"
     assert "nan" not in words(page_of(summarize(record)))
 
 
+@pytest.mark.usefixtures("blank_curves")
 def test_of_few_prompts_nothing_is_said_to_be_beyond_chance(tmp_path: Path) -> None:
     record = made_run(tmp_path / "run", FINE, trained=TRAINED, prompts=["a bird", "a fish"])
     verdict = summarize(record).verdict
@@ -142,6 +146,7 @@ def test_of_few_prompts_nothing_is_said_to_be_beyond_chance(tmp_path: Path) -> N
 # The table
 
 
+@pytest.mark.usefixtures("blank_curves")
 def test_rows_carry_means_and_standard_errors_over_prompts(tmp_path: Path) -> None:
     record = made_run(tmp_path / "run", COLLAPSED, trained=TRAINED)
     table = {row.name: row for row in summarize(record).rows}
@@ -196,6 +201,7 @@ def test_the_page_is_whole_self_contained_escaped_and_every_image_has_a_text(tmp
         assert grid.width > 6 * 136 + 2 * 24
 
 
+@pytest.mark.usefixtures("blank_curves")
 def test_images_on_the_page_are_those_of_the_files(tmp_path: Path) -> None:
     record = made_run(tmp_path / "run", FINE, trained=TRAINED)
     first = next(
@@ -206,6 +212,7 @@ def test_images_on_the_page_are_those_of_the_files(tmp_path: Path) -> None:
     assert shown.tobytes() == to_pil(load_images(tmp_path / "run", 0)[0]).tobytes()
 
 
+@pytest.mark.usefixtures("blank_curves")
 def test_videos_that_a_run_kept_play_on_its_page(tmp_path: Path) -> None:
     record = made_run(tmp_path / "run", FINE, trained=TRAINED)
     frames = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -218,6 +225,7 @@ def test_videos_that_a_run_kept_play_on_its_page(tmp_path: Path) -> None:
         assert (strip.format, strip.n_frames, strip.width) == ("GIF", 5, 33)
 
 
+@pytest.mark.usefixtures("blank_curves")
 def test_gradients_skipped_updates_and_gaps_are_told(tmp_path: Path) -> None:
     record = made_run(
         tmp_path / "run",
@@ -242,6 +250,7 @@ def test_large_images_are_reduced_until_they_fit() -> None:
     assert len(tight) <= 60_000 < len(free)
 
 
+@pytest.mark.usefixtures("blank_curves")
 @pytest.mark.parametrize("pages", ["report", "comparison"])
 def test_every_image_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: str) -> None:
     records = [made_run(tmp_path / name, COLLAPSED, trained=TRAINED) for name in ("one", "other")]
@@ -284,6 +293,7 @@ def test_a_surrogate_and_its_reward_share_a_diagram_that_names_both(tmp_path: Pa
     assert all(f">{line.label}<".encode() in svg(panel) for line in panel.lines), "the legend"
 
 
+@pytest.mark.usefixtures("blank_curves")
 def test_a_run_whose_lora_is_gone_is_refused(tmp_path: Path) -> None:
     record = made_run(tmp_path / "run", FINE, trained=TRAINED)
     shutil.rmtree(tmp_path / "run" / "lora")
@@ -349,6 +359,7 @@ def test_the_card_is_one_that_the_hub_reads(trained: Path) -> None:
     assert record.last.gradients.keys() == {"redness", "redness#2"}
 
 
+@pytest.mark.usefixtures("blank_curves")
 def test_a_card_of_a_hub_model_names_it(tmp_path: Path) -> None:
     record = made_run(tmp_path / "run", FINE, trained=TRAINED, model="org/model", facts={"location": "org/model"})
     write_report(record)
@@ -388,6 +399,7 @@ def test_runs_are_compared_on_what_they_share(tmp_path: Path) -> None:
         write_comparison([one, one], tmp_path / "twice.html")
 
 
+@pytest.mark.usefixtures("blank_curves")
 def test_runs_of_different_models_each_show_their_own_before(tmp_path: Path) -> None:
     one = made_run(tmp_path / "one", FINE, trained=TRAINED)
     other = made_run(tmp_path / "other", FINE, trained=TRAINED, model="org/other")

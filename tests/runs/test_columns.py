@@ -32,6 +32,7 @@ from draft_core.training.batches import Batches
 from tests.support.families import FAMILIES
 from tests.support.image_classes import IMAGE_CLASSES
 from tests.support.runs import without_pages
+from tests.support.thorough import some
 from tests.support.tiny import RednessConfig, byte_tokenizer, spec, tiny_catalog, tiny_pipe
 from tests.support.video_classes import VIDEO_CLASSES
 
@@ -102,6 +103,7 @@ def recipe_of(folder: Path, catalog: Catalog, output: Path, **changes: Any) -> A
     return load_recipe(data, catalog=catalog)
 
 
+@pytest.mark.usefixtures("blank_curves")
 def test_a_run_from_its_list_to_its_page(folder: Path, catalog: Catalog, tmp_path: Path) -> None:
     """What it draws first is what diffusers draws with the image of each prompt; the page shows these images."""
     notes: list[str] = []
@@ -164,7 +166,7 @@ def stopped_after(update: int) -> Callable[..., None]:
     return progress
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", some(METHODS, "draft-lv", "importance"))
 @pytest.mark.usefixtures("quick")
 def test_a_run_that_is_stopped_goes_on_in_every_bit(name: str, folder: Path, catalog: Catalog, tmp_path: Path) -> None:
     whole = run_recipe(recipe_of(folder, catalog, tmp_path / "whole", **METHODS[name]), catalog)

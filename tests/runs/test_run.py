@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,29 +20,32 @@ from draft_core.evaluation.collapse import CollapseRule
 from draft_core.recipe.load import load_recipe
 from draft_core.reporting.run_record import load_images, read_run
 from draft_core.runs.folder import LOCK, RunFolder
+from draft_core.runs.provenance import peak_memory
 from draft_core.runs.run import RunResult, run_recipe
 from draft_core.training.checkpoints import checkpoints
 from draft_core.training.distributed import Processes
+from tests.support.forked import forked
 from tests.support.golden import assert_golden
 from tests.support.runs import without_pages
 from tests.support.tiny import GOOD
 
-EVALUATION = {"prompts": "tiny-heldout", "count": 2, "images_per_prompt": 2, "every": 2}
+EVALUATION = {"prompts": "tiny-heldout", "count": 2, "images_per_prompt": 2, "every": 2, "scales": []}
 
 
-@pytest.fixture
-def train(catalog: Any, tmp_path: Path) -> Any:
+def training(catalog: Any, folder: Path) -> Any:
     """Runs a recipe of six small updates with evaluations after 2, 4 and 6, and keeps what it said."""
     notes: list[str] = []
 
     def run(*overrides: str, pages: bool = False, **how: bool) -> RunResult:
         data = {
             **GOOD,
+            "model": {"pretrained": "tiny", "num_inference_steps": 2},
+            "method": {"kind": "draft-k"},
             "train": {"steps": 6, "batch_size": 2, "learning_rate": 3e-2},
             "evaluation": EVALUATION,
             "metrics": [{"kind": "brightness"}],
             "checkpoint": {"every": 3, "keep": 1},
-            "output": str(tmp_path / "run"),
+            "output": str(folder / "run"),
         }
         recipe = load_recipe(data, overrides, catalog=catalog)
 
@@ -58,6 +60,11 @@ def train(catalog: Any, tmp_path: Path) -> Any:
 
     run.notes = notes  # type: ignore[attr-defined]
     return run
+
+
+@pytest.fixture
+def train(catalog: Any, tmp_path: Path, blank_curves: None) -> Any:
+    return training(catalog, tmp_path)
 
 
 def test_held_out_images_are_evaluated_on_the_way(train: Any, tmp_path: Path) -> None:
@@ -186,30 +193,16 @@ def test_a_checkpoint_of_another_run_is_an_error_and_stays(train: Any, tmp_path:
     assert not list((tmp_path / "run" / "checkpoints").glob("*.unusable"))
 
 
-HOLDER = """
-import sys, time
-from pathlib import Path
-from types import SimpleNamespace
-from draft_core.runs.folder import RunFolder
-from draft_core.training.distributed import Processes
-with RunFolder(SimpleNamespace(output=Path(sys.argv[1])), Processes(cpu=True)).locked():
-    print("locked", flush=True)
-    time.sleep(600)
-"""
+def folder_of(output: Path) -> RunFolder:
+    return RunFolder(SimpleNamespace(output=output), Processes(cpu=True))  # type: ignore[arg-type]
 
 
 def test_two_runs_never_write_one_folder_and_a_killed_one_lets_go(train: Any, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout
-    try:
-        assert holder.stdout.readline() == "locked\n"
+    with forked(lambda: folder_of(folder).locked()):
         with pytest.raises(RecipeError, match="another process is writing a run there"):
             train()
         assert [path.name for path in folder.iterdir()] == [LOCK]
-    finally:
-        holder.kill()
-        holder.communicate()
     assert (folder / LOCK).is_file(), "a lock file is left, and nobody holds it"
     train()
     assert read_run(folder).last.update == 6
@@ -218,7 +211,7 @@ def test_two_runs_never_write_one_folder_and_a_killed_one_lets_go(train: Any, tm
 def test_two_runs_of_one_moment_never_write_one_folder(train: Any, catalog: Any, tmp_path: Path) -> None:
     """Both have seen that nobody writes there; one of them locks it first."""
     folder = tmp_path / "run"
-    first = RunFolder(SimpleNamespace(output=folder), Processes(cpu=True))  # type: ignore[arg-type]
+    first = folder_of(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("draft_core.runs.continuation.require_unlocked", lambda folder: None)
         with first.locked(), pytest.raises(RecipeError, match="another process is writing a run there"):
@@ -240,13 +233,11 @@ def test_a_lock_alone_is_an_empty_folder_and_a_foreign_folder_is_left_as_it_is(t
     train("train.steps=1")
 
 
-def test_nothing_that_only_unix_has_is_imported_at_the_top() -> None:
-    """On Windows there are no such modules."""
-    hide = "import sys; sys.modules['fcntl'] = sys.modules['resource'] = None"
-    ask = "import torch; from draft_core.runs.provenance import peak_memory; print(peak_memory(torch.device('cpu')))"
-    code = f"import torch, filelock, diffusers, peft, accelerate, matplotlib\n{hide}; import draft_core.runs.run\n{ask}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
-    assert done.stdout.strip() == "0"
+def test_the_peak_of_memory_is_0_where_the_system_does_not_say_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows there is no such module; `tests/project/test_other_systems.py` imports every module without it."""
+    assert peak_memory(torch.device("cpu")) > 0
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert peak_memory(torch.device("cpu")) == 0
 
 
 def test_a_run_killed_in_its_first_or_last_breath_can_be_begun_again(train: Any, tmp_path: Path) -> None:
@@ -262,11 +253,17 @@ def test_a_run_killed_in_its_first_or_last_breath_can_be_begun_again(train: Any,
     assert [evaluation.update for evaluation in read_run(folder).evaluations] == [0, 2, 4, 6]
 
 
+@pytest.fixture(scope="module")
+def whole(catalog: Any, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """The same run on a disk that is never full."""
+    run: RunResult = training(catalog, tmp_path_factory.mktemp("whole"))()
+    return run
+
+
 @pytest.mark.parametrize("name", ["optimizer.pt", "evaluations.jsonl", "metrics.jsonl", "recipe.yaml"])
 def test_a_full_disk_ends_in_one_sentence_and_the_run_can_go_on(
-    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    train: Any, whole: RunResult, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    whole = train(f"output={tmp_path / 'whole'}")
     real = Path.open
 
     def full(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:

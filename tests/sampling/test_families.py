@@ -27,7 +27,7 @@ from tests.support.drive import (
     samples_difference,
     seeded,
 )
-from tests.support.families import FAMILIES, PROMPTS, Family, flux2_transformer, sd
+from tests.support.families import DISTINCT, FAMILIES, PROMPTS, Family, flux2_transformer, sd
 from tests.support.tiny import make_scheduler
 from tests.support.video_classes import WAN, hunyuan_video
 
@@ -73,7 +73,7 @@ def test_samples_are_those_of_the_plain_call_in_every_bit(family: Family) -> Non
     assert torch.equal(plain(pipe, call_of(family)), expected), "and the plain call is as before"
 
 
-@families()
+@families(*DISTINCT)
 @pytest.mark.parametrize("batched", [False, True], ids=["apart", "batched"])
 def test_a_replay_from_the_latents_of_the_last_step_gives_the_sample_again(family: Family, batched: bool) -> None:
     """DRaFT-LV's second pass skips all steps but the last, and must leave nothing of them out."""
@@ -89,7 +89,7 @@ def test_a_replay_from_the_latents_of_the_last_step_gives_the_sample_again(famil
         assert torch.equal(again, torch.cat([samples, samples]))
 
 
-@families()
+@families(*DISTINCT)
 def test_a_chain_that_is_left_early_gives_finite_images_with_gradient(family: Family) -> None:
     pipe = family.pipe()
     sampler = sampler_of(family, pipe)
@@ -106,7 +106,7 @@ def test_full_draft_is_naive_autograd(family: Family) -> None:
     assert gradient_error(family, family.pipe(family.precise)) < 1e-12
 
 
-@families(*(family.name for family in FAMILIES if family.name not in SAME_DENOISER))
+@families(*(name for name in DISTINCT if name not in SAME_DENOISER))
 def test_a_lora_with_the_default_targets_gets_a_gradient_and_comes_back_from_its_file(
     family: Family, tmp_path: Path
 ) -> None:

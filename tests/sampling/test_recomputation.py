@@ -20,7 +20,7 @@ from draft_core.errors import SamplerError
 from draft_core.sampling.pipelines import find_denoisers, has_blocks
 from draft_core.sampling.recomputation import convolutions_small, kept_small
 from tests.support.drive import gradient, parameters, sampler_of, seeded
-from tests.support.families import FAMILIES, Family, sd
+from tests.support.families import DISTINCT, Family, sd
 from tests.support.tiny import embeddings, tiny_pipe, with_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
@@ -256,7 +256,7 @@ def gradients_of(pipe: Any, steps: int = 2, **options: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("how", ["selective", "blocks"])
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", DISTINCT.values(), ids=DISTINCT)
 def test_every_family_has_the_same_images_and_gradient(family: Family, how: Any) -> None:
     if family.missing:
         pytest.skip(f"no {family.missing}")

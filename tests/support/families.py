@@ -16,6 +16,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from tests.support.thorough import some
+
 PROMPTS = ("a cat", "a red dog")
 WIDTH = 16  # of text embeddings
 VOCABULARY = 260  # bytes and four marks
@@ -924,4 +926,12 @@ FAMILIES = (
         needs=("Flux3DistilledAutoBlocks",),
         note="modular only; one prompt a call",
     ),
+)
+
+# A UNet with and without a second network, transformers with each kind of attention, autoencoders of images and of
+# videos, two denoisers, several prompts in a call and one, and a modular pipeline: for checks that are slow on all.
+DISTINCT = some(
+    {family.name: family for family in FAMILIES},
+    *("Stable Diffusion XL", "SD with ControlNet", "Stable Diffusion 3", "FLUX.1", "Sana", "PixArt-Sigma"),
+    *("Wan 2.2, video", "CogVideoX, video", "LTX, video", "SDXL, modular"),
 )

@@ -19,7 +19,7 @@ VARIANTS = {
     if not (port and takes == "video")
 }
 # Each of what a project can have at least once.
-TRIED = some(VARIANTS, "image-pixels", "image-prompt-weights-port", "image-columns-weights", "video-prompt")
+TRIED = some(VARIANTS, "image-prompt-weights-port", "image-columns-weights", "video-pixels")
 
 
 def as_installed(project: Path) -> Path:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 
@@ -68,14 +71,26 @@ def taken_up(make: Callable[[], Trainer], folder: Path) -> Trainer:
 
 def saved_lora(folder: Path, *, seed: int = 0, rank: int = 2, alpha: float | None = None, targets: Any = None) -> Path:
     """A LoRA of the tiny pipeline with random factors; returns its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in _lora_files(
+        seed, rank, alpha, tuple(targets) if isinstance(targets, list) else targets
+    ).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@cache
+def _lora_files(seed: int, rank: int, alpha: float | None, targets: Any) -> dict[str, bytes]:
+    """File -> its content; made once, for many tests begin with one."""
     pipe = tiny_pipe()
-    add_lora(pipe, rank=rank, alpha=alpha, targets=targets)
+    add_lora(pipe, rank=rank, alpha=alpha, targets=list(targets) if isinstance(targets, tuple) else targets)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in trainable(pipe):
             weight.copy_(torch.randn(weight.shape, generator=generator))
-    save_lora(pipe, folder)
-    return folder
+    with TemporaryDirectory() as folder:
+        save_lora(pipe, Path(folder))
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def with_small_images(record: RunRecord, state: Any = None) -> Path:
@@ -83,6 +98,12 @@ def with_small_images(record: RunRecord, state: Any = None) -> Path:
     Image.new("RGB", (7, 5), "red").save(record.folder / "curve.png")
     Image.new("RGB", (9, 3), "red").save(record.folder / "before_after.png")
     return without_pages(record, state)
+
+
+def without_curves(patch: pytest.MonkeyPatch) -> None:
+    """Pages are written with blank images in the place of their curves, which take most of the time of a page."""
+    patch.setattr("draft_core.reporting.page.svg", lambda panel: b"<svg></svg>")
+    patch.setattr("draft_core.reporting.page.save_png", lambda panels, path: Image.new("RGB", (1, 1)).save(path))
 
 
 def without_pages(record: RunRecord, state: Any = None) -> Path:

@@ -29,6 +29,7 @@ from draft_core.training.checkpoints import checkpoints
 from draft_core.training.distributed import Processes
 from draft_core.training.sharding import shard_denoisers
 from tests.support import part
+from tests.support.thorough import in_full
 from tests.support.tiny import tiny_catalog
 
 ROOT = Path(__file__).parents[2]
@@ -235,6 +236,7 @@ def assert_same(one: Path, other: Path) -> None:
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=0)
 
 
+@in_full
 def test_accelerate_launch_trains_the_same_lora(
     command: tuple[list[str], dict[str, str]], folder: Path, tmp_path: Path
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import re
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.parse
@@ -46,6 +48,13 @@ def brighter(pair: Pair) -> str:
 
 
 # Pairs
+
+
+def test_a_run_is_read_and_voted_on_without_diffusers() -> None:
+    """Which takes three times as long to import as all the rest."""
+    code = "import sys, draft_core.reporting.run_record, draft_core.voting.server; print('diffusers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_every_pair_of_a_prompts_images_comes_once_and_prompts_take_turns(record: RunRecord) -> None:

@@ -25,8 +25,9 @@ from draft_core.runs import build
 from draft_core.workers.worker import Worker
 from tests.support.environments import in_one_process, make_environment
 from tests.support.runs import FOUR_UPDATES
+from tests.support.thorough import THOROUGH
 
-KILLS = 10
+KILLS = 10 if THOROUGH else 4
 REWARDS = [{"kind": "old-tint", "strength": 1.5}, {"kind": "new-tint", "weight": 0.5}]
 
 
@@ -55,7 +56,7 @@ def recipe_of(catalog: Catalog, output: Path, pythons: dict[str, Path], **more: 
 
 
 class Killer(threading.Thread):
-    """Kills processes of workers at random moments until there were ten, and none twice over one question."""
+    """Kills processes of workers at random moments until there were enough, and none twice over one question."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -104,7 +105,7 @@ def trained(recipe: Any, catalog: Catalog) -> tuple[list[Any], list[torch.Tensor
     return [*reports, *gradients], tensors
 
 
-def test_two_plugins_that_pin_one_package_train_together_and_ten_kills_lose_nothing(
+def test_two_plugins_that_pin_one_package_train_together_and_kills_lose_nothing(
     catalog: Catalog, tmp_path: Path, pythons: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = in_one_process(catalog)

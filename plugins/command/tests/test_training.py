@@ -37,6 +37,13 @@ output: run
 
 
 @pytest.fixture(autouse=True)
+def _blank_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of the time of a short run, and no test here looks at them."""
+    monkeypatch.setattr("draft_core.reporting.page.svg", lambda panel: b"<svg></svg>")
+    monkeypatch.setattr("draft_core.reporting.page.save_png", lambda panels, path: path.touch())
+
+
+@pytest.fixture(autouse=True)
 def _the_embedded_model() -> None:
     if "draft-emoji" not in load_catalog().versions():
         pytest.skip("draft-emoji is not installed")
