@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderTiny
 
 from draft_core.adapters.adapter import Adapter
 from draft_core.adapters.lora_adapter import Lora
@@ -20,7 +21,13 @@ from draft_core.prompt_rows import PromptRow
 from draft_core.recipe.columns import columns_of
 from draft_core.recipe.paths import with_absolute_paths, working_directory
 from draft_core.recipe.prompt_lists import PromptList
-from draft_core.recipe.resolve import require_recipe, rows_of, training_prompts
+from draft_core.recipe.resolve import (
+    locate_decoder,
+    locate_pretrained,
+    require_recipe,
+    rows_of,
+    training_prompts,
+)
 from draft_core.recipe.schema import ModelConfig, RecipeBase, entry_type
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import MethodConfig, QuantileCap, RewardConfig
@@ -30,6 +37,7 @@ from draft_core.reward_process.making import check_device, made_by_plugin, made_
 from draft_core.rewards.columns import CallColumns
 from draft_core.rewards.objective import Objective, Rewards, as_objective
 from draft_core.runs.pipeline_loading import (
+    LOADING,
     check_files,
     check_model,
     guided,
@@ -39,6 +47,7 @@ from draft_core.runs.pipeline_loading import (
     tile_decode,
     with_tuples,
 )
+from draft_core.sampling.decoders.tiny import check_before_loading, load_tiny_decoder
 from draft_core.sampling.pipelines import KeywordError, check_keywords
 from draft_core.sampling.prompt_cache import remember_prompts
 from draft_core.sampling.sampler import DifferentiableSampler
@@ -159,6 +168,7 @@ def build_sampler(model: ModelConfig, *, catalog: Catalog, example: str = "") ->
     """
     _refuse_twice(model)
     call = read_images(model.call)
+    decoder = _tiny_decoder(model, catalog)
     pipe = load_pipeline(
         model.pretrained,
         dtype=model.dtype,
@@ -181,6 +191,7 @@ def build_sampler(model: ModelConfig, *, catalog: Catalog, example: str = "") ->
             num_inference_steps=model.num_inference_steps,
             gradient_checkpointing=model.gradient_checkpointing,
             decode=model.decode,
+            decoder=decoder,
             noise=model.noise,
             columns=CallColumns(model.columns, example if isinstance(example, PromptRow) else None),
             **guidance,
@@ -195,6 +206,17 @@ def build_sampler(model: ModelConfig, *, catalog: Catalog, example: str = "") ->
             where=f"{field}: {error.where}",
             next=steps if error.keyword == "num_inference_steps" else error.next,
         ) from error
+
+
+def _tiny_decoder(model: ModelConfig, catalog: Catalog) -> AutoencoderTiny | None:
+    """What training decodes by, if not by the model's own decoder; refused here where the model's files say so."""
+    if model.decoder is None:
+        return None
+    location = locate_decoder(model.decoder)
+    with LOADING:
+        decoder = load_tiny_decoder(location, dtype=getattr(torch, model.dtype))
+    check_before_loading(locate_pretrained(model.pretrained, catalog), decoder)
+    return decoder
 
 
 def _refuse_twice(model: ModelConfig) -> None:
