@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -126,7 +127,7 @@ def updates(decoder: Path, lengths: Sequence[int], rounds: int) -> str:
 
 def marks(decoder: Path, seeds: Sequence[int], runs: Path) -> str:
     """Updates, seconds and alignment where real files are 8 % smaller."""
-    through_tiny = compare.replace(THREE_STEPS, name=f"{THREE_STEPS.name}, tiny decoder", decoder=decoder)
+    through_tiny = replace(THREE_STEPS, name=f"{THREE_STEPS.name}, tiny decoder", decoder=decoder)
     task = Task(name="tiny-decoder", steps=20, methods=(THREE_STEPS, through_tiny), rates=(RATE,), budget=60)
     made = {method.name: [run_once(task, method, RATE, seed, runs) for seed in seeds] for method in task.methods}
     compare.time_updates(task, runs)
