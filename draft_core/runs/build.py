@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny
 
 from draft_core.adapters.adapter import Adapter
 from draft_core.adapters.lora_adapter import Lora
@@ -21,13 +20,7 @@ from draft_core.prompt_rows import PromptRow
 from draft_core.recipe.columns import columns_of
 from draft_core.recipe.paths import with_absolute_paths, working_directory
 from draft_core.recipe.prompt_lists import PromptList
-from draft_core.recipe.resolve import (
-    locate_decoder,
-    locate_pretrained,
-    require_recipe,
-    rows_of,
-    training_prompts,
-)
+from draft_core.recipe.resolve import locate_decoder, locate_pretrained, require_recipe, rows_of, training_prompts
 from draft_core.recipe.schema import ModelConfig, RecipeBase, entry_type
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import MethodConfig, QuantileCap, RewardConfig
@@ -47,7 +40,7 @@ from draft_core.runs.pipeline_loading import (
     tile_decode,
     with_tuples,
 )
-from draft_core.sampling.decoders.tiny import check_before_loading, load_tiny_decoder
+from draft_core.sampling.decoders.tiny import load_tiny_decoder
 from draft_core.sampling.pipelines import KeywordError, check_keywords
 from draft_core.sampling.prompt_cache import remember_prompts
 from draft_core.sampling.sampler import DifferentiableSampler
@@ -168,7 +161,11 @@ def build_sampler(model: ModelConfig, *, catalog: Catalog, example: str = "") ->
     """
     _refuse_twice(model)
     call = read_images(model.call)
-    decoder = _tiny_decoder(model, catalog)
+    decoder = None
+    if model.decoder is not None:
+        location = locate_pretrained(model.pretrained, catalog)
+        with LOADING:
+            decoder = load_tiny_decoder(locate_decoder(model.decoder), of=location, dtype=getattr(torch, model.dtype))
     pipe = load_pipeline(
         model.pretrained,
         dtype=model.dtype,
@@ -206,17 +203,6 @@ def build_sampler(model: ModelConfig, *, catalog: Catalog, example: str = "") ->
             where=f"{field}: {error.where}",
             next=steps if error.keyword == "num_inference_steps" else error.next,
         ) from error
-
-
-def _tiny_decoder(model: ModelConfig, catalog: Catalog) -> AutoencoderTiny | None:
-    """What training decodes by, if not by the model's own decoder; refused here where the model's files say so."""
-    if model.decoder is None:
-        return None
-    location = locate_decoder(model.decoder)
-    with LOADING:
-        decoder = load_tiny_decoder(location, dtype=getattr(torch, model.dtype))
-    check_before_loading(locate_pretrained(model.pretrained, catalog), decoder)
-    return decoder
 
 
 def _refuse_twice(model: ModelConfig) -> None:

@@ -57,29 +57,31 @@ class TinyDecoder:
         return self.vae.decode(own.to(next(self.vae.parameters()).dtype), *args, **kwargs)
 
 
-def load_tiny_decoder(location: str, *, dtype: torch.dtype) -> AutoencoderTiny:
+def load_tiny_decoder(location: str, *, dtype: torch.dtype, of: str | None = None) -> AutoencoderTiny:
     """The frozen `AutoencoderTiny` of a folder or a hub name; its config is looked at before its weights are loaded.
 
+    Arguments:
+        of: folder or hub name of the model that it decodes for, whose files may say already that it does not fit.
+
     Raises:
-        DraftError: if it is of another class, or cannot be loaded.
+        DraftError: if it is of another class, cannot be loaded, or does not fit.
     """
     try:
         with hub_or_cache(location):
             config = AutoencoderTiny.load_config(location)
-            if config.get("_class_name") == AutoencoderTiny.__name__:
-                vae = AutoencoderTiny.from_pretrained(location, use_safetensors=True)
-                return vae.to(dtype).requires_grad_(False).eval()
+            name = config.get("_class_name", "of no class that its config names")
+            if name != AutoencoderTiny.__name__:
+                raise _refusal(f"{location} is {name}", "give an AutoencoderTiny, such as madebyollin/taesd")
+            if of is not None:
+                _check_against_files(of, config)
+            vae = AutoencoderTiny.from_pretrained(location, use_safetensors=True)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, SafetensorError) as error:
         raise DraftError(
             f"{location} cannot be loaded ({first_line(error)})",
             where=FIELD,
             next="give a folder or a hub name of an AutoencoderTiny in diffusers' format, with safetensors weights",
         ) from error
-    raise DraftError(
-        f"{location} is {config.get('_class_name', 'of no class that its config names')}",
-        where=FIELD,
-        next="give an AutoencoderTiny, such as madebyollin/taesd",
-    )
+    return vae.to(dtype).requires_grad_(False).eval()
 
 
 def check_tiny_decoder(pipe: Any, vae: Any) -> None:
@@ -97,11 +99,8 @@ def check_tiny_decoder(pipe: Any, vae: Any) -> None:
     check_configs(own.config, vae.config)
 
 
-def check_before_loading(location: str, vae: AutoencoderTiny) -> None:
-    """What the files of a model that is not loaded yet say against `vae`; where they say nothing, nothing.
-
-    Arguments:
-        location: of the model, a folder or a hub name.
+def _check_against_files(location: str, tiny: Any) -> None:
+    """What the files of a model that is not loaded yet say against the config of a tiny decoder.
 
     Raises:
         SamplerError: as `check_tiny_decoder`.
@@ -112,11 +111,8 @@ def check_before_loading(location: str, vae: AutoencoderTiny) -> None:
     except (OSError, ValueError):  # no such folder: of a single file, say, which is looked at when it is loaded
         return
     if own.get("_class_name") not in [cls.__name__ for cls in REPLACEABLE]:
-        raise _refusal(
-            f"{location} decodes by {own.get('_class_name')}, and {ALONE}",
-            "leave it out",
-        )
-    check_configs(own, vae.config)
+        raise _refusal(f"{location} decodes by {own.get('_class_name')}, and {ALONE}", "leave it out")
+    check_configs(own, tiny)
 
 
 def check_configs(own: Any, tiny: Any) -> None:
@@ -129,10 +125,10 @@ def check_configs(own: Any, tiny: Any) -> None:
     Raises:
         SamplerError: if they do not.
     """
-    for name, what in (("latent_channels", "channels of latents"), ("out_channels", "channels of images")):
-        if own.get(name) != tiny.get(name):
+    for name, usual, what in (("latent_channels", 4, "channels of latents"), ("out_channels", 3, "channels of images")):
+        if own.get(name, usual) != tiny.get(name, usual):
             raise _refusal(
-                f"it has {tiny.get(name)} {what}, and the model's own decoder {own.get(name)}",
+                f"it has {tiny.get(name, usual)} {what}, and the model's own decoder {own.get(name, usual)}",
                 "give one that was made for this model",
             )
     factors = _factor(own), _factor(tiny)
