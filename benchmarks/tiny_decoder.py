@@ -41,12 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
     torch.set_num_threads(1)
     diffusers_logging.disable_progress_bar()
-    for table in (
-        cosines(options.decoder, range(options.noises), options.steps),
-        updates(options.decoder, (options.steps, 20), options.rounds),
-        marks(options.decoder, range(options.seeds), options.runs) if options.seeds else "",
-    ):
-        print(f"\n{table}", flush=True)
+    print(updates(options.decoder, (options.steps, 20), options.rounds), flush=True)
+    print(cosines(options.decoder, range(options.noises), options.steps), flush=True)
+    if options.seeds:
+        print(marks(options.decoder, range(options.seeds), options.runs), flush=True)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
