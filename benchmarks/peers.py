@@ -33,6 +33,7 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from diffusers.utils import logging as diffusers_logging
 from emoji_judges import ALIGNMENT, BYTES, FLOOR, MARK, make_judge
 
@@ -122,6 +123,7 @@ def peer(k: int, seed: int, *, updates: int) -> tuple[Any, Update]:
     config = importlib.import_module("trl.trainer.alignprop_config")
     trainers = importlib.import_module("trl.trainer.alignprop_trainer")
     models = importlib.import_module("trl.models.modeling_sd_base")
+    PartialState(cpu=True)  # before it logs
     pipe = load_pipeline("emoji")
 
     class Pipeline(models.DefaultDDPOStableDiffusionPipeline):  # type: ignore[misc, name-defined]
