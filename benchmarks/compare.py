@@ -63,6 +63,7 @@ from draft_core.recipe.resolve import resolve_prompts
 from draft_core.registry.targets import Target
 from draft_core.rewards.protocol import FrozenModule
 from draft_core.runs.build import build_learner
+from draft_core.sampling.decoders.tiny import load_tiny_decoder
 from draft_core.training.settings import TrainSettings
 
 RATES = (4e-3, 2e-3, 1e-3, 5e-4)  # from ten times the default; see docs/measurements/methods.md on larger ones
@@ -80,6 +81,7 @@ class Method:
         timed_as: what to time in its place, where the cost of an update is drawn at random.
         timed: whether to time it; not where the drift ends an update, so that no two cost the same.
         sampler_steps: of the sampler that it trains on, where that is not the task's; it is judged by the task's.
+        decoder: folder of an AutoencoderTiny that training decodes by.
         rounds: where one update in so many draws samples for all of them: the mean of so many is timed, in the place of
             the median of the task's rounds.
     """
@@ -91,6 +93,7 @@ class Method:
     timed: bool = True
     sampler_steps: int | None = None
     rounds: int | None = None
+    decoder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -387,7 +390,11 @@ def make_trainer(task: Task, method: Method, rate: float, seed: int) -> tuple[Tr
     add_lora(pipe, rank=8)
     steps = method.sampler_steps or task.steps
     sampler = DifferentiableSampler(
-        pipe, num_inference_steps=steps, guidance_scale=4.0, gradient_checkpointing=method.checkpointing
+        pipe,
+        num_inference_steps=steps,
+        guidance_scale=4.0,
+        gradient_checkpointing=method.checkpointing,
+        decoder=None if method.decoder is None else load_tiny_decoder(str(method.decoder), dtype=torch.float32),
     )
     assert sampler.steps == steps  # counted now, so that the first update need not
     gauge = DriftGauge(load_reward("jpeg", quality=QUALITY))

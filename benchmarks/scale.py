@@ -36,7 +36,7 @@ from draft_core import DifferentiableSampler, Draft, Objective
 from draft_core.adapters.lora import ATTENTION, add_lora, trainable
 from draft_core.cost.meta_device import META, build_network, embeddings, like_a_gpu, pipeline, without_numbers
 from draft_core.cost.peak_memory import MemoryMeter
-from draft_core.cost.published import MODELS, Model
+from draft_core.cost.published import MODELS, TINY_DECODERS, Model
 from draft_core.sampling import seams
 from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.pipeline_call import Checkpointing, Decode
@@ -66,6 +66,7 @@ class Settings:
         k: grad steps.
         checkpointing, decode: as in a recipe.
         size: of what is made, arguments of the pipeline's call.
+        decoder: hub name of a tiny decoder that training decodes by; None for the model's own.
     """
 
     batch: int = 1
@@ -73,6 +74,7 @@ class Settings:
     checkpointing: Checkpointing = False
     decode: Decode = "whole"
     size: tuple[tuple[str, int], ...] = ()
+    decoder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ OPTIONS = {
     "K = 2, `gradient_checkpointing: blocks`, `decode: blocks`": replace(BLOCKS, k=2),
 }
 EXPLAINED = ("SDXL", "FLUX.1-dev")
+TINY = {"SD 1.5": "madebyollin/taesd", "SDXL": "madebyollin/taesdxl", "FLUX.1-dev": "madebyollin/taef1"}
 
 SQUARE = (("height", 1024), ("width", 1024))
 HALF = (("height", 512), ("width", 512))
@@ -140,6 +143,7 @@ def main() -> None:
     for name in EXPLAINED:
         if arguments.only in (None, name):
             tables[f"options of {name}"] = option_table(name)
+    tables["tiny decoders"] = decoder_table(arguments.only)
     tables["versions"] = versions()
     publish(tables, None if arguments.print_only else DOCUMENT)
 
@@ -174,13 +178,17 @@ def activations(pipe: Any, objective: Objective, settings: Settings, call: Mappi
     """What one update of DRaFT-K allocates, on whatever device the pipeline is; its denoiser carries a LoRA."""
     for parameter in trainable(pipe):
         parameter.grad = torch.zeros_like(parameter)  # counted by itself
+    tiny = None if settings.decoder is None else build_network(TINY_DECODERS[settings.decoder], DTYPE)
     sampler = DifferentiableSampler(
         pipe,
         num_inference_steps=settings.k,
         gradient_checkpointing=settings.checkpointing,
         decode=settings.decode,
+        decoder=tiny,
         **call,
     )
+    if sampler.decoder is not None:
+        sampler.decoder.shift, sampler.decoder.scale = 0.0, 1.0  # finding them takes numbers
     sampler.traits = CallTraits(
         settings.k
     )  # these schedulers take one step each; counting them is one more denoiser call
@@ -190,7 +198,7 @@ def activations(pipe: Any, objective: Objective, settings: Settings, call: Mappi
         kept.append(meter.live)
         return decode(*args, **kwargs)
 
-    with like_a_gpu(), MemoryMeter() as meter, seams.replaced(pipe.vae, "decode", on_decode):
+    with like_a_gpu(), MemoryMeter() as meter, seams.replaced(tiny or pipe.vae, "decode", on_decode):
         rollout = sampler(plan=Draft().plan(settings.k, Random(0)), generator=torch.Generator().manual_seed(0))
         decoded = meter.live
         (-objective(rollout.images, rollout.prompts).total.mean()).backward()
@@ -340,6 +348,23 @@ def option_table(name: str) -> str:
         found = measured(name, replace(settings, size=SQUARE))
         rows.append([title, gib(found.denoiser), gib(found.decoder), gib(found.peak)])
     heads = (f"{name}, one image of 1024 x 1024", "kept by the recorded calls", "kept by the decoder", "at the peak")
+    return markdown(heads, rows)
+
+
+def decoder_table(only: str | None = None) -> str:
+    """What one image takes by the model's own decoder and by a tiny one."""
+    rows = []
+    for name, tiny in TINY.items():
+        shape = HALF if name == "SD 1.5" else SQUARE
+        for title, settings in (("everything is kept", WHOLE), ("`blocks`, `decode: blocks`", BLOCKS)):
+            if only in (None, name):
+                own = replace(settings, size=shape)
+                found = [measured(name, each) for each in (own, replace(own, decoder=tiny))]
+                parts = [gib(value) for each in found for value in (each.decoder, each.peak)]
+                total = [f"{predict(name, each).total():.1f}" for each in (own, replace(own, decoder=tiny))]
+                row = [f"{name}, {shape_of(own)}", title, *parts[::2], *parts[1::2], " -> ".join(total)]
+                rows.append(row)
+    heads = ("one image", "how", "kept by its decoder", "by a tiny one", "at the peak", "with a tiny one", "in all")
     return markdown(heads, rows)
 
 

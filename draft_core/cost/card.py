@@ -20,7 +20,7 @@ from draft_core.cost.meta_device import (
     without_numbers,
 )
 from draft_core.cost.peak_memory import MemoryMeter
-from draft_core.cost.published import MODELS, REWARD_ENCODERS, Model
+from draft_core.cost.published import MODELS, REWARD_ENCODERS, Model, Network
 from draft_core.frames import FrameChoice
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import Objective
@@ -51,6 +51,7 @@ class Update:
         dtype: of the frozen weights.
         checkpointing, decode, remember_prompts: as in a recipe's model.
         frames: of videos, those that are decoded and scored; None for all.
+        decoder: what training decodes by in the place of the model's own decoder; None for that.
     """
 
     model: Model
@@ -66,6 +67,7 @@ class Update:
     decode: Decode = "whole"
     remember_prompts: bool = False
     frames: FrameChoice | None = None
+    decoder: Network | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,8 @@ def predict(update: Update) -> Prediction:
         name: frozen_bytes(getattr(pipe, name, None) or build_network(network, dtype))
         for name, network in update.model.networks.items()
     }
+    if update.decoder is not None:
+        networks["decoder of training"] = frozen_bytes(build_network(update.decoder, dtype))
     rewards, uncounted = _reward_bytes(update)
     weights = {**networks, **rewards}
     lora = numbers * FLOAT32
@@ -176,9 +180,12 @@ def _activations(pipe: Any, update: Update) -> int:
         gradient_checkpointing=update.checkpointing,
         decode=update.decode,
         frames=update.frames,
+        decoder=_tiny_decoder(update),
         **{**update.model.call, **update.call, **embeddings(update.model, 1, getattr(torch, update.dtype))},
     )
     sampler.traits = CallTraits(steps)  # counting the steps takes numbers
+    if sampler.decoder is not None:
+        sampler.decoder.shift, sampler.decoder.scale = 0.0, 1.0  # any: so does finding them
     encoders: dict[str, torch.nn.Module] = {
         kind: _ImageSide(build_network(REWARD_ENCODERS[kind][0], getattr(torch, dtype)))
         for kind, dtype in update.rewards.items()
@@ -191,6 +198,10 @@ def _activations(pipe: Any, update: Update) -> int:
         score = objective(rollout.images, rollout.prompts).total if encoders else rollout.images
         (-score.mean()).backward()
     return int(meter.peak)
+
+
+def _tiny_decoder(update: Update) -> Any:
+    return None if update.decoder is None else build_network(update.decoder, getattr(torch, update.dtype))
 
 
 class _ImageSide(torch.nn.Module):

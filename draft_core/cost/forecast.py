@@ -160,6 +160,8 @@ def savings(trainer: Trainer, now: Memory) -> dict[str, int]:
 
 def _memory(trainer: Trainer, work: Work) -> Memory:
     components = {name: frozen_bytes(network) for name, network in pipelines.networks(trainer.sampler.pipe).items()}
+    if (decoder := trainer.sampler.decoder) is not None:
+        components["decoder of training"] = frozen_bytes(decoder.vae)
     rewards = {"rewards": frozen_bytes(trainer.objective)} if frozen_bytes(trainer.objective) else {}
     numbers = sum(parameter.numel() for parameter in trainer.parameters)
     return Memory(
@@ -174,7 +176,8 @@ def _memory(trainer: Trainer, work: Work) -> Memory:
 def _options(trainer: Trainer, work: Work, now: Memory) -> Iterator[tuple[str, int]]:
     """Each change that may lower the total, with the total it gives."""
     sampler, others = trainer.sampler, now.total - now.activations
-    denoisers, decoder = pipelines.find_denoisers(sampler.pipe).values(), getattr(sampler.pipe, "vae", None)
+    denoisers = pipelines.find_denoisers(sampler.pipe).values()
+    decoder = getattr(sampler.pipe, "vae", None) if sampler.decoder is None else sampler.decoder.vae
     checkpointings = [how for how in CHECKPOINTINGS if how != "blocks" or pipelines.has_blocks(*denoisers)]
     decodes = [how for how in LEANER_DECODES if how != "blocks" or pipelines.has_blocks(decoder)]
     with _unchanged(sampler):
@@ -212,7 +215,7 @@ def leaving_encoders(components: Iterable[str]) -> list[str]:
 def _unchanged(sampler: DifferentiableSampler) -> Iterator[None]:
     """What the sampler keeps for the backward pass, and diffusers' own checkpoints, are as before afterwards."""
     before = sampler.gradient_checkpointing, sampler.decode
-    components = sampler.pipe.components.values()
+    components = [*sampler.pipe.components.values(), sampler.decoder and sampler.decoder.vae]
     networks = [component for component in components if hasattr(component, "disable_gradient_checkpointing")]
     unchecked = [network for network in networks if not network.is_gradient_checkpointing]
     try:

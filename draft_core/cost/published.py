@@ -88,6 +88,13 @@ VAE_16 = Network(
     {**_VAE, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.1},
     83.82,
 )
+# Hub name -> an AutoencoderTiny that decodes latents of 4 or 16 channels, otherwise of the defaults of its class.
+TINY_DECODERS = {
+    "madebyollin/taesd": Network("AutoencoderTiny", {}, 2.45),
+    "madebyollin/taesdxl": Network("AutoencoderTiny", {}, 2.45),
+    "madebyollin/taesd3": Network("AutoencoderTiny", {"latent_channels": 16}, 2.46),
+    "madebyollin/taef1": Network("AutoencoderTiny", {"latent_channels": 16}, 2.46),
+}
 VAE_WAN = Network("AutoencoderKLWan", {}, 126.89)  # the defaults of the class
 
 

@@ -251,9 +251,9 @@ def evaluation_sampler(sampler: DifferentiableSampler, settings: EvaluationSetti
 
 
 def as_evaluated(sampler: DifferentiableSampler) -> DifferentiableSampler:
-    """The sampler with one image for each prompt and generator, of all frames, and without added noise."""
+    """The sampler with one image for each prompt and generator, of all frames and the own decoder, without noise."""
     single = copy.copy(sampler)
-    single.noise, single.frames = 0.0, None
+    single.noise, single.frames, single.decoder = 0.0, None, None
     single.call_kwargs = {**sampler.call_kwargs, **{name: 1 for name in IMAGE_COUNTS if name in sampler.call_kwargs}}
     return single
 

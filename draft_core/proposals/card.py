@@ -42,7 +42,7 @@ def update_of(recipe: RecipeBase) -> Update:
         RecipeError: if the model's networks are not known without its files, or a setting is not predicted.
     """
     from draft_core.cost.card import Update, published_model
-    from draft_core.cost.published import MODELS
+    from draft_core.cost.published import MODELS, TINY_DECODERS
     from draft_core.setting import images_per_prompt
 
     model, method = recipe.model, recipe.method
@@ -73,6 +73,12 @@ def update_of(recipe: RecipeBase) -> Update:
     }
     for name in [name for name, is_set in others.items() if is_set]:
         raise RecipeError("it is not predicted for a card that is not here", where=name, next=NOT_PREDICTED)
+    if model.decoder is not None and model.decoder not in TINY_DECODERS:
+        raise RecipeError(
+            f"{model.decoder} is not known without its files",
+            where="model.decoder",
+            next=f"{NOT_PREDICTED}; known are {', '.join(TINY_DECODERS)}",
+        )
     renoising = method.renoising()
     copies = max(1, renoising.copies) if renoising.batched else 1
     frames = recipe.train.frames
@@ -93,6 +99,7 @@ def update_of(recipe: RecipeBase) -> Update:
         decode=model.decode,
         remember_prompts=model.remember_prompts,
         frames=None if frames is None else FrameChoice(frames.count, frames.choice),
+        decoder=None if model.decoder is None else TINY_DECODERS[model.decoder],
     )
 
 

@@ -14,7 +14,7 @@ from draft_core.errors import DraftError, PluginError, RecipeError, one_line, ra
 from draft_core.prompt_rows import TEXTS, row_key
 from draft_core.recipe.columns import readers, with_absolute_rows
 from draft_core.recipe.paths import base_of, with_absolute_paths
-from draft_core.recipe.resolve import locate_pretrained, resolve_evaluation, training_prompts
+from draft_core.recipe.resolve import locate_decoder, locate_pretrained, resolve_evaluation, training_prompts
 from draft_core.recipe.rewards import (
     are_all_elsewhere,
     check_against_exploitation,
@@ -39,6 +39,7 @@ OF_SAMPLER = (
     "guidance_scale",
     "gradient_checkpointing",
     "decode",
+    "decoder",
     "base_model",
     "noise",
 )
@@ -231,6 +232,14 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
         )
     _check_plan(recipe, catalog, where)
     locate_pretrained(recipe.model.pretrained, catalog, where=f"{where}: model.pretrained")
+    if recipe.model.decoder is not None:
+        if not recipe.method.trains_on_rewards:
+            raise RecipeError(
+                f"method {method.kind!r} decodes no image in training, as it is set here",
+                where=f"{where}: model.decoder",
+                next="leave it out",
+            )
+        locate_decoder(recipe.model.decoder, where=f"{where}: model.decoder")
     try:
         dump_recipe(recipe).encode()
     except Exception as error:  # `model.call` may hold whatever YAML can say; pydantic and ruamel.yaml raise many kinds

@@ -128,6 +128,26 @@ def locate_pretrained(name: str, catalog: Catalog, *, where: str = "model") -> s
     )
 
 
+def locate_decoder(name: str, *, where: str = "model.decoder") -> str:
+    """The folder of a tiny decoder, or `name` itself where it has the form of a hub name.
+
+    Raises:
+        RecipeError: if it is neither.
+    """
+    folder = _folder_at(name)
+    if folder and (folder / DECODER_CONFIG).is_file():
+        return str(folder)
+    if folder:
+        raise RecipeError(
+            f"folder {name} holds no {DECODER_CONFIG}", where=where, next="give the folder of an AutoencoderTiny"
+        )
+    if HUB_NAME.fullmatch(name):
+        return name
+    raise RecipeError(
+        f"{short(name)} is neither a folder nor a hub name", where=where, next="give one, such as madebyollin/taesd"
+    )
+
+
 def is_single_file(location: str) -> bool:
     """Whether what `locate_pretrained` gave is one file with all weights."""
     return location.lower().endswith(SINGLE_FILE) and exists(Path.is_file, Path(location))
@@ -143,6 +163,7 @@ def _folder_at(text: str) -> Path | None:
 
 # What says that a folder is in diffusers' format: of a classic pipeline, of a modular one.
 MODEL_INDEXES = ("model_index.json", "modular_model_index.json")
+DECODER_CONFIG = "config.json"  # of a single network
 SINGLE_FILE = ".safetensors"  # of all weights of a pipeline; of other formats some execute code
 
 
@@ -183,6 +204,8 @@ class ResolvedRecipe:
         files.update({f"evaluation.prompts.{name} (files)": it for name, it in of_held_out})
         if (users := self.recipe.model.users) is not None:
             files["model.users.file (digest)"] = [digest_of(users.file)]
+        if (decoder := self.recipe.model.decoder) is not None and (folder := _folder_at(decoder)):
+            files["model.decoder (digest)"] = [digest_of(file) for file in sorted(folder.glob("*.safetensors"))]
         return {"prompts": list(trained), **columns, "evaluation.prompts": list(held_out), **evaluated, **files}
 
     def inputs(self) -> dict[str, list[Path]]:

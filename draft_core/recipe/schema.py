@@ -139,8 +139,16 @@ class ModelConfig(Config):
         "activations recomputed, which halves it; recomputed one block after another; recomputed at once; or at once "
         "for one image at a time, which is equal but for the last bits.",
     )
+    decoder: Annotated[str, RecipePath(absent="keep")] | None = Field(
+        None,
+        description="A small decoder through which training sees images, for its rewards and their gradient: folder or "
+        "hub name of an AutoencoderTiny, such as madebyollin/taesd, that was made for this model. Evaluations and "
+        "samples are decoded by the model's own.",
+    )
     tiled_decode: bool = Field(
-        False, description="Decode in overlapping tiles, for large images; the seams are blended, so pixels change."
+        False,
+        description="Decode in overlapping tiles by the model's own decoder, for large images; the seams are blended, "
+        "so pixels change.",
     )
     remember_prompts: bool = Field(
         False,

@@ -20,7 +20,7 @@ from draft_core.prompt_rows import PromptRow
 from draft_core.recipe.columns import columns_of
 from draft_core.recipe.paths import with_absolute_paths, working_directory
 from draft_core.recipe.prompt_lists import PromptList
-from draft_core.recipe.resolve import require_recipe, rows_of, training_prompts
+from draft_core.recipe.resolve import locate_decoder, locate_pretrained, require_recipe, rows_of, training_prompts
 from draft_core.recipe.schema import ModelConfig, RecipeBase, entry_type
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import MethodConfig, QuantileCap, RewardConfig
@@ -30,6 +30,7 @@ from draft_core.reward_process.making import check_device, made_by_plugin, made_
 from draft_core.rewards.columns import CallColumns
 from draft_core.rewards.objective import Objective, Rewards, as_objective
 from draft_core.runs.pipeline_loading import (
+    LOADING,
     check_files,
     check_model,
     guided,
@@ -39,6 +40,7 @@ from draft_core.runs.pipeline_loading import (
     tile_decode,
     with_tuples,
 )
+from draft_core.sampling.decoders.tiny import load_tiny_decoder
 from draft_core.sampling.pipelines import KeywordError, check_keywords
 from draft_core.sampling.prompt_cache import remember_prompts
 from draft_core.sampling.sampler import DifferentiableSampler
@@ -159,6 +161,11 @@ def build_sampler(model: ModelConfig, *, catalog: Catalog, example: str = "") ->
     """
     _refuse_twice(model)
     call = read_images(model.call)
+    decoder = None
+    if model.decoder is not None:
+        location = locate_pretrained(model.pretrained, catalog)
+        with LOADING:
+            decoder = load_tiny_decoder(locate_decoder(model.decoder), of=location, dtype=getattr(torch, model.dtype))
     pipe = load_pipeline(
         model.pretrained,
         dtype=model.dtype,
@@ -181,6 +188,7 @@ def build_sampler(model: ModelConfig, *, catalog: Catalog, example: str = "") ->
             num_inference_steps=model.num_inference_steps,
             gradient_checkpointing=model.gradient_checkpointing,
             decode=model.decode,
+            decoder=decoder,
             noise=model.noise,
             columns=CallColumns(model.columns, example if isinstance(example, PromptRow) else None),
             **guidance,

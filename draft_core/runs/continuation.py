@@ -38,7 +38,15 @@ HARMLESS = (
 
 
 # What may change without changing the images of an evaluation or their scores before weights.
-UNSEEN = ("evaluation.every", "evaluation.tolerance", "model.gradient_checkpointing", "model.decode", "model.noise")
+UNSEEN = (
+    "evaluation.every",
+    "evaluation.tolerance",
+    "model.gradient_checkpointing",
+    "model.decode",
+    "model.decoder",
+    "model.decoder (digest)",
+    "model.noise",
+)
 UNSEEN_ENDINGS = (".weight", ".cap", ".cap.quantile", ".worst_within", ".device")
 
 
@@ -213,6 +221,8 @@ def _sources(field: str, recipe: RecipeBase) -> tuple[str, ...]:
     """The fields of the recipe that say what a list of prompts is."""
     if field.startswith("model.users"):
         return ("model.users.file",)
+    if field.startswith("model.decoder"):
+        return ("model.decoder",)
     if field.startswith("prompts"):
         return ("prompts",)
     return ("prompts" if recipe.held_out_prompts is None else "evaluation.prompts", "evaluation.count")

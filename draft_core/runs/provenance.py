@@ -92,6 +92,7 @@ def drawn_otherwise(recipe: RecipeBase, trained: DifferentiableSampler, evaluate
         if in_training.get(name) != value
     ]
     told += [f"no noise in the steps ({trained.noise:g} in training)"] if trained.noise else []
+    told += [f"the model's own decoder ({recipe.model.decoder} in training)"] if recipe.model.decoder else []
     return f"evaluations are drawn with {', '.join(told)}" if told else ""
 
 

@@ -271,6 +271,7 @@ def _settings(
             "pretrained": name,
             "lora": {},
             "users": None,
+            "decoder": None,
             "noise": 0.0,
             **recomputes,
             **evaluated,

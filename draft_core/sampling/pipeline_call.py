@@ -21,9 +21,10 @@ from draft_core.prompt_rows import TEXTS, plain
 from draft_core.rewards.columns import CallColumns
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits
+from draft_core.sampling.decoders.tiny import TinyDecoder
 from draft_core.sampling.noise_levels import general_step
 from draft_core.sampling.randomness import Generator
-from draft_core.sampling.recomputation import keeping, kept_as_it_is, recomputed, types_of
+from draft_core.sampling.recomputation import decoded, keeping, kept_as_it_is, recomputed, types_of
 
 Forward = Callable[..., Any]
 Decode = Literal["whole", "selective", "blocks", "checkpointed", "sliced", "unrecorded"]
@@ -42,6 +43,7 @@ class Settings(Protocol):
     frames: FrameChoice | None
     call_kwargs: dict[str, Any]
     columns: CallColumns
+    decoder: TinyDecoder | None
 
     @property
     def takes_each(self) -> bool: ...
@@ -279,21 +281,14 @@ class PipelineCall:
         return seams.with_first(output, "sample", whole)
 
     def _decode_all(self, decode: Any, latents: Any, *args: Any, **kwargs: Any) -> Any:
-        """The decoder's output, its graph kept as the sampler's `decode` says."""
-        how, network = self.sampler.decode, self.pipe.vae
-        if how == "unrecorded":
-            with torch.no_grad():
-                return decode(latents, *args, **kwargs)
-        if torch.is_grad_enabled() and types_of(network) != self.decoder_types:
+        """The output of the decoder, or of what stands in for it, its graph kept as the sampler's `decode` says."""
+        how, network, tiny = self.sampler.decode, self.pipe.vae, self.sampler.decoder
+        if tiny is not None:
+            network, decode = tiny.vae, tiny.decode
+        elif how != "unrecorded" and torch.is_grad_enabled() and types_of(network) != self.decoder_types:
             network = kept_as_it_is(network)
             decode = network.decode
-        if how in ("whole", "selective", "blocks") or not isinstance(latents, torch.Tensor):
-            with keeping(how, network):
-                return decode(latents, *args, **kwargs)
-        slices = torch.split(latents, 1) if how == "sliced" else [latents]
-        outputs = [recomputed(network, decode, piece, *args, **kwargs) for piece in slices]
-        images = torch.cat([seams.first_of(output, "sample") for output in outputs])
-        return seams.with_first(outputs[0], "sample", images)
+        return decoded(how, network, decode, latents, *args, **kwargs)
 
     def _denoise(self, denoiser: Any, forward: Any, args: Any, kwargs: Any) -> Any:
         """A recorded denoiser call, and beside it how far it is from the base model's."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -296,3 +296,9 @@ def check_blocks(pipe: Any, *, denoisers: bool, decoder: bool) -> None:
 def undecoded(pipe: Any) -> dict[str, Any]:
     """The argument by which a call leaves the decoder out; a modular one has none."""
     return {} if is_modular(pipe) else {"output_type": "latent"}
+
+
+def prompt_of_each(prompts: Sequence[str] | None, images: int) -> tuple[str, ...]:
+    """The prompt of every image; pipelines keep the images of one prompt together."""
+    prompts = prompts or [""]
+    return tuple(prompt for prompt in prompts for _ in range(images // len(prompts)))

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from draft_core.errors import SamplerError
+from draft_core.sampling import seams
 
 # The gradient of a convolution's input is the transposed convolution of its output's gradient.
 TRANSPOSED: dict[Any, Callable[..., torch.Tensor]] = {
@@ -94,6 +95,20 @@ def recomputed(network: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
             return function(*args, **kwargs)
 
     return checkpoint(smaller, *args, use_reentrant=False, **kwargs)
+
+
+def decoded(how: Any, network: Any, decode: Any, latents: Any, *args: Any, **kwargs: Any) -> Any:
+    """The output of a network's `decode`, its graph kept as `how`, a sampler's `decode`, says."""
+    if how == "unrecorded":
+        with torch.no_grad():
+            return decode(latents, *args, **kwargs)
+    if how in ("whole", "selective", "blocks") or not isinstance(latents, torch.Tensor):
+        with keeping(how, network):
+            return decode(latents, *args, **kwargs)
+    slices = torch.split(latents, 1) if how == "sliced" else [latents]
+    outputs = [recomputed(network, decode, piece, *args, **kwargs) for piece in slices]
+    images = torch.cat([seams.first_of(output, "sample") for output in outputs])
+    return seams.with_first(outputs[0], "sample", images)
 
 
 def types_of(network: Any) -> list[torch.dtype]:

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, get_args
 
 import torch
+from diffusers import AutoencoderTiny
 
 from draft_core.errors import SamplerError
 from draft_core.frames import FrameChoice
@@ -20,6 +21,7 @@ from draft_core.rewards.columns import CallColumns
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits, batchable, check_recorded, has_density, step_size
 from draft_core.sampling.chain import PlannedRun, See, ShortRun, lengths, unseen, watched
+from draft_core.sampling.decoders.tiny import TinyDecoder, check_tiny_decoder
 from draft_core.sampling.noise_levels import check_eta
 from draft_core.sampling.pipeline_call import Checkpointing, Decode
 from draft_core.sampling.randomness import Generator
@@ -58,6 +60,7 @@ class DifferentiableSampler:
         frames: of videos, those that are decoded with a gradient and returned; None for all. Where the decoder takes
             frames one by one (AutoencoderKL), it is given these alone, and the last bit may differ.
         columns: arguments of the call for which each prompt, a `PromptRow`, has a value of its own.
+        decoder: decodes in the place of the pipeline's own decoder, which `evaluate` takes all the same.
         call_kwargs: passed to every pipeline call (guidance_scale, height, negative_prompt, prompt_embeds, image, ...).
 
     Raises:
@@ -77,6 +80,7 @@ class DifferentiableSampler:
         noise: float = 0.0,
         frames: FrameChoice | None = None,
         columns: CallColumns = NO_COLUMNS,
+        decoder: AutoencoderTiny | None = None,
         **call_kwargs: Any,
     ) -> None:
         pipelines.check_drivable(pipe)
@@ -85,7 +89,10 @@ class DifferentiableSampler:
             check_whole("DifferentiableSampler.num_inference_steps", num_inference_steps, at_least=1)
         check_choice("decode", decode, get_args(Decode))
         check_choice("gradient_checkpointing", gradient_checkpointing, get_args(Checkpointing))
-        pipelines.check_blocks(pipe, denoisers=gradient_checkpointing == "blocks", decoder=decode == "blocks")
+        if decoder is not None:
+            check_tiny_decoder(pipe, decoder)
+        blocks = decode == "blocks" and decoder is None  # which a tiny one has
+        pipelines.check_blocks(pipe, denoisers=gradient_checkpointing == "blocks", decoder=blocks)
         self.pipe = pipe
         self.num_inference_steps = num_inference_steps
         self.gradient_checkpointing = gradient_checkpointing
@@ -95,6 +102,7 @@ class DifferentiableSampler:
         self.noise = noise
         self.frames = frames
         self.columns = columns
+        self.decoder = None if decoder is None else TinyDecoder(decoder)
         self.call_kwargs = call_kwargs
 
     @property
@@ -112,7 +120,7 @@ class DifferentiableSampler:
     @cached_property
     def traits(self) -> CallTraits:
         """What the pipeline's call was seen to do in a run that calls the real denoiser only once."""
-        return self._watched(unseen)
+        return self.watch()
 
     @cached_property
     def noisy_steps(self) -> frozenset[int]:
@@ -129,7 +137,7 @@ class DifferentiableSampler:
             if has_density(self.pipe.scheduler, seams.with_prediction(call, prediction), self.noise):
                 noisy.add(number)
 
-        self._watched(see)
+        self.watch(see)
         return frozenset(noisy)
 
     @cached_property
@@ -142,7 +150,7 @@ class DifferentiableSampler:
         if self.noise:
             raise SamplerError("its steps draw noise", where="DifferentiableSampler.noise", next="set it to 0")
         sizes = dict[int, float]()
-        self._watched(lambda number, call: sizes.update({number: step_size(self.pipe.scheduler, call)}))
+        self.watch(lambda number, call: sizes.update({number: step_size(self.pipe.scheduler, call)}))
         return tuple(sizes[number] for number in range(len(sizes)))
 
     @cached_property
@@ -150,7 +158,10 @@ class DifferentiableSampler:
         """Whether the call takes a list of values for `columns`, one for each prompt; found by a call of two."""
         return not self.columns.names or keeps_apart(self)
 
-    def _watched(self, see: See) -> CallTraits:
+    def watch(self, see: See = unseen) -> CallTraits:
+        """What a run shows that calls the real denoiser only once, and `see` each of its steps."""
+        if self.decoder is not None:
+            self.decoder.fit(self)
         errors: list[Exception] = []
         with pipelines.without_traces(self.pipe):
             for real in (False, True):  # some look into their networks
@@ -253,7 +264,7 @@ class DifferentiableSampler:
             origin = run.origin()
             yield Rollout(
                 samples,
-                _prompt_of_each(prompts, len(samples)),
+                pipelines.prompt_of_each(prompts, len(samples)),
                 sample_count=len(samples),
                 divergence=run.call.mean_divergence(),
                 latents=None if origin is None else origin.latents,
@@ -327,7 +338,7 @@ class DifferentiableSampler:
             replay = Replay(self, origin, {origin.last.number: batch}, unvisited)
             with batchable(self.pipe) if replay.copies > 1 else nullcontext():
                 images = replay.images()
-            names = _prompt_of_each(origin.prompts, len(images) // replay.copies) * replay.copies
+            names = pipelines.prompt_of_each(origin.prompts, len(images) // replay.copies) * replay.copies
             call = replay.call
             yield Rollout(images, names, sample_count=0, divergence=call.mean_divergence(), decoded=call.decoded_once())
 
@@ -336,9 +347,3 @@ def _rollout(value: Any) -> Rollout:
     if not isinstance(value, Rollout):
         raise SamplerError(f"it is a {type(value).__name__}", where="rollout", next="give what `sampler(...)` returned")
     return value
-
-
-def _prompt_of_each(prompts: Sequence[str] | None, images: int) -> tuple[str, ...]:
-    """The prompt of every image; pipelines keep the images of one prompt together."""
-    prompts = prompts or [""]
-    return tuple(prompt for prompt in prompts for _ in range(images // len(prompts)))

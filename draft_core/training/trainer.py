@@ -116,6 +116,8 @@ class Trainer:
         if settings.sharding == "full":
             shard_denoisers(sampler.pipe, self.device, self.processes.world_size)
         sampler.pipe.to(self.device)
+        if sampler.decoder is not None:
+            sampler.decoder.vae.to(self.device)
         require_videos(sampler, objective, settings)
         trained = {
             ADAPTER: self.parameters,

@@ -54,6 +54,7 @@ ALLOWED = (
     ("plugins/emoji/tests/test_emoji_training.py", "picture", "it tests those programs"),
     ("plugins/emoji/tests/test_scene_training.py", "picture", "it tests those programs"),
     ("plugins/emoji/tests/test_scorer_training.py", "picture", "it tests those programs"),
+    ("plugins/emoji/tests/test_tiny_decoder.py", "picture", "it tests those programs"),
     ("plugins/emoji/tests/test_video_training.py", "picture", "it tests those programs"),
     ("plugins/emoji/tests/test_emoji_model.py", "picture", "it reads those programs' list of concepts"),
     ("plugins/emoji/LICENSES.md", "*", "licence texts are quoted"),

@@ -34,6 +34,7 @@ STAGES = (
     "vlm-export",
     "video",
     "video-export",
+    "tiny-decoder",
 )
 MINUTES = {  # about what was shipped took
     "vae": 25.0,
@@ -46,6 +47,7 @@ MINUTES = {  # about what was shipped took
     "scenes-judge": 20.0,
     "vlm": 25.0,
     "video": 40.0,
+    "tiny-decoder": 12.0,
 }
 MODEL = Path(__file__).resolve().parents[1] / "src" / "draft_emoji" / "model"
 
@@ -65,7 +67,7 @@ def main() -> None:
 
 def run(stage: str, arguments: argparse.Namespace) -> None:
     """Run one stage, from its checkpoint if it has one."""
-    from emoji_training import clip, drawn, export, judge, pictures, preference, two_steps, unet, vae
+    from emoji_training import clip, drawn, export, judge, pictures, preference, tiny_decoder, two_steps, unet, vae
     from emoji_training.critic import training as critic
     from emoji_training.loop import Budget
     from emoji_training.scenes import denoiser, matcher, prompts
@@ -117,6 +119,8 @@ def run(stage: str, arguments: argparse.Namespace) -> None:
     elif stage == "video-export":
         moves.write(arguments.model.with_name("prompts"))
         video.write(work, arguments.model.with_name("scenes-model"))
+    elif stage == "tiny-decoder":
+        tiny_decoder.train(work, Budget(minutes=arguments.tiny_decoder_minutes), device, arguments.model)
 
 
 def parse() -> argparse.Namespace:
@@ -136,6 +140,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--scenes-judge-minutes", type=float, default=MINUTES["scenes-judge"])
     parser.add_argument("--vlm-minutes", type=float, default=MINUTES["vlm"])
     parser.add_argument("--video-minutes", type=float, default=MINUTES["video"])
+    parser.add_argument("--tiny-decoder-minutes", type=float, default=MINUTES["tiny-decoder"])
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument("--processes", type=int, default=1 if on_gpu else 2, help="of unet, one thread each")
     parser.add_argument("--batch", type=int, default=64 if on_gpu else 12, help="of unet, in each process")

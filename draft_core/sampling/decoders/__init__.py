@@ -1,0 +1,1 @@
+"""Networks that decode in the place of a pipeline's own decoder, in training."""
