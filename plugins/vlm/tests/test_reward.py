@@ -221,7 +221,7 @@ def test_a_count_of_frames_that_nothing_would_use_is_refused(tmp_path: Path) -> 
     model, processor = tiny("smolvlm", seed=3)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    with pytest.raises(DraftError, match="frame_count: SmolVLM.* is shown videos whole; set frames to images"):
+    with pytest.raises(DraftError, match=r"frame_count: SmolVLM.* is shown videos whole; set frames to images"):
         reward(model=str(tmp_path), questions=[SHARP], frame_count=3)
 
 
