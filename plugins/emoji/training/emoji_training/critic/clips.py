@@ -18,7 +18,8 @@ from ..video.moving import FRAMES, MOTIONS, THINGS, hidden, place
 from .collages import pick
 from .questions import HINT, HINTED, Question
 
-STILL = 0.12  # of the clips
+STILL = 0.2  # of the clips
+SIDEWAYS = 2.0  # times as often as each other motion: these are learnt last
 LEAST, MOST = 12, 40  # pixels that a thing moves, or by which it grows
 SMALLEST, LARGEST = 20, 46  # sides of a thing that moves, in pixels
 TREMBLE = 2  # pixels by which place and size are off in each frame
@@ -52,7 +53,8 @@ def random_clip(meta: Sequence[Picture], choices: Sequence[int], frames: int, ge
     thing = THINGS.index(phrase) if phrase in THINGS else None
     allowed = [m for i, m in enumerate(MOTIONS) if thing is None or not hidden(thing, i)]
     still = float(torch.rand((), generator=generator)) < STILL
-    motion = "" if still else allowed[pick(len(allowed), generator)]
+    shares = torch.tensor([SIDEWAYS if m in ("moving left", "moving right") else 1.0 for m in allowed])
+    motion = "" if still else allowed[int(torch.multinomial(shares, 1, generator=generator))]
     return Clip(index, motion, boxes(motion, times(frames, generator), generator))
 
 

@@ -31,6 +31,9 @@ IMAGES, CLIPS = 4, 12  # of a batch
 SEEN = 3  # frames of a clip, at most; at least two
 NAMING_WEIGHT = 0.5
 WEIGHTS = {"colour": 2.0, "count": 1.0}  # of the questions about single images
+MARKED_BY, MARK = 120, 0.5  # pictures; how far places of the outer patches are apart, in lengths of a patch's vector
+PLACES = ("left", "right", "up", "down")
+PLACE_CLIPS, PLACE_STEPS, PLACE_LR = 150, 800, 2e-3
 LAYER = "model.language_model.layers."
 
 
@@ -41,7 +44,10 @@ def train(work: Path, budget: Budget, device: torch.device) -> None:
     asker = Asker(Album(images, meta, parts["pictures seen"]))
     reader = Reader(make_processor(all_words(KINDS)))
     folder = work / "vlm-motion"
-    module = deeper(work / "vlm" / "model", reader.processor).to(device)
+    module = deeper(work / "vlm" / "model", reader.processor)
+    mark_places(module, images[parts["pictures seen"][:MARKED_BY]])
+    learn_places(module, reader, images, meta, parts["pictures seen"])
+    module.to(device)
     training = Training(module.train(), RECIPE, budget, folder / "checkpoint.pt", seed=SEED)
 
     def loss(generator: torch.Generator) -> Tensor:
@@ -92,6 +98,55 @@ def deeper(source: Path, processor: LlavaProcessor) -> LlavaForConditionalGenera
     return made
 
 
+@torch.no_grad()
+def mark_places(module: LlavaForConditionalGeneration, images: np.ndarray) -> None:
+    """Let the tower tell where a patch lies, which its CLIP had no use for: by its position embeddings.
+
+    Column and row are added along the two directions in which patches of `images`, uint8 (N, 64, 64, 3), differ least.
+    Otherwise the tower stays what it is.
+    """
+    inner = module.model.vision_tower.embeddings
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+    places = inner.position_embedding.weight[1:]
+    patches = (inner.patch_embedding(pixels).flatten(2).mT + places)[torch.from_numpy(drawn_at(images))]
+    directions = torch.linalg.eigh(torch.cov(patches.T))[1][:, :2]
+    side = round(len(places) ** 0.5)
+    middle = (torch.arange(side) + 0.5) / side - 0.5
+    y, x = (at.flatten() for at in torch.meshgrid(middle, middle, indexing="ij"))
+    places += MARK * patches.norm(dim=1).mean() * torch.stack([x, y], 1) @ directions.T
+
+
+def learn_places(
+    module: LlavaForConditionalGeneration,
+    reader: Reader,
+    images: np.ndarray,
+    meta: Sequence[Picture],
+    choices: Sequence[int],
+) -> None:
+    """Teach the projector to say where a patch lies, and nothing else that it did not say before."""
+    generator = torch.Generator().manual_seed(SEED)
+    projector, given = module.model.multi_modal_projector, []
+    drawn = [c.draw(images[c.index]) for c in (random_clip(meta, choices, 2, generator) for _ in range(PLACE_CLIPS))]
+    handle = projector.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    with torch.no_grad():
+        before = torch.cat([image_features(module, seen_badly(frames, generator)) for frames in drawn])
+    handle.remove()
+    seen, inked = torch.cat(given), torch.from_numpy(drawn_at(np.concatenate(drawn)))[:, None]
+    words = module.lm_head.weight.detach()[[reader(text)[0] for text in PLACES]]
+    beside = torch.eye(words.shape[1]) - torch.linalg.pinv(words) @ words
+    optimizer = torch.optim.AdamW(projector.parameters(), lr=PLACE_LR)
+    for step in range(PLACE_STEPS):
+        optimizer.param_groups[0]["lr"] = PLACE_LR * (1 - step / PLACE_STEPS)
+        some = torch.randint(len(seen), (16,), generator=generator)
+        features = projector(seen[some])
+        changed = ((features - before[some]) @ beside).square().mean()
+        loss = place_loss(module, reader, features, inked[some]) + changed
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    print(f"motion places: loss {loss.item():.4f}, of which {changed.item():.4f} for what is beside them", flush=True)
+
+
 def clip_loss(
     module: LlavaForConditionalGeneration,
     reader: Reader,
@@ -110,24 +165,44 @@ def clip_loss(
     counted = packed.wanted != -100
     logits, first = packed_logits_and_layer(module, reader, features, packed, counted)
     answers = stills.token_loss(logits, packed, counted)
-    return answers + NAMING_WEIGHT * naming_loss(module, reader, first, clips, drawn)
+    inked = torch.from_numpy(drawn_at(drawn)).to(device)
+    named = naming_loss(module, reader, first, clips, inked) + place_loss(module, reader, features, inked)
+    return answers + NAMING_WEIGHT * named
 
 
 def naming_loss(
-    module: LlavaForConditionalGeneration, reader: Reader, first: Tensor, clips: Sequence[Clip], drawn: np.ndarray
+    module: LlavaForConditionalGeneration, reader: Reader, first: Tensor, clips: Sequence[Clip], inked: Tensor
 ) -> Tensor:
     """Cross-entropy of the motion's word, among all, at every patch of a later frame that shows some of the thing.
 
     Arguments:
         first: what the first layer makes of the frames, (B, F * 65, D).
-        drawn: the frames, uint8 (B, F, 64, 64, 3).
+        inked: whether a patch shows some of the thing, bool (B, F, 64).
     """
-    inked = torch.from_numpy(drawn_at(drawn)).to(first.device)
+    inked = inked.clone()
     inked[:, 0] = False
-    patches = first.unflatten(1, (inked.shape[1], -1))[:, :, 1:][inked]  # the first vector of a frame is no patch
     wanted = torch.tensor([reader(word(clip.motion))[0] for clip in clips], device=first.device)
-    logits = module.lm_head(module.model.language_model.norm(patches))
+    logits = module.lm_head(module.model.language_model.norm(of_patches(first, inked)))
     return torch.nn.functional.cross_entropy(logits, wanted[:, None, None].expand(inked.shape)[inked])
+
+
+def place_loss(module: LlavaForConditionalGeneration, reader: Reader, features: Tensor, inked: Tensor) -> Tensor:
+    """Cross-entropy of where a patch lies, in parts left and right, up and down: a motion is a change of that.
+
+    The decoder reads patches row by row, so it can tell rows by itself, but not columns.
+    """
+    side = round(inked.shape[-1] ** 0.5)
+    middle = (torch.arange(side, device=inked.device) + 0.5) / side
+    y, x = (at.flatten() for at in torch.meshgrid(middle, middle, indexing="ij"))
+    parts = torch.stack([1 - x, x, 1 - y, y], -1) / 2
+    words = [reader(text)[0] for text in PLACES]
+    logits = of_patches(features, inked) @ module.lm_head.weight[words].T
+    return torch.nn.functional.cross_entropy(logits, parts.expand(*inked.shape, -1)[inked])
+
+
+def of_patches(vectors: Tensor, inked: Tensor) -> Tensor:
+    """Those (N, D) of the N patches chosen by (B, F, 64), of (B, F * 65, D): the first of a frame is no patch."""
+    return vectors.unflatten(1, (inked.shape[1], -1))[:, :, 1:][inked]
 
 
 def video_features(module: LlavaForConditionalGeneration, pixels: Tensor, frames: int) -> Tensor:
