@@ -25,7 +25,7 @@ QUESTIONS = Path(__file__).resolve().parents[3] / "recipes" / "prompts" / "motio
 
 def asked(*questions: str, **more: Any) -> Any:
     told = [{"ask": question, "score": "probability", "name": question} for question in questions]
-    return load_reward("vlm", model="emoji-vlm", dtype="float32", questions=told, **more)
+    return load_reward("vlm", **{"model": "emoji-vlm", "dtype": "float32", "questions": told, **more})
 
 
 def discs(*places: tuple[float, float, float]) -> torch.Tensor:
@@ -59,7 +59,7 @@ def moved() -> torch.Tensor:
 
 def test_the_motion_of_a_disc_is_told_from_three_frames_which_have_a_gradient() -> None:
     """But left from right, which it often mistakes."""
-    critic = asked(*(f"Is it {words}?" for words in CHANGES), frames="images", frame_count=3)
+    critic = asked(*(f"Is it {words}?" for words in CHANGES), model="emoji-vlm-motion", frames="images", frame_count=3)
     videos = moved().requires_grad_()
     scores, parts = critic.score_with_components(videos, ["a fox"] * 6)
     table = torch.stack(list(parts.values()))

@@ -230,8 +230,8 @@ def test_it_is_trained_resumed_and_exported(tmp_path: Path, start: Path, monkeyp
     for of_kind in figures.values():
         of_kind.update(colour=0.9, count=0.84, motion=0.85)
     (folder / "accuracies.json").write_text(json.dumps(figures), encoding="utf-8")
-    training.export(tmp_path, tmp_path / "package" / "model")
-    folder, source = tmp_path / "package" / "vlm", tmp_path / "vlm-motion" / "model"
+    training.export(tmp_path, tmp_path / "package" / "model", "vlm-motion")
+    folder, source = tmp_path / "package" / "vlm-motion", tmp_path / "vlm-motion" / "model"
     words, before = (AutoProcessor.from_pretrained(path).tokenizer.get_vocab() for path in (folder, source))
     assert set(words) == set(make_processor(all_words(["colour", "motion"])).tokenizer.get_vocab())
     assert "red" in words

@@ -32,8 +32,9 @@ STAGES = (
     "two-steps",
     "two-steps-export",
     "vlm",
-    "vlm-motion",
     "vlm-export",
+    "vlm-motion",
+    "vlm-motion-export",
     "video",
     "video-export",
 )
@@ -118,6 +119,8 @@ def run(stage: str, arguments: argparse.Namespace) -> None:
         motion.train(work, Budget(minutes=arguments.vlm_motion_minutes), device)
     elif stage == "vlm-export":
         critic.export(work, arguments.model)
+    elif stage == "vlm-motion-export":
+        critic.export(work, arguments.model, "vlm-motion")
     elif stage == "video":
         video.train(work, Budget(minutes=arguments.video_minutes), device, arguments.model.with_name("scenes-model"))
     elif stage == "video-export":

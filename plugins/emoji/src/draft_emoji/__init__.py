@@ -316,8 +316,15 @@ def draft_register_pretrained() -> Iterable[PretrainedSpec]:
         ),
         PretrainedSpec(
             alias="emoji-vlm",
-            summary="a LLaVA of 1.8 M parameters that tells colour, count and motion of emoji; 4 MB, for the reward vlm",
+            summary="a LLaVA of 1.7 M parameters that tells colour and count of emoji; 3 MB, for the reward vlm",
             folder=FOLDER / "vlm",
+            license=LICENSE,
+            task="image-text-to-text",
+        ),
+        PretrainedSpec(
+            alias="emoji-vlm-motion",
+            summary="the same, taught to answer about motion from two or three frames; 4 MB",
+            folder=FOLDER / "vlm-motion",
             license=LICENSE,
             task="image-text-to-text",
         ),

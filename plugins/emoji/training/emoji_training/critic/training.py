@@ -232,13 +232,13 @@ def naming_loss(model: LlavaForConditionalGeneration, reader: Reader, features: 
     return -logits[places, targets].mean()
 
 
-def export(work: Path, model: Path) -> None:
-    """Put the model and its processor beside `model`, in half precision, with the words of what it learnt alone.
+def export(work: Path, model: Path, stage: str = "vlm") -> None:
+    """Put the model of a stage and its processor beside `model`, in half precision, with the words of what it learnt.
 
     Whoever asks it for anything else is told that it does not know the words.
     """
-    source, beside = work / "vlm-motion" / "model", model.with_name("vlm")
-    figures = json.loads((work / "vlm-motion" / "accuracies.json").read_text(encoding="utf-8"))
+    source, beside = work / stage / "model", model.with_name(stage)
+    figures = json.loads((work / stage / "accuracies.json").read_text(encoding="utf-8"))
     shares = {kind: [of_kind[kind] for of_kind in figures.values() if kind in of_kind] for kind in WORDS}
     learnt = [kind for kind, found in shares.items() if found and min(found) >= LEARNT]
     before = LlavaProcessor.from_pretrained(source).tokenizer
