@@ -213,6 +213,8 @@ def test_it_is_trained_resumed_and_exported(tmp_path: Path, start: Path, monkeyp
     monkeypatch.setattr(training, "TESTED", 4)
     monkeypatch.setattr(motion, "IMAGES", 2)
     monkeypatch.setattr(motion, "CLIPS", 2)
+    monkeypatch.setattr(motion, "PLACE_CLIPS", 16)
+    monkeypatch.setattr(motion, "PLACE_STEPS", 2)
     every, some = motion.tested, {"pairs never seen": 6}
     monkeypatch.setattr(motion, "tested", lambda meta: {n: v[: some.get(n, 2)] for n, v in every(meta).items()})
     training.train(tmp_path, Budget(steps=2), torch.device("cpu"), start)
