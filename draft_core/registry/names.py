@@ -41,6 +41,7 @@ PUBLISHED = {
     "emoji-two-steps": "draft-emoji",
     "emoji-video": "draft-emoji",
     "emoji-vlm": "draft-emoji",
+    "emoji-vlm-motion": "draft-emoji",
     "flicker": "draft-reward-motion",
     "face": "draft-reward-face",
     "face-count": "draft-reward-face",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from draft_emoji.motion import CHANGES, words_of
 
 from draft_core import load_catalog, load_pipeline, load_reward
 from draft_core.errors import DraftError
@@ -17,9 +20,12 @@ if "vlm" not in load_catalog().rewards:
 PAINTS = {"red": (220, 40, 40), "green": (60, 170, 70), "blue": (50, 110, 225)}
 
 
-def asked(*questions: str) -> Any:
+QUESTIONS = Path(__file__).resolve().parents[3] / "recipes" / "prompts" / "motion-questions.json"
+
+
+def asked(*questions: str, **more: Any) -> Any:
     told = [{"ask": question, "score": "probability", "name": question} for question in questions]
-    return load_reward("vlm", model="emoji-vlm", dtype="float32", questions=told)
+    return load_reward("vlm", **{"model": "emoji-vlm", "dtype": "float32", "questions": told, **more})
 
 
 def discs(*places: tuple[float, float, float]) -> torch.Tensor:
@@ -39,6 +45,50 @@ def test_the_colour_of_a_disc_is_told_and_has_a_gradient() -> None:
     assert (table - torch.eye(3) < 0.5).all(), table
     (gradient,) = torch.autograd.grad(scores.sum(), images)
     assert (gradient != 0).float().mean() > 0.99
+
+
+def moved() -> torch.Tensor:
+    """A disc of blue for each motion of the videos, (6, 8, 3, 64, 64)."""
+    videos = []
+    for x, y, size in CHANGES.values():
+        times = torch.linspace(-0.5, 0.5, 8).tolist()
+        frames = [(32 + 64 * x * t, 32 + 64 * y * t, 64 * (0.4 + size * t) / torch.pi**0.5) for t in times]
+        videos.append(torch.stack([discs(frame)[2] for frame in frames]))
+    return torch.stack(videos)
+
+
+def test_the_motion_of_a_disc_is_told_from_three_frames_which_have_a_gradient() -> None:
+    """But left from right, which it often mistakes."""
+    critic = asked(*(f"Is it {words}?" for words in CHANGES), model="emoji-vlm-motion", frames="images", frame_count=3)
+    videos = moved().requires_grad_()
+    scores, parts = critic.score_with_components(videos, ["a fox"] * 6)
+    table = torch.stack(list(parts.values()))
+    assert (table.diagonal()[2:] > 0.5).all(), table
+    assert ((table - torch.eye(6)).abs()[2:] < 0.5).float().mean() > 0.9, table
+    (gradient,) = torch.autograd.grad(scores.sum(), videos)
+    assert (gradient != 0).flatten(2).any(2).tolist() == [[place in (0, 4, 7) for place in range(8)]] * 6
+    backwards = torch.stack(list(critic.score_with_components(videos.detach().flip(1), ["a fox"] * 6)[1].values()))
+    assert (backwards.diagonal()[2:] < 0.5).all(), "in reverse each shows another motion"
+
+
+def test_the_recipe_asks_every_prompt_what_is_true_of_its_motion() -> None:
+    lists = load_catalog().prompt_lists()
+    prompts = [
+        prompt
+        for name in ("emoji-motion", "emoji-motion-held-out")
+        for prompt in lists[name].read_text(encoding="utf-8").splitlines()
+    ]
+    questions = json.loads(QUESTIONS.read_text(encoding="utf-8"))
+    assert list(questions) == prompts
+    for prompt, asked_of_it in questions.items():
+        motion = words_of(prompt, "")[1]
+        for question in asked_of_it:
+            told = question if isinstance(question, dict) else {"ask": question, "answer": "Yes", "against": ["No"]}
+            words = told["ask"].removeprefix("Is it ").rstrip("?")
+            assert words in CHANGES
+            assert (told["answer"], told["against"]) == (("Yes", ["No"]) if words == motion else ("No", ["Yes"]))
+        assert len(asked_of_it) == 2
+        assert (f"Is it {motion}?" in asked_of_it) == (motion not in ("moving left", "moving right"))
 
 
 def test_its_probability_is_that_of_its_own_generate() -> None:

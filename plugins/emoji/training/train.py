@@ -4,7 +4,8 @@ A stage that was interrupted goes on from its last checkpoint. `vae` and `clip` 
 by side, as one process each; so may `judge` and `preference`, and the three stages of scenes. The stages after `export`
 need the folder that it writes and no other stage before it but `data`: they make the scorers for the model that is
 shipped, and from it the model of scenes and its scorers, then the LoRA for two steps, by the installed package, and at
-last the model that answers questions, which needs the CLIP beside that folder, and the videos on the model of scenes.
+last the model that answers questions, about images and then about motion, which needs the CLIP beside that folder, and
+the videos on the model of scenes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ STAGES = (
     "two-steps-export",
     "vlm",
     "vlm-export",
+    "vlm-motion",
+    "vlm-motion-export",
     "video",
     "video-export",
     "tiny-decoder",
@@ -46,6 +49,7 @@ MINUTES = {  # about what was shipped took
     "scenes-matcher": 30.0,
     "scenes-judge": 20.0,
     "vlm": 25.0,
+    "vlm-motion": 25.0,
     "video": 40.0,
     "tiny-decoder": 12.0,
 }
@@ -68,6 +72,7 @@ def main() -> None:
 def run(stage: str, arguments: argparse.Namespace) -> None:
     """Run one stage, from its checkpoint if it has one."""
     from emoji_training import clip, drawn, export, judge, pictures, preference, tiny_decoder, two_steps, unet, vae
+    from emoji_training.critic import motion
     from emoji_training.critic import training as critic
     from emoji_training.loop import Budget
     from emoji_training.scenes import denoiser, matcher, prompts
@@ -112,8 +117,12 @@ def run(stage: str, arguments: argparse.Namespace) -> None:
         two_steps.export(work, arguments.model)
     elif stage == "vlm":
         critic.train(work, Budget(minutes=arguments.vlm_minutes), device, arguments.model.with_name("clip"))
+    elif stage == "vlm-motion":
+        motion.train(work, Budget(minutes=arguments.vlm_motion_minutes), device)
     elif stage == "vlm-export":
         critic.export(work, arguments.model)
+    elif stage == "vlm-motion-export":
+        critic.export(work, arguments.model, "vlm-motion")
     elif stage == "video":
         video.train(work, Budget(minutes=arguments.video_minutes), device, arguments.model.with_name("scenes-model"))
     elif stage == "video-export":
@@ -139,6 +148,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--scenes-matcher-minutes", type=float, default=MINUTES["scenes-matcher"])
     parser.add_argument("--scenes-judge-minutes", type=float, default=MINUTES["scenes-judge"])
     parser.add_argument("--vlm-minutes", type=float, default=MINUTES["vlm"])
+    parser.add_argument("--vlm-motion-minutes", type=float, default=MINUTES["vlm-motion"])
     parser.add_argument("--video-minutes", type=float, default=MINUTES["video"])
     parser.add_argument("--tiny-decoder-minutes", type=float, default=MINUTES["tiny-decoder"])
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")

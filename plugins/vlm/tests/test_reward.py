@@ -195,6 +195,36 @@ def test_videos_are_shown_whole_or_frame_by_frame() -> None:
         whole(videos * 255, PROMPTS)
 
 
+def test_a_few_frames_of_a_video_are_shown_and_have_all_of_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first to the last; with a planted bug, the first ones, the check fails."""
+    videos = images(16, 32, 32).unflatten(0, (2, 8)).requires_grad_()
+    few, all_ = (reward(questions=[SHARP], frames="images", frame_count=count) for count in (3, None))
+
+    def check() -> None:
+        scores = few(videos, PROMPTS)
+        torch.testing.assert_close(scores, all_(videos[:, [0, 4, 7]], PROMPTS))
+        (gradient,) = torch.autograd.grad(scores.sum(), videos)
+        assert gradient.ne(0).flatten(2).any(2).tolist() == [[place in (0, 4, 7) for place in range(8)]] * 2
+
+    check()
+    assert reward(questions=[SHARP], frame_count=1)._evenly(1, 8) == [4]
+    monkeypatch.setattr(few, "_evenly", lambda count, total: list(range(count)))
+    with pytest.raises(AssertionError):
+        check()
+
+
+def test_a_count_of_frames_that_nothing_would_use_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DraftError, match="frame_count is given, which frames: each does not use; set frames to images"):
+        reward(questions=[SHARP], frames="each", frame_count=3)
+    with pytest.raises(DraftError, match="frame_count: it is to be shown 3 frames of videos that have 2; choose fewer"):
+        reward(questions=[SHARP], frame_count=3)(images(4).unflatten(0, (2, 2)), PROMPTS)
+    model, processor = tiny("smolvlm", seed=3)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(DraftError, match=r"frame_count: SmolVLM.* is shown videos whole; set frames to images"):
+        reward(model=str(tmp_path), questions=[SHARP], frame_count=3)
+
+
 @pytest.mark.parametrize("shape", ["qwen2.5-vl", "smolvlm", "blip"])
 def test_a_saved_model_is_loaded_from_its_folder(tmp_path: Path, shape: str) -> None:
     model, processor = tiny(shape, seed=3)

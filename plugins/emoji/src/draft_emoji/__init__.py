@@ -321,6 +321,13 @@ def draft_register_pretrained() -> Iterable[PretrainedSpec]:
             license=LICENSE,
             task="image-text-to-text",
         ),
+        PretrainedSpec(
+            alias="emoji-vlm-motion",
+            summary="the same, taught to answer about motion from two or three frames; 4 MB",
+            folder=FOLDER / "vlm-motion",
+            license=LICENSE,
+            task="image-text-to-text",
+        ),
     ]
 
 

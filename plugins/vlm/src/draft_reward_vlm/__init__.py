@@ -65,6 +65,12 @@ class ModelConfig(RewardConfig):
         description="How a video is shown: as a video, as images beside each other in one question, or each frame by "
         "itself with the mean as the score; auto: as a video if the model takes any, else as images.",
     )
+    frame_count: int | None = Field(
+        None,
+        ge=1,
+        description="With frames as images: it is shown so many of a video's, at even distances from the first to the "
+        "last. Left out, all that are decoded.",
+    )
     fps: float = Field(16.0, gt=0, description="Frames a second of the videos, for models that read time.")
     gradient_checkpointing: bool = Field(
         False, description="Recompute each layer in the backward pass: less memory for about a third more time."
@@ -73,6 +79,12 @@ class ModelConfig(RewardConfig):
         "bfloat16", description="Precision of the model; its log-probabilities are always float32."
     )
     seed: int = Field(0, description='Of the weights of the model "tiny".')
+
+    @model_validator(mode="after")
+    def _counts_images(self) -> ModelConfig:
+        if self.frame_count is not None and self.frames in ("video", "each"):
+            raise ValueError(f"frame_count is given, which frames: {self.frames} does not use; set frames to images")
+        return self
 
     @field_validator("layout")
     @classmethod

@@ -45,7 +45,7 @@ class Critic(torch.nn.Module):
         where: who asks; it begins an error's sentence.
 
     Raises:
-        DraftError: if it shall see videos and takes none.
+        DraftError: if it shall see videos and takes none, or a part of the frames of one.
     """
 
     def __init__(self, model: Any, config: ModelConfig, where: str) -> None:
@@ -58,6 +58,12 @@ class Critic(torch.nn.Module):
                 f"{type(model).__name__} takes no videos", where=f"{where}, frames", next="set it to images or each"
             )
         self.as_video = takes_video and config.frames in ("auto", "video")
+        if self.as_video and config.frame_count is not None:
+            raise DraftError(
+                f"{type(model).__name__} is shown videos whole",
+                where=f"{where}, frame_count",
+                next="set frames to images, or leave frame_count out",
+            )
         self._asked: OrderedDict[tuple[Any, ...], Asked] = OrderedDict()
         self._visual_names: dict[tuple[int, ...], frozenset[str]] = {}
 

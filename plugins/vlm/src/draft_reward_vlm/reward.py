@@ -39,6 +39,7 @@ class VlmReward(FrozenModule):
         self.where = where
         self.questions = config.all_questions()
         self.of_prompt = None if config.question_file is None else read_questions(Path(config.question_file), where)
+        self.frame_count = config.frame_count
         self.takes = "image" if config.frames == "each" else "any"
         self.critic = Critic(load_shared(config, where=where), config, where)
         self.requires_grad_(False).eval()
@@ -80,7 +81,18 @@ class VlmReward(FrozenModule):
             return checked_images(images, prompts, where=self.where)
         frames = images.shape[1]
         flat = checked_images(images.flatten(0, 1), [p for p in prompts for _ in range(frames)], where=self.where)
-        return flat.view(images.shape)
+        videos = flat.view(images.shape)
+        return videos if self.frame_count is None else videos[:, self._evenly(self.frame_count, frames)]
+
+    def _evenly(self, count: int, total: int) -> list[int]:
+        """So many of a video's frames, from the first to the last; of one the middle."""
+        if count > total:
+            raise DraftError(
+                f"it is to be shown {count} frames of videos that have {total}",
+                where=f"{self.where}, frame_count",
+                next="choose fewer, raise train.frames.count, or leave it out",
+            )
+        return [total // 2] if count == 1 else [round(i * (total - 1) / (count - 1)) for i in range(count)]
 
     def _own_questions(self, prompt: str) -> Sequence[Question]:
         if self.of_prompt is None:

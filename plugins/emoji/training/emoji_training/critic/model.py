@@ -25,7 +25,7 @@ from .. import pictures
 from .questions import Question
 
 LAYERS = [1, 4]  # of the tower: colours and edges are in the first, things in the last
-TEXT = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXT = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}
 SPREAD = 0.09  # of the decoder's first weights, about the root of one in its width
 SEED = 31
 
@@ -44,12 +44,19 @@ def build(processor: LlavaProcessor, start: Path) -> LlavaForConditionalGenerati
     return model
 
 
-def empty(processor: LlavaProcessor, vision: CLIPVisionConfig) -> LlavaForConditionalGeneration:
-    """The model with random weights, for the words of the processor."""
+def empty(processor: LlavaProcessor, vision: CLIPVisionConfig, layers: int = 2) -> LlavaForConditionalGeneration:
+    """The model with random weights and so many layers in its decoder, for the words of the processor."""
     ids = processor.tokenizer.convert_tokens_to_ids
     marks = {"bos_token_id": ids("<s>"), "eos_token_id": ids("</s>"), "pad_token_id": ids("<pad>")}
     size = len(processor.tokenizer)
-    text = LlamaConfig(**TEXT, **marks, vocab_size=size, max_position_embeddings=512, initializer_range=SPREAD)
+    text = LlamaConfig(
+        **TEXT,
+        **marks,
+        num_hidden_layers=layers,
+        vocab_size=size,
+        max_position_embeddings=512,
+        initializer_range=SPREAD,
+    )
     config = LlavaConfig(
         text_config=text,
         vision_config=vision,
@@ -127,8 +134,16 @@ def packed_logits(
     """Logits (N, vocabulary) of the N chosen tokens, as if each question stood alone behind its image.
 
     Arguments:
+        features: of an image, or of the frames of a video behind one another, (B, M, D).
         of: which tokens, bool (B, L).
     """
+    return packed_logits_and_layer(model, reader, features, packed, of)[0]
+
+
+def packed_logits_and_layer(
+    model: LlavaForConditionalGeneration, reader: Reader, features: Tensor, packed: Packed, of: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same, and what the decoder's first layer makes of the features, (B, M, D)."""
     inner, device = model.model, features.device
     count = len(features)
     opening = torch.tensor(reader("USER:"), device=device)
@@ -145,5 +160,7 @@ def packed_logits(
         attention_mask=mask[:, None],
         position_ids=places,
         use_cache=False,
+        output_hidden_states=True,
     )
-    return model.lm_head(out.last_hidden_state[:, behind:][of.to(device)])
+    logits = model.lm_head(out.last_hidden_state[:, behind:][of.to(device)])
+    return logits, out.hidden_states[1][:, len(opening) : behind]

@@ -9,6 +9,7 @@ import torch
 from draft_emoji.scene_words import COLOURS
 
 from .. import captions, pictures
+from ..video.moving import MOTIONS
 from .collages import SIDE_OF, Album, Shown, pick
 
 NUMBERS = ("one", "two", "three", "four")
@@ -68,18 +69,21 @@ class Asker:
         others = [place for place in SIDE_OF if place != own]
         return f"Is it {_at(own if yes else others[pick(3, generator)])}?"
 
-    def open(self, things: Sequence[Shown], generator: torch.Generator) -> Question:
-        """A question that is answered in words: they teach more at once than a yes does."""
+    def open(
+        self, things: Sequence[Shown], generator: torch.Generator, kinds: Collection[str] | None = None
+    ) -> Question:
+        """A question, of these kinds or any, that is answered in words: they teach more at once than a yes does."""
         style = self.meta[things[0].index].style
         options = [
-            ("What style is it?", captions.styled(style)),
-            ("How many things are there?", NUMBERS[len(things) - 1]),
+            ("style", "What style is it?", captions.styled(style)),
+            ("count", "How many things are there?", NUMBERS[len(things) - 1]),
         ]
         if len(things) == 1 and things[0].colour:
-            options.append(("What colour is it?", things[0].colour))
+            options.append(("colour", "What colour is it?", things[0].colour))
         if len(things) == 1 and things[0].place:
-            options.append(("Where is it?", _at(things[0].place)))
-        return Question("open", *options[pick(len(options), generator)])
+            options.append(("place", "Where is it?", _at(things[0].place)))
+        options = [option for option in options if kinds is None or option[0] in kinds]
+        return Question("open", *options[pick(len(options), generator)][1:])
 
 
 def _at(place: str) -> str:
@@ -99,6 +103,7 @@ WORDS = {  # every word of a kind's questions, and of the open answers beside th
     "style": f"Is it in What style is it? {' '.join(map(captions.styled, pictures.STYLES))}",
     "count": f"Is it one thing? Are there How many things are there? {' '.join(NUMBERS)}",
     "place": "Is it on the left right at the top bottom Where is it?",
+    "motion": f"How is it moving? Is it {' '.join(MOTIONS)} still?",
 }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from .. import clip, pictures
 from ..loop import Budget, Recipe, Training
 from ..pictures import Picture
 from .collages import Album, Shown, pick, seen_badly
-from .model import SEED, Reader, build, empty, image_features, pack, packed_logits
-from .questions import KINDS, Asker, Question, all_words
+from .model import SEED, Packed, Reader, build, empty, image_features, pack, packed_logits
+from .questions import KINDS, WORDS, Asker, Question, all_words
 from .words import make_processor
 
 WORDS_RECIPE = Recipe(lr=3e-3, weight_decay=2e-2, ema=0.99, final=1.0)  # it learns late: no cosine
@@ -175,10 +175,10 @@ class Row:
     asked: list[Question]
 
 
-def row(asker: Asker, generator: torch.Generator) -> Row:
-    """A random collage with its questions."""
+def row(asker: Asker, generator: torch.Generator, weights: Mapping[str, float] = WEIGHTS) -> Row:
+    """A random collage with its questions, of kinds in these proportions."""
     things = asker.album.collage(generator)
-    asked = questions(asker, things, WEIGHTS, generator) + [asker.open(things, generator) for _ in range(OPEN)]
+    asked = questions(asker, things, weights, generator) + [asker.open(things, generator, weights) for _ in range(OPEN)]
     image, owner = asker.album.drawn(things, generator)
     named = [(asker.meta[t.index], t.colour) for t in things]
     return Row(things, image, owner, [[p.style, dye] for p, dye in named], asked)
@@ -203,7 +203,11 @@ def answer_loss(
     """Cross-entropy of the answers' tokens: the mean over yes and no, and some of that over the open answers."""
     packed = pack(reader, asked)
     counted = packed.wanted != -100
-    logits = packed_logits(model, reader, features, packed, counted)
+    return token_loss(packed_logits(model, reader, features, packed, counted), packed, counted)
+
+
+def token_loss(logits: Tensor, packed: Packed, counted: Tensor) -> Tensor:
+    """The same of the logits of the tokens that are counted."""
     losses = F.cross_entropy(logits, packed.wanted[counted].to(logits.device), reduction="none")
     is_open = packed.is_open[counted].to(logits.device)
     return losses[~is_open].mean() + OPEN_WEIGHT * losses[is_open].mean()
@@ -228,14 +232,15 @@ def naming_loss(model: LlavaForConditionalGeneration, reader: Reader, features: 
     return -logits[places, targets].mean()
 
 
-def export(work: Path, model: Path) -> None:
-    """Put the model and its processor beside `model`, in half precision, with the words of what it learnt alone.
+def export(work: Path, model: Path, stage: str = "vlm") -> None:
+    """Put the model of a stage and its processor beside `model`, in half precision, with the words of what it learnt.
 
     Whoever asks it for anything else is told that it does not know the words.
     """
-    source, beside = work / "vlm" / "model", model.with_name("vlm")
-    figures = json.loads((work / "vlm" / "accuracies.json").read_text(encoding="utf-8"))
-    learnt = [kind for kind in KINDS if min(of_kind[kind] for of_kind in figures.values()) >= LEARNT]
+    source, beside = work / stage / "model", model.with_name(stage)
+    figures = json.loads((work / stage / "accuracies.json").read_text(encoding="utf-8"))
+    shares = {kind: [of_kind[kind] for of_kind in figures.values() if kind in of_kind] for kind in WORDS}
+    learnt = [kind for kind, found in shares.items() if found and min(found) >= LEARNT]
     before = LlavaProcessor.from_pretrained(source).tokenizer
     processor = make_processor(all_words(learnt))
     made = with_words_of(source, before.convert_tokens_to_ids(words_by_number(processor)), processor)
@@ -256,21 +261,25 @@ def with_words_of(source: Path, kept: list[int], processor: LlavaProcessor) -> L
     """The model in `source` with these rows of its words, which are those of `processor`."""
     state = LlavaForConditionalGeneration.from_pretrained(source, dtype=torch.float32).state_dict()
     rows = state["model.language_model.embed_tokens.weight"][kept]
-    made = empty(processor, LlavaForConditionalGeneration.config_class.from_pretrained(source).vision_config)
+    config = LlavaForConditionalGeneration.config_class.from_pretrained(source)
+    made = empty(processor, config.vision_config, config.text_config.num_hidden_layers)
     made.load_state_dict({**state, "model.language_model.embed_tokens.weight": rows, "lm_head.weight": rows})
     return made.eval()
 
 
 @torch.no_grad()
 def accuracies(
-    model: LlavaForConditionalGeneration, reader: Reader, askers: Mapping[str, Asker]
+    model: LlavaForConditionalGeneration,
+    reader: Reader,
+    askers: Mapping[str, Asker],
+    kinds: Iterable[str] = tuple(KINDS),
 ) -> dict[str, dict[str, float]]:
     """For each set of pictures the share of right answers by kind of question, as many to yes as to no."""
     yes, no = reader.processor.tokenizer.convert_tokens_to_ids(["yes", "no"])
     found: dict[str, dict[str, float]] = {}
     for name, asker in askers.items():
         found[name] = {}
-        for kind in KINDS:
+        for kind in kinds:
             asked, images = test_questions(asker, kind, torch.Generator().manual_seed(SEED + 1))
             if not asked:
                 continue
