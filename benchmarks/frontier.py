@@ -30,6 +30,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from diffusers.utils import logging as diffusers_logging
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tables import markdown, publish
@@ -47,6 +48,7 @@ CELLS = ROOT / "docs" / "measurements" / "frontier" / "cells.jsonl"
 IMAGE = ROOT / "docs" / "images" / "frontier.png"
 SEEDS = (0, 1, 2, 3, 4)
 RISES = (0.03, 0.06, 0.09)  # of the trained reward on held-out prompts, kB; the base model has -1.5
+DRAWN = tuple(n / 100 for n in range(1, 13))
 SCALES = (0.25, 0.5, 0.75)
 NONE, INTERPOLATION = "none", "interpolation"
 RECIPE: dict[str, Any] = {
@@ -227,7 +229,7 @@ def table(cells: Sequence[Cell]) -> str:
     heads = ["remedy", "seeds", "seconds", "reward gained"]
     heads += [f"{name} at +{rise:g}" for rise in RISES for name in ("judge", "diversity")]
     rows = []
-    without = {cell.seed: cell for cell in cells if cell.remedy == NONE}
+    without = of_seeds(cells)
     for remedy in [NONE, INTERPOLATION, *(name for name in REMEDIES if name != NONE)]:
         of_remedy = [cell for cell in cells if cell.remedy == remedy]
         if not of_remedy:
@@ -237,18 +239,27 @@ def table(cells: Sequence[Cell]) -> str:
         for rise in RISES:
             reached = {cell.seed: (cell.points[0], found) for cell in of_remedy if (found := cell.at_rise(rise))}
             judge = with_error([found.judge - base.judge for base, found in reached.values()])
-            saved = [
-                found.judge - bare.judge
-                for seed, (_, found) in reached.items()
-                if seed in without and (bare := without[seed].at_rise(rise))
-            ]
-            if saved and remedy != NONE:
-                judge += f" ({with_error(saved)})"
+            if remedy != NONE and (kept := saved(of_remedy, without, rise, "judge")):
+                judge += f" ({with_error(kept)})"
             if len(reached) < len(of_remedy):
                 judge += f"; {len(reached)} of {len(of_remedy)}"
             row += [judge, with_error([f.diversity / b.diversity - 1 for b, f in reached.values()], percent=True)]
         rows.append(row)
     return markdown(heads, rows)
+
+
+def of_seeds(cells: Sequence[Cell]) -> dict[int, Cell]:
+    """Seed -> its cell without a remedy."""
+    return {cell.seed: cell for cell in cells if cell.remedy == NONE}
+
+
+def saved(of_remedy: Sequence[Cell], without: Mapping[int, Cell], rise: float, name: str) -> list[float]:
+    """By how much a measure is above that without a remedy, for each seed that reached the rise in both."""
+    return [
+        getattr(found, name) - getattr(bare, name)
+        for cell in of_remedy
+        if cell.seed in without and (found := cell.at_rise(rise)) and (bare := without[cell.seed].at_rise(rise))
+    ]
 
 
 def with_error(values: Sequence[float], *, percent: bool = False) -> str:
@@ -257,33 +268,31 @@ def with_error(values: Sequence[float], *, percent: bool = False) -> str:
         return "not reached"
     shape = "{:+.1%}" if percent else "{:+.3f}"
     mean = shape.format(fmean(values))
-    return mean if len(values) < 2 else f"{mean} ± {shape.format(stdev(values) / len(values) ** 0.5)[1:]}"
+    return mean if len(values) < 2 else f"{mean} ± {shape.format(error(values))[1:]}"
+
+
+def error(values: Sequence[float]) -> float:
+    """The standard error of a mean; 0 of one value."""
+    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
 def draw(cells: Sequence[Cell], file: Path) -> None:
-    """Judge and diversity over the trained reward, a line for each remedy, the mean over its seeds."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    """By how much judge and diversity are above those without a remedy, over the rise of the trained reward."""
+    figure = Figure(figsize=(12, 5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2)
-    by_remedy: Mapping[str, list[Cell]] = {
-        remedy: [cell for cell in cells if cell.remedy == remedy] for remedy in dict.fromkeys(c.remedy for c in cells)
-    }
-    for place, (remedy, of_remedy) in enumerate(by_remedy.items()):
-        points = list(zip(*(cell.points for cell in of_remedy), strict=True))
-        gained = [fmean(p.trained - c.points[0].trained for p, c in zip(at, of_remedy, strict=True)) for at in points]
-        for axis, name in zip(axes, ("judge", "diversity"), strict=True):
-            changes = [
-                [
-                    getattr(point, name) - getattr(cell.points[0], name)
-                    for point, cell in zip(at, of_remedy, strict=True)
-                ]
-                for at in points
-            ]
-            errors = [stdev(of) / len(of) ** 0.5 if len(of) > 1 else 0.0 for of in changes]
-            axis.errorbar(gained, [fmean(of) for of in changes], errors, marker=".", label=remedy, color=f"C{place}")
-            axis.set_xlabel(f"gain of {TRAINED}, the trained reward")
-            axis.set_ylabel(f"change of {JUDGE if name == 'judge' else name}")
-    axes[0].legend(fontsize=8)
+    without = of_seeds(cells)
+    by_remedy = {cell.remedy: [c for c in cells if c.remedy == cell.remedy] for cell in cells if cell.remedy != NONE}
+    for axis, name in zip(figure.subplots(1, 2), ("judge", "diversity"), strict=True):
+        for place, (remedy, of_remedy) in enumerate(by_remedy.items()):
+            # Shifted, so that error bars do not hide one another; only where all seeds have come.
+            found = {rise + 2e-4 * place: saved(of_remedy, without, rise, name) for rise in DRAWN}
+            found = {rise: values for rise, values in found.items() if len(values) == len(of_remedy)}
+            style = {"marker": ".", "label": remedy, "color": colormaps["tab20"](2 * place % 20 + place // 10)}
+            axis.errorbar(list(found), [fmean(v) for v in found.values()], [error(v) for v in found.values()], **style)
+        axis.axhline(0, color="black", linewidth=1, label=NONE)
+        axis.set_xlabel(f"rise of {TRAINED}, the trained reward")
+        axis.set_ylabel(f"{JUDGE if name == 'judge' else name} above that without a remedy")
+    figure.axes[0].legend(fontsize=8)
     figure.savefig(file, dpi=100)
 
 
