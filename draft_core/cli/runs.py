@@ -127,7 +127,8 @@ def mix(
     Of rewards, or of seeds: the mean of several runs of one recipe is often better than each of them.
 
     With --scales, of one run without a weight: its LoRA at the scale that is best on what the run holds out. That is
-    the one with the highest trained reward at which nothing fell beyond chance.
+    the one with the highest trained reward at which nothing fell beyond chance, or, where something falls at each, at
+    which nothing fell so far as a collapse.
 
     Example: draft mix runs/jpeg:0.6 runs/aesthetic:0.4 --output runs/mixed
 
@@ -136,6 +137,8 @@ def mix(
     from draft_core.adapters.mixing import mix_loras, require_new_folder
 
     require_new_folder(output)
+    if scales is not None and not output.exists():
+        require_file(output)  # before images are drawn
     weighed = [_weighed(source) for source in sources] if scales is None else [_best_of(sources, scales)]
     with writing(output):
         mixed = mix_loras(weighed, output, rank=rank)
@@ -220,6 +223,7 @@ def _best_of(sources: Sequence[str], scales: str) -> tuple[Path, float]:
     run, wanted = Path(sources[0]), [number(text, where=f"--scales {scales}") for text in scales.split(",")]
 
     from draft_core.adapters.files import lora_files
+    from draft_core.evaluation.collapse import FEW_PROMPTS, extent, too_few
     from draft_core.library.scales import judge_scales
 
     lora_files(run)  # refuses a run that trained something else
@@ -231,15 +235,21 @@ def _best_of(sources: Sequence[str], scales: str) -> tuple[Path, float]:
     for name in means[0]:
         table.add_row(name, *(f"{of_scale[name]:.4g}" for of_scale in means))
     out.print(table)
+    prompts = judged.records[0.0].prompts
     for scale in list(judged.records)[1:]:
-        for fall in judged.verdict(scale).fell:
-            out.print(f"scale {scale:g}: beyond chance, {fall}", highlight=False, soft_wrap=True)
+        verdict = judged.verdict(scale)
+        for said in (*(f"{extent(prompts)}, {fall}" for fall in verdict.fell), *verdict.unjudged):
+            out.print(f"scale {scale:g}: {said}", highlight=False, soft_wrap=True)
+    if prompts < FEW_PROMPTS:
+        out.print(too_few(prompts), highlight=False, soft_wrap=True)
     if not judged.best:
         raise DraftError(
-            "at every scale something is lost that the run holds out",
+            "at no scale is the trained reward above the base model's without a loss of what the run holds out",
             where=str(run),
-            next="give smaller scales, or keep the base model",
+            next="give other scales, or keep the base model",
         )
+    if not judged.whole:
+        out.print("at each scale something fell, and nothing so far as a collapse at the best", soft_wrap=True)
     out.print(
         f"the best is {judged.best:g}; chosen on these images, it looks a little better on them than on others",
         highlight=False,

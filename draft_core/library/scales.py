@@ -40,14 +40,19 @@ class JudgedScales:
         return self.rule.verdict(self.records[0.0], self.records[scale])
 
     @property
+    def whole(self) -> list[float]:
+        """The scales beside 0 at which nothing fell beyond chance."""
+        return [scale for scale in self.records if scale and not self.verdict(scale).fell]
+
+    @property
     def best(self) -> float:
-        """The scale with the highest trained reward at which nothing fell beyond chance; 0 where there is none.
+        """The scale with the highest trained reward at which nothing fell beyond chance; 0 where none is above it.
 
         Where something falls at every scale, of those at which nothing is lost, which is more than to fall.
         """
         scales = {id(record): scale for scale, record in self.records.items()}
         base, *others = self.records.values()
-        whole = [record for record in others if not self.rule.verdict(base, record).fell]
+        whole = [self.records[scale] for scale in self.whole]
         return scales[id(self.rule.best([base, *(whole or others)]))]
 
 
@@ -63,7 +68,7 @@ def judge_scales(
     Raises:
         CheckpointError: if it is no finished run.
         RecipeError, PluginError: if its recipe no longer holds.
-        DraftError: if there are no scales, or the recipe now evaluates other prompts or seeds than the run did.
+        DraftError: if there are no scales, or the recipe now evaluates other prompts than the run did.
     """
     catalog = catalog if catalog is not None else load_catalog()
     wanted = list(dict.fromkeys([0.0, *(float(scale) for scale in scales)]))
@@ -72,7 +77,7 @@ def judge_scales(
     if len(wanted) < 2:
         raise DraftError("there are none beside 0", where="scales", next="give some, such as 0.25,0.5,0.75,1")
     record = read_run(run)
-    recipe = load_recipe(run / RECIPE, catalog=catalog)
+    recipe = load_recipe(run / RECIPE, ["model.decoder="], catalog=catalog)  # of the training alone
     settings, prompts = resolve_evaluation(recipe, catalog)
     seeds = record.facts.seeds
     if [str(prompt) for prompt in prompts] != list(record.facts.prompts):
@@ -82,6 +87,7 @@ def judge_scales(
             next="put the list back as it was, or train again",
         )
     rewards = build_objective([*recipe.rewards, *recipe.metrics], catalog)
+    divisors = next((row.divisors for row in record.evaluations if row.divisors), {})
     found: dict[float, EvalRecord] = {}
     base: Evaluation | None = None
     with drawing(
@@ -100,7 +106,7 @@ def judge_scales(
                     progress=_stage(f"scale {scale:g}", progress),
                 )
             base = base or seen
-            found[scale] = eval_record(seen, base, 0)
+            found[scale] = eval_record(seen, base, 0, divisors=divisors if scale else {})
     return JudgedScales(CollapseRule(record.facts.rewards, settings.tolerance, caps=record.facts.caps), found)
 
 

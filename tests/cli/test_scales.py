@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,14 @@ def test_the_best_scale_has_the_highest_reward_of_those_that_cost_nothing(
     assert JudgedScales(RULE, records).best == best
 
 
+def test_rewards_are_added_up_as_training_divided_them() -> None:
+    rule = CollapseRule({"trained": 1.0, "held": 1.0}, tolerance=2.0)
+    records = {0.0: seen(0.0, 5.0), 0.5: seen(0.4, 5.3), 1.0: seen(0.3, 5.5)}
+    assert JudgedScales(rule, records).best == 1.0
+    divided = {scale: replace(it, divisors={"trained": 0.1, "held": 1.0}) for scale, it in records.items() if scale}
+    assert JudgedScales(rule, {0.0: records[0.0], **divided}).best == 0.5
+
+
 def test_scales_are_judged_as_the_run_was_and_the_best_is_mixed(
     draft: Any, catalog: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +64,7 @@ def test_scales_are_judged_as_the_run_was_and_the_best_is_mixed(
     code, text = draft("mix", "run", "--scales", "1", "--output", "best")
     assert (code, (tmp_path / "best" / "pytorch_lora_weights.safetensors").is_file()) == (0, True), text
     assert "the best is 1;" in text
+    assert "2 prompts are too few to tell a change from chance" in text
     recipe = tmp_path / "run" / "recipe.yaml"
     recipe.write_text(recipe.read_text(encoding="utf-8").replace("count: 2", "count: 1"), encoding="utf-8")
     with pytest.raises(DraftError, match="its recipe names other held-out prompts"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -10,6 +12,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from draft_core import DifferentiableSampler, DraftK, Objective, evaluate
 from draft_core.adapters.lora import trainable
@@ -161,6 +164,11 @@ def fields(folder: Path, output: Path, **more: Any) -> dict[str, Any]:
     return {**GOOD, "model": model, "train": {"steps": 1, "batch_size": 1}, "output": str(output), **more}
 
 
+def digest_of_decoder(recipe: Any, catalog: Catalog) -> tuple[str, ...]:
+    lists = resolve_recipe(recipe, catalog, versions={}, processes=1).prompt_lists
+    return tuple(lists["model.decoder (digest)"])
+
+
 def test_a_run_says_what_it_saw_and_knows_the_weights_again(folder: Path, catalog: Catalog, tmp_path: Path) -> None:
     recipe = load_recipe(fields(folder, tmp_path / "run"), catalog=catalog)
     sampler = build_sampler(recipe.model, catalog=catalog)
@@ -173,9 +181,11 @@ def test_a_run_says_what_it_saw_and_knows_the_weights_again(folder: Path, catalo
             decoder = diffusers.AutoencoderTiny.from_pretrained(folder)
             next(iter(decoder.decoder.parameters())).add_(shift)
             decoder.save_pretrained(folder)
-        lists = resolve_recipe(recipe, catalog, versions={}, processes=1).prompt_lists
-        digests += lists["model.decoder (digest)"]
-    assert len(set(digests)) == 2
+        digests.append(digest_of_decoder(recipe, catalog))
+    decoder.register_to_config(scaling_factor=3.0)
+    decoder.save_config(folder)
+    digests.append(digest_of_decoder(recipe, catalog))
+    assert len(set(digests)) == 3
 
 
 @pytest.mark.parametrize(
@@ -203,7 +213,20 @@ def test_a_wrong_decoder_is_refused_before_the_model_is_loaded(
     monkeypatch.setattr("draft_core.runs.build.load_pipeline", loaded)
     tiny_pipe().vae.save_pretrained(tmp_path / "full")
     tiny(tiny_pipe().vae, latent_channels=16).save_pretrained(tmp_path / "wide")
-    for name, words in (("full", "is AutoencoderKL"), ("wide", "16 channels of latents")):
+    weights = load_file(folder / "diffusion_pytorch_model.safetensors")
+    last = max(name for name in weights if name.startswith("decoder"))
+    for name, spoilt in (
+        ("part", {k: w for k, w in weights.items() if k != last}),
+        ("nan", {**weights, last: weights[last] * math.nan}),
+    ):
+        shutil.copytree(folder, tmp_path / name)
+        save_file(spoilt, tmp_path / name / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    for name, words in (
+        ("full", "is AutoencoderKL"),
+        ("wide", "16 channels of latents"),
+        ("part", f"lack 1 tensors, first {last}"),
+        ("nan", "are not finite in torch.float32"),
+    ):
         model = load_recipe(fields(tmp_path / name, tmp_path / "run"), catalog=catalog).model
         with pytest.raises(DraftError, match=words):
             build_sampler(model, catalog=catalog)

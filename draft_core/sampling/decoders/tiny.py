@@ -74,14 +74,21 @@ def load_tiny_decoder(location: str, *, dtype: torch.dtype, of: str | None = Non
                 raise _refusal(f"{location} is {name}", "give an AutoencoderTiny, such as madebyollin/taesd")
             if of is not None:
                 _check_against_files(of, config)
-            vae = AutoencoderTiny.from_pretrained(location, use_safetensors=True)
+            vae, found = AutoencoderTiny.from_pretrained(
+                location, use_safetensors=True, torch_dtype=dtype, output_loading_info=True
+            )
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, SafetensorError) as error:
         raise DraftError(
             f"{location} cannot be loaded ({first_line(error)})",
             where=FIELD,
             next="give a folder or a hub name of an AutoencoderTiny in diffusers' format, with safetensors weights",
         ) from error
-    return vae.to(dtype).requires_grad_(False).eval()
+    if lacking := found["missing_keys"]:
+        raise _refusal(f"the weights of {location} lack {len(lacking)} tensors, first {lacking[0]}", "copy it again")
+    if not all(weight.isfinite().all() for weight in vae.parameters()):
+        raise _refusal(f"the weights of {location} are not finite in {dtype}", "copy it again, or use float32")
+    frozen: AutoencoderTiny = vae.requires_grad_(False).eval()
+    return frozen
 
 
 def check_tiny_decoder(pipe: Any, vae: Any) -> None:

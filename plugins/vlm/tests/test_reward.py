@@ -218,6 +218,8 @@ def test_a_count_of_frames_that_nothing_would_use_is_refused(tmp_path: Path) -> 
         reward(questions=[SHARP], frames="each", frame_count=3)
     with pytest.raises(DraftError, match="frame_count: it is to be shown 3 frames of videos that have 2; choose fewer"):
         reward(questions=[SHARP], frame_count=3)(images(4).unflatten(0, (2, 2)), PROMPTS)
+    with pytest.raises(DraftError, match="frame_count: the model makes images, which have no frames to choose from"):
+        reward(questions=[SHARP], frame_count=3)(images(2), PROMPTS)
     model, processor = tiny("smolvlm", seed=3)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)

@@ -77,6 +77,12 @@ class VlmReward(FrozenModule):
         return self._gathered([[next(rows) for _ in questions] for questions in asked], asked)
 
     def _checked(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        if images.ndim == 4 and self.frame_count is not None:
+            raise DraftError(
+                "the model makes images, which have no frames to choose from",
+                where=f"{self.where}, frame_count",
+                next="leave it out",
+            )
         if images.ndim != 5 or self.takes == "image":
             return checked_images(images, prompts, where=self.where)
         frames = images.shape[1]
@@ -90,7 +96,7 @@ class VlmReward(FrozenModule):
             raise DraftError(
                 f"it is to be shown {count} frames of videos that have {total}",
                 where=f"{self.where}, frame_count",
-                next="choose fewer, raise train.frames.count, or leave it out",
+                next="choose fewer, or leave it out; under train.frames raise its count",
             )
         return [total // 2] if count == 1 else [round(i * (total - 1) / (count - 1)) for i in range(count)]
 
