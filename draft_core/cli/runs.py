@@ -136,9 +136,10 @@ def mix(
     """
     from draft_core.adapters.mixing import mix_loras, require_new_folder
 
-    require_new_folder(output)
-    if scales is not None and not output.exists():
-        require_file(output)  # before images are drawn
+    with writing(output):
+        require_new_folder(output)
+        if scales is not None and not output.exists():
+            require_file(output)  # before images are drawn
     weighed = [_weighed(source) for source in sources] if scales is None else [_best_of(sources, scales)]
     with writing(output):
         mixed = mix_loras(weighed, output, rank=rank)
