@@ -188,7 +188,7 @@ def activations(pipe: Any, objective: Objective, settings: Settings, call: Mappi
         **call,
     )
     if sampler.decoder is not None:
-        sampler.decoder.shift, sampler.decoder.scale = 0.0, 1.0  # finding them takes numbers
+        sampler.decoder.assume(shift=0.0, scale=1.0)
     sampler.traits = CallTraits(
         settings.k
     )  # these schedulers take one step each; counting them is one more denoiser call

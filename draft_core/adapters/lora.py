@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from diffusers.utils import recurse_remove_peft_layers
 from peft import LoraConfig, inject_adapter_in_model
 from peft.helpers import rescale_adapter_scale
@@ -23,6 +22,8 @@ from draft_core.sampling.pipelines import find_denoisers, networks
 
 ADAPTER = "default"
 
+# Calls its projections by the name of their argument. Not imported: that takes seconds, and most pipelines do without.
+CALLED_BY_NAME = "AnimateDiffTransformer3D"
 # The projections of every attention block in diffusers' UNets and transformers.
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -71,7 +72,7 @@ def add_lora(
 def _require_callable(denoiser: torch.nn.Module) -> None:
     """Refuses a LoRA on what diffusers calls as `layer(input=...)`; peft's layers take `x`."""
     for name, block in denoiser.named_modules():
-        if isinstance(block, AnimateDiffTransformer3D):
+        if type(block).__name__ == CALLED_BY_NAME:
             for ending in ("proj_in", "proj_out"):
                 if isinstance(getattr(block, ending), LoraLayer):
                     raise RecipeError(

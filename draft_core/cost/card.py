@@ -185,7 +185,7 @@ def _activations(pipe: Any, update: Update) -> int:
     )
     sampler.traits = CallTraits(steps)  # counting the steps takes numbers
     if sampler.decoder is not None:
-        sampler.decoder.shift, sampler.decoder.scale = 0.0, 1.0  # any: so does finding them
+        sampler.decoder.assume(shift=0.0, scale=1.0)  # any: so does finding them
     encoders: dict[str, torch.nn.Module] = {
         kind: _ImageSide(build_network(REWARD_ENCODERS[kind][0], getattr(torch, dtype)))
         for kind, dtype in update.rewards.items()

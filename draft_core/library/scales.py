@@ -7,7 +7,7 @@ between those of two models).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from draft_core.recipe.resolve import resolve_evaluation
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.reporting.run_record import RECIPE, read_run
 from draft_core.runs.build import build_objective
-from draft_core.runs.progress import Progress, silent
+from draft_core.runs.progress import Progress, image_stage, silent
 from draft_core.runs.sample import drawing
 
 
@@ -78,8 +78,7 @@ def judge_scales(
         raise DraftError("there are none beside 0", where="scales", next="give some, such as 0.25,0.5,0.75,1")
     record = read_run(run)
     recipe = load_recipe(run / RECIPE, ["model.decoder="], catalog=catalog)  # of the training alone
-    settings, prompts = resolve_evaluation(recipe, catalog)
-    seeds = record.facts.seeds
+    _, prompts = resolve_evaluation(recipe, catalog)
     if [str(prompt) for prompt in prompts] != list(record.facts.prompts):
         raise DraftError(
             "its recipe names other held-out prompts than it was evaluated on",
@@ -100,15 +99,11 @@ def judge_scales(
                     drawn.sampler,
                     rewards,
                     prompts,
-                    seeds,
+                    record.facts.seeds,
                     batch_size=recipe.train.batch_size,
                     autocast=drawn.autocast,
-                    progress=_stage(f"scale {scale:g}", progress),
+                    progress=image_stage(f"scale {scale:g}", progress),
                 )
             base = base or seen
             found[scale] = eval_record(seen, base, 0, divisors=divisors if scale else {})
-    return JudgedScales(CollapseRule(record.facts.rewards, settings.tolerance, caps=record.facts.caps), found)
-
-
-def _stage(name: str, progress: Progress) -> Callable[[int, int], None]:
-    return lambda done, total: progress(name, done, total, "images")
+    return JudgedScales(record.rule, found)

@@ -205,7 +205,7 @@ class ResolvedRecipe:
         if (users := self.recipe.model.users) is not None:
             files["model.users.file (digest)"] = [digest_of(users.file)]
         if (decoder := self.recipe.model.decoder) is not None and (folder := _folder_at(decoder)):
-            read = [*folder.glob("*.safetensors"), *folder.glob("config.json")]
+            read = [*folder.glob("*.safetensors"), *folder.glob(DECODER_CONFIG)]
             files["model.decoder (digest)"] = [digest_of(file) for file in sorted(read)]
         return {"prompts": list(trained), **columns, "evaluation.prompts": list(held_out), **evaluated, **files}
 

@@ -13,7 +13,7 @@ from draft_core.reporting.image_grid import watchable
 from draft_core.reporting.run_record import EVALUATIONS, append_row, load_images, save_images, save_videos, scale_name
 from draft_core.rewards.objective import Objective
 from draft_core.runs.folder import RunFolder
-from draft_core.runs.progress import Progress
+from draft_core.runs.progress import Progress, image_stage
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.trainer import Trainer
 
@@ -84,7 +84,7 @@ class Evaluator:
             seeds,
             batch_size=self.trainer.settings.batch_size,
             autocast=self.trainer.autocast,
-            progress=lambda done, total: self.progress(stage, done, total, "images"),
+            progress=image_stage(stage, self.progress),
             share=(processes.rank, processes.world_size),
             gather=processes.gather,
             watch=watchable,

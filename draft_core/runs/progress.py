@@ -12,6 +12,11 @@ def silent(stage: str, done: int, total: int, note: str) -> None:
     """Says nothing."""
 
 
+def image_stage(stage: str, progress: Progress) -> Callable[[int, int], None]:
+    """What `evaluate` tells of its images, as a stage of `progress`."""
+    return lambda done, total: progress(stage, done, total, "images")
+
+
 def both(progress: Progress, other: Callable[[str, int, int], None]) -> Progress:
     """Tells two of it, the second without the note."""
 

@@ -31,7 +31,7 @@ from draft_core.rewards.objective import Objective
 from draft_core.runs.build import build_sampler
 from draft_core.runs.cut_prompts import cut_prompts
 from draft_core.runs.pipeline_loading import guided
-from draft_core.runs.progress import Progress, silent
+from draft_core.runs.progress import Progress, image_stage, silent
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.search.starts import images_from
 from draft_core.training.precision import AUTOCAST
@@ -103,7 +103,7 @@ def sample(
     ) as drawn:
         made = []
         for scale in scales:
-            told = _named("sample" if len(scales) == 1 else f"scale {scale:g}", progress)
+            told = image_stage("sample" if len(scales) == 1 else f"scale {scale:g}", progress)
             how: dict[str, Any] = {"batch_size": images_per_prompt, "autocast": drawn.autocast, "progress": told}
             with drawn.scaled(scale):
                 if latents is None:
@@ -325,7 +325,3 @@ def _shown(settings: _Settings) -> str:
 def _autocast(mixed_precision: str, device: str) -> AbstractContextManager[Any]:
     """The precision that a run's evaluations have."""
     return torch.autocast(device, AUTOCAST[mixed_precision]) if mixed_precision in AUTOCAST else nullcontext()
-
-
-def _named(stage: str, progress: Progress) -> Callable[[int, int], None]:
-    return lambda done, total: progress(stage, done, total, "images")

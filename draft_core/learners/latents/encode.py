@@ -18,6 +18,7 @@ from draft_core.errors import SamplerError, one_line
 from draft_core.learners.latents.ending import Ending
 from draft_core.sampling import pipelines
 from draft_core.sampling.chain import PROBE_PROMPT, DryRun
+from draft_core.sampling.decoders.reached import DecoderReachedError, leave
 from draft_core.sampling.sampler import DifferentiableSampler
 
 DIGITS = 16  # of a number that tells latents apart: so few that bfloat16 tells them apart after a scale and a shift
@@ -149,18 +150,6 @@ class ImageEncoder:
         )
 
 
-class _Decoding(BaseException):
-    """Leaves the pipeline's call before its decoder; no pipeline catches it."""
-
-    def __init__(self, latents: torch.Tensor) -> None:
-        super().__init__()
-        self.latents = latents
-
-
-def _leave(decode: Any, latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    raise _Decoding(latents)
-
-
 class _Probes:
     """Runs of one image without networks, each of which ends with latents that are given.
 
@@ -183,12 +172,12 @@ class _Probes:
         run = DryRun(self.sampler, [self.sampler.columns.example or PROBE_PROMPT], self.blanks)
         if self.encoded is not None:
             run.replay_encoders(self.encoded)
-        probe = Ending(run, self.sampler.steps, end, decode=_leave)
+        probe = Ending(run, self.sampler.steps, end, decode=leave)
         try:
             run.call.run(probe)
-        except _Decoding as decoding:
+        except DecoderReachedError as reached:
             self.encoded, self.shape = run.encoded, probe.shape
-            return decoding.latents.detach().float()
+            return reached.latents.detach().float()
         raise SamplerError(
             "its call does not decode its latents by `vae.decode`",
             where=type(self.sampler.pipe).__name__,

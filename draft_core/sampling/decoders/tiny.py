@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from draft_core.errors import DraftError, SamplerError, first_line
 from draft_core.rewards.hub import hub_or_cache
 from draft_core.sampling import seams
+from draft_core.sampling.decoders.reached import DecoderReachedError, leave
 
 REPLACEABLE = (AutoencoderKL, AutoencoderTiny)  # whose latents tiny decoders are made for
 FIELD = "model.decoder"
@@ -48,6 +49,10 @@ class TinyDecoder:
         """
         if math.isnan(self.scale):
             self.shift, self.scale = _shift_and_scale(sampler)
+
+    def assume(self, *, shift: float, scale: float) -> None:
+        """Takes them as they are said to be: where tensors have no numbers, they cannot be found."""
+        self.shift, self.scale = shift, scale
 
     def decode(self, latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """As `vae.decode`: images in [-1, 1] of what the pipeline's own decoder is given, (B, C, h, w)."""
@@ -175,24 +180,12 @@ def _decoder_input(sampler: Any) -> torch.Tensor:
         return seams.mapped(lambda tensor: marks if tensor.shape == latents.shape else tensor, output)
 
     pipe = sampler.pipe
-    with seams.replaced(pipe.scheduler, "step", step), seams.replaced(pipe.vae, "decode", _leave):
+    with seams.replaced(pipe.scheduler, "step", step), seams.replaced(pipe.vae, "decode", leave):
         try:
             alone.watch()
-        except _Decoding as decoding:
-            return decoding.latents.detach().float()
+        except DecoderReachedError as reached:
+            return reached.latents.detach().float()
     raise _refusal(f"{type(pipe).__name__} does not decode its latents by `vae.decode`", "leave it out")
-
-
-class _Decoding(BaseException):
-    """Leaves the pipeline's call before its decoder; no pipeline catches it."""
-
-    def __init__(self, latents: torch.Tensor) -> None:
-        super().__init__()
-        self.latents = latents
-
-
-def _leave(decode: Any, latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    raise _Decoding(latents)
 
 
 def _factor(config: Any) -> int:
