@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torchao.quantization import Int8WeightOnlyConfig
 
 from draft_core import DifferentiableSampler, Draft
-from draft_core.adapters.files import load_lora, save_lora
+from draft_core.adapters.files import save_lora
 from draft_core.adapters.lora import add_lora, trainable
 from draft_core.cost.forecast import frozen_bytes
 from draft_core.cost.meta_device import META, build_network, like_a_gpu, quantize, without_numbers
@@ -176,10 +176,11 @@ def test_a_lora_that_was_trained_over_it_loads_in_plain_diffusers(
     pipe.load_lora_weights(tmp_path / "lora")
     images = drawn_by(pipe)
     torch.testing.assert_close(drawn(sampler), images, rtol=0, atol=1e-5)
-    assert (images - before).abs().max() > 1e-2
-    other = plain(flux)  # not quantised
-    load_lora(other, tmp_path / "lora")
-    assert (drawn_by(other) - images).abs().mean() < (before - images).abs().mean()
+    assert (images - before).abs().max() > 1e-3
+    whole = plain(flux)
+    before = drawn_by(whole)
+    whole.load_lora_weights(tmp_path / "lora")
+    assert (drawn_by(whole) - before).abs().max() > 1e-3, "it is for the model that is not quantised, too"
 
 
 def test_a_run_says_it_and_goes_on_exactly(catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +231,10 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 REFUSED = {
-    "missing": ({"quantization": "int8"}, "int8 needs torchao, which is not installed; `pip install draft-core"),
+    "missing": (
+        {"quantization": "int8"},
+        "int8 needs torchao, which is not installed; pip install 'draft-core[quantization]'",
+    ),
     "no gpu": ({"quantization": "nf4"}, "nf4 is not computed on cpu; use int8"),
     "unknown": ({"quantization": {"transformer": "int8"}}, "transformer is no network of this model; it has"),
     "decoder": ({"quantization": {"vae": "int8"}}, "vae is neither a denoiser nor a text encoder; it has"),

@@ -86,7 +86,7 @@ def require_libraries(kinds: Iterable[str]) -> None:
             raise RecipeError(
                 f"{kind} needs {PACKAGES[kind]}, which is not installed",
                 where=WHERE,
-                next="`pip install draft-core[quantization]`",
+                next="pip install 'draft-core[quantization]'",
             )
         if kind in NEEDS_GPU and not torch.cuda.is_available():
             raise RecipeError(
