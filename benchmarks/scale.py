@@ -161,7 +161,6 @@ CASES = (
     ("Wan 2.1 1.3B", VIDEO, VIDEO_WAYS),
     ("Wan 2.1 1.3B", LONG_VIDEO, ("blocks, sliced", "blocks, sliced, 4 frames")),
     ("Wan 2.1 14B", SHORT_VIDEO, ("blocks, sliced",)),
-    ("Wan 2.1 14B", SHORT_VIDEO, ("blocks, sliced, nf4",)),
     ("Wan 2.1 14B", VIDEO, ("blocks, sliced",)),
 )
 
