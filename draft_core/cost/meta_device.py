@@ -5,7 +5,7 @@ So a model of 14 billion parameters is built in seconds, and a pipeline's own ca
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,6 +59,8 @@ def quantize(network: Any, kind: str) -> None:
 class _Int8(torch.nn.Linear):
     """As torchao's weight-only int8: a number for each row; the backward pass keeps the weight as it is multiplied."""
 
+    scales: Tensor
+
     def __init__(self, layer: torch.nn.Linear) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=False, device=META)
         self.weight = torch.nn.Parameter(torch.empty(layer.weight.shape, dtype=torch.int8, device=META), False)
@@ -104,7 +106,7 @@ class _Dequantized(torch.autograd.Function):
         return gradient @ gradient.new_empty(ctx.shape), None, None
 
 
-QUANTIZED: Mapping[str, type[torch.nn.Linear]] = {"nf4": _Nf4, "int8": _Int8}
+QUANTIZED: Mapping[str, Callable[[torch.nn.Linear], torch.nn.Linear]] = {"nf4": _Nf4, "int8": _Int8}
 
 
 def pipeline(model: Model, dtype: torch.dtype, quantization: Mapping[str, str] | None = None) -> Any:
