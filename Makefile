@@ -15,7 +15,7 @@ PARALLEL := -n logical --maxprocesses 8
 LOWEST := tests/registry tests/recipe tests/test_plan.py --ignore=tests/registry/test_hostile_plugins.py \
   --deselect tests/recipe/test_schema.py::test_the_schema_is_that_of_the_golden_file
 
-.PHONY: help install demo check test lint docs unchanged emoji bench compare compare-rl peers lowest release clean
+.PHONY: help install demo check test lint docs unchanged emoji bench compare compare-rl peers quantization lowest release clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -71,6 +71,10 @@ compare-rl: install  ## train with and without the reward's gradient, into docs/
 
 peers: install  ## measure beside TRL's AlignProp, in an environment of its own, into docs/measurements/peers.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/peers.py
+
+quantization: install  ## install bitsandbytes and torchao, and test weights in 4 and 8 bits
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[quantization]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/runs/test_quantization.py
 
 lowest:  ## run fast tests with the lowest dependencies, in .venv-lowest
 	$(PYTHON) -m venv .venv-lowest

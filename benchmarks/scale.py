@@ -34,9 +34,19 @@ from torch import Tensor
 
 from draft_core import DifferentiableSampler, Draft, Objective
 from draft_core.adapters.lora import ATTENTION, add_lora, trainable
-from draft_core.cost.meta_device import META, build_network, embeddings, like_a_gpu, pipeline, without_numbers
+from draft_core.cost.forecast import leaving_encoders
+from draft_core.cost.meta_device import (
+    META,
+    QUANTIZED,
+    build_network,
+    embeddings,
+    like_a_gpu,
+    pipeline,
+    without_numbers,
+)
 from draft_core.cost.peak_memory import MemoryMeter
 from draft_core.cost.published import MODELS, TINY_DECODERS, Model
+from draft_core.frames import FrameChoice
 from draft_core.sampling import seams
 from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.pipeline_call import Checkpointing, Decode
@@ -67,6 +77,8 @@ class Settings:
         checkpointing, decode: as in a recipe.
         size: of what is made, arguments of the pipeline's call.
         decoder: hub name of a tiny decoder that training decodes by; None for the model's own.
+        quantization: component and kind, "nf4" or "int8", of frozen weights of fewer bits.
+        frames: of a video, at even distances, that are scored; None for all.
     """
 
     batch: int = 1
@@ -75,6 +87,8 @@ class Settings:
     decode: Decode = "whole"
     size: tuple[tuple[str, int], ...] = ()
     decoder: str | None = None
+    quantization: tuple[tuple[str, str], ...] = ()
+    frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +111,22 @@ SELECTIVE = Settings(checkpointing="selective", decode="sliced")
 LEAN = Settings(checkpointing=True, decode="sliced")
 BLOCKS = Settings(checkpointing="blocks", decode="blocks")
 VIDEO_BLOCKS = Settings(checkpointing="blocks", decode="sliced")  # Wan's decoder has no blocks to recompute
-WAYS = {"selective": SELECTIVE, "true": LEAN, "blocks": BLOCKS, "blocks, sliced": VIDEO_BLOCKS}
+FRAMES = 4  # of a video
+WAYS = {
+    "selective": SELECTIVE,
+    "true": LEAN,
+    "blocks": BLOCKS,
+    "blocks, sliced": VIDEO_BLOCKS,
+    "blocks, sliced, 4 frames": replace(VIDEO_BLOCKS, frames=FRAMES),
+}
+# Beside a way: what a recipe says under `model.quantization`; the second text encoder of FLUX, and the third of SD 3.5,
+# is T5, and the only one of Wan UMT5.
+T5 = {
+    "FLUX.1-dev": "text_encoder_2",
+    "SD3.5-large": "text_encoder_3",
+    "Wan 2.1 1.3B": "text_encoder",
+    "Wan 2.1 14B": "text_encoder",
+}
 
 # One row of a table: what a recipe says under `model`, and the settings that this means.
 OPTIONS = {
@@ -124,12 +153,13 @@ VIDEO_WAYS = ("true", "blocks, sliced")
 CASES = (
     ("SDXL", SQUARE, IMAGE_WAYS),
     ("SD3.5-medium", SQUARE, IMAGE_WAYS),
-    ("SD3.5-large", SQUARE, ("blocks",)),
+    ("SD3.5-large", SQUARE, ("blocks", "blocks, nf4")),
     ("FLUX.1-dev", HALF, ("blocks",)),
     ("FLUX.1-dev", SQUARE, IMAGE_WAYS),
+    ("FLUX.1-dev", SQUARE, ("blocks, int8", "blocks, nf4")),
     ("Wan 2.1 1.3B", SHORT_VIDEO, VIDEO_WAYS),
     ("Wan 2.1 1.3B", VIDEO, VIDEO_WAYS),
-    ("Wan 2.1 1.3B", LONG_VIDEO, ("blocks, sliced",)),
+    ("Wan 2.1 1.3B", LONG_VIDEO, ("blocks, sliced", "blocks, sliced, 4 frames")),
     ("Wan 2.1 14B", SHORT_VIDEO, ("blocks, sliced",)),
     ("Wan 2.1 14B", VIDEO, ("blocks, sliced",)),
 )
@@ -185,6 +215,7 @@ def activations(pipe: Any, objective: Objective, settings: Settings, call: Mappi
         gradient_checkpointing=settings.checkpointing,
         decode=settings.decode,
         decoder=tiny,
+        frames=None if settings.frames is None else FrameChoice(settings.frames),
         **call,
     )
     if sampler.decoder is not None:
@@ -236,13 +267,12 @@ class Prediction:
 
 def predict(name: str, settings: Settings, processes: int = 1) -> Prediction:
     """For one GPU of `processes`, which hold the denoiser in common if there are several (`train.sharding: full`)."""
-    denoiser, frozen, lora, reward = weights(name)
+    denoiser, frozen, lora, reward = weights(name, settings.quantization)
     peak = measured(name, settings).peak
     whole, largest, outside = denoiser
     # While a block computes, the next one is gathered; what is in no block stays gathered through an update.
     held = whole if processes == 1 else round((whole - outside) / processes) + 2 * largest + outside
-    encoders = {part: count for part, count in frozen.items() if "encoder" in part}
-    away = set(encoders) - {staying_encoder(MODELS[name])}
+    away = leaving_encoders(frozen)  # as prompts are remembered
     on_device = {"denoiser": held, **frozen, "reward": reward}
     return Prediction(
         weights={part: count for part, count in on_device.items() if part not in away},
@@ -252,19 +282,13 @@ def predict(name: str, settings: Settings, processes: int = 1) -> Prediction:
     )
 
 
-def staying_encoder(model: Model) -> str:
-    """The text encoder that `remember_prompts` leaves on the device.
-
-    diffusers takes the device of a pipeline's first component, in the order of names, for the device of the call.
-    """
-    return min(name for name in model.networks if "encoder" in name)
-
-
 @cache
-def weights(name: str) -> tuple[tuple[int, int, int], dict[str, int], int, int]:
+def weights(
+    name: str, quantization: tuple[tuple[str, str], ...] = ()
+) -> tuple[tuple[int, int, int], dict[str, int], int, int]:
     """Bytes of the denoiser, of its largest block and of what is in no block; of the others; LoRA's numbers; reward."""
-    model = MODELS[name]
-    built = {part: build_network(network, DTYPE) for part, network in model.networks.items()}
+    model, kinds = MODELS[name], dict(quantization)
+    built = {part: build_network(network, DTYPE, kinds.get(part)) for part, network in model.networks.items()}
     denoiser, *_ = built.values()
     each = [size(block) for block in blocks(denoiser)]
     whole = size(denoiser)
@@ -282,14 +306,14 @@ def size(network: torch.nn.Module) -> int:
 def measured(name: str, settings: Settings) -> Activations:
     """What an update of the full-size model allocates beside what lies on the device for good."""
     model = MODELS[name]
-    pipe = _with_lora(model)
+    pipe = _with_lora(model, dict(settings.quantization))
     call = {**model.call, **dict(settings.size), **embeddings(model, settings.batch, DTYPE)}
     with without_numbers(pipe):
         return activations(pipe, Objective({"hpsv2": ImageSide()}), settings, call)
 
 
-def _with_lora(model: Model) -> Any:
-    pipe = pipeline(model, DTYPE)
+def _with_lora(model: Model, quantization: Mapping[str, str] | None = None) -> Any:
+    pipe = pipeline(model, DTYPE, quantization)
     with META:
         add_lora(pipe, rank=RANK, targets=ATTENTION)
     return pipe
@@ -319,16 +343,26 @@ def fits_table(only: str | None = None) -> str:
     rows = []
     for name, shape, ways in CASES:
         if only in (None, name):
-            rows += [fits_row(name, way, replace(WAYS[way], size=shape)) for way in ways]
+            rows += [fits_row(name, way, replace(settings_of(name, way), size=shape)) for way in ways]
     heads = ("model, what is made", "how", "frozen", "LoRA", "each image", "at the start")
     return markdown((*heads, *CARDS, f"{NODE} x 80 GB, sharded"), rows)
 
 
+def settings_of(name: str, way: str) -> Settings:
+    """A way of `WAYS`, and behind it the kind of quantised weights, of the denoiser and of T5."""
+    how, _, kind = way.rpartition(", ")
+    if kind not in QUANTIZED:
+        return WAYS[way]
+    return replace(WAYS[how], quantization=((next(iter(MODELS[name].networks)), kind), (T5[name], kind)))
+
+
 def fits_row(name: str, way: str, settings: Settings) -> list[str]:
-    alone, node = predict(name, settings), predict(name, settings, processes=NODE)
+    alone = predict(name, settings)
     parts = (sum(alone.weights.values()), alone.lora, alone.activations, alone.start)
     cells = [cell(alone, room) for room in CARDS.values()]
-    return [f"{name}, {shape_of(settings)}", way, *map(gib, parts), *cells, cell(node, CARDS["80 GB"])]
+    # Quantised weights are not shared out.
+    shared = "" if settings.quantization else cell(predict(name, settings, processes=NODE), CARDS["80 GB"])
+    return [f"{name}, {shape_of(settings)}", way, *map(gib, parts), *cells, shared]
 
 
 def cell(prediction: Prediction, room: float) -> str:

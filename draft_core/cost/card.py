@@ -52,6 +52,7 @@ class Update:
         checkpointing, decode, remember_prompts: as in a recipe's model.
         frames: of videos, those that are decoded and scored; None for all.
         decoder: what training decodes by in the place of the model's own decoder; None for that.
+        quantization: component -> "nf4" or "int8", for frozen weights of fewer bits.
     """
 
     model: Model
@@ -68,6 +69,7 @@ class Update:
     remember_prompts: bool = False
     frames: FrameChoice | None = None
     decoder: Network | None = None
+    quantization: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def predict(update: Update) -> Prediction:
     numbers = sum(parameter.numel() for parameter in trainable(pipe))
     dtype = getattr(torch, update.dtype)
     networks = {
-        name: frozen_bytes(getattr(pipe, name, None) or build_network(network, dtype))
+        name: frozen_bytes(getattr(pipe, name, None) or build_network(network, dtype, update.quantization.get(name)))
         for name, network in update.model.networks.items()
     }
     if update.decoder is not None:
@@ -147,14 +149,14 @@ def leaner(model: Model) -> tuple[tuple[Checkpointing, Decode], ...]:
 
 
 def _with_lora(update: Update) -> Any:
-    pipe = pipeline(update.model, getattr(torch, update.dtype))
+    pipe = pipeline(update.model, getattr(torch, update.dtype), update.quantization)
     with META:
         add_lora(pipe, rank=update.rank, targets=update.targets)
     return pipe
 
 
 def _without_leaving(weights: Mapping[str, int]) -> dict[str, int]:
-    """Without the text encoders that leave the card when prompts are remembered: all but the first by name."""
+    """Without the text encoders that leave the card when prompts are remembered."""
     gone = leaving_encoders(weights)
     return {name: count for name, count in weights.items() if name not in gone}
 

@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import diffusers
 import torch
+from packaging.version import Version
 
+from draft_core.cost.peak_memory import stored_bytes
 from draft_core.cost.probe import Probe
 from draft_core.cost.work import Calls, Seconds, Work
 from draft_core.cost.work_by_scores import ImportanceWork, PolicyGradientWork, PreferenceWork
@@ -203,12 +206,13 @@ def leaving(weights: Mapping[str, int]) -> int:
 
 
 def leaving_encoders(components: Iterable[str]) -> list[str]:
-    """Those of a pipeline's components that leave a GPU when prompts are remembered.
+    """Those of a pipeline's components that leave a GPU when prompts are remembered: its text encoders.
 
-    The first text encoder stays: diffusers takes the device of a pipeline's first component, by name, for that of its
-    call.
+    Before diffusers 0.40 the first of them stays: it takes the device of a pipeline's first component, by name, for
+    that of its call.
     """
-    return sorted(name for name in components if "text_encoder" in name)[1:]
+    staying = 0 if Version(diffusers.__version__) >= Version("0.40") else 1
+    return sorted(name for name in components if "text_encoder" in name)[staying:]
 
 
 @contextmanager
@@ -229,4 +233,4 @@ def _unchanged(sampler: DifferentiableSampler) -> Iterator[None]:
 def frozen_bytes(module: torch.nn.Module) -> int:
     """Bytes of its frozen weights and of its buffers."""
     frozen = [parameter for parameter in module.parameters() if not parameter.requires_grad]
-    return sum(tensor.nbytes for tensor in (*frozen, *module.buffers()))
+    return sum(stored_bytes(tensor) for tensor in (*frozen, *module.buffers()))

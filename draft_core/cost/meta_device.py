@@ -5,7 +5,7 @@ So a model of 14 billion parameters is built in seconds, and a pipeline's own ca
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,8 +20,12 @@ from draft_core.sampling import seams
 META = torch.device("meta")
 
 
-def build_network(network: Network, dtype: torch.dtype) -> Any:
-    """The network on the meta device, frozen, in the precision that `from_pretrained` would load it in."""
+def build_network(network: Network, dtype: torch.dtype, quantization: str | None = None) -> Any:
+    """The network on the meta device, frozen, in the precision that `from_pretrained` would load it in.
+
+    Arguments:
+        quantization: of its linear layers, "nf4" or "int8".
+    """
     is_of_diffusers = network.cls in dir(diffusers)
     cls = getattr(diffusers if is_of_diffusers else transformers, network.cls)
     with META:
@@ -31,15 +35,92 @@ def build_network(network: Network, dtype: torch.dtype) -> Any:
     for name, tensor in (*built.named_parameters(), *built.named_buffers()):
         narrow = tensor.is_floating_point() and not set(kept).intersection(name.split("."))
         tensor.data = tensor.data.to(META, dtype if narrow else None)
+    if quantization is not None:
+        quantize(built, quantization)
     return built.requires_grad_(False).eval()
 
 
-def pipeline(model: Model, dtype: torch.dtype) -> Any:
-    """The model's pipeline on the meta device, its text encoders left out: they do not take part in an update."""
+def quantize(network: Any, kind: str) -> None:
+    """Puts layers that take the memory of quantised ones in the place of those that the libraries quantise."""
+    kept = tuple(getattr(network, "_keep_in_fp32_modules", None) or ())
+    if isinstance(network, diffusers.ModelMixin):
+        stays = {name for name, _ in network.named_modules() if any(f"{part}." in f"{name}." for part in kept)}
+    else:  # transformers leaves out the last layer; for torchao it overlooks what should be kept in single precision
+        last = [name for name, _ in network.named_parameters()][-1].removesuffix(".weight")
+        named = kept if kind == "nf4" else ()
+        stays = {name for name, _ in network.named_modules() if name == last or name.endswith(named)}
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, torch.nn.Linear)}
+    for name, layer in layers.items():
+        if name not in stays:
+            owner, _, attribute = name.rpartition(".")
+            setattr(network.get_submodule(owner), attribute, QUANTIZED[kind](layer))
+
+
+class _Int8(torch.nn.Linear):
+    """As torchao's weight-only int8: a number for each row; the backward pass keeps the weight as it is multiplied."""
+
+    scales: Tensor
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features, bias=False, device=META)
+        self.weight = torch.nn.Parameter(torch.empty(layer.weight.shape, dtype=torch.int8, device=META), False)
+        self.register_buffer("scales", torch.empty(layer.out_features, device=META))
+        self.register_buffer("zero_points", torch.empty(layer.out_features, dtype=torch.int8, device=META))
+        self.bias = layer.bias
+
+    def forward(self, values: Tensor) -> Tensor:
+        """The layer's output."""
+        product = torch.mm(values.reshape(-1, values.shape[-1]), self.weight.t().to(values.dtype))
+        output = (product * self.scales.to(values.dtype)).reshape(*values.shape[:-1], -1)
+        return output if self.bias is None else output + self.bias
+
+
+class _Nf4(torch.nn.Linear):
+    """As bitsandbytes' nf4: two weights in a byte, a number for each 64; the weight is made twice and never kept."""
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features, bias=False, device=META)
+        count = layer.weight.numel()
+        packed = torch.empty((count + 1) // 2, 1, dtype=torch.uint8, device=META)
+        self.weight = torch.nn.Parameter(packed, False)
+        self.register_buffer("scales", torch.empty(-(-count // 64) + 16, device=META))  # and the table of 16 levels
+        self.bias = layer.bias
+
+    def forward(self, values: Tensor) -> Tensor:
+        """The layer's output."""
+        output: Tensor = _Dequantized.apply(values, self.out_features, self.bias)
+        return output
+
+
+class _Dequantized(torch.autograd.Function):
+    """A product with a weight that is made for it, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Any, features: Any, bias: Any) -> Any:
+        ctx.shape = features, values.shape[-1]
+        return torch.nn.functional.linear(values, values.new_empty(ctx.shape), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,) = gradients
+        return gradient @ gradient.new_empty(ctx.shape), None, None
+
+
+QUANTIZED: Mapping[str, Callable[[torch.nn.Linear], torch.nn.Linear]] = {"nf4": _Nf4, "int8": _Int8}
+
+
+def pipeline(model: Model, dtype: torch.dtype, quantization: Mapping[str, str] | None = None) -> Any:
+    """The model's pipeline on the meta device, its text encoders left out: they do not take part in an update.
+
+    Arguments:
+        quantization: component -> kind.
+    """
+    kinds = quantization or {}
     cls = getattr(diffusers, model.pipeline)
     scheduler, config = model.scheduler
     parts: dict[str, Any] = dict.fromkeys((*model.without, *(name for name in model.networks if "encoder" in name)))
-    parts |= {name: build_network(network, dtype) for name, network in model.networks.items() if "encoder" not in name}
+    drawing = {name: network for name, network in model.networks.items() if "encoder" not in name}
+    parts |= {name: build_network(network, dtype, kinds.get(name)) for name, network in drawing.items()}
     more = {
         diffusers.StableDiffusionXLPipeline: {"add_watermarker": False},
         diffusers.StableDiffusionPipeline: {"requires_safety_checker": False},

@@ -57,6 +57,8 @@ class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operation, and takes down which storages are new."""
+        if any(hasattr(kind, "__tensor_flatten__") for kind in types):
+            return NotImplemented  # a tensor made of others runs operations on those, and they come by here
         kwargs = kwargs or {}
         for storage in _storages((args, kwargs)):
             self._take_down(storage, 0)  # made before, so not ours: an output may be a view of it
@@ -77,6 +79,17 @@ class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.known[address] = weakref.ref(storage, freed)
         self.live += count
         self.peak = max(self.peak, self.live)
+
+
+def stored_bytes(tensor: torch.Tensor) -> int:
+    """Bytes that a tensor takes, those of quantised weights too, with their scales."""
+    if hasattr(tensor, "__tensor_flatten__"):  # made of others, as torchao's are
+        names, _ = tensor.__tensor_flatten__()
+        return sum(stored_bytes(getattr(tensor, name)) for name in names)
+    state = getattr(tensor, "quant_state", None)  # what bitsandbytes keeps beside a weight
+    of_state = [] if state is None else state.as_dict(packed=False).values()
+    beside = sum(stored_bytes(value) for value in of_state if isinstance(value, torch.Tensor))
+    return int(tensor.nbytes) + beside
 
 
 def _storages(value: Any) -> list[torch.UntypedStorage]:

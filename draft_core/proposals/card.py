@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from draft_core.errors import RecipeError
 from draft_core.frames import FrameChoice
+from draft_core.recipe.quantization import quantized_networks
 from draft_core.recipe.schema import RecipeBase
 from draft_core.registry.config import DirectConfig, RewardConfig
 from draft_core.registry.environments import in_environment
@@ -100,6 +101,7 @@ def update_of(recipe: RecipeBase) -> Update:
         remember_prompts=model.remember_prompts,
         frames=None if frames is None else FrameChoice(frames.count, frames.choice),
         decoder=None if model.decoder is None else TINY_DECODERS[model.decoder],
+        quantization={} if model.quantization is None else quantized_networks(model.quantization, published.networks),
     )
 
 

@@ -77,6 +77,8 @@ class ImageFile(Config):
     file: Annotated[Path, RecipePath(of="file")] = Field(description="Of the image, relative to the recipe's folder.")
 
 
+Quantization = Literal["nf4", "int8"]
+
 CallValue = Annotated[ImageFile | list[ImageFile] | Any, Field(union_mode="left_to_right")]
 
 
@@ -126,6 +128,12 @@ class ModelConfig(Config):
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Precision of the frozen weights; the LoRA is always float32."
+    )
+    quantization: Quantization | dict[str, Quantization] | None = Field(
+        None,
+        description="Fewer bits for the frozen weights of linear layers, which compute in `dtype`: `nf4`, 4 bits by "
+        "bitsandbytes on a GPU of CUDA, or `int8` by torchao. One of them is for the denoisers; networks are named by "
+        "`{transformer: nf4, text_encoder_2: int8}`.",
     )
     gradient_checkpointing: bool | Literal["selective", "blocks"] = Field(
         False,

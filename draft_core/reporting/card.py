@@ -72,7 +72,7 @@ def _usage_lines(record: RunRecord, lora: Path, base: str | None) -> Iterator[st
     if users_folder(record.folder):
         call += ", ip_adapter_image_embeds=users"
     yield "import torch"
-    if base is None:
+    if base is None or "quantization" in source:
         more = "".join(f", {name}={value!r}" for name, value in source.items() if name != "revision")
         yield "from draft_core import load_pipeline"
         load = f"load_pipeline({facts.model!r}, dtype={facts.dtype!r}{more})  # a plain diffusers pipeline"

@@ -69,8 +69,8 @@ class Facts:
         dtype: of the frozen weights, by torch's name.
         output: what the pipeline's call returns: "images" or "frames".
         caps: name -> score above which a trained reward counts no more.
-        source: how the model was loaded beside its location: "pipeline", "config" and "variant", where they were said,
-            and the "revision" that an alias names.
+        source: how the model was loaded beside its location: "pipeline", "config", "variant" and "quantization", where
+            they were said, and the "revision" that an alias names.
         scheduler: "name" and "settings" of the scheduler, where it was not the pipeline's own.
         columns: argument of the call with a value for every prompt -> that of the first prompt, an image as in `call`.
         trained_on: name of the file that was trained on in the place of rewards, which then judge alone; empty if none.
@@ -96,7 +96,7 @@ class Facts:
     dtype: str = "float32"
     output: str = "images"
     caps: Mapping[str, float] = field(default_factory=dict)
-    source: Mapping[str, str] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     drawn_otherwise: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)

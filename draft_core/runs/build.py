@@ -29,6 +29,8 @@ from draft_core.registry.validation.messages import validate
 from draft_core.reward_process.making import check_device, made_by_plugin, made_reward
 from draft_core.rewards.columns import CallColumns
 from draft_core.rewards.objective import Objective, Rewards, as_objective
+from draft_core.runs.loading.classes import set_scheduler
+from draft_core.runs.loading.quantization import check_machine
 from draft_core.runs.pipeline_loading import (
     LOADING,
     check_files,
@@ -36,7 +38,6 @@ from draft_core.runs.pipeline_loading import (
     guided,
     load_pipeline,
     read_images,
-    set_scheduler,
     tile_decode,
     with_tuples,
 )
@@ -172,6 +173,7 @@ def build_sampler(model: ModelConfig, *, catalog: Catalog, example: str = "") ->
         pipeline=model.pipeline,
         config=model.config,
         variant=model.variant,
+        quantization=model.quantization,
         catalog=catalog,
     )
     if model.scheduler is not None:
@@ -340,6 +342,7 @@ def _check_machine(recipe: RecipeBase) -> None:
             next="leave it out, or leave out model.users",
         )
     processes = Processes(cpu=recipe.device == "cpu")
+    check_machine(recipe.model.quantization, processes.device, is_sharded=recipe.train.sharding == "full")
     autocast(processes.device, recipe.train.mixed_precision)  # refuses what the device cannot do
     moving = [reward.kind for reward in recipe.rewards if isinstance(reward.cap, QuantileCap)]
     check_images(recipe.train, images_per_prompt(recipe.model.call), processes.world_size, moving)

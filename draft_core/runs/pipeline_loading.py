@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
-import json
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,7 +12,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, ModularPipeline, SchedulerMixin
+from diffusers import DiffusionPipeline, ModularPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from packaging.version import Version
 from safetensors import SafetensorError
@@ -26,11 +24,13 @@ from draft_core.errors import DraftError, RecipeError, first_line
 from draft_core.prompt_rows import type_of_argument
 from draft_core.recipe.columns import images_of, readers
 from draft_core.recipe.resolve import is_single_file, locate_pretrained, resolve_evaluation
-from draft_core.recipe.schema import ImageFile, LoraConfig, ModelConfig, RecipeBase, SchedulerConfig
+from draft_core.recipe.schema import ImageFile, LoraConfig, ModelConfig, RecipeBase
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.rewards.columns import check_images_of
 from draft_core.rewards.hub import hub_or_cache
 from draft_core.rewards.images import read_image, to_pil
+from draft_core.runs.loading.classes import class_named_in, pipeline_class, scheduler_class
+from draft_core.runs.loading.quantization import check_quantization, pipeline_config
 from draft_core.sampling import pipelines
 from draft_core.sampling.pipelines import IMAGE_FILTERS
 
@@ -48,6 +48,7 @@ def load_pipeline(
     pipeline: str | None = None,
     config: str | None = None,
     variant: str | None = None,
+    quantization: str | Mapping[str, str] | None = None,
     catalog: Catalog | None = None,
 ) -> Any:
     """The diffusers pipeline of an alias, a folder, a hub name or a file, without what would cut the gradient.
@@ -59,16 +60,18 @@ def load_pipeline(
         config: of a single file: a folder in diffusers' format or a hub name that says how the model is built; None
             takes the one that diffusers knows for weights of this kind.
         variant: of the weight files, such as "fp16".
+        quantization: "nf4" or "int8" for the denoiser's frozen weights, or a component's name -> one of them; by
+            bitsandbytes or torchao, while they are loaded.
         catalog: None takes what is installed.
 
     Raises:
-        RecipeError: if there is no such pipeline, or the arguments do not go together.
+        RecipeError: if there is no such pipeline, a package or a GPU is missing, or the arguments do not go together.
         DraftError: if it cannot be loaded, for want of a network, say.
     """
     catalog = catalog if catalog is not None else load_catalog()
     location = locate_pretrained(name, catalog)
     _check_source(location, pipeline, config, variant)
-    cls = DiffusionPipeline if pipeline is None else _pipeline_class(pipeline)
+    cls = DiffusionPipeline if pipeline is None else pipeline_class(pipeline)
     torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else None
     if not isinstance(torch_dtype, torch.dtype):
         raise RecipeError(
@@ -76,6 +79,10 @@ def load_pipeline(
         )
     for module in catalog.pretrained[name].spec.modules if name in catalog.pretrained else ():
         importlib.import_module(module)
+    lora = catalog.pretrained[name].spec.lora if name in catalog.pretrained else None
+    if quantization is not None:
+        check_quantization(quantization, location, has_lora=lora is not None)
+    revision, quantized = _revision(name, catalog), None
     try:
         with LOADING:
             if is_single_file(location):
@@ -83,7 +90,9 @@ def load_pipeline(
                 with hub_or_cache(config):  # which says how it is built
                     pipe = cls.from_single_file(location, **more, **{DTYPE_KEYWORD: torch_dtype})
             else:
-                pipe = _from_pretrained(cls, location, torch_dtype, variant, _revision(name, catalog))
+                if quantization is not None:
+                    quantized = pipeline_config(quantization, location, torch_dtype, revision=revision)
+                pipe = _from_pretrained(cls, location, torch_dtype, variant, revision, quantized)
     except _LOADING_ERRORS as error:
         known = "check the files in it" if Path(location).exists() else "check the name and the network"
         raise DraftError(
@@ -91,14 +100,15 @@ def load_pipeline(
             where="model.pretrained",
             next=f"{known}, or give a local folder",
         ) from error
-    for network in pipelines.networks(pipe).values():
+    for component, network in pipelines.networks(pipe).items():
         # transformers loads in the precision that its config names, whatever the pipeline asked for
-        if getattr(network, "dtype", torch_dtype) != torch_dtype:
+        is_quantized = quantized is not None and component in quantized.quant_mapping
+        if getattr(network, "dtype", torch_dtype) != torch_dtype and not is_quantized:
             network.to(torch_dtype)
     for attribute in IMAGE_FILTERS:
         if getattr(pipe, attribute, None) is not None:
             setattr(pipe, attribute, None)
-    if name in catalog.pretrained and (lora := catalog.pretrained[name].spec.lora) is not None:
+    if lora is not None:
         _add(pipe, lora)
     return pipe
 
@@ -126,7 +136,7 @@ def check_model(model: ModelConfig, catalog: Catalog, *, evaluated_guidance: flo
     """
     location = locate_pretrained(model.pretrained, catalog)
     _check_source(location, model.pipeline, model.config, model.variant)
-    cls = _class_named_in(location) if model.pipeline is None else _pipeline_class(model.pipeline)
+    cls = class_named_in(location) if model.pipeline is None else pipeline_class(model.pipeline)
     guidances = {"model.guidance_scale": model.guidance_scale, "evaluation.guidance_scale": evaluated_guidance}
     for where, guidance in guidances.items() if cls is not None else ():
         if guidance is not None and "guidance_scale" not in pipelines.call_inputs_of(cls):
@@ -140,7 +150,10 @@ def check_model(model: ModelConfig, catalog: Catalog, *, evaluated_guidance: flo
             next=f"of texts and images it takes {', '.join(images)}" if images else "leave it out",
         )
     if model.scheduler is not None:
-        _scheduler_class(model.scheduler)
+        scheduler_class(model.scheduler)
+    if model.quantization is not None:
+        has_lora = model.pretrained in catalog.pretrained and catalog.pretrained[model.pretrained].spec.lora is not None
+        check_quantization(model.quantization, location, has_lora=has_lora, has_users=model.users is not None)
     if model.users is not None:
         check_users(cls, model.dtype, has_lora=model.lora != LoraConfig())
     if model.lora.init is not None:
@@ -176,83 +189,6 @@ def _check_source(location: str, pipeline: str | None, config: str | None, varia
         raise RecipeError(f"{location} says itself how it is built", where="model.config", next="leave it out")
 
 
-def _pipeline_class(name: str) -> Any:
-    return _class_named(name, DiffusionPipeline, "Pipeline", where="model.pipeline")
-
-
-def _class_named_in(folder: str) -> Any:
-    """The class that a folder of a classic pipeline names; None where nothing is said, or no class of diffusers."""
-    try:
-        name = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return _exported(name, DiffusionPipeline) if isinstance(name, str) else None
-
-
-def _exported(name: str, base: type) -> Any:
-    """The class of this name and kind that diffusers exports; None where there is none."""
-    found = getattr(diffusers, name, None)
-    return found if isinstance(found, type) and issubclass(found, base) else None
-
-
-def _scheduler_class(scheduler: SchedulerConfig) -> Any:
-    cls = _class_named(scheduler.name, SchedulerMixin, "Scheduler", where="model.scheduler.name")
-    known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
-    if unknown := [name for name in scheduler.settings if name not in known]:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        raise RecipeError(
-            f"{scheduler.name} has no setting {unknown[0]!r}",
-            where="model.scheduler.settings",
-            next=f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}",
-        )
-    return cls
-
-
-def _class_named(name: str, base: type, ending: str, *, where: str) -> Any:
-    found = _exported(name, base)
-    if found is None:
-        classes = [other for other in dir(diffusers) if other.endswith(ending)]
-        near = difflib.get_close_matches(name, classes, n=1)
-        raise RecipeError(
-            f"diffusers {diffusers.__version__} has no {name} that can be used here",
-            where=where,
-            next=f"did you mean {near[0]}?" if near else "name a class that it exports",
-        )
-    return found
-
-
-def set_scheduler(pipe: Any, scheduler: SchedulerConfig) -> None:
-    """Gives the pipeline another scheduler, made from its own's configuration.
-
-    Raises:
-        RecipeError: if it steps along a flow where the pipeline's own does not, or the other way round.
-    """
-    own = pipe.scheduler
-    try:
-        made = _scheduler_class(scheduler).from_config(own.config, **scheduler.settings)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise RecipeError(
-            f"{scheduler.name} cannot be made so ({first_line(error)})", where="model.scheduler", next="change settings"
-        ) from error
-    if _is_flow(made) != _is_flow(own):
-        takes, makes = ("noise", "a flow") if _is_flow(own) else ("a flow", "noise")
-        raise RecipeError(
-            f"{scheduler.name} takes predictions of {takes}, and {type(pipe).__name__} makes those of {makes}",
-            where="model.scheduler",
-            next=f"use another, such as {type(own).__name__}, or its settings for it",
-        )
-    if pipelines.is_modular(pipe):
-        pipe.update_components(scheduler=made)
-    else:
-        pipe.scheduler = made
-
-
-def _is_flow(scheduler: Any) -> bool:
-    config = scheduler.config
-    is_set = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
-    return bool(is_set) or "flow" in type(scheduler).__name__.lower()
-
-
 def read_images(call: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a recipe's call, the images in it read.
 
@@ -279,9 +215,12 @@ def _revision(name: str, catalog: Catalog) -> str | None:
     return catalog.pretrained[name].spec.revision if name in catalog.pretrained else None
 
 
-def _from_pretrained(cls: Any, location: str, dtype: torch.dtype, variant: str | None, revision: str | None) -> Any:
+def _from_pretrained(
+    cls: Any, location: str, dtype: torch.dtype, variant: str | None, revision: str | None, quantized: Any = None
+) -> Any:
     """A classic pipeline, or a modular one where there is no classic and no revision is asked for."""
-    folder, more = Path(location), {} if variant is None else {"variant": variant}
+    folder, more = Path(location), {"variant": variant, "quantization_config": quantized}
+    more = {name: value for name, value in more.items() if value is not None}
     if revision is not None:  # a modular pipeline's index names the repositories of its components
         return _classic_pipeline(cls, location, dtype, **more, revision=revision)
     if folder.is_dir():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from draft_core.registry.catalog import Catalog
 from draft_core.registry.environments import spec_of
 from draft_core.reporting.run_record import Facts, Licence
 from draft_core.runs.continuation import images_per_update
+from draft_core.runs.loading.quantization import packages_of
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.trainer import Trainer
 
@@ -72,7 +73,7 @@ def facts_of(
 
 
 def _source(recipe: RecipeBase, catalog: Catalog) -> dict[str, str]:
-    said = recipe.model.model_dump(include={"pipeline", "config", "variant"}, exclude_none=True)
+    said = recipe.model.model_dump(include={"pipeline", "config", "variant", "quantization"}, exclude_none=True)
     alias = catalog.pretrained.get(recipe.model.pretrained)
     return said if alias is None or alias.spec.revision is None else {**said, "revision": alias.spec.revision}
 
@@ -120,9 +121,14 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def versions(catalog: Catalog) -> dict[str, str]:
-    """Distribution -> version, of the plugins, the libraries a run depends on, and Python."""
-    libraries = ("draft-core", "torch", "diffusers", "transformers", "peft", "accelerate")
+def versions(catalog: Catalog, quantization: str | Mapping[str, str] | None = None) -> dict[str, str]:
+    """Distribution -> version, of the plugins, the libraries a run depends on, and Python.
+
+    Arguments:
+        quantization: as in a recipe's model.
+    """
+    libraries = ["draft-core", "torch", "diffusers", "transformers", "peft", "accelerate"]
+    libraries += packages_of(quantization) if quantization is not None else []
     python = {"python": ".".join(map(str, sys.version_info[:3]))}
     return {**catalog.versions(), **{name: importlib.metadata.version(name) for name in libraries}, **python}
 

@@ -127,7 +127,8 @@ def run_recipe(
         processes = Processes(cpu=recipe.device == "cpu")
         is_main = processes.rank == 0
         progress = progress if is_main else silent
-        resolved = resolve_recipe(recipe, catalog, versions=versions(catalog), processes=processes.world_size)
+        installed = versions(catalog, recipe.model.quantization)
+        resolved = resolve_recipe(recipe, catalog, versions=installed, processes=processes.world_size)
         recipe = resolved.recipe
         cut.prompts, cut.progress = (*resolved.prompts.prompts, *resolved.evaluation_prompts), progress
         decide = partial(continuation, resolved, resume=resume, overwrite=overwrite, force=force)

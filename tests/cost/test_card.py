@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,24 @@ def test_weights_and_lora_are_counted_from_the_networks(small: Prediction) -> No
     widths = [320] * 5 + [640] * 5 + [1280] * 6
     assert small.memory.lora == 4 * 4 * sum(8 * width + 6 * width + 2 * 768 for width in widths)
     assert small.uncounted == ("other",)
+
+
+def test_quantised_weights_are_predicted_by_their_bits(catalog: Any, small: Prediction) -> None:
+    assert update_of(recipe(catalog, "model.quantization=int8")).quantization == {"unet": "int8"}
+    with pytest.raises(
+        RecipeError, match=r"^model.quantization: transformer is no network of this model; it has unet,"
+    ):
+        update_of(recipe(catalog, "model.quantization={transformer: nf4}"))
+    update = Update(MODELS["SD 1.5"], call={"height": 64, "width": 64}, rank=4)
+    found = predict(replace(update, quantization={"unet": "int8", "text_encoder": "nf4"}))
+    # CLIP: 12 layers of four square matrices and two of four times the width are linear, the rest are embeddings
+    linear = 12 * 12 * 768**2
+    saved = small.memory.weights["text_encoder"] - found.memory.weights["text_encoder"]
+    assert saved == pytest.approx((2 - 0.5 - 4 / 64) * linear, rel=1e-3)
+    saved = small.memory.weights["unet"] - found.memory.weights["unet"]
+    assert 0.1 < saved / small.memory.weights["unet"] < 0.2, "most of its weights are convolutions"
+    assert found.memory.weights["vae"] == small.memory.weights["vae"]
+    assert found.memory.activations > small.memory.activations + 1.5 * saved, "int8 is multiplied as bfloat16, and kept"
 
 
 def test_more_pixels_take_more_and_recomputing_takes_less(small: Prediction) -> None:

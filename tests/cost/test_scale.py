@@ -9,12 +9,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 
 from draft_core import Objective
 from draft_core.adapters.lora import add_lora
-from draft_core.cost.forecast import leaving
+from draft_core.cost.forecast import leaving_encoders
 from draft_core.cost.meta_device import build_network, like_a_gpu, without_numbers
 from draft_core.cost.peak_memory import MemoryMeter
 from draft_core.cost.published import REWARD_ENCODERS
@@ -127,36 +128,36 @@ def test_the_networks_have_as_many_parameters_as_the_published_ones(scale: Any) 
 
 
 @pytest.mark.parametrize("name", EMBEDDINGS)
-def test_the_encoder_that_stays_is_the_one_that_tells_the_pipelines_device(scale: Any, name: str) -> None:
+def test_text_encoders_leave_as_long_as_the_pipeline_knows_its_device(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipe = family(name).pipe()
-    encoders = [part for part in pipe.components if part.startswith("text_encoder")]
-    for component in pipe.components.values():
-        if isinstance(component, torch.nn.Module):
-            component.to("meta")
-    telling = []
-    for encoder in encoders:
-        getattr(pipe, encoder).to_empty(device="cpu")  # it has left, alone
-        if pipe._execution_device.type == "cpu":
-            telling.append(encoder)
-        getattr(pipe, encoder).to("meta")
-    cls = type(pipe).__name__
-    models = [model for model in scale.MODELS.values() if model.pipeline == cls]
-    assert models
-    assert {scale.staying_encoder(model) for model in models} == set(telling)
-    assert leaving({**dict.fromkeys(encoders, 1), "vae": 5}) == len(encoders) - len(telling)
+    parts = {part: module for part, module in pipe.components.items() if isinstance(module, torch.nn.Module)}
+    encoders = {part for part in parts if part.startswith("text_encoder")}
+    on_cpu: set[int] = set()
+    device = property(lambda self: torch.device("cpu" if id(self) in on_cpu else "cuda"))  # there need not be one
+    for cls in {type(module) for module in parts.values()}:
+        monkeypatch.setattr(cls, "device", device)
+    leaving = leaving_encoders(parts)
+    on_cpu.update(id(parts[part]) for part in leaving)
+    assert pipe._execution_device.type == "cuda"
+    on_cpu.update(id(parts[part]) for part in encoders)
+    assert (pipe._execution_device.type == "cuda") is (set(leaving) == encoders), "more could leave"
+    monkeypatch.setattr(diffusers, "__version__", "0.39.0")
+    assert leaving_encoders(parts) == sorted(encoders)[1:]
 
 
 def test_a_prediction_adds_up(scale: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     gib = 2**30
     monkeypatch.setattr(scale, "measured", lambda *_: scale.Activations(0, 0, 10 * gib))
     encoders = {"text_encoder": 1 * gib, "text_encoder_2": 30 * gib}
-    monkeypatch.setattr(scale, "weights", lambda _: ((16 * gib, gib, 0), {"vae": gib, **encoders}, gib // 16, 2 * gib))
+    monkeypatch.setattr(scale, "weights", lambda *_: ((16 * gib, gib, 0), {"vae": gib, **encoders}, gib // 16, 2 * gib))
     alone, node = (scale.predict("FLUX.1-dev", scale.LEAN, processes=count) for count in (1, 8))
-    assert alone.weights == {"denoiser": 16 * gib, "vae": gib, "text_encoder": gib, "reward": 2 * gib}
+    assert alone.weights == {"denoiser": 16 * gib, "vae": gib, "reward": 2 * gib}
     assert node.weights["denoiser"] == (16 / 8 + 2) * gib, "an eighth, and two blocks that are gathered"
-    assert alone.total(3) == pytest.approx(1 + 20 + 1 + 3 * 1.05 * 10)
+    assert alone.total(3) == pytest.approx(1 + 19 + 1 + 3 * 1.05 * 10)
     assert alone.total(1) == pytest.approx(1 + 50 + 1), "the whole pipeline is on the device before an update"
-    assert (alone.most(53), alone.most(51)) == (2, 0)
+    assert (alone.most(53), alone.most(51)) == (3, 0)
 
 
 def test_the_recipes_say_what_the_page_predicts(scale: Any) -> None:

@@ -1,0 +1,1 @@
+"""Parts of loading a pipeline."""
