@@ -49,6 +49,7 @@ from draft_core.cost.published import MODELS, TINY_DECODERS, Model
 from draft_core.frames import FrameChoice
 from draft_core.sampling import seams
 from draft_core.sampling.call_traits import CallTraits
+from draft_core.sampling.decoders.tiles import tile_decode
 from draft_core.sampling.pipeline_call import Checkpointing, Decode
 from draft_core.training.sharding import blocks
 
@@ -79,6 +80,7 @@ class Settings:
         decoder: hub name of a tiny decoder that training decodes by; None for the model's own.
         quantization: component and kind, "nf4" or "int8", of frozen weights of fewer bits.
         frames: of a video, at even distances, that are scored; None for all.
+        tiles: pixels of a side of what is decoded at once, a quarter of it overlapping; None for the whole.
     """
 
     batch: int = 1
@@ -89,6 +91,7 @@ class Settings:
     decoder: str | None = None
     quantization: tuple[tuple[str, str], ...] = ()
     frames: int | None = None
+    tiles: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,12 +115,13 @@ LEAN = Settings(checkpointing=True, decode="sliced")
 BLOCKS = Settings(checkpointing="blocks", decode="blocks")
 VIDEO_BLOCKS = Settings(checkpointing="blocks", decode="sliced")  # Wan's decoder has no blocks to recompute
 FRAMES = 4  # of a video
+TILE = 128  # pixels
 WAYS = {
     "selective": SELECTIVE,
     "true": LEAN,
     "blocks": BLOCKS,
     "blocks, sliced": VIDEO_BLOCKS,
-    "blocks, sliced, 4 frames": replace(VIDEO_BLOCKS, frames=FRAMES),
+    "blocks, tiles, 4 frames": replace(VIDEO_BLOCKS, decode="tiles", tiles=TILE, frames=FRAMES),
 }
 # Beside a way: what a recipe says under `model.quantization`; the second text encoder of FLUX, and the third of SD 3.5,
 # is T5, and the only one of Wan UMT5.
@@ -159,7 +163,7 @@ CASES = (
     ("FLUX.1-dev", SQUARE, ("blocks, int8", "blocks, nf4")),
     ("Wan 2.1 1.3B", SHORT_VIDEO, VIDEO_WAYS),
     ("Wan 2.1 1.3B", VIDEO, VIDEO_WAYS),
-    ("Wan 2.1 1.3B", LONG_VIDEO, ("blocks, sliced", "blocks, sliced, 4 frames")),
+    ("Wan 2.1 1.3B", LONG_VIDEO, ("blocks, sliced", "blocks, tiles, 4 frames")),
     ("Wan 2.1 14B", SHORT_VIDEO, ("blocks, sliced",)),
     ("Wan 2.1 14B", VIDEO, ("blocks, sliced",)),
 )
@@ -208,6 +212,8 @@ def activations(pipe: Any, objective: Objective, settings: Settings, call: Mappi
     """What one update of DRaFT-K allocates, on whatever device the pipeline is; its denoiser carries a LoRA."""
     for parameter in trainable(pipe):
         parameter.grad = torch.zeros_like(parameter)  # counted by itself
+    if settings.tiles is not None:
+        tile_decode(pipe, tile_sizes(settings.tiles))
     tiny = None if settings.decoder is None else build_network(TINY_DECODERS[settings.decoder], DTYPE)
     sampler = DifferentiableSampler(
         pipe,
@@ -234,6 +240,12 @@ def activations(pipe: Any, objective: Objective, settings: Settings, call: Mappi
         decoded = meter.live
         (-objective(rollout.images, rollout.prompts).total.mean()).backward()
     return Activations(kept[0], decoded - kept[0], meter.peak)
+
+
+def tile_sizes(side: int) -> dict[str, int]:
+    """A recipe's `model.tiled_decode`."""
+    each = {"tile_sample_min": side, "tile_sample_stride": side * 3 // 4}
+    return {f"{name}_{way}": pixels for name, pixels in each.items() for way in ("height", "width")}
 
 
 # A prediction

@@ -25,6 +25,7 @@ from draft_core.frames import FrameChoice
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import Objective
 from draft_core.sampling.call_traits import CallTraits
+from draft_core.sampling.decoders.tiles import tile_decode
 from draft_core.sampling.pipeline_call import Checkpointing, Decode
 from draft_core.sampling.pipelines import has_blocks
 from draft_core.sampling.sampler import DifferentiableSampler
@@ -50,6 +51,7 @@ class Update:
         rank, targets: of the LoRA.
         dtype: of the frozen weights.
         checkpointing, decode, remember_prompts: as in a recipe's model.
+        tiles: as `tiled_decode` there.
         frames: of videos, those that are decoded and scored; None for all.
         decoder: what training decodes by in the place of the model's own decoder; None for that.
         quantization: component -> "nf4" or "int8", for frozen weights of fewer bits.
@@ -66,6 +68,7 @@ class Update:
     dtype: str = "bfloat16"
     checkpointing: Checkpointing = False
     decode: Decode = "whole"
+    tiles: bool | Mapping[str, int] = False
     remember_prompts: bool = False
     frames: FrameChoice | None = None
     decoder: Network | None = None
@@ -176,6 +179,8 @@ def _activations(pipe: Any, update: Update) -> int:
     for parameter in trainable(pipe):
         parameter.grad = torch.zeros_like(parameter)  # counted by itself
     steps = update.grad_steps
+    if update.tiles:
+        tile_decode(pipe, update.tiles)
     sampler = DifferentiableSampler(
         pipe,
         num_inference_steps=steps,

@@ -68,7 +68,6 @@ def update_of(recipe: RecipeBase) -> Update:
         )
     others = {
         "model.pipeline": model.pipeline not in (None, published.pipeline),
-        "model.tiled_decode": model.tiled_decode,
         "train.sharding": recipe.train.sharding != "none",
         "train.mixed_precision": recipe.train.mixed_precision != "no",
     }
@@ -98,6 +97,7 @@ def update_of(recipe: RecipeBase) -> Update:
         dtype=model.dtype,
         checkpointing=model.gradient_checkpointing,
         decode=model.decode,
+        tiles=model.tiled_decode,
         remember_prompts=model.remember_prompts,
         frames=None if frames is None else FrameChoice(frames.count, frames.choice),
         decoder=None if model.decoder is None else TINY_DECODERS[model.decoder],

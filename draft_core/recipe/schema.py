@@ -141,11 +141,12 @@ class ModelConfig(Config):
         "so that many grad steps take no more memory than one; with `blocks` one block after another, least "
         "for few grad steps. `selective` recomputes norms, activations and casts alone: half the memory of a UNet.",
     )
-    decode: Literal["whole", "selective", "blocks", "checkpointed", "sliced"] = Field(
+    decode: Literal["whole", "selective", "blocks", "checkpointed", "sliced", "tiles"] = Field(
         "whole",
         description="How the decoder's backward pass gets what it needs: stored for all images; norms and "
         "activations recomputed, which halves it; recomputed one block after another; recomputed at once; or at once "
-        "for one image at a time, which is equal but for the last bits.",
+        "for one image at a time, which is equal but for the last bits; or, beside `tiled_decode`, for one tile at a "
+        "time.",
     )
     decoder: Annotated[str, RecipePath(absent="keep")] | None = Field(
         None,
@@ -153,10 +154,11 @@ class ModelConfig(Config):
         "hub name of an AutoencoderTiny, such as madebyollin/taesd, that was made for this model. Evaluations and "
         "samples are decoded by the model's own.",
     )
-    tiled_decode: bool = Field(
+    tiled_decode: bool | dict[str, Annotated[int, Field(ge=1)]] = Field(
         False,
         description="Decode in overlapping tiles by the model's own decoder, for large images; the seams are blended, "
-        "so pixels change.",
+        "so pixels change. A decoder whose `enable_tiling` takes sizes may be given them: "
+        "`{tile_sample_min_height: 128, tile_sample_stride_height: 96}`.",
     )
     remember_prompts: bool = Field(
         False,

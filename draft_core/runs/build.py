@@ -38,9 +38,9 @@ from draft_core.runs.pipeline_loading import (
     guided,
     load_pipeline,
     read_images,
-    tile_decode,
     with_tuples,
 )
+from draft_core.sampling.decoders.tiles import tile_decode
 from draft_core.sampling.decoders.tiny import load_tiny_decoder
 from draft_core.sampling.pipelines import KeywordError, check_keywords
 from draft_core.sampling.prompt_cache import remember_prompts
@@ -179,7 +179,7 @@ def build_sampler(model: ModelConfig, *, catalog: Catalog, example: str = "") ->
     if model.scheduler is not None:
         set_scheduler(pipe, model.scheduler)
     if model.tiled_decode:
-        tile_decode(pipe)
+        tile_decode(pipe, model.tiled_decode)
     if model.remember_prompts:
         remember_prompts(pipe)
     guidance = guided(pipe, model.guidance_scale)

@@ -271,18 +271,3 @@ def guided(pipe: Any, scale: float | None) -> dict[str, Any]:
             )
         pipe.update_components(**{name: type(guider).from_config(guider.config, guidance_scale=scale)})
     return {}
-
-
-def tile_decode(pipe: Any) -> None:
-    """Lets the decoder work in tiles, which takes less memory.
-
-    Raises:
-        RecipeError: if it cannot.
-    """
-    if (enable := getattr(getattr(pipe, "vae", None), "enable_tiling", None)) is None:
-        raise RecipeError(
-            f"the decoder of {type(pipe).__name__} cannot work in tiles",
-            where="model.tiled_decode",
-            next="leave it out; `model.decode: sliced` saves memory too",
-        )
-    enable()

@@ -21,13 +21,14 @@ from draft_core.prompt_rows import TEXTS, plain
 from draft_core.rewards.columns import CallColumns
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits
+from draft_core.sampling.decoders.tiles import decoded_by_tiles
 from draft_core.sampling.decoders.tiny import TinyDecoder
 from draft_core.sampling.noise_levels import general_step
 from draft_core.sampling.randomness import Generator
 from draft_core.sampling.recomputation import decoded, keeping, kept_as_it_is, recomputed, types_of
 
 Forward = Callable[..., Any]
-Decode = Literal["whole", "selective", "blocks", "checkpointed", "sliced", "unrecorded"]
+Decode = Literal["whole", "selective", "blocks", "checkpointed", "sliced", "tiles", "unrecorded"]
 Checkpointing = Literal[False, True, "selective", "blocks"]
 
 
@@ -288,6 +289,8 @@ class PipelineCall:
         elif how != "unrecorded" and torch.is_grad_enabled() and types_of(network) != self.decoder_types:
             network = kept_as_it_is(network)
             decode = network.decode
+        if how == "tiles":
+            return decoded_by_tiles(network, decode, latents, *args, **kwargs)
         return decoded(how, network, decode, latents, *args, **kwargs)
 
     def _denoise(self, denoiser: Any, forward: Any, args: Any, kwargs: Any) -> Any:

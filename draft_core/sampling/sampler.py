@@ -21,7 +21,8 @@ from draft_core.rewards.columns import CallColumns
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits, batchable, check_recorded, has_density, step_size
 from draft_core.sampling.chain import PlannedRun, See, ShortRun, lengths, unseen, watched
-from draft_core.sampling.decoders.tiny import TinyDecoder, check_tiny_decoder
+from draft_core.sampling.decoders.checks import check_decoder
+from draft_core.sampling.decoders.tiny import TinyDecoder
 from draft_core.sampling.noise_levels import check_eta
 from draft_core.sampling.pipeline_call import Checkpointing, Decode
 from draft_core.sampling.randomness import Generator
@@ -37,10 +38,10 @@ class DifferentiableSampler:
     """Prompts to images, by any diffusers pipeline, with gradient where a plan asks for it.
 
     Samples are bit-identical to `pipe(prompts, num_inference_steps=..., generator=..., **call_kwargs)`, unless
-    `decode` is "sliced". One negative prompt stands for each prompt, as a list, which most calls make of it themselves;
-    where one leaves it alone (HunyuanVideo), samples are those of the call with the list. The gradient reaches whatever
-    parameters of denoiser and decoder require it; text encoders are never recorded, and under `torch.no_grad` nothing
-    is.
+    `decode` is "sliced" or "tiles". One negative prompt stands for each prompt, as a list, which most calls make of it
+    themselves; where one leaves it alone (HunyuanVideo), samples are those of the call with the list. The gradient
+    reaches whatever parameters of denoiser and decoder require it; text encoders are never recorded, and under
+    `torch.no_grad` nothing is.
 
     Arguments:
         pipe: a diffusers pipeline, classic or modular, with a scheduler and a denoiser (`unet` or `transformer`).
@@ -50,8 +51,8 @@ class DifferentiableSampler:
             whole; "selective" only what costs next to nothing, `recomputation.kept_small`.
         decode: "whole" stores all that the decoder's backward pass needs, for all images; "selective" recomputes of it
             what costs next to nothing, "blocks" one block after another, and "checkpointed" all of it at once; "sliced"
-            decodes and recomputes one image at a time, and the last bit may differ. "unrecorded" gives the images no
-            gradient, for who takes that of `Rollout.decoded`.
+            recomputes one image at a time, and the last bit may differ; "tiles" one tile of it, where the decoder works
+            in tiles. "unrecorded" leaves images without gradient, for who takes that of `Rollout.decoded`.
         base_model: makes a context inside which the denoiser is the untuned one; with it each rollout carries its
             `divergence` from that.
         noise: 0 leaves the scheduler's steps as they are. Up to 1 it is the eta of the general step
@@ -89,8 +90,7 @@ class DifferentiableSampler:
             check_whole("DifferentiableSampler.num_inference_steps", num_inference_steps, at_least=1)
         check_choice("decode", decode, get_args(Decode))
         check_choice("gradient_checkpointing", gradient_checkpointing, get_args(Checkpointing))
-        if decoder is not None:
-            check_tiny_decoder(pipe, decoder)
+        check_decoder(pipe, decode, decoder)
         blocks = decode == "blocks" and decoder is None  # which a tiny one has
         pipelines.check_blocks(pipe, denoisers=gradient_checkpointing == "blocks", decoder=blocks)
         self.pipe = pipe

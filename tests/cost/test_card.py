@@ -75,7 +75,6 @@ def test_the_update_is_that_of_the_recipe(catalog: Any) -> None:
     [
         ("model.pretrained=org/other", "model.pretrained: the networks of org/other are not known without its files"),
         ("model.pipeline=StableDiffusionImg2ImgPipeline", "model.pipeline: it is not predicted"),
-        ("model.tiled_decode=true", "model.tiled_decode: it is not predicted"),
         ("train.sharding=full", "train.sharding: it is not predicted"),
         ("train.mixed_precision=bf16", "train.mixed_precision: it is not predicted"),
     ],

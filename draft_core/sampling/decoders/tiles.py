@@ -1,0 +1,250 @@
+"""A decode in tiles whose backward pass computes one tile after another again: never two of their graphs in memory.
+
+A diffusers decoder that works in tiles calls its `decoder` for each of them, or for each frame of each, and blends what
+comes out. Here these calls leave no graph. The backward pass first finds the gradient of every call's output, for which
+blending alone is recorded, and then goes through the tiles. Calls that hand features on to the next frame, as Wan's do,
+are one tile.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from draft_core.errors import RecipeError, SamplerError
+from draft_core.sampling import seams
+from draft_core.sampling.recomputation import convolutions_small
+
+
+def check_tiles(network: Any) -> None:
+    """That a decoder works in tiles, is frozen, and was told to.
+
+    Raises:
+        SamplerError: otherwise.
+    """
+    where = type(network).__name__
+    if not isinstance(getattr(network, "decoder", None), torch.nn.Module) or not hasattr(network, "use_tiling"):
+        raise SamplerError(
+            'it does not decode in tiles, as decode="tiles" asks',
+            where=where,
+            next='use decode="blocks" or decode="sliced"',
+        )
+    if not network.use_tiling:
+        raise SamplerError(
+            'decode="tiles" recomputes one tile after another, and it was not told to decode in tiles',
+            where=where,
+            next="set `tiled_decode` beside it; in Python call the decoder's enable_tiling() first",
+        )
+    if any(weight.requires_grad for weight in network.parameters()):
+        raise SamplerError(
+            'decode="tiles" gives the latents a gradient and the weights none, and the decoder is to be trained',
+            where=where,
+            next='freeze it, or use decode="blocks"',
+        )
+
+
+def tile_decode(pipe: Any, sizes: bool | Mapping[str, int] = True) -> None:
+    """Lets a pipeline's decoder work in tiles.
+
+    Arguments:
+        sizes: arguments of diffusers' `enable_tiling` of this decoder; True for its own.
+
+    Raises:
+        RecipeError: if it cannot, or takes no such sizes.
+    """
+    network, where = getattr(pipe, "vae", None), "model.tiled_decode"
+    if (enable := getattr(network, "enable_tiling", None)) is None or not hasattr(network, "use_tiling"):
+        raise RecipeError(
+            f"the decoder of {type(pipe).__name__} cannot work in tiles",
+            where=where,
+            next="leave it out; `model.decode: sliced` saves memory too",
+        )
+    given = {} if isinstance(sizes, bool) else dict(sizes)
+    taken = [name for name in inspect.signature(enable).parameters if name != "use_tiling"]
+    if unknown := [name for name in given if name not in taken]:
+        raise RecipeError(
+            f"{type(network).__name__} takes no {unknown[0]}",
+            where=where,
+            next=f"it takes {', '.join(taken)}" if taken else "its tiles have a size of their own: write true",
+        )
+    enable(**given)
+    sides = ((name, name.replace("_min_", "_stride_")) for name in taken if "_min_" in name)
+    for least, stride in sides:
+        if getattr(network, stride, 0) > getattr(network, least, float("inf")):
+            raise RecipeError(
+                f"tiles of {least} {getattr(network, least)} every {getattr(network, stride)} leave gaps",
+                where=where,
+                next=f"set {stride} to that or less",
+            )
+
+
+def decoded_by_tiles(network: Any, decode: Callable[..., Any], latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """The output of `decode` in every bit, for one image or video after another.
+
+    Arguments:
+        network: whose `decoder` it calls for each tile.
+        latents: (N, ...).
+
+    Raises:
+        SamplerError: if a tile's output is no tensor, so that what else comes out would be lost.
+    """
+    if not (torch.is_grad_enabled() and latents.requires_grad):
+        return decode(latents, *args, **kwargs)
+    found = [_Decode(network, decode, args, kwargs) for _ in latents]
+    images = [_Tiled.apply(piece, each) for piece, each in zip(torch.split(latents, 1), found, strict=True)]
+    return seams.with_first(found[0].output, "sample", torch.cat(images))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of the decoder's network: what went in beside its input, and what came out, without a graph.
+
+    Attributes:
+        begins: whether no features were handed to it.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: torch.Tensor
+    begins: bool
+
+
+class _Decode:
+    """One decode, and how its calls are made again."""
+
+    def __init__(
+        self, network: Any, decode: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        self.network, self.decode, self.args, self.kwargs = network, decode, args, kwargs
+        self.calls: list[_Call] = []
+        self.output: Any = None
+        device = next(network.parameters()).device.type
+        self.autocast: tuple[str, torch.dtype] | None = None
+        if torch.is_autocast_enabled(device):
+            self.autocast = device, torch.get_autocast_dtype(device)
+
+    def recorded(self, latents: torch.Tensor) -> torch.Tensor:
+        """The images, (1, ...); every call is remembered."""
+        forward = self.network.decoder.forward
+
+        def noted(tile: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            begins = all(one is None for values in _features(args, kwargs) for one in values)
+            kept_args, kept_kwargs = _copied(args, kwargs)
+            output = forward(tile, *args, **kwargs)
+            if not isinstance(output, torch.Tensor):
+                raise SamplerError(
+                    'its decoder gives more than a tensor for a tile, which decode="tiles" cannot compute again',
+                    where=type(self.network).__name__,
+                    next='use decode="sliced" or decode="checkpointed"',
+                )
+            self.calls.append(_Call(kept_args, kept_kwargs, output, begins))
+            return output.clone()  # diffusers blends in place
+
+        with _in_place_of(self.network.decoder, noted):
+            self.output = self.decode(latents, *self.args, **self.kwargs)
+        images: torch.Tensor = seams.first_of(self.output, "sample")
+        return images
+
+    def gradient(self, latents: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Of the latents, from that of the images."""
+        inputs: list[torch.Tensor] = []
+        outputs = [call.output.detach().requires_grad_() for call in self.calls]
+
+        def given(tile: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            inputs.append(tile)
+            return outputs[len(inputs) - 1].clone()
+
+        with torch.enable_grad(), self._precision():
+            start = latents.detach().requires_grad_()
+            with _in_place_of(self.network.decoder, given):
+                images = seams.first_of(self.decode(start, *self.args, **self.kwargs), "sample")
+            blended = torch.autograd.grad(images, outputs, gradient)
+            del images
+            behind: list[torch.Tensor] = []
+            for tile in self._tiles():
+                behind += self._of_tile([inputs[number] for number in tile], tile, blended)
+        (found,) = torch.autograd.grad(inputs, start, behind)
+        return found
+
+    def _tiles(self) -> list[range]:
+        """The numbers of the calls of each tile."""
+        begins = [number for number, call in enumerate(self.calls) if call.begins]
+        return [range(first, last) for first, last in zip(begins, [*begins[1:], len(self.calls)], strict=True)]
+
+    def _of_tile(
+        self, inputs: Sequence[torch.Tensor], numbers: range, gradients: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        """The gradients of what went into a tile's calls, made once more with a graph."""
+        first = self.calls[numbers[0]]
+        features = _features(first.args, first.kwargs)
+        fresh = {id(values): list(values) for values in features}
+        again = [tensor.detach().requires_grad_() for tensor in inputs]
+        outputs = []
+        with convolutions_small(self.network):
+            for number, tensor in zip(numbers, again, strict=True):
+                call = self.calls[number]
+                places = zip(_features(call.args, call.kwargs), features, strict=True)
+                shared = {id(values): fresh[id(begun)] for values, begun in places}
+                args, kwargs = _copied(call.args, call.kwargs, shared)
+                outputs.append(self.network.decoder(tensor, *args, **kwargs))
+        return torch.autograd.grad(outputs, again, [gradients[number] for number in numbers])
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.autocast is None else torch.autocast(*self.autocast)
+
+
+class _Tiled(torch.autograd.Function):
+    """A decode without a graph, and its backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, latents: torch.Tensor, decode: _Decode) -> torch.Tensor:
+        ctx.save_for_backward(latents)
+        ctx.decode = decode
+        return decode.recorded(latents)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        (latents,) = ctx.saved_tensors
+        return ctx.decode.gradient(latents, *gradients), None
+
+
+def _features(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[list[Any]]:
+    """The lists in which a call finds features of the frames before and leaves its own; lists of numbers are none."""
+    lists = [value for value in (*args, *kwargs.values()) if isinstance(value, list)]
+    return [values for values in lists if not (values and all(isinstance(value, int) for value in values))]
+
+
+def _copied(
+    args: Sequence[Any], kwargs: Mapping[str, Any], shared: Mapping[int, list[Any]] | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments whose lists are copies, or those that stand for them; of features none but those that are shared."""
+
+    def copied(value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        if shared is not None and id(value) in shared:
+            return shared[id(value)]
+        return [one if isinstance(one, int) else None for one in value]
+
+    return tuple(copied(value) for value in args), {name: copied(value) for name, value in kwargs.items()}
+
+
+@contextmanager
+def _in_place_of(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """What a module computes when it is called inside."""
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = before
