@@ -4,8 +4,8 @@
     python benchmarks/critic.py --print  # writes no page and no image
 
 Both recipes begin with the same model, prompts and noise. They are compared at the first evaluation where the mean
-probability of "Is there a thing in red?" has risen by so much, on prompts that neither was tuned on. Errors are over
-prompts.
+probability of "Is there a thing in red?" has risen by so much, or else the most, on prompts that neither was tuned on.
+Errors are over prompts.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ from draft_core.reporting.run_record import RunRecord, load_images, read_run
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "gallery.md"
 IMAGE = PAGE.parent / "images" / "gallery" / "critic.png"
-RECIPES = {"one question": "critic-one-question", "several": "critic"}
-SEEDS = (0, 1)
+RUNS = (  # name, recipe, seed; the first two are in the image
+    ("one question", "critic-one-question", 0),
+    ("several", "critic", 0),
+    ("several, seed 1", "critic", 1),
+)
 RISE = 0.3
 EVERY = 2  # which prompts are in the image
 
@@ -50,10 +53,10 @@ def red(found: EvalRecord) -> float:
     return means[[name for name in means if name.startswith("vlm")][-1]]
 
 
-def at_rise(record: RunRecord) -> EvalRecord | None:
-    """The first evaluation where the probability of red is so much above the base model's."""
+def at_rise(record: RunRecord) -> EvalRecord:
+    """The first evaluation where p(red) is so much above the base model's, or the one where it is most."""
     wanted = red(record.before) + RISE
-    return next((found for found in record.evaluations if red(found) >= wanted), None)
+    return next((found for found in record.evaluations if red(found) >= wanted), max(record.evaluations, key=red))
 
 
 def row(name: str, record: RunRecord, found: EvalRecord) -> list[str]:
@@ -74,7 +77,7 @@ def table(records: dict[str, RunRecord]) -> str:
     """Before, and every run where its probability has risen so far."""
     first = next(iter(records.values()))
     rows = [row("before", first, first.before)]
-    rows += [row(name, record, found) for name, record in records.items() if (found := at_rise(record))]
+    rows += [row(name, record, at_rise(record)) for name, record in records.items()]
     heads = ["", "updates", "p(red)", "`emoji-scene`", "`emoji-scene-judge-right`", "`emoji-scene-judge`", "diversity"]
     return markdown(heads, rows)
 
@@ -83,7 +86,7 @@ def grid(records: Sequence[RunRecord]) -> Sequence[tuple[str, list[Any]]]:
     """Some prompts: before, then every run where its probability has risen so far."""
     images = len(records[0].before.scores["emoji-scene"]) // records[0].before.prompts
     shown = [load_images(records[0].folder, 0)]
-    shown += [load_images(record.folder, found.update) for record in records if (found := at_rise(record))]
+    shown += [load_images(record.folder, at_rise(record).update) for record in records]
     prompts = list(enumerate(records[0].facts.prompts))[::EVERY]
     return [(prompt, [part[place * images] for part in shown]) for place, prompt in prompts]
 
@@ -95,10 +98,10 @@ def main() -> None:
     parser.add_argument("--print", action="store_true", help="write no page and no image")
     words = parser.parse_args()
     set_num_threads(1)
-    records = {f"{name}, seed {s}": run(recipe, s, words.runs) for name, recipe in RECIPES.items() for s in SEEDS}
+    records = {name: run(recipe, seed, words.runs) for name, recipe, seed in RUNS}
     publish({"critic": table(records)}, None if words.print else PAGE)
     if not words.print:
-        draw_grid(grid([record for name, record in records.items() if name.endswith("seed 0")])).save(IMAGE)
+        draw_grid(grid(list(records.values())[:2])).save(IMAGE)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ A stage that was interrupted goes on from its last checkpoint. `vae` and `clip` 
 by side, as one process each; so may `judge` and `preference`, and the three stages of scenes. The stages after `export`
 need the folder that it writes and no other stage before it but `data`: they make the scorers for the model that is
 shipped, and from it the model of scenes and its scorers, then the LoRA for two steps, by the installed package, and at
-last the model that answers questions, about images and then about motion, which needs the CLIP beside that folder and is
-then told the names of things, and the videos on the model of scenes.
+last the model that answers questions, about images and then about motion, which needs the CLIP beside that folder and
+is then told the names of things, and the videos on the model of scenes.
 """
 
 from __future__ import annotations

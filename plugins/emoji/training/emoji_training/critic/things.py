@@ -1,9 +1,9 @@
 """Adds to `emoji-vlm` the words of the things: "Is it a fox?", answered by what its CLIP knows. Nothing is trained.
 
-The CLIP's cosine of an image and a phrase is written into the weights: a phrase is a token that holds its embedding; the
-projector puts the image's into the first vector of an image; another head of the first layer brings that to the phrase's
-token, where the first layer multiplies the two and subtracts a threshold; another head of the second layer brings the
-result to the answer. All of it lies in dimensions that are added, so other questions are answered as before.
+The CLIP's cosine of an image and a phrase is written into the weights. A phrase is a token that holds its embedding; the
+projector puts the image's into the first vector of an image; another head of the first layer brings that to the
+phrase's token, where the layer multiplies the two and subtracts a threshold; another head of the second layer brings
+the result to the answer. All of it lies in dimensions that are added, so other questions are answered almost as before.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ BELOW, PHRASE, ASKS, RESULT = (COPY + MATCH + 1 + i for i in range(4))
 WIDTH = 192  # a multiple of HEAD, as transformers asks for; of its two more heads one is used
 UNITS = 2 * (MATCH + 1)  # of the first layer's MLP: x of silu(x) - silu(-x), twice for each product
 BENT = 5.0  # how far into its straight part a GELU is moved
-LOOK_AT_IMAGE, LOOK_AT_PHRASE, PRODUCT, SAY = 6.0, 180.0, 200.0, 1000.0  # as large as what the layers add to their input
+LOOK_AT_IMAGE, LOOK_AT_PHRASE, PRODUCT, SAY = (
+    6.0,
+    180.0,
+    200.0,
+    1000.0,
+)  # as large as what the layers add to their input
 PATCHES, SIGHTS = 6, 3  # of an image, that are told from its first vector; of a picture
 TESTED = 400
 
@@ -80,7 +85,9 @@ def add(work: Path, model: Path) -> None:
         for below, part in zip(thresholds, reversed(halves), strict=True)
     ]
     made, words = widened(source, processor, phrases, found, sum(thresholds) / 2)
-    print(f"vlm-things: right about held-out images {sum(right) / 2:.3f}, each half at the other's threshold", flush=True)
+    print(
+        f"vlm-things: right about held-out images {sum(right) / 2:.3f}, each half at the other's threshold", flush=True
+    )
     print(f"vlm-things: right about images seen {accuracy(made, words, Album(images, meta, seen), seen, phrases):.3f}")
     shutil.rmtree(beside)
     made.half().save_pretrained(beside)
