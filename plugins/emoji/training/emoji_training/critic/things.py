@@ -1,6 +1,6 @@
 """Adds to `emoji-vlm` the words of the things: "Is it a fox?", answered by what its CLIP knows. Nothing is trained.
 
-The CLIP's cosine of an image and a phrase is written into the weights. A phrase is a token that holds its embedding; the
+The CLIP's cosine of an image and a phrase is written into the weights. A phrase is a token that has its embedding; the
 projector puts the image's into the first vector of an image; another head of the first layer brings that to the
 phrase's token, where the layer multiplies the two and subtracts a threshold; another head of the second layer brings
 the result to the answer. All of it lies in dimensions that are added, so other questions are answered almost as before.
