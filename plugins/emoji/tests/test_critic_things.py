@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ def test_other_questions_are_answered_as_before(bug: bool, monkeypatch: pytest.M
     phrases = processor.tokenizer.convert_ids_to_tokens(list(range(count, len(processor.tokenizer))))
     assert set(PHRASES) < set(phrases)
     if bug:
-        monkeypatch.setattr(things.math, "sqrt", lambda x: 1.0)
+        monkeypatch.setattr(math, "sqrt", lambda x: 1.0)
     made, made_processor = things.widened(before, plain, phrases, found, -float(words[0, things.BELOW]))
     asked = ["Is it red?", "Is it green?", "Is there a thing in blue?", "Is it one thing?", "Are there two things?"]
     change = (odds(made, made_processor, *asked) - odds(before, plain, *asked)).abs().max()

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,7 +119,7 @@ def cosines(tower: CLIPModel, tokens: Tensor, album: Album, chosen: Sequence[int
     return Cosines(F.normalize(texts @ basis, dim=-1), fitted[:-1].T, fitted[-1])
 
 
-def embeddings(out: object) -> Tensor:
+def embeddings(out: Any) -> Tensor:
     """Of unit length, of what `get_text_features` returns."""
     return F.normalize(getattr(out, "pooler_output", out), dim=-1)
 
