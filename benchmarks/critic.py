@@ -4,7 +4,8 @@
     python benchmarks/critic.py --print  # writes no page and no image
 
 Both recipes begin with the same model, prompts and noise. They are compared at the first evaluation where the mean
-probability of "Is it red?" has risen by so much, on prompts that neither was tuned on. Errors are over prompts.
+probability of "Is there a thing in red?" has risen by so much, or else the most, on prompts that neither was tuned on.
+Errors are over prompts.
 """
 
 from __future__ import annotations
@@ -28,36 +29,44 @@ from draft_core.reporting.run_record import RunRecord, load_images, read_run
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "gallery.md"
 IMAGE = PAGE.parent / "images" / "gallery" / "critic.png"
-RECIPES = {"one question": "critic-one-question", "several": "critic"}
-RED = "vlm#2"  # of the metrics: the probability of a yes to "Is it red?"
-RISES = (0.09, 0.3)
-EVERY = 6  # which prompts are in the image
+RUNS = (  # name, recipe, seed; the first two are in the image
+    ("one question", "critic-one-question", 0),
+    ("several", "critic", 0),
+    ("several, seed 1", "critic", 1),
+)
+RISE = 0.3
+EVERY = 2  # which prompts are in the image
 
 
-def run(name: str, folder: Path) -> RunRecord:
-    """The finished run of a recipe, in FOLDER/NAME."""
-    output = folder / name
+def run(name: str, seed: int, folder: Path) -> RunRecord:
+    """The finished run of a recipe, in FOLDER/NAME-SEED."""
+    output = folder / f"{name}-{seed}"
     if not (output / "run.json").is_file():
-        recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", [f"output={output}"])
+        recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", [f"output={output}", f"train.seed={seed}"])
         train(recipe, progress=lambda stage, done, total, note: print(f"{name} {stage} {done}/{total} {note}"))
     return read_run(output)
 
 
-def at_rise(record: RunRecord, rise: float) -> EvalRecord | None:
-    """The first evaluation where the probability of red is so much above the base model's."""
-    wanted = record.before.means()[RED] + rise
-    return next((found for found in record.evaluations if found.means()[RED] >= wanted), None)
+def red(found: EvalRecord) -> float:
+    """The probability of a yes to the question, which is the last of the critic's scores: a metric."""
+    means = found.means()
+    return means[[name for name in means if name.startswith("vlm")][-1]]
+
+
+def at_rise(record: RunRecord) -> EvalRecord:
+    """The first evaluation where p(red) is so much above the base model's, or the one where it is most."""
+    wanted = red(record.before) + RISE
+    return next((found for found in record.evaluations if red(found) >= wanted), max(record.evaluations, key=red))
 
 
 def row(name: str, record: RunRecord, found: EvalRecord) -> list[str]:
     """Of a table: its scores, the judge's with their changes in standard errors, and diversity."""
     before = record.before
-    images = len(before.scores[RED]) // before.prompts
-    cells = [name, str(found.update), f"{found.means()[RED]:.2f}"]
-    cells.append(
-        f"{found.means()['emoji-clip']:.3f} ({found.means()['emoji-clip'] / before.means()['emoji-clip']:.0%})"
-    )
-    for score in ("emoji-judge-top1", "emoji-judge"):
+    images = len(before.scores["emoji-scene"]) // before.prompts
+    cells = [name, str(found.update), f"{red(found):.2f}"]
+    share = found.means()["emoji-scene"] / before.means()["emoji-scene"]
+    cells.append(f"{found.means()['emoji-scene']:.1f} ({share:.0%})")
+    for score in ("emoji-scene-judge-right", "emoji-scene-judge"):
         gains = gains_of_prompts(before.scores[score], found.scores[score], images)
         error = f" ({fmean(gains) / standard_error(gains):+.1f})" if any(gains) else ""
         cells.append(f"{found.means()[score]:.3f}{error}")
@@ -65,26 +74,20 @@ def row(name: str, record: RunRecord, found: EvalRecord) -> list[str]:
 
 
 def table(records: dict[str, RunRecord]) -> str:
-    """Before, and every recipe at every rise that it reached."""
+    """Before, and every run where its probability has risen so far."""
     first = next(iter(records.values()))
     rows = [row("before", first, first.before)]
-    for rise in RISES:
-        for name, record in records.items():
-            if found := at_rise(record, rise):
-                rows.append(row(f"{name}, p(red) + {rise:g}", record, found))
-    heads = ["", "updates", "p(red)", "`emoji-clip`", "`emoji-judge-top1`", "`emoji-judge`", "diversity"]
+    rows += [row(name, record, at_rise(record)) for name, record in records.items()]
+    heads = ["", "updates", "p(red)", "`emoji-scene`", "`emoji-scene-judge-right`", "`emoji-scene-judge`", "diversity"]
     return markdown(heads, rows)
 
 
-def grid(records: dict[str, RunRecord]) -> Sequence[tuple[str, list[Any]]]:
-    """Some prompts: before, then every recipe at every rise that all reached."""
-    first = next(iter(records.values()))
-    images = len(first.before.scores[RED]) // first.before.prompts
-    shown = [load_images(first.folder, 0)]
-    for rise in RISES:
-        found = [at_rise(record, rise) for record in records.values()]
-        shown += [load_images(r.folder, f.update) for r, f in zip(records.values(), found, strict=True) if f]
-    prompts = list(enumerate(first.facts.prompts))[::EVERY]
+def grid(records: Sequence[RunRecord]) -> Sequence[tuple[str, list[Any]]]:
+    """Some prompts: before, then every run where its probability has risen so far."""
+    images = len(records[0].before.scores["emoji-scene"]) // records[0].before.prompts
+    shown = [load_images(records[0].folder, 0)]
+    shown += [load_images(record.folder, at_rise(record).update) for record in records]
+    prompts = list(enumerate(records[0].facts.prompts))[::EVERY]
     return [(prompt, [part[place * images] for part in shown]) for place, prompt in prompts]
 
 
@@ -95,10 +98,10 @@ def main() -> None:
     parser.add_argument("--print", action="store_true", help="write no page and no image")
     words = parser.parse_args()
     set_num_threads(1)
-    records = {name: run(recipe, words.runs) for name, recipe in RECIPES.items()}
+    records = {name: run(recipe, seed, words.runs) for name, recipe, seed in RUNS}
     publish({"critic": table(records)}, None if words.print else PAGE)
     if not words.print:
-        draw_grid(grid(records)).save(IMAGE)
+        draw_grid(grid(list(records.values())[:2])).save(IMAGE)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ A stage that was interrupted goes on from its last checkpoint. `vae` and `clip` 
 by side, as one process each; so may `judge` and `preference`, and the three stages of scenes. The stages after `export`
 need the folder that it writes and no other stage before it but `data`: they make the scorers for the model that is
 shipped, and from it the model of scenes and its scorers, then the LoRA for two steps, by the installed package, and at
-last the model that answers questions, about images and then about motion, which needs the CLIP beside that folder, and
-the videos on the model of scenes.
+last the model that answers questions, about images and then about motion, which needs the CLIP beside that folder and
+is then told the names of things, and the videos on the model of scenes.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ STAGES = (
     "vlm-export",
     "vlm-motion",
     "vlm-motion-export",
+    "vlm-things",
     "video",
     "video-export",
     "tiny-decoder",
@@ -72,7 +73,7 @@ def main() -> None:
 def run(stage: str, arguments: argparse.Namespace) -> None:
     """Run one stage, from its checkpoint if it has one."""
     from emoji_training import clip, drawn, export, judge, pictures, preference, tiny_decoder, two_steps, unet, vae
-    from emoji_training.critic import motion
+    from emoji_training.critic import motion, things
     from emoji_training.critic import training as critic
     from emoji_training.loop import Budget
     from emoji_training.scenes import denoiser, matcher, prompts
@@ -123,6 +124,8 @@ def run(stage: str, arguments: argparse.Namespace) -> None:
         critic.export(work, arguments.model)
     elif stage == "vlm-motion-export":
         critic.export(work, arguments.model, "vlm-motion")
+    elif stage == "vlm-things":
+        things.add(work, arguments.model)
     elif stage == "video":
         video.train(work, Budget(minutes=arguments.video_minutes), device, arguments.model.with_name("scenes-model"))
     elif stage == "video-export":

@@ -316,7 +316,7 @@ def draft_register_pretrained() -> Iterable[PretrainedSpec]:
         ),
         PretrainedSpec(
             alias="emoji-vlm",
-            summary="a LLaVA of 1.7 M parameters that tells colour and count of emoji; 3 MB, for the reward vlm",
+            summary="a LLaVA of 2 M parameters that tells thing, colour and count of emoji; 4 MB, for the reward vlm",
             folder=FOLDER / "vlm",
             license=LICENSE,
             task="image-text-to-text",

@@ -27,7 +27,7 @@ class Question:
 
 
 class Asker:
-    """Asks about the collages of an album. What the things are is never asked: there are no words for that."""
+    """Asks about the collages of an album. What the things are is never asked: those words come later."""
 
     def __init__(self, album: Album) -> None:
         self.album, self.meta = album, album.meta
