@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import box_convert
 from transformers import OwlViTForObjectDetection
 
@@ -36,6 +35,8 @@ def ap50(
     Arguments:
         states: (274, D), what the text tower says of each concept.
     """
+    from torchmetrics.detection import MeanAveragePrecision  # seconds to import, and pycocotools with it
+
     generator = torch.Generator().manual_seed(SEED)
     shown = sorted({scatter.meta[i].concept for i in scatter.choices})
     metric = MeanAveragePrecision(box_format="xyxy", iou_thresholds=[0.5], backend="pycocotools")
