@@ -27,6 +27,7 @@ SLOW = (
     "plugins/detection/tests/test_contract.py",
     "plugins/emoji/tests/test_alignment.py",
     "plugins/emoji/tests/test_contrast.py",
+    "plugins/emoji/tests/test_detector_training.py::test_it_trains_resumes_and_exports",
     "plugins/emoji/tests/test_emoji_model.py",
     "plugins/emoji/tests/test_emoji_training.py",
     "plugins/emoji/tests/test_judge.py",

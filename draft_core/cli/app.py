@@ -160,11 +160,13 @@ def models() -> None:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
     table.add_column()
-    for alias, entry in {**catalog.pretrained, **catalog.critics}.items():
+    for alias, entry in {**catalog.pretrained, **catalog.critics, **catalog.detectors}.items():
         spec = entry.spec
         call = ", ".join(f"{name}={value}" for name, value in spec.call.items())
         where = "" if spec.repository is None else f"hub {'@'.join(filter(None, (spec.repository, spec.revision)))}"
-        judges = "" if alias in catalog.pretrained else "a model of rewards such as vlm"
+        judges = {"image-text-to-text": "a model of rewards such as vlm", "pipeline": ""}.get(
+            spec.task, "weights of the reward detection"
+        )
         facts = [str(entry.distribution), f"licence {spec.license}", where, judges, f"call {call}" if call else ""]
         lists = f"\nprompts {', '.join(spec.prompts)}" if spec.prompts else ""
         told = f"{escape(spec.summary)}\n[dim]{escape(', '.join(filter(None, facts)) + lists)}[/]"

@@ -80,6 +80,7 @@ class Catalog:
         rewards: kind -> entry, sorted by kind.
         pretrained: alias -> entry of a pipeline, sorted by alias.
         critics: alias -> entry of a model that answers questions about images, sorted by alias.
+        detectors: alias -> entry of a model that finds in images what it is told in words, sorted by alias.
         methods: kind -> entry, the core's own included, sorted by kind.
         plugins: the plugins that could be loaded, with what they register.
         broken: the plugins that could not.
@@ -89,6 +90,7 @@ class Catalog:
     rewards: Mapping[str, Entry[RewardSpec]] = field(default_factory=dict)
     pretrained: Mapping[str, Entry[PretrainedSpec]] = field(default_factory=dict)
     critics: Mapping[str, Entry[PretrainedSpec]] = field(default_factory=dict)
+    detectors: Mapping[str, Entry[PretrainedSpec]] = field(default_factory=dict)
     methods: Mapping[str, Entry[MethodSpec]] = field(default_factory=_own_methods)
     plugins: tuple[Plugin, ...] = ()
     broken: tuple[BrokenPlugin, ...] = ()
@@ -121,7 +123,8 @@ class Catalog:
     def versions(self) -> dict[str, str]:
         """Distribution name -> version, of every distribution that registered something."""
         found = {entry.distribution for entry in self.rewards.values()}
-        found |= {entry.distribution for entry in (*self.pretrained.values(), *self.critics.values())}
+        models = (*self.pretrained.values(), *self.critics.values(), *self.detectors.values())
+        found |= {entry.distribution for entry in models}
         found |= {entry.distribution for entry in self.methods.values()}
         return {distribution.name: distribution.version for distribution in sorted(found, key=str)}
 
@@ -219,6 +222,7 @@ def read_catalog(entry_points: Iterable[importlib.metadata.EntryPoint]) -> Catal
         rewards=_by_name(((entry.spec.kind, entry) for entry in rewards), conflicts),
         pretrained={alias: entry for alias, entry in models.items() if entry.spec.task == "pipeline"},
         critics={alias: entry for alias, entry in models.items() if entry.spec.task == "image-text-to-text"},
+        detectors={alias: entry for alias, entry in models.items() if entry.spec.task == "zero-shot-object-detection"},
         methods=_by_name(((entry.spec.kind, entry) for entry in methods), conflicts),
         plugins=tuple(plugins),
         broken=tuple(broken),

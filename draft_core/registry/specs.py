@@ -207,14 +207,15 @@ class PretrainedSpec:
     Arguments:
         alias: its name in recipes, used where a hub name or a folder could stand.
         summary: one line for listings.
-        folder: a folder in diffusers' format; of image-text-to-text, one in transformers' with model and processor.
+        folder: a folder in diffusers' format; of another task, one in transformers' with model and processor.
             Give it or `repository`.
         repository: "owner/name" on the Hugging Face hub, of a model in the same format.
         revision: of the repository, a commit for choice: a branch may move, and a run would then go on with other
             weights. None takes its main branch.
-        task: "pipeline", a diffusers pipeline to train; or "image-text-to-text", a model that answers questions about
-            images, which rewards such as `vlm` take as their `model`. Only pipelines have a repository, LoRA, prompts
-            and a call.
+        task: "pipeline", a diffusers pipeline to train; "image-text-to-text", a model that answers questions about
+            images, which rewards such as `vlm` take as their `model`; or "zero-shot-object-detection", one that finds
+            what it is told in words, which `detection` takes as its `weights`. Only pipelines have a repository, LoRA,
+            prompts and a call.
         lora: the file or folder of a LoRA, in diffusers' format, that is added to the weights when they are loaded: two
             aliases may share a folder.
         license: licences of the weights and of the data behind them.
@@ -239,7 +240,7 @@ class PretrainedSpec:
     prompts: Mapping[str, Path] = field(default_factory=dict)
     call: Mapping[str, Any] = field(default_factory=dict)
     modules: tuple[str, ...] = ()
-    task: Literal["pipeline", "image-text-to-text"] = "pipeline"
+    task: Literal["pipeline", "image-text-to-text", "zero-shot-object-detection"] = "pipeline"
 
     def __post_init__(self) -> None:
         where = f"pretrained spec {self.alias!r}"

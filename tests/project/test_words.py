@@ -51,6 +51,7 @@ ALLOWED = (
     ("tests/project/test_structure.py", "May import", "it looks for such lists"),
     ("plugins/emoji/training/*", "picture", "emoji are drawn pictures; the data set's files are named so"),
     ("plugins/emoji/tests/test_critic_training.py", "picture", "it tests those programs"),
+    ("plugins/emoji/tests/test_detector_training.py", "picture", "it tests those programs"),
     ("plugins/emoji/tests/test_emoji_training.py", "picture", "it tests those programs"),
     ("plugins/emoji/tests/test_scene_training.py", "picture", "it tests those programs"),
     ("plugins/emoji/tests/test_scorer_training.py", "picture", "it tests those programs"),

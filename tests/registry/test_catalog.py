@@ -265,13 +265,18 @@ def test_a_model_that_rewards_ask_is_no_pipeline(point: Any) -> None:
 
     @hookimpl
     def draft_register_pretrained() -> Any:
-        return [spec, replace(spec, alias="drawer", task="pipeline")]
+        return [
+            spec,
+            replace(spec, alias="drawer", task="pipeline"),
+            replace(spec, alias="finder", task="zero-shot-object-detection"),
+        ]
 
     catalog = read_catalog([point("good", {"draft_register_pretrained": draft_register_pretrained})])
     assert list(catalog.critics) == ["seer"]
+    assert list(catalog.detectors) == ["finder"]
     assert list(catalog.pretrained) == ["drawer"]
     assert "draft-good" in catalog.versions()
-    assert catalog.plugins[0].pretrained == ("seer", "drawer")
+    assert catalog.plugins[0].pretrained == ("seer", "drawer", "finder")
     with pytest.raises(
         PluginError, match="its task is image-text-to-text, and it has a LoRA, prompts, call or repository"
     ):

@@ -70,7 +70,7 @@ def test_the_table_is_what_the_plugins_of_this_repository_offer(monkeypatch: pyt
     published = set(PUBLISHED.values())
     if missing := published - catalog.versions().keys():
         pytest.skip(f"{' and '.join(sorted(missing))} not installed")
-    named = {**catalog.rewards, **catalog.pretrained, **catalog.critics}
+    named = {**catalog.rewards, **catalog.pretrained, **catalog.critics, **catalog.detectors}
     offered = {name: entry.distribution.name for name, entry in named.items()}
     offered |= {name: entry.distribution.name for entry in catalog.pretrained.values() for name in entry.spec.prompts}
     assert {name: offered_by for name, offered_by in offered.items() if offered_by in published} == PUBLISHED

@@ -11,5 +11,9 @@ class TestDetectionPerPrompt(RewardContract):
     kind = "detection-per-prompt"
 
 
+class TestDetectionListed(RewardContract):
+    kind = "detection-listed"
+
+
 class TestDetectionFound(RewardContract):
     kind = "detection-found"

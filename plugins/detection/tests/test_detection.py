@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from draft_reward_detection import DetectionConfig, DetectionFoundConfig, DetectionPerPromptConfig
+from draft_reward_detection import (
+    DetectionConfig,
+    DetectionFoundConfig,
+    DetectionListedConfig,
+    DetectionPerPromptConfig,
+)
 from draft_reward_detection.detector import TINY, byte_tokenizer, check_preparation
 from draft_reward_detection.reference import ImageProcessor
-from draft_reward_detection.reward import DetectionFound, DetectionReward
+from draft_reward_detection.reward import DetectionFound, DetectionListed, DetectionReward
 from transformers import OwlViTConfig, OwlViTForObjectDetection
 
 from draft_core import load_reward
@@ -74,6 +79,28 @@ def test_prompts_stand_in_the_queries() -> None:
     ]
     expected = torch.cat([scorer(IMAGES[:1], [""]) for scorer in fixed])
     torch.testing.assert_close(reward(IMAGES[:1].expand(2, -1, -1, -1), ["bus", "fox"]), expected)
+
+
+def test_objects_of_rows_are_scored_as_if_named() -> None:
+    """Rows of different lengths in one batch, with an object that is removed from all."""
+    reward = DetectionListed(DetectionListedConfig(removed=("dog",), weights="random"))
+    scores = reward(IMAGES, PROMPTS, {"objects": ["cat", "fox; a red ball"]})
+    named = [
+        DetectionReward(DetectionConfig(present=present, removed=("dog",), weights="random"))
+        for present in (("cat",), ("fox", "a red ball"))
+    ]
+    expected = [scorer(image[None], [""])[0] for scorer, image in zip(named, IMAGES, strict=True)]
+    torch.testing.assert_close(scores, torch.stack(expected))
+    for text in ("cat;", "cat; cat"):
+        with pytest.raises(RewardError, match=f"the objects '{text}' have one that is blank, or one twice"):
+            reward(IMAGES, PROMPTS, {"objects": [text, "fox"]})
+
+
+def test_an_unknown_alias_is_refused() -> None:
+    with pytest.raises(
+        DraftError, match=r"reward 'detection', weights: unknown detector 'emoji-detecter'; did you mean"
+    ):
+        load_reward("detection", present=["cat"], weights="emoji-detecter")
 
 
 def test_found_counts_both_ways() -> None:

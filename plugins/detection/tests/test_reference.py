@@ -16,7 +16,7 @@ SPECS = {spec.kind: spec for spec in draft_register_rewards()}
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("kind", ["detection", "detection-per-prompt"])
+@pytest.mark.parametrize("kind", ["detection", "detection-per-prompt", "detection-listed"])
 def test_scores_are_those_of_transformers(kind: str, size: tuple[int, int]) -> None:
     comparison = compare_kind(kind, SPECS[kind].small, sizes=[size])
     assert comparison.holds, comparison

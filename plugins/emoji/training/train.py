@@ -3,9 +3,9 @@
 A stage that was interrupted goes on from its last checkpoint. `vae` and `clip` do not need each other and may run side
 by side, as one process each; so may `judge` and `preference`, and the three stages of scenes. The stages after `export`
 need the folder that it writes and no other stage before it but `data`: they make the scorers for the model that is
-shipped, and from it the model of scenes and its scorers, then the LoRA for two steps, by the installed package, and at
-last the model that answers questions, about images and then about motion, which needs the CLIP beside that folder and
-is then told the names of things, and the videos on the model of scenes.
+shipped, and from it the model of scenes and its scorers, then the LoRA for two steps, by the installed package, the
+model that answers questions, about images and then about motion, which needs the CLIP beside that folder and is then
+told the names of things, the videos on the model of scenes, and at last the detector, which needs the same CLIP.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ STAGES = (
     "video",
     "video-export",
     "tiny-decoder",
+    "detector",
+    "detector-export",
 )
 MINUTES = {  # about what was shipped took
     "vae": 25.0,
@@ -53,6 +55,7 @@ MINUTES = {  # about what was shipped took
     "vlm-motion": 25.0,
     "video": 40.0,
     "tiny-decoder": 12.0,
+    "detector": 40.0,
 }
 MODEL = Path(__file__).resolve().parents[1] / "src" / "draft_emoji" / "model"
 
@@ -75,6 +78,7 @@ def run(stage: str, arguments: argparse.Namespace) -> None:
     from emoji_training import clip, drawn, export, judge, pictures, preference, tiny_decoder, two_steps, unet, vae
     from emoji_training.critic import motion, things
     from emoji_training.critic import training as critic
+    from emoji_training.detector import training as detector
     from emoji_training.loop import Budget
     from emoji_training.scenes import denoiser, matcher, prompts
     from emoji_training.scenes import judge as scenes_judge
@@ -133,6 +137,11 @@ def run(stage: str, arguments: argparse.Namespace) -> None:
         video.write(work, arguments.model.with_name("scenes-model"))
     elif stage == "tiny-decoder":
         tiny_decoder.train(work, Budget(minutes=arguments.tiny_decoder_minutes), device, arguments.model)
+    elif stage == "detector":
+        budget = Budget(minutes=arguments.detector_minutes)
+        detector.train(work, budget, device, arguments.model, arguments.processes)
+    elif stage == "detector-export":
+        detector.export(work, arguments.model)
 
 
 def parse() -> argparse.Namespace:
@@ -154,8 +163,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vlm-motion-minutes", type=float, default=MINUTES["vlm-motion"])
     parser.add_argument("--video-minutes", type=float, default=MINUTES["video"])
     parser.add_argument("--tiny-decoder-minutes", type=float, default=MINUTES["tiny-decoder"])
+    parser.add_argument("--detector-minutes", type=float, default=MINUTES["detector"])
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--processes", type=int, default=1 if on_gpu else 2, help="of unet, one thread each")
+    parser.add_argument(
+        "--processes", type=int, default=1 if on_gpu else 2, help="of unet and detector, one thread each"
+    )
     parser.add_argument("--batch", type=int, default=64 if on_gpu else 12, help="of unet, in each process")
     return parser.parse_args()
 

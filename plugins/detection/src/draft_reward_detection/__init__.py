@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -15,12 +15,14 @@ DRAFT_API_VERSION = 2
 __all__ = [
     "DetectionConfig",
     "DetectionFoundConfig",
+    "DetectionListedConfig",
     "DetectionPerPromptConfig",
     "DetectorConfig",
     "draft_register_rewards",
 ]
 
 PROMPT = "{prompt}"  # in a query: where the prompt of the image goes
+SEPARATOR = ";"  # between the objects of a column
 TOKENS = 16  # that OWL-ViT reads of a query, its two marks included
 
 Query = Annotated[str, Field(min_length=1, pattern=r"\S")]
@@ -33,20 +35,23 @@ class DetectorConfig(RewardConfig):
         (), description='Objects that are to be there, in words: ["a cat", "a red ball"].'
     )
     removed: tuple[Query, ...] = Field((), description="Objects that are not to be there, likewise.")
-    weights: Annotated[str, RecipePath(("hub", "random"), of="folder")] = Field(
+    weights: Annotated[str, RecipePath(("hub", "random"), of="folder", absent="keep")] = Field(
         "hub",
         description='The detector: "hub" for google/owlvit-base-patch32, hf://owner/name or a local folder for another '
-        'OWL-ViT of transformers, "random" for a tiny seeded one that reads bytes.',
+        "OWL-ViT of transformers, or the alias of one that an installed distribution carries, such as emoji-detector "
+        'of draft-emoji; "random" for a tiny seeded one that reads bytes.',
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Precision of the network; its logits are always summed in float32."
     )
     seed: int = Field(0, ge=0, description='Of "random" weights.')
 
+    _lists_per_prompt: ClassVar[bool] = False
+
     @model_validator(mode="after")
     def _queries_are_told_apart(self) -> Any:
         queries = (*self.present, *self.removed)
-        if not queries:
+        if not queries and not self._lists_per_prompt:
             raise ValueError("it names no object; list some under `present`, `removed` or both")
         if twice := [query for query in queries if queries.count(query) > 1]:
             raise ValueError(f"it names {twice[0]!r} twice")
@@ -89,6 +94,13 @@ class DetectionPerPromptConfig(DetectorConfig):
                     raise too_long(query.replace(PROMPT, prompt), kind=self.kind)
 
 
+class DetectionListedConfig(DetectorConfig):
+    """Options of `detection-listed`: the same for the objects that the column `objects` of the prompt's row lists."""
+
+    kind: Literal["detection-listed"] = "detection-listed"
+    _lists_per_prompt: ClassVar[bool] = True
+
+
 class DetectionFoundConfig(DetectorConfig):
     """Options of `detection-found`: which share of the objects is as asked, without a gradient."""
 
@@ -126,7 +138,7 @@ def _spec(kind: str, summary: str, config: type[RewardConfig], factory: str, **m
 
 @hookimpl
 def draft_register_rewards() -> Iterable[RewardSpec]:
-    """The two rewards of this distribution, and the metric beside them."""
+    """The three rewards of this distribution, and the metric beside them."""
     compared = {"reference": "draft_reward_detection.reference:reference", "tolerance": 0.002, "unit": "logit"}
     return [
         _spec(
@@ -144,6 +156,16 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             needs_prompt=True,
             small={"present": ["{prompt}"], "weights": "random"},
             small_prompts=("an apple", "two cats", "the sea"),
+            **compared,
+        ),
+        _spec(
+            "detection-listed",
+            "how surely OWL-ViT finds the objects that the prompt's row lists",
+            DetectionListedConfig,
+            "DetectionListed",
+            columns={"objects": "text"},
+            small={"removed": ["dog"], "weights": "random"},
+            small_columns={"objects": ("cat", "a fox; a red ball", "the sea; an owl; a tree")},
             **compared,
         ),
         _spec(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,13 +13,23 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizerFast, OwlViTConfig, OwlViTForObjectDetection, OwlViTImageProcessor
 
+from draft_core import load_catalog
 from draft_core.errors import DraftError
 from draft_core.rewards import TextFeatureCache
 from draft_core.rewards.images import CLIP_MEAN, CLIP_STD, normalize, resize_like_pil
-from draft_core.rewards.weights import RANDOM, explained, load_pretrained, load_tokenizer, locate_model, seeded
+from draft_core.rewards.weights import (
+    PUBLISHED,
+    RANDOM,
+    explained,
+    load_pretrained,
+    load_tokenizer,
+    locate_model,
+    seeded,
+)
 from draft_reward_detection import TOKENS, DetectorConfig, too_long
 
 MODEL, MEGABYTES = "google/owlvit-base-patch32", 613
+_ALIAS = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 BICUBIC = 3  # Pillow's number, in a preprocessor_config.json
 
 # For tests: the published shape at a thousandth of the size, with 16 boxes. Texts are read byte by byte.
@@ -90,7 +101,7 @@ def load_model(config: DetectorConfig) -> Any:
         with seeded(config.seed):
             return OwlViTForObjectDetection(OwlViTConfig(**TINY))
     where = f"reward {config.kind!r}"
-    name = locate_model(config.weights, MODEL, where=where, option="weights")
+    name = locate(config.weights, where=where)
     megabytes = MEGABYTES if name == MODEL else None
     model = load_pretrained(OwlViTForObjectDetection, name, megabytes=megabytes, where=where, option="weights")
     with explained(f"the image processor {name}", where=where, option="weights", location=name):
@@ -104,8 +115,22 @@ def load_query_tokenizer(config: DetectorConfig) -> Any:
     if config.weights == RANDOM:
         return byte_tokenizer()
     where = f"reward {config.kind!r}"
-    name = locate_model(config.weights, MODEL, where=where, option="weights")
+    name = locate(config.weights, where=where)
     return load_tokenizer(CLIPTokenizerFast, name, where=where, option="weights")
+
+
+def locate(weights: str, *, where: str) -> str:
+    """A name on the hub, or the folder of a path or of a detector that an installed distribution carries.
+
+    Raises:
+        DraftError: if there is none.
+    """
+    catalog = load_catalog()
+    if weights in catalog.detectors:
+        return str(catalog.detectors[weights].spec.folder)
+    if _ALIAS.fullmatch(weights) and weights != PUBLISHED and not Path(weights).is_dir():
+        raise catalog.unknown("detector", weights, {*catalog.detectors, PUBLISHED, RANDOM}, where=f"{where}, weights")
+    return locate_model(weights, MODEL, where=where, option="weights")
 
 
 def check_preparation(settings: Mapping[str, Any], side: int, *, where: str) -> None:

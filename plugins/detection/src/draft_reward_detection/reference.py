@@ -7,15 +7,15 @@ transformers' processor on Pillow and its own forward, on the reward's own weigh
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import OwlViTProcessor
 
-from draft_reward_detection import DetectorConfig
-from draft_reward_detection.reward import DetectionReward
+from draft_reward_detection import SEPARATOR, DetectorConfig
+from draft_reward_detection.reward import DetectionListed, DetectionReward
 
 try:  # transformers 5 keeps the processor that works with Pillow under this name
     from transformers.models.owlvit.image_processing_pil_owlvit import OwlViTImageProcessorPil as ImageProcessor
@@ -23,15 +23,16 @@ except ImportError:
     from transformers import OwlViTImageProcessor as ImageProcessor
 
 
-def reference(reward: DetectionReward, config: DetectorConfig) -> Callable[[list[Image.Image], list[str]], Tensor]:
+def reference(reward: DetectionReward | DetectionListed, config: DetectorConfig) -> Callable[..., Tensor]:
     """The score from transformers' own logits, in float32 on the CPU, one image at a time."""
     model = copy.deepcopy(reward.detector.model).float().cpu()
     side = {"height": reward.detector.side, "width": reward.detector.side}
     processor = OwlViTProcessor(ImageProcessor(size=side), reward.detector.tokenizer)
 
     @torch.no_grad()
-    def score_one(image: Image.Image, prompt: str) -> Tensor:
-        present = [query.replace("{prompt}", prompt) for query in config.present]
+    def score_one(image: Image.Image, prompt: str, listed: str) -> Tensor:
+        own = [part.strip() for part in listed.split(SEPARATOR) if listed]
+        present = own + [query.replace("{prompt}", prompt) for query in config.present]
         removed = [query.replace("{prompt}", prompt) for query in config.removed]
         inputs = processor(text=[[*present, *removed]], images=image, max_length=16, return_tensors="pt")
         probabilities = model(**inputs).logits[0].double().exp().sum(0)
@@ -39,7 +40,10 @@ def reference(reward: DetectionReward, config: DetectorConfig) -> Callable[[list
         score: Tensor = (evidence[: len(present)].sum() - evidence[len(present) :].sum()) / len(evidence)
         return score
 
-    def score(images: list[Image.Image], prompts: list[str]) -> Tensor:
-        return torch.stack([score_one(*pair) for pair in zip(images, prompts, strict=True)])
+    def score(
+        images: list[Image.Image], prompts: list[str], columns: Mapping[str, Sequence[str]] | None = None
+    ) -> Tensor:
+        listed = columns["objects"] if columns else [""] * len(images)
+        return torch.stack([score_one(*of_image) for of_image in zip(images, prompts, listed, strict=True)])
 
     return score

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from draft_core.errors import RewardError
 from draft_core.rewards import FrozenModule, checked_images
 from draft_reward_detection import (
     PROMPT,
+    SEPARATOR,
     DetectionConfig,
     DetectionFoundConfig,
+    DetectionListedConfig,
     DetectionPerPromptConfig,
     DetectorConfig,
 )
@@ -40,8 +43,12 @@ class _Detecting(FrozenModule):
         Raises:
             RewardError: if images are not a floating-point batch of RGB images, each with a prompt.
         """
-        images = checked_images(images, prompts, where=self.where)
         queries = [[query.replace(PROMPT, prompt) for query in self.queries] for prompt in prompts]
+        return self._logits_of(images, prompts, queries)
+
+    def _logits_of(self, images: Tensor, prompts: Sequence[str], queries: Sequence[Sequence[str]]) -> Tensor:
+        """The same for as many queries of each image."""
+        images = checked_images(images, prompts, where=self.where)
         with torch.autocast(images.device.type, enabled=False):
             logits: Tensor = self.detector(images, queries)
         return logits
@@ -69,6 +76,53 @@ class DetectionReward(_Detecting):
         """
         evidence = self.logits(images, prompts).logsumexp(1)
         return torch.where(self.is_present, evidence, -evidence).mean(1)
+
+
+class DetectionListed(_Detecting):
+    """The score of `DetectionReward` for the objects that each prompt's row lists, and those named for all images.
+
+    Raises:
+        DraftError: like `DetectionReward`.
+    """
+
+    def __init__(self, config: DetectionListedConfig) -> None:
+        super().__init__(config)
+
+    def forward(self, images: Tensor, prompts: Sequence[str], columns: Mapping[str, Sequence[str]]) -> Tensor:
+        """Scores (B,) float32, in logits, of images (B, 3, H, W) in [0, 1].
+
+        Arguments:
+            columns: "objects" -> B texts, each one or more objects with a semicolon between them.
+
+        Raises:
+            RewardError: if images are not a floating-point batch of RGB images, or a text lists no object, one twice,
+                or one that is too long.
+        """
+        rows = [listed(text, where=self.where) for text in columns["objects"]]
+        most = max(len(row) for row in rows)
+        filled = [[*row, *row[:1] * (most - len(row)), *self.queries] for row in rows]
+        evidence = self._logits_of(images, prompts, filled).logsumexp(1)
+        lengths = torch.tensor([len(row) for row in rows], device=evidence.device)
+        counted = torch.arange(most, device=evidence.device) < lengths[:, None]
+        of_rows = torch.where(counted, evidence[:, :most], 0).sum(1)
+        of_all = torch.where(self.is_present, evidence[:, most:], -evidence[:, most:]).sum(1)
+        return (of_rows + of_all) / (lengths + len(self.queries))
+
+
+def listed(text: str, *, where: str) -> list[str]:
+    """The objects of a text with a semicolon between them.
+
+    Raises:
+        RewardError: if one is blank or named twice.
+    """
+    objects = [part.strip() for part in text.split(SEPARATOR)]
+    if not all(objects) or len(set(objects)) < len(objects):
+        raise RewardError(
+            f"the objects {text!r} have one that is blank, or one twice",
+            where=where,
+            next="write them as in 'a fox; an owl'",
+        )
+    return objects
 
 
 class DetectionFound(_Detecting):

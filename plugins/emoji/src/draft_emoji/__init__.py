@@ -278,7 +278,7 @@ def _spec(kind: str, summary: str, config: type[RewardConfig], **more: Any) -> R
 
 @hookimpl
 def draft_register_pretrained() -> Iterable[PretrainedSpec]:
-    """The pipelines that this distribution carries, and the model that answers questions."""
+    """The pipelines that this distribution carries, and the models that answer questions or find things."""
     return [
         PretrainedSpec(
             alias="emoji",
@@ -327,6 +327,13 @@ def draft_register_pretrained() -> Iterable[PretrainedSpec]:
             folder=FOLDER / "vlm-motion",
             license=LICENSE,
             task="image-text-to-text",
+        ),
+        PretrainedSpec(
+            alias="emoji-detector",
+            summary="an OWL-ViT of 2.7 M parameters that finds emoji by their names; 6 MB, for the reward detection",
+            folder=FOLDER / "detector",
+            license=LICENSE,
+            task="zero-shot-object-detection",
         ),
     ]
 

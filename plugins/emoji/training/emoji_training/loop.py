@@ -6,18 +6,43 @@ the *minutes* that is used up, not a step count; the used time is part of the ch
 
 from __future__ import annotations
 
+import datetime
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 Loss = Callable[[torch.Generator], Tensor]
+
+
+def side_by_side(worker: Callable[..., None], processes: int, folder: Path, *arguments: Any) -> None:
+    """Call `worker(rank, world, *arguments)` in so many processes of one thread, which can average their gradients.
+
+    A single one is this process. They meet by a file in `folder`.
+    """
+    if processes == 1:
+        worker(0, 1, *arguments)
+        return
+    rendezvous = (folder / "rendezvous").resolve()
+    rendezvous.parent.mkdir(parents=True, exist_ok=True)
+    rendezvous.unlink(missing_ok=True)
+    torch.multiprocessing.spawn(_joined, (processes, worker, rendezvous, arguments), nprocs=processes)
+
+
+def _joined(rank: int, world: int, worker: Callable[..., None], rendezvous: Path, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    wait = datetime.timedelta(minutes=30)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world, timeout=wait)
+    worker(rank, world, *arguments)
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,12 @@ every operation, and beside any other busy process they then wait for each other
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from . import captions, clip, pictures, vae
-from .loop import Budget, Loss, Recipe, Training
+from .loop import Budget, Loss, Recipe, Training, side_by_side
 from .pictures import Picture
 
 RECIPE = Recipe(lr=7e-4, weight_decay=1e-2, ema=0.9985, slow=("text.", 0.25))
@@ -35,30 +33,11 @@ TIMESTEPS = 1000
 
 def train(work: Path, budget: Budget, device: torch.device, processes: int = 1, batch: int = BATCH) -> None:
     """Leave the averaged UNet and text tower in work/unet, with sample grids made on the way."""
-    if processes == 1:
-        worker(0, 1, work, budget, device, batch)
-        return
-    rendezvous = (work / "unet" / "rendezvous").resolve()
-    rendezvous.parent.mkdir(parents=True, exist_ok=True)
-    rendezvous.unlink(missing_ok=True)
-    arguments = (processes, work, budget, device, batch, rendezvous)
-    torch.multiprocessing.spawn(worker, arguments, nprocs=processes)
+    side_by_side(worker, processes, work / "unet", work, budget, device, batch)
 
 
-def worker(
-    rank: int,
-    world: int,
-    work: Path,
-    budget: Budget,
-    device: torch.device,
-    batch: int,
-    rendezvous: Path | None = None,
-) -> None:
+def worker(rank: int, world: int, work: Path, budget: Budget, device: torch.device, batch: int) -> None:
     """One of `world` processes that train together; the first one reports, draws and saves the result."""
-    if world > 1:
-        torch.set_num_threads(1)
-        wait = datetime.timedelta(minutes=30)
-        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world, timeout=wait)
     text, tokenizer = text_tower(work)
     data = Latents.encode(work)
     torch.manual_seed(0)  # the same start in every process
@@ -84,9 +63,6 @@ def worker(
             draw_grid(parts(training, tokenizer, vae.load(work)), work / "unet" / f"grid-{p.step:06d}.png")
     if rank == 0:
         finish(training, tokenizer, work, data)
-    if world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
 
 
 def build() -> UNet2DConditionModel:

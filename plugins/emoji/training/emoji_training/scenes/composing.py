@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from draft_emoji.scene_words import COLOURS, dyeable, phrase, things
-from PIL import Image, ImageDraw
+from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 
 from .. import captions, pictures
@@ -138,11 +139,9 @@ class Composer:
     def shape(self, index: int) -> np.ndarray:
         """Bool (64, 64): what is no background, which is the white that reaches a corner."""
         if index not in self.shapes:
-            free = Image.fromarray((self.images[index].min(-1) >= WHITE).astype(np.uint8) * 255).copy()
-            for corner in ((0, 0), (63, 0), (0, 63), (63, 63)):
-                if free.getpixel(corner) == 255:
-                    ImageDraw.floodfill(free, corner, 128)
-            self.shapes[index] = np.asarray(free) != 128
+            regions, _ = ndimage.label(self.images[index].min(-1) >= WHITE)  # 0 is what is no white
+            corners = regions[[0, 0, -1, -1], [0, -1, 0, -1]]
+            self.shapes[index] = ~np.isin(regions, corners[corners > 0])
         return self.shapes[index]
 
     def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, list[Scene]]:

@@ -1,0 +1,166 @@
+"""The program that trains emoji-detector: its boxes are true, it starts from the CLIP, its losses are right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from draft_emoji import FOLDER
+from draft_emoji.alignment import EmojiClip
+from draft_emoji.scene_words import things
+from emoji_training import clip, pictures
+from emoji_training.detector import losses, model, precision, training
+from emoji_training.detector.collages import OVERLAP, SIDE, Collage, Scatter
+from emoji_training.loop import Budget
+from emoji_training.pictures import Picture
+from torch import Tensor
+from torchvision.ops import box_iou
+from transformers import CLIPModel, CLIPTokenizer, OwlViTForObjectDetection
+
+from draft_core import load_reward
+
+STYLES = list(pictures.STYLES)
+META = [
+    Picture(f"{number}{style}", label, phrase, (), style, number, True)
+    for label, (number, phrase, _) in pictures.read_concepts().items()
+    if phrase in things()[:8] or number < 8
+    for style in STYLES
+]
+
+
+def discs() -> np.ndarray:
+    """A dark disc for each picture, of another size, in the middle of white."""
+    y, x = np.mgrid[:64, :64] - 31.5
+    radii = 18 + np.arange(len(META)) % 12
+    return np.where((x**2 + y**2 < radii[:, None, None] ** 2)[..., None], 60, 255).repeat(3, -1).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def scatter() -> Scatter:
+    return Scatter(discs(), META, range(len(META)))
+
+
+def test_boxes_hold_what_was_pasted(scatter: Scatter) -> None:
+    """One thing alone: its box is that of all pixels that are no canvas, to a pixel of its soft edge."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        collage = scatter.collage(generator, [1])
+        other = np.abs(collage.image.astype(int) - np.median(collage.image, (0, 1))).max(-1) > 60
+        rows, columns = np.nonzero(other.any(1))[0], np.nonzero(other.any(0))[0]
+        found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        np.testing.assert_allclose(collage.boxes[0], found, atol=1)
+
+
+def test_things_are_all_in_view(scatter: Scatter) -> None:
+    generator = torch.Generator().manual_seed(0)
+    counts = set()
+    for _ in range(40):
+        collage = scatter.collage(generator)
+        counts.add(len(collage.indices))
+        boxes = torch.from_numpy(collage.boxes)
+        assert float(boxes.min()) >= 0
+        assert float(boxes.max()) <= SIDE
+        assert float((box_iou(boxes, boxes) - torch.eye(len(boxes))).max()) < 2 * OVERLAP
+    assert counts == {1, 2, 3, 4}
+
+
+def test_the_detector_starts_from_the_clip() -> None:
+    """Its text tower says the same, and its first layer sees the same, though its pixels are prepared otherwise."""
+    detector = model.build(FOLDER / "clip")
+    matcher = CLIPModel.from_pretrained(FOLDER / "clip", dtype=torch.float32)
+    reward = load_reward("emoji-clip")
+    assert isinstance(reward, EmojiClip)
+    states = model.text_states(detector, model.make_tokenizer(FOLDER / "model" / "tokenizer"), ["a fox", "two hearts"])
+    texts = torch.nn.functional.normalize(detector.owlvit.text_projection(states), dim=1)
+    torch.testing.assert_close(texts[:, :128], reward.text_features(["a fox", "two hearts"], torch.device("cpu")))
+    assert not texts[:, 128:].any()
+    images = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (model.MEAN, model.STD))
+    wanted = matcher.vision_model.embeddings(2 * images - 1)
+    found = detector.owlvit.vision_model.embeddings((images - mean) / std)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    with pytest.raises(AssertionError):  # another preparation would be noticed
+        torch.testing.assert_close(detector.owlvit.vision_model.embeddings(2 * images - 1), wanted, atol=0.1, rtol=0.1)
+
+
+def test_losses_are_least_where_names_and_places_are_right() -> None:
+    names, places = [torch.tensor([2, 0])], [torch.tensor([[0.25, 0.25, 0.2, 0.2], [0.75, 0.75, 0.3, 0.3]])]
+    boxes = torch.full((1, 16, 4), 0.1)
+    boxes[0, 7], boxes[0, 3] = places[0][0], places[0][1]
+    logits = torch.full((1, 16, 3), -9.0)
+    logits[0, 7, 2] = logits[0, 3, 0] = 9
+    assert losses.match(logits[0], boxes[0], names[0], places[0]).tolist() == [7, 3]
+    right = float(losses.detection_loss(logits, boxes, names, places))
+    assert right < 1e-4
+    for other_names, other_places in (([names[0].flip(0)], places), (names, [places[0] * 0.8]), (names, places)):
+        other = logits if other_places is not places or other_names is not names else logits.roll(1, 1)
+        assert float(losses.detection_loss(other, boxes, other_names, other_places)) > right + 0.05
+
+
+def test_patches_are_named_by_what_lies_on_top() -> None:
+    """Two things, the second over the first: a loss of nothing where each patch names its own."""
+    names, places = [torch.tensor([0, 1])], [torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.25, 0.25, 0.5, 0.5]])]
+    logits = torch.zeros(1, 16, 2)
+    logits[..., 0] = 20
+    logits[0, [0, 1, 4, 5]] = torch.tensor([0.0, 20.0])
+    assert float(losses.naming_loss(logits, names, places)) < 1e-6
+    assert float(losses.naming_loss(logits.flip(2), names, places)) > 10
+
+
+def test_precision_is_one_for_the_truth_and_less_for_less(scatter: Scatter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detector that is told the answers scores 1; with boxes of half the size, or another's names, it does not."""
+    made: list[Collage] = []
+    collage = scatter.collage
+    monkeypatch.setattr(scatter, "collage", lambda generator: made.append(collage(generator)) or made[-1])
+
+    def measured(shrink: float = 1.0, off: int = 0) -> float:
+        def told(_: object, pixels: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+            logits, boxes = torch.full((len(pixels), 4, len(states)), -9.0), torch.full((len(pixels), 4, 4), 0.01)
+            for number, shown in enumerate(made[-len(pixels) :]):
+                for k, (index, place) in enumerate(zip(shown.indices, training.places(shown), strict=True)):
+                    logits[number, k, (META[index].concept + off) % len(states)] = 9
+                    boxes[number, k] = place * torch.tensor([1, 1, shrink, shrink])
+            return logits, boxes
+
+        monkeypatch.setattr(precision, "predict", told)
+        return precision.ap50(None, torch.zeros(274, 8), scatter, count=25)  # type: ignore[arg-type]
+
+    assert measured() == pytest.approx(1)
+    assert measured(shrink=0.5) < 0.1
+    assert measured(off=3) < 0.3
+
+
+def test_it_trains_resumes_and_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    np.save(data / "pictures.npy", discs())
+    (data / "pictures.json").write_text(json.dumps([vars(p) for p in META]), encoding="utf-8")
+    monkeypatch.setattr(training, "measure", lambda *_: {"seen": 0.5})
+    monkeypatch.setattr(training, "BATCH", 2)
+    target = tmp_path / "package" / "model"
+    for name in ("clip", "model"):
+        (tmp_path / "package").mkdir(exist_ok=True)
+        (tmp_path / "package" / name).symlink_to(FOLDER / name)
+    for steps in (1, 2):
+        training.train(tmp_path, Budget(steps=steps), torch.device("cpu"), target)
+    state = torch.load(tmp_path / "detector" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 2
+    training.export(tmp_path, target)
+    shipped = tmp_path / "package" / "detector"
+    made = OwlViTForObjectDetection.from_pretrained(shipped, dtype=torch.float32)
+    trained = OwlViTForObjectDetection.from_pretrained(tmp_path / "detector" / "model", dtype=torch.float32)
+    for name, tensor in trained.state_dict().items():
+        torch.testing.assert_close(made.state_dict()[name], tensor.half().float(), rtol=0, atol=0)
+    assert CLIPTokenizer.from_pretrained(shipped).pad_token_id == 0
+    assert load_reward("detection", present=["a fox"], weights=str(shipped)) is not None
+
+
+def test_held_out_pictures_are_those_of_the_clip() -> None:
+    pools = training.split(META)
+    held_out = set(clip.held_out_pictures(META))
+    assert {*pools["pictures never seen"], *pools["other things, never seen"]} == held_out
+    assert not held_out & {*pools["pictures seen"], *pools["other things"]}
+    assert sum(map(len, pools.values())) == len(META)
