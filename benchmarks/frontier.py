@@ -2,6 +2,7 @@
 
     python benchmarks/frontier.py                # trains what is missing, about a minute a cell; then tables and image
     python benchmarks/frontier.py --seeds 1      # the first seed of each remedy
+    python benchmarks/frontier.py --only none --only "kl 1"   # these remedies
     python benchmarks/frontier.py --minutes 20   # begins no cell after that
     python benchmarks/frontier.py --plot         # trains nothing
     python benchmarks/frontier.py --quick        # one update of two remedies, to see that it works
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_num_threads(1)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    size, remedies = Size(), list(REMEDIES)
+    size, remedies = Size(), options.only or list(REMEDIES)
     if options.quick:
         size, remedies = Size(updates=1, every=1, prompts=2, images=2), [NONE, "worst within 0.01"]
     if not options.plot:
@@ -146,6 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="only so many of the seeds; left out, all")
+    parser.add_argument("--only", action="append", choices=REMEDIES, help="this remedy; may be said again")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no cell after so many")
     parser.add_argument(
         "--plot", action="store_true", help="train nothing: table and image of the cells that are there"
