@@ -65,6 +65,7 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "half the rate": {"train": {"learning_rate": 1.0e-3}},
     "cap at -1.42 kB": {"entry": {"cap": -1.42}},
     "cap at the 0.75 quantile": {"entry": {"cap": {"quantile": 0.75}}},
+    "cap at the 0.5 quantile": {"entry": {"cap": {"quantile": 0.5}}},
     "worst within 0.03": {"entry": {"worst_within": 0.03}},
     "kl 0.3": {"regularizers": {"kl": 0.3}},
     "kl 1": {"regularizers": {"kl": 1.0}},
@@ -103,7 +104,7 @@ TRIALS = {
     "palette": Trial(
         {"kind": "palette", "colours": ["#e85d04"], "weight": 0.02},  # of CIE76; the base model has -82
         (2.0, 4.0, 6.0),
-        (NONE, "cap at the 0.75 quantile", "kl 1", "a second reward"),
+        (NONE, "cap at the 0.75 quantile", "cap at the 0.5 quantile", "kl 1", "a second reward"),
         8.0,
     ),
 }
