@@ -126,7 +126,7 @@ class Probe:
         """Bytes that a batch and the first loss of a learner allocate at most."""
 
         def score(images: torch.Tensor, prompts: Sequence[str], **of_surrogates: Any) -> Scores:
-            return self._scored(images, prompts)
+            return _scored(self, images, prompts)
 
         def work() -> None:
             trainer = self.trainer
@@ -141,7 +141,7 @@ class Probe:
         with self.trainer.autocast(), torch.no_grad():
             runs = record(alone, self.batch(batch), parts, keep_trajectory=keep_trajectory)
             for run in runs:
-                self._scored(run.images, run.prompts)
+                _scored(self, run.images, run.prompts)
         return runs
 
     def batch(self, size: int, repeats: int = 1) -> Batch:
@@ -180,15 +180,7 @@ class Probe:
             rollout = self.sampler(prompts, plan=plan, generator=noise)
             if not is_scored:
                 return rollout.images.float()
-            return self._scored(rollout.images, rollout.prompts).total
-
-    def _scored(self, images: torch.Tensor, prompts: Sequence[str]) -> Scores:
-        """As a training scores images, its caps and ranks aside."""
-        scores = worst_scores(self.objective, images, prompts, NOTHING)[0]
-        if self.trainer.scoring.gate is not None:
-            with torch.no_grad():
-                self.trainer.scoring.gate(images.detach(), prompts)
-        return scores
+            return _scored(self, rollout.images, rollout.prompts).total
 
     def _backward(self, scores: torch.Tensor) -> None:
         (-scores.mean()).backward()  # type: ignore[no-untyped-call]
@@ -224,6 +216,15 @@ class Probe:
             for denoiser in self.denoisers:
                 stack.enter_context(seams.replaced(denoiser, "forward", partial(on_denoise, denoiser)))
             yield
+
+
+def _scored(probe: Probe, images: torch.Tensor, prompts: Sequence[str]) -> Scores:
+    """As a training scores images, its caps and ranks aside."""
+    scores, gate = worst_scores(probe.objective, images, prompts, NOTHING)[0], probe.trainer.scoring.gate
+    if gate is not None:
+        with torch.no_grad():
+            gate(images.detach(), prompts)
+    return scores
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device) -> float:

@@ -166,7 +166,7 @@ def divergence(
     rollout: Rollout,
     number: int,
     now: Gaussian,
-    gate: torch.Tensor | None,
+    gate: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """KL divergence of a step's Gaussian from the base model's, with gradient, (): nats, mean over all dimensions.
 
