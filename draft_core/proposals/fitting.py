@@ -20,7 +20,6 @@ from draft_core.reporting.rendering import template_environment
 
 SURE = 0.9  # of what a card has; the rest is for what a prediction does not see
 HELD_OUT = 8  # prompts of an evaluation
-CAP, FEWEST_CAPPED = {"quantile": 0.75}, 4  # of images in a pass: docs/decisions/0.1-default-against-hacking.md
 WHY = {
     "false": "everything is kept for the backward pass",
     "selective": "norms and activations are computed again in the backward pass, which saves half",
@@ -128,7 +127,7 @@ def recipe_text(
         start=start,
         title=start.title,
         fit=fit,
-        reward={"kind": reward, **FIELDS.get(reward, {}), **({"cap": CAP} if fit.batch >= FEWEST_CAPPED else {})},
+        reward={"kind": reward, **FIELDS.get(reward, {})},
         metrics=[{"kind": kind, **on_cpu} for kind in metrics],
         prompts=prompts or own,
         held_out="emoji-hard" if is_emoji else _lines(f"{start.prompts}-heldout.txt")[:HELD_OUT],

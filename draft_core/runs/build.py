@@ -237,7 +237,7 @@ def build_learner(config: MethodConfig, catalog: Catalog, *, seed: int = 0) -> L
         )
     for name in ("needs_gradient", "yields_divergence", "gates_divergence"):
         said, found = getattr(entry.spec, name), getattr(learner, name, False)
-        if said != found:
+        if said != found and (said or name != "gates_divergence"):  # one that could and is not asked to does no harm
             raise PluginError(
                 f"its spec says {name} = {said}, its learner {found}", where=where, next="tell its author"
             )

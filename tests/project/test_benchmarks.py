@@ -239,6 +239,6 @@ def test_remedies_are_compared_where_the_trained_reward_has_risen_equally(
     against = [frontier.Cell("none", 0, tuple(rising), 2.0), frontier.Cell("kl 1", 0, tuple(better), 2.0)]
     assert "| kl 1 | 1 | 2 | +0.030 | +0.090 (+0.050) | -20.0% |" in frontier.table(against, "jpeg")
     assert "| none | 1 | 2 | +0.030 | +0.040 | -20.0% |" in frontier.table(against, "jpeg")
-    monkeypatch.setattr(frontier, "TRIALS", {name: trial for name in ("jpeg", "palette")})
+    monkeypatch.setattr(frontier, "TRIALS", dict.fromkeys(("jpeg", "palette"), trial))
     frontier.draw([*cells, *against], tmp_path / "image.png")
     assert (tmp_path / "image.png").stat().st_size > 5_000
