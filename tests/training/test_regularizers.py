@@ -333,7 +333,7 @@ RECIPE: dict[str, Any] = {
                 "regularizers": {"kl": 1.0, "kl_gate": ["asked-colour"]},
                 "evaluation": {"prompts": ["a red car"]},
             },
-            "prompts, for metrics.0",
+            "prompts: reward 'asked-colour' reads column 'colour', and the list has none beside the prompts",
         ),
     ],
 )  # fmt: skip
