@@ -2,15 +2,18 @@
 
     python benchmarks/frontier.py                # trains what is missing, about a minute a cell; then tables and image
     python benchmarks/frontier.py --seeds 1      # the first seed of each remedy
+    python benchmarks/frontier.py --only none --only "kl 1"   # these remedies
+    python benchmarks/frontier.py --reward palette   # the second trained reward
     python benchmarks/frontier.py --minutes 20   # begins no cell after that
     python benchmarks/frontier.py --plot         # trains nothing
     python benchmarks/frontier.py --quick        # one update of two remedies, to see that it works
 
 `jpeg`, minus the size of a file, is trained on, in three steps without guidance, by DRaFT-1 where the remedy says
-nothing else: smaller files are soon bought with what the image shows. The judge is `emoji-judge`, a classifier that no
-training saw, on prompts that were not trained on; the diversity is that of the images of a prompt. Each cell, a remedy
-and a seed, is a line of docs/measurements/frontier/cells.jsonl. "interpolation" is the last LoRA of the cell without a
-remedy at smaller scales, as `draft mix` makes it.
+nothing else: smaller files are soon bought with what the image shows. So is nearness to one colour, `palette`, by which
+some of the remedies are tried once more. The judge is `emoji-judge`, a classifier that no
+training saw, on prompts that were not trained on; the diversity is that of the images of a prompt. Each cell, a remedy,
+a seed and a reward, is a line of docs/measurements/frontier/cells.jsonl. "interpolation" is the last LoRA of the
+cell without a remedy at smaller scales, as `draft mix` makes it.
 
 Cells are compared where the trained reward has risen by so much on held-out prompts, on straight lines between
 evaluations, and with the cell of the same seed without a remedy: its judge is the remedy's gain.
@@ -41,39 +44,69 @@ from draft_core import Objective, Trainer, build, evaluate, load_catalog, load_r
 from draft_core.evaluation.image_measures import diversity
 from draft_core.recipe.resolve import resolve_prompts
 
-TRAINED, JUDGE = "jpeg", "emoji-judge"
+JPEG, JUDGE = "jpeg", "emoji-judge"
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "measurements" / "frontier.md"
 CELLS = ROOT / "docs" / "measurements" / "frontier" / "cells.jsonl"
 IMAGE = ROOT / "docs" / "images" / "frontier.png"
 SEEDS = (0, 1, 2, 3, 4)
-RISES = (0.03, 0.06, 0.09)  # of the trained reward on held-out prompts, kB; the base model has -1.5
-DRAWN = tuple(n / 100 for n in range(1, 13))
 SCALES = (0.25, 0.5, 0.75)
 NONE, INTERPOLATION = "none", "interpolation"
 RECIPE: dict[str, Any] = {
     "model": {"pretrained": "emoji", "num_inference_steps": 3, "guidance_scale": 1.0},
     "prompts": "emoji-train",
     "method": {"kind": "draft-k", "k": 1},
-    "rewards": [{"kind": TRAINED}],
     "train": {"batch_size": 4, "learning_rate": 2.0e-3},
     "device": "cpu",
 }
-# What each remedy says otherwise.
+# What each remedy says otherwise; "entry" is of the trained reward's own, "beside" are further rewards.
 REMEDIES: dict[str, dict[str, Any]] = {
     NONE: {},
     "half the rate": {"train": {"learning_rate": 1.0e-3}},
-    "cap at -1.42 kB": {"rewards": [{"kind": TRAINED, "cap": -1.42}]},
-    "cap at the 0.75 quantile": {"rewards": [{"kind": TRAINED, "cap": {"quantile": 0.75}}]},
-    "worst within 0.03": {"rewards": [{"kind": TRAINED, "worst_within": 0.03}]},
+    "cap at -1.42 kB": {"entry": {"cap": -1.42}},
+    "cap at the 0.75 quantile": {"entry": {"cap": {"quantile": 0.75}}},
+    "cap at the 0.5 quantile": {"entry": {"cap": {"quantile": 0.5}}},
+    "worst within 0.03": {"entry": {"worst_within": 0.03}},
     "kl 0.3": {"regularizers": {"kl": 0.3}},
     "kl 1": {"regularizers": {"kl": 1.0}},
     "kl 3": {"regularizers": {"kl": 3.0}},
+    "kl 1, gated": {"regularizers": {"kl": 1.0, "kl_gate": ["emoji-clip"]}, "metrics": [{"kind": "emoji-clip"}]},
+    "kl 3, gated": {"regularizers": {"kl": 3.0, "kl_gate": ["emoji-clip"]}, "metrics": [{"kind": "emoji-clip"}]},
+    "kl 3, anchor moved": {"regularizers": {"kl": 3.0, "kl_anchor": {"ema": 0.9}}},
     "target, radius 0.1": {"method": {"kind": "target", "radius": 0.1}},
     "a second reward": {
-        "rewards": [{"kind": TRAINED, "weight": 2.0}, {"kind": "emoji-clip"}],
+        "entry": {"weight": 2.0},
+        "beside": [{"kind": "emoji-clip"}],
         "train": {"normalize": "gradient"},
     },
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trained reward, and where its cells are compared.
+
+    Arguments:
+        entry: of the recipe.
+        rises: of its mean on held-out prompts, those of the table.
+        remedies: that it is tried with.
+        most: the largest rise in the image.
+    """
+
+    entry: Mapping[str, Any]
+    rises: tuple[float, ...]
+    remedies: tuple[str, ...]
+    most: float
+
+
+TRIALS = {
+    JPEG: Trial({"kind": JPEG}, (0.03, 0.06, 0.09), tuple(REMEDIES), 0.12),  # kB; the base model has -1.5
+    "palette": Trial(
+        {"kind": "palette", "colours": ["#e85d04"], "weight": 0.02},  # of CIE76; the base model has -82
+        (2.0, 4.0, 6.0),
+        (NONE, "cap at the 0.75 quantile", "cap at the 0.5 quantile", "kl 1", "a second reward"),
+        8.0,
+    ),
 }
 
 
@@ -104,12 +137,14 @@ class Cell:
     Arguments:
         points: the base model first.
         seconds: of the training alone.
+        reward: that was trained on.
     """
 
     remedy: str
     seed: int
     points: tuple[Point, ...]
     seconds: float
+    reward: str = JPEG
 
     def at_rise(self, rise: float) -> Point | None:
         """Where the trained reward has first risen by so much, between two evaluations; None if nowhere."""
@@ -128,17 +163,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_num_threads(1)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    size, remedies = Size(), list(REMEDIES)
+    size, remedies = Size(), options.only or TRIALS[options.reward].remedies
     if options.quick:
-        size, remedies = Size(updates=1, every=1, prompts=2, images=2), [NONE, "worst within 0.01"]
+        size, remedies = Size(updates=1, every=1, prompts=2, images=2), [NONE, "worst within 0.03"]
     if not options.plot:
         end = time.monotonic() + 60 * options.minutes
         for seed in SEEDS[: options.seeds]:
             for remedy in remedies:
                 if time.monotonic() < end:
-                    train_missing(remedy, seed, size, options.cells)
+                    train_missing(options.reward, remedy, seed, size, options.cells)
     cells = read(options.cells)
-    publish({"frontier": table(cells)}, None if options.quick else PAGE)
+    tables = {"frontier" if reward == JPEG else f"frontier of {reward}": table(cells, reward) for reward in TRIALS}
+    publish(tables, None if options.quick else PAGE)
     if not options.quick:
         draw(cells, IMAGE)
 
@@ -146,6 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="only so many of the seeds; left out, all")
+    parser.add_argument("--reward", default=JPEG, choices=TRIALS, help="that is trained on; jpeg if left out")
+    parser.add_argument("--only", action="append", choices=REMEDIES, help="this remedy; may be said again")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no cell after so many")
     parser.add_argument(
         "--plot", action="store_true", help="train nothing: table and image of the cells that are there"
@@ -155,15 +193,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def train_missing(remedy: str, seed: int, size: Size, file: Path) -> None:
+def train_missing(reward: str, remedy: str, seed: int, size: Size, file: Path) -> None:
     """Trains a cell, unless the file has it, and adds it; that without a remedy brings its interpolations."""
-    if any((cell.remedy, cell.seed) == (remedy, seed) for cell in read(file)):
+    if any((cell.reward, cell.remedy, cell.seed) == (reward, remedy, seed) for cell in read(file)):
         return
-    made = [trained(remedy, seed, size)] if remedy != NONE else list(with_interpolations(seed, size))
+    plain = remedy != NONE or reward != JPEG
+    made = [trained(reward, remedy, seed, size)] if plain else list(with_interpolations(seed, size))
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as lines:
         lines.write("".join(json.dumps(asdict(cell)) + "\n" for cell in made))
-    print(f"{remedy}, seed {seed}: {made[0].seconds:.0f} s, {made[0].points[-1]}", flush=True)
+    print(f"{reward}, {remedy}, seed {seed}: {made[0].seconds:.0f} s, {made[0].points[-1]}", flush=True)
 
 
 def read(file: Path) -> list[Cell]:
@@ -177,57 +216,59 @@ def read(file: Path) -> list[Cell]:
 # Training
 
 
-def trained(remedy: str, seed: int, size: Size, trainer: Trainer | None = None) -> Cell:
+def trained(reward: str, remedy: str, seed: int, size: Size, trainer: Trainer | None = None) -> Cell:
     """A run with its evaluations."""
-    trainer = trainer or make_trainer(remedy, seed, size)
-    points, seconds = [judged(trainer, size, 0)], 0.0
+    trainer = trainer or make_trainer(reward, remedy, seed, size)
+    points, seconds = [judged(trainer, reward, size, 0)], 0.0
     for report in trainer:
         seconds += report.seconds
         if report.update % size.every == 0:
-            points.append(judged(trainer, size, report.update))
-    return Cell(remedy, seed, tuple(points), seconds)
+            points.append(judged(trainer, reward, size, report.update))
+    return Cell(remedy, seed, tuple(points), seconds, reward)
 
 
 def with_interpolations(seed: int, size: Size) -> Iterator[Cell]:
-    """The run without a remedy, and its last LoRA at smaller scales."""
-    trainer = make_trainer(NONE, seed, size)
-    whole = trained(NONE, seed, size, trainer)
+    """The run on `jpeg` without a remedy, and its last LoRA at smaller scales."""
+    trainer = make_trainer(JPEG, NONE, seed, size)
+    whole = trained(JPEG, NONE, seed, size, trainer)
     yield whole
     between = []
     for scale in SCALES:
         with trainer.adapter.scaled(scale):
-            between.append(judged(trainer, size, scale))
+            between.append(judged(trainer, JPEG, size, scale))
     yield Cell(INTERPOLATION, seed, (whole.points[0], *between, whole.points[-1]), whole.seconds)
 
 
-def make_trainer(remedy: str, seed: int, size: Size) -> Trainer:
+def make_trainer(reward: str, remedy: str, seed: int, size: Size) -> Trainer:
     """Of the recipe with what the remedy says."""
-    changed = REMEDIES[remedy]
-    train = {**RECIPE["train"], **changed.get("train", {}), "steps": size.updates, "seed": seed}
-    return build(load_recipe({**RECIPE, **changed, "train": train}))
+    changed = dict(REMEDIES[remedy])
+    train = {**RECIPE["train"], **changed.pop("train", {}), "steps": size.updates, "seed": seed}
+    entry, beside = {**TRIALS[reward].entry, **changed.pop("entry", {})}, changed.pop("beside", [])
+    return build(load_recipe({**RECIPE, **changed, "rewards": [entry, *beside], "train": train}))
 
 
-def judged(trainer: Trainer, size: Size, at: float) -> Point:
+def judged(trainer: Trainer, reward: str, size: Size, at: float) -> Point:
     """The held-out images as the model is now, always from the same noise."""
-    measures = Objective({TRAINED: trainer.objective.rewards[TRAINED], JUDGE: load_reward(JUDGE)})
+    measures = Objective({reward: trainer.objective.rewards[reward], JUDGE: load_reward(JUDGE)})
     held_out = resolve_prompts("emoji-heldout", load_catalog())
     prompts = held_out[:: len(held_out) // size.prompts][: size.prompts]
     found = evaluate(trainer.sampler, measures, prompts, range(size.images), batch_size=12)
     means = found.means()
     spread = float(diversity(found.images.reshape(len(prompts), size.images, *found.images.shape[1:])).mean())
-    return Point(at, means[TRAINED], means[JUDGE], spread)
+    return Point(at, means[reward], means[JUDGE], spread)
 
 
 # What came out
 
 
-def table(cells: Sequence[Cell]) -> str:
+def table(cells: Sequence[Cell], reward: str) -> str:
     """By what judge and diversity have changed, of every remedy at every rise: means over seeds and errors.
 
     Beside the judge, in brackets, by how much it is above that of the same seed without a remedy.
     """
     heads = ["remedy", "seeds", "seconds", "reward gained"]
-    heads += [f"{name} at +{rise:g}" for rise in RISES for name in ("judge", "diversity")]
+    rises, cells = TRIALS[reward].rises, [cell for cell in cells if cell.reward == reward]
+    heads += [f"{name} at +{rise:g}" for rise in rises for name in ("judge", "diversity")]
     rows = []
     without = of_seeds(cells)
     for remedy in [NONE, INTERPOLATION, *(name for name in REMEDIES if name != NONE)]:
@@ -236,7 +277,7 @@ def table(cells: Sequence[Cell]) -> str:
             continue
         gained = [max(point.trained for point in cell.points) - cell.points[0].trained for cell in of_remedy]
         row = [remedy, str(len(of_remedy)), f"{fmean(cell.seconds for cell in of_remedy):.0f}", with_error(gained)]
-        for rise in RISES:
+        for rise in rises:
             reached = {cell.seed: (cell.points[0], found) for cell in of_remedy if (found := cell.at_rise(rise))}
             judge = with_error([found.judge - base.judge for base, found in reached.values()])
             if remedy != NONE and (kept := saved(of_remedy, without, rise, "judge")):
@@ -278,21 +319,30 @@ def error(values: Sequence[float]) -> float:
 
 def draw(cells: Sequence[Cell], file: Path) -> None:
     """By how much judge and diversity are above those without a remedy, over the rise of the trained reward."""
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    order, measures = [INTERPOLATION, *(name for name in REMEDIES if name != NONE)], ("judge", "diversity")
+    figure = Figure(figsize=(12, 5 * len(TRIALS)), layout="constrained")
     FigureCanvasAgg(figure)
-    without = of_seeds(cells)
-    by_remedy = {cell.remedy: [c for c in cells if c.remedy == cell.remedy] for cell in cells if cell.remedy != NONE}
-    for axis, name in zip(figure.subplots(1, 2), ("judge", "diversity"), strict=True):
-        for place, (remedy, of_remedy) in enumerate(by_remedy.items()):
-            # Shifted, so that error bars do not hide one another; only where all seeds have come.
-            found = {rise + 2e-4 * place: saved(of_remedy, without, rise, name) for rise in DRAWN}
-            found = {rise: values for rise, values in found.items() if len(values) == len(of_remedy)}
-            style = {"marker": ".", "label": remedy, "color": colormaps["tab20"](2 * place % 20 + place // 10)}
-            axis.errorbar(list(found), [fmean(v) for v in found.values()], [error(v) for v in found.values()], **style)
-        axis.axhline(0, color="black", linewidth=1, label=NONE)
-        axis.set_xlabel(f"rise of {TRAINED}, the trained reward")
-        axis.set_ylabel(f"{JUDGE if name == 'judge' else name} above that without a remedy")
-    figure.axes[0].legend(fontsize=8)
+    for axes, (reward, trial) in zip(figure.subplots(len(TRIALS), 2), TRIALS.items(), strict=True):
+        of_reward = [cell for cell in cells if cell.reward == reward]
+        without, steps = of_seeds(of_reward), [trial.most * n / 12 for n in range(1, 13)]
+        for axis, name in zip(axes, measures, strict=True):
+            for place, remedy in enumerate(order):
+                of_remedy = [cell for cell in of_reward if cell.remedy == remedy]
+                # Shifted, so that error bars do not hide one another; only where all seeds have come.
+                found = {rise + trial.most * place / 600: saved(of_remedy, without, rise, name) for rise in steps}
+                found = {rise: values for rise, values in found.items() if values and len(values) == len(of_remedy)}
+                if not found:
+                    continue
+                style = {"marker": ".", "label": remedy, "color": colormaps["tab20"](2 * place % 20 + place // 10)}
+                means, errors = (
+                    [fmean(values) for values in found.values()],
+                    [error(values) for values in found.values()],
+                )
+                axis.errorbar(list(found), means, errors, **style)
+            axis.axhline(0, color="black", linewidth=1, label=NONE)
+            axis.set_xlabel(f"rise of {reward}, the trained reward")
+            axis.set_ylabel(f"{JUDGE if name == 'judge' else name} above that without a remedy")
+        axes[0].legend(fontsize=8)
     figure.savefig(file, dpi=100)
 
 

@@ -101,7 +101,8 @@ def _forecast(recipe: Path, overrides: list[str]) -> tuple[Forecast, dict[str, i
         found = forecast(trainer)
         room = None if free is None else free + sum(found.memory.weights.values()) + found.memory.lora
         cheaper = savings(trainer, found.memory)
-        rewards = build_objective(validated.metrics, catalog, beside=trainer.objective).to(trainer.device)
+        beside, gate = trainer.objective, trainer.scoring.gate
+        rewards = build_objective(validated.metrics, catalog, beside=beside, gate=gate).to(trainer.device)
         evaluation = evaluation_cost(trainer, sampler, rewards, settings, prompts=len(prompts))
     return found, cheaper, room, evaluation
 

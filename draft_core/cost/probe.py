@@ -72,9 +72,8 @@ class Probe:
         scores, count, forwards = clock.result, len(calls), dict(clock.seconds)
         backward = clock.measure(lambda: self._backward(scores))  # may recompute, and the clock runs on
         recorded = self._recorded_alone(calls[count - 1], clock)
-        steps = self.sampler.steps + (
-            1 if self.trainer.regularizers["kl"] else 0
-        )  # the base model is asked at the grad step
+        asked = 1 if self.trainer.regularizers.weights["kl"] else 0  # the base model, at the grad step
+        steps = self.sampler.steps + asked
         return Times(
             calls_a_step=count / steps,
             plain=forwards.get("plain", forwards["with_grad"]),
@@ -127,7 +126,7 @@ class Probe:
         """Bytes that a batch and the first loss of a learner allocate at most."""
 
         def score(images: torch.Tensor, prompts: Sequence[str], **of_surrogates: Any) -> Scores:
-            return _scored(self.objective, images, prompts)
+            return _scored(self, images, prompts)
 
         def work() -> None:
             trainer = self.trainer
@@ -142,7 +141,7 @@ class Probe:
         with self.trainer.autocast(), torch.no_grad():
             runs = record(alone, self.batch(batch), parts, keep_trajectory=keep_trajectory)
             for run in runs:
-                _scored(self.objective, run.images, run.prompts)
+                _scored(self, run.images, run.prompts)
         return runs
 
     def batch(self, size: int, repeats: int = 1) -> Batch:
@@ -181,7 +180,7 @@ class Probe:
             rollout = self.sampler(prompts, plan=plan, generator=noise)
             if not is_scored:
                 return rollout.images.float()
-            return _scored(self.objective, rollout.images, rollout.prompts).total
+            return _scored(self, rollout.images, rollout.prompts).total
 
     def _backward(self, scores: torch.Tensor) -> None:
         (-scores.mean()).backward()  # type: ignore[no-untyped-call]
@@ -219,9 +218,13 @@ class Probe:
             yield
 
 
-def _scored(objective: Objective, images: torch.Tensor, prompts: Sequence[str]) -> Scores:
-    """As a training scores images, its caps aside."""
-    return worst_scores(objective, images, prompts, NOTHING)[0]
+def _scored(probe: Probe, images: torch.Tensor, prompts: Sequence[str]) -> Scores:
+    """As a training scores images, its caps and ranks aside."""
+    scores, gate = worst_scores(probe.objective, images, prompts, NOTHING)[0], probe.trainer.scoring.gate
+    if gate is not None:
+        with torch.no_grad():
+            gate(images.detach(), prompts)
+    return scores
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device) -> float:

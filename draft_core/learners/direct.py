@@ -13,9 +13,9 @@ import torch
 
 from draft_core.errors import RewardError
 from draft_core.leaps import Leaps
-from draft_core.learners.learner import Batch, Loss, Score
+from draft_core.learners.learner import Batch, Loss, Score, gated_mean
 from draft_core.plan import LastStep, Method, Renoising, StepPlan, Weighing
-from draft_core.sampling.rollout import StepRecord
+from draft_core.sampling.rollout import Rollout, StepRecord
 from draft_core.sampling.sampler import DifferentiableSampler
 
 
@@ -28,6 +28,7 @@ class DirectLearner:
 
     needs_gradient = True
     yields_divergence = True
+    gates_divergence = True
 
     def __init__(self, method: Method | None = None) -> None:
         self.method = LastStep() if method is None else method
@@ -64,7 +65,7 @@ class DirectLearner:
                 share=1.0 if renoising.step_each else len(rollout.images) / images,
                 step=renoising.step_each,
                 images=len(rollout.images),
-                divergence=rollout.divergence,
+                divergence=divergence_of(rollout, scores.gate),
                 report=report,
             )
             if samples is None:
@@ -102,6 +103,13 @@ def planned(method: Method, sampler: DifferentiableSampler, rng: Random) -> Step
     """
     plan = method.plan(sampler.steps, rng)
     return method.weighted(plan, lambda: sampler.step_sizes) if isinstance(method, Weighing) else plan
+
+
+def divergence_of(rollout: Rollout, gate: torch.Tensor | None) -> torch.Tensor | None:
+    """How far images of one pass are from the base model, those of gate 0 not counted, (); None without one."""
+    if gate is None or rollout.divergence is None:
+        return rollout.divergence
+    return torch.stack([gated_mean(squares, gate) for squares in rollout.squares]).mean()
 
 
 def leap_distances(leaps: Leaps, trajectory: Sequence[StepRecord]) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
+from draft_core.errors import DraftError
 from draft_core.rewards.objective import NOTHING, Scores
 
 if TYPE_CHECKING:  # it brings diffusers, which reading a run does without
@@ -35,7 +36,8 @@ class Loss:
         images: over how many images `value` is a mean: its weight in what the trainer reports; 0 where this process
             has none of them.
         divergence: mean squared distance between the predictions of the tuned and the base denoiser, with gradient,
-            (); the trainer adds it with the weight `regularizers.kl`. None where the sampler has no base model.
+            (); the trainer adds it with the weight `regularizers.kl`. None where the sampler has no base model. Where
+            `Scores.gate` is no None it is `gated_mean`, if the learner `gates_divergence`.
         report: further numbers, name -> value, whose means over images stand in `StepReport.learner`.
         notes: what a person should know of it, one sentence each, for `StepReport.notes`.
         queries: images that this process had a reward score for it otherwise than by `score`.
@@ -50,6 +52,29 @@ class Loss:
     report: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
     queries: int = 0
+
+
+def gated_mean(squares: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
+    """The mean of squared differences, those of images with a gate of 0 taken for 0, ().
+
+    Arguments:
+        squares: (R, ...) of R rows, one or several batches of N images.
+        gate: `Scores.gate`, (N,); None lets all through.
+
+    Raises:
+        DraftError: if the rows are not those of N images.
+    """
+    if gate is None:
+        return squares.mean()
+    if not squares.ndim or len(squares) % len(gate):
+        rows = f"{len(squares)} rows" if squares.ndim else "a list"
+        raise DraftError(
+            f"the denoiser is called with {rows} for {len(gate)} images, and which belongs to which is not known",
+            where="regularizers.kl_gate",
+            next="leave it out, or set train.batch_size to 1 for each process",
+        )
+    of_rows = squares.flatten(1).mean(1)
+    return (of_rows.view(-1, len(gate)) * gate.to(of_rows)).mean()
 
 
 class Ranks(Protocol):
@@ -135,11 +160,12 @@ class Score(Protocol):
 class Learner(Protocol):
     """A method at work: it samples, scores, and says what to minimise.
 
-    A `MethodSpec` names a callable that makes one of a method's config. It may have three members more:
+    A `MethodSpec` names a callable that makes one of a method's config. It may have four members more:
     `check_columns(columns)`, which a run calls before it loads a model, and which raises a `DraftError` if it cannot
     use what the prompt list says beside the prompts; `check(sampler)`, which a run calls before it draws anything, and
-    which raises one if the sampler does not suit; and `needs_base_model`, true if it takes `sampler.base_model` also
-    without a weight of `regularizers.kl`.
+    which raises one if the sampler does not suit; `needs_base_model`, true if it takes `sampler.base_model` also
+    without a weight of `regularizers.kl`; and `gates_divergence`, true if its divergences heed `Scores.gate`, without
+    which `regularizers.kl_gate` is refused.
 
     Attributes:
         needs_gradient: whether it backpropagates through the rewards; where not, they need not be differentiable.

@@ -13,7 +13,7 @@ import torch
 
 from draft_core.errors import RecipeError
 from draft_core.learners.advantages import Advantages, ByGroup, ByPrompt
-from draft_core.learners.learner import Batch, Loss, Score
+from draft_core.learners.learner import Batch, Loss, Score, gated_mean
 from draft_core.learners.recorded_runs import BaseModel, again, apart, log_probability_then, record, require_noise
 from draft_core.prompt_rows import row_key
 from draft_core.sampling.noise_levels import Gaussian
@@ -52,6 +52,7 @@ class PolicyGradient:
 
     needs_gradient = False
     yields_divergence = True
+    gates_divergence = True
 
     def __init__(self, settings: PolicyGradientSettings, advantages: Advantages) -> None:
         self.settings = settings
@@ -82,12 +83,13 @@ class PolicyGradient:
         sampler, base = apart(sampler)
         rollouts = record(sampler, batch, self.settings.minibatches)
         with torch.no_grad():
-            rewards = [score(rollout.images, rollout.prompts).total for rollout in rollouts]
-        advantages = self._advantages(batch, rollouts, rewards)
+            scores = [score(rollout.images, rollout.prompts) for rollout in rollouts]
+        advantages = self._advantages(batch, rollouts, [of_part.total for of_part in scores])
+        gates = [of_part.gate for of_part in scores]
         noisy = sorted(sampler.noisy_steps)
         for _ in range(self.settings.inner_epochs):
             steps = noisy if self.settings.steps is None else sorted(batch.rng.sample(noisy, self.settings.steps))
-            for rollout, better in zip(rollouts, advantages, strict=True):
+            for rollout, better, gate in zip(rollouts, advantages, gates, strict=True):
                 for number in steps:
                     now = again(sampler, rollout, number).gaussian()
                     value, clipped = self._loss(rollout, number, now, better)
@@ -96,7 +98,7 @@ class PolicyGradient:
                         share=1 / len(steps),
                         step=number == steps[-1],
                         images=len(better),
-                        divergence=None if base is None else divergence(sampler, base, rollout, number, now),
+                        divergence=None if base is None else divergence(sampler, base, rollout, number, now, gate),
                         report={"clipped": clipped},
                     )
 
@@ -159,12 +161,20 @@ def clipped_loss(ratio: torch.Tensor, advantages: torch.Tensor, clip_range: floa
 
 
 def divergence(
-    sampler: DifferentiableSampler, base: BaseModel, rollout: Rollout, number: int, now: Gaussian
+    sampler: DifferentiableSampler,
+    base: BaseModel,
+    rollout: Rollout,
+    number: int,
+    now: Gaussian,
+    gate: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """KL divergence of a step's Gaussian from the base model's, with gradient, (): nats, mean over all dimensions.
 
     Both have one deviation, so that it is the squared distance of the means over twice their variance.
+
+    Arguments:
+        gate: of the images, `Scores.gate`.
     """
     with torch.no_grad(), base():
         expected = again(sampler, rollout, number).gaussian().mean
-    return ((now.mean - expected) / now.std).square().mean() / 2
+    return gated_mean(((now.mean - expected) / now.std).square(), gate) / 2

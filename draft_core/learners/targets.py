@@ -16,7 +16,7 @@ import torch
 
 from draft_core.learners.direct import require_gradient
 from draft_core.learners.latents.decode import decode
-from draft_core.learners.learner import Batch, Loss, Score
+from draft_core.learners.learner import Batch, Loss, Score, gated_mean
 from draft_core.learners.path_samples import PathSample, latents_of, outline_of_samples
 from draft_core.learners.recorded_runs import BaseModel, apart, record, require_single_images, step_from
 from draft_core.sampling.replay import renoise
@@ -59,13 +59,17 @@ class Renoised:
         """The step as the present weights take it; recorded if the caller records."""
         return step_from(self.sampler, self.rollout, self.number, self.latents)
 
-    def divergence(self, step: StepOutput) -> torch.Tensor | None:
-        """Mean squared difference of a step's prediction from the base model's, (); None where there is none."""
+    def divergence(self, step: StepOutput, gate: torch.Tensor | None) -> torch.Tensor | None:
+        """Mean squared difference of a step's prediction from the base model's, (); None where there is none.
+
+        Arguments:
+            gate: of the samples, `Scores.gate`.
+        """
         if self.base is None:
             return None
         with torch.no_grad(), self.base():
             expected = self.step().prediction
-        return (step.prediction - expected).float().square().mean()
+        return gated_mean((step.prediction - expected).float().square(), gate)
 
 
 class TargetLearner:
@@ -82,6 +86,7 @@ class TargetLearner:
 
     needs_gradient = True
     yields_divergence = True
+    gates_divergence = True
 
     def __init__(self, settings: TargetSettings) -> None:
         self.settings = settings
@@ -110,13 +115,14 @@ class TargetLearner:
         noisy = self.renoised(batch, sampler)
         with torch.no_grad():
             mean = noisy.step().posterior_mean()
-        target = self._target(noisy, mean, score)
+        target, gate = self._target(noisy, mean, score)
         for _ in range(self.settings.fits):
             step = noisy.step()
             value = (step.posterior_mean() - target).float().square().mean()
-            yield Loss(value, step=True, images=len(target), divergence=noisy.divergence(step))
+            yield Loss(value, step=True, images=len(target), divergence=noisy.divergence(step, gate))
 
-    def _target(self, noisy: Renoised, mean: torch.Tensor, score: Score) -> torch.Tensor:
+    def _target(self, noisy: Renoised, mean: torch.Tensor, score: Score) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the prediction of x0 is fitted to, shaped like `mean`, and the gate of its scores."""
         x0 = mean.detach().requires_grad_()
         decoded = decode(noisy.sampler, noisy.rollout, x0)
         scores = score(decoded.images, noisy.prompts, latents=decoded.latents)
@@ -124,7 +130,8 @@ class TargetLearner:
         (gradient,) = torch.autograd.grad(scores.total.sum(), x0)
         gradient = gradient.float()
         size = gradient.square().flatten(1).mean(1).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-        return mean + (self.settings.radius * gradient / size.view(-1, *[1] * (mean.ndim - 1))).to(mean)
+        target = mean + (self.settings.radius * gradient / size.view(-1, *[1] * (mean.ndim - 1))).to(mean)
+        return target, scores.gate
 
     def renoised(self, batch: Batch, sampler: DifferentiableSampler) -> Renoised:
         """This process' share of what the update learns from, after fresh samples have come into the pool."""

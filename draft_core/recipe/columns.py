@@ -65,7 +65,8 @@ def readers(recipe: RecipeBase, catalog: Catalog) -> list[Reader]:
         for index, config in enumerate(configs):
             for known, column in columns_of(config, catalog, where=f"{section}.{index}.columns").items():
                 field = f"{section}.{index}.columns.{known}"
-                found.append(Reader(f"reward {config.kind!r}", field, column, in_training=section == "rewards"))
+                in_training = section == "rewards" or config.kind in recipe.regularizers.kl_gate
+                found.append(Reader(f"reward {config.kind!r}", field, column, in_training=in_training))
     return found
 
 

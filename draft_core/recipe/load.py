@@ -19,6 +19,7 @@ from draft_core.recipe.rewards import (
     are_all_elsewhere,
     check_against_exploitation,
     check_environments_are_spelt,
+    check_gate,
     check_groups,
     check_scored,
     check_surrogates,
@@ -224,6 +225,7 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
         recipe.method.check_batch(recipe.train.batch_size, of_each_prompt)
     except RecipeError as error:
         raise RecipeError(error.what, where=f"{where}: {error.where}", next=error.next) from None
+    check_gate(recipe, method, catalog, where, trained.prompts, prompts)
     if recipe.regularizers.kl and not method.yields_divergence:
         raise RecipeError(
             f"method {method.kind!r} does not say how far it is from the base model, so the term would have no effect",

@@ -22,9 +22,13 @@ from draft_core.setting import images_per_prompt
 SECTIONS = ("rewards", "metrics")
 
 
-def check_scored(recipe: RecipeBase, field: str, prompts: Sequence[str], where: str) -> None:
-    """That the rewards or the metrics can score these prompts."""
+def check_scored(
+    recipe: RecipeBase, field: str, prompts: Sequence[str], where: str, only: Sequence[int] | None = None
+) -> None:
+    """That the rewards or the metrics, or those `only` at some places, can score these prompts."""
     for index, reward in enumerate(getattr(recipe, field)):
+        if only is not None and index not in only:
+            continue
         try:
             reward.check_prompts(prompts)
         except DraftError as error:
@@ -71,6 +75,12 @@ def check_surrogates(recipe: RecipeBase, method: MethodSpec, catalog: Catalog, w
             )
 
 
+def within_prompt(reward: RewardConfig, catalog: Catalog) -> bool:
+    """Whether the scores that a reward's surrogate learns are compared between images of one prompt alone."""
+    pairs = reward.surrogate.pairs if reward.surrogate else "any"
+    return pairs == "prompt" or (pairs == "auto" and spec_of(reward, catalog).needs_prompt)
+
+
 def check_against_exploitation(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
     """That what an entry says against exploitation has an effect, and can be computed."""
     for index, metric in enumerate(recipe.metrics):
@@ -99,6 +109,33 @@ def check_against_exploitation(recipe: RecipeBase, catalog: Catalog, where: str)
         else:
             continue
         raise RecipeError(problem, where=f"{place}.worst_within", next="leave it out")
+
+
+def check_gate(
+    recipe: RecipeBase, method: MethodSpec, catalog: Catalog, where: str, prompts: Sequence[str], of_prompts: str
+) -> None:
+    """That the metrics of `regularizers.kl_gate` are there, and can score what is trained on.
+
+    Arguments:
+        prompts: of the training, which `of_prompts` names.
+    """
+    place, kinds = f"{where}: regularizers.kl_gate", [metric.kind for metric in recipe.metrics]
+    for kind in recipe.regularizers.kl_gate:
+        if kinds.count(kind) != 1:
+            problem = f"metrics hold {kinds.count(kind) or 'no'} {kind!r}, and it must be one"
+            advice = f"name one of {', '.join(kinds)}" if kinds else "add it to metrics"
+        elif recipe.regularizers.kl_gate.count(kind) > 1:
+            problem, advice = f"it names {kind!r} twice", "leave one of them out"
+        elif not (method.gates_divergence and recipe.method.trains_on_rewards):
+            problem = f"method {method.kind!r} does not weigh how far each scored image is from the base model"
+            advice = "leave it out, or take another method"
+        elif spec_of(recipe.metrics[kinds.index(kind)], catalog).scope == "group":
+            problem, advice = f"metric {kind!r} compares the images of a prompt", "name another"
+        else:
+            continue
+        raise RecipeError(problem, where=place, next=advice)
+    gating = [index for index, kind in enumerate(kinds) if kind in recipe.regularizers.kl_gate]
+    check_scored(recipe, "metrics", prompts, of_prompts, only=gating)
 
 
 def _against_exploitation(reward: RewardConfig) -> list[str]:

@@ -251,6 +251,7 @@ GRADIENT_FREE = (
         learner=f"{LEARNER}:ddpo",
         needs_gradient=False,
         yields_divergence=True,
+        gates_divergence=True,
     ),
     MethodSpec(
         kind="grpo",
@@ -259,6 +260,7 @@ GRADIENT_FREE = (
         learner=f"{LEARNER}:grpo",
         needs_gradient=False,
         yields_divergence=True,
+        gates_divergence=True,
     ),
     MethodSpec(
         kind="importance",

@@ -168,6 +168,8 @@ class MethodSpec:
         needs_gradient: the learner's own `needs_gradient`: False lets it train on rewards that are not differentiable.
         yields_divergence: the learner's own `yields_divergence`: without it `regularizers.kl` is refused. True where
             the learner is left out.
+        gates_divergence: the learner's own `gates_divergence`: without it `regularizers.kl_gate` is refused. True
+            where the learner is left out.
 
     Raises:
         PluginError: at construction, when the fields contradict each other.
@@ -179,6 +181,7 @@ class MethodSpec:
     learner: str = DIRECT
     needs_gradient: bool = True
     yields_divergence: bool = False
+    gates_divergence: bool = False
 
     def __post_init__(self) -> None:
         where = f"method spec {self.kind!r}"
@@ -189,6 +192,7 @@ class MethodSpec:
         _check_path(self.learner, where)
         if self.learner == DIRECT:
             object.__setattr__(self, "yields_divergence", True)
+            object.__setattr__(self, "gates_divergence", True)
 
     def load(self) -> Callable[[MethodConfig], Any]:
         """What makes the learner; imports the method's code, and with it torch.

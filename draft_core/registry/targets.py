@@ -57,4 +57,5 @@ TARGET = MethodSpec(
     summary="regression on x0 moved along the reward's gradient: the least memory",
     learner="draft_core.learners.targets:TargetLearner",
     yields_divergence=True,
+    gates_divergence=True,
 )

@@ -29,10 +29,13 @@ class Scores:
     Arguments:
         total: weighted sum over the rewards, each cut at its cap, float32 (N,); higher is better.
         per_reward: name -> that reward's own score before its weight, float32 (N,).
+        gate: 1 for images whose divergence from the base model counts, and 0 for others, float32 (N,); None where that
+            of all counts.
     """
 
     total: torch.Tensor
     per_reward: dict[str, torch.Tensor]
+    gate: torch.Tensor | None = None
 
     def _repr_html_(self) -> str:
         columns = [self.total.tolist(), *(scores.tolist() for scores in self.per_reward.values())]

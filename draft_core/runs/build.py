@@ -21,10 +21,11 @@ from draft_core.recipe.columns import columns_of
 from draft_core.recipe.paths import with_absolute_paths, working_directory
 from draft_core.recipe.prompt_lists import PromptList
 from draft_core.recipe.resolve import locate_decoder, locate_pretrained, require_recipe, rows_of, training_prompts
+from draft_core.recipe.rewards import within_prompt
 from draft_core.recipe.schema import ModelConfig, RecipeBase, entry_type
 from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import MethodConfig, QuantileCap, RewardConfig
-from draft_core.registry.environments import Place, RewardInEnvironment, described, spec_of
+from draft_core.registry.environments import Place, RewardInEnvironment, described
 from draft_core.registry.validation.messages import validate
 from draft_core.reward_process.making import check_device, made_by_plugin, made_reward
 from draft_core.rewards.columns import CallColumns
@@ -49,7 +50,7 @@ from draft_core.setting import images_per_prompt
 from draft_core.surrogates.surrogate import Surrogate
 from draft_core.tracking.trackers import require_trackers
 from draft_core.training.distributed import Processes
-from draft_core.training.learner_contract import require_columns, require_own_values
+from draft_core.training.learner_contract import require_columns, require_own_values, require_regularized
 from draft_core.training.precision import autocast
 from draft_core.training.scoring import check_images
 from draft_core.training.trainer import Trainer
@@ -95,7 +96,9 @@ def build(
     check_files(recipe, prompts.prompts, catalog)
     learner = build_learner(recipe.method, catalog, seed=recipe.train.seed)
     require_columns(learner, prompts.columns)
+    require_regularized(learner, recipe.regularizers)
     objective = build_objective(recipe.rewards, catalog) if given is None else given
+    gating = [metric for metric in recipe.metrics if metric.kind in recipe.regularizers.kl_gate]
     sampler = build_sampler(recipe.model, catalog=catalog, example=prompts.prompts[0])
     adapter = build_adapter(recipe.model, sampler.pipe, seed=recipe.train.seed)
     if isinstance(adapter, UserAdapter):
@@ -115,6 +118,7 @@ def build(
         adapter=adapter,
         device=recipe.device,
         columns=prompts.columns,
+        gate=build_objective(gating, catalog) if gating else None,
     )
     require_own_values(trainer.sampler, recipe.train)
     trainer.sampler.frames = trainer.batches.frames(recipe.train.frames, 0)  # a forecast samples before an update
@@ -233,9 +237,9 @@ def build_learner(config: MethodConfig, catalog: Catalog, *, seed: int = 0) -> L
         raise PluginError(
             f"its factory made {type(learner).__name__}, which has no {missing[0]}", where=where, next="tell its author"
         )
-    for name in ("needs_gradient", "yields_divergence"):
-        said, found = getattr(entry.spec, name), getattr(learner, name)
-        if said != found:
+    for name in ("needs_gradient", "yields_divergence", "gates_divergence"):
+        said, found = getattr(entry.spec, name), getattr(learner, name, False)
+        if said != found and (said or name != "gates_divergence"):  # one that could and is not asked to does no harm
             raise PluginError(
                 f"its spec says {name} = {said}, its learner {found}", where=where, next="tell its author"
             )
@@ -254,7 +258,7 @@ def with_surrogates(
     """
     seed = recipe.train.seed
     surrogates = {
-        name: Surrogate(reward.surrogate, seed=seed, within_prompt=_within_prompt(reward, catalog))
+        name: Surrogate(reward.surrogate, seed=seed, within_prompt=within_prompt(reward, catalog))
         for name, reward in zip(objective.rewards, recipe.rewards, strict=True)
         if reward.surrogate is not None
     }
@@ -262,28 +266,27 @@ def with_surrogates(
     return SurrogateLearner(learner, surrogates, objective, prompts=prompts, seed=seed, batch_size=batch_size)
 
 
-def _within_prompt(reward: RewardConfig, catalog: Catalog) -> bool:
-    """Whether the reward's scores are compared between images of one prompt alone."""
-    pairs = reward.surrogate.pairs if reward.surrogate else "any"
-    return pairs == "prompt" or (pairs == "auto" and spec_of(reward, catalog).needs_prompt)
-
-
-def build_objective(configs: Sequence[RewardConfig], catalog: Catalog, *, beside: Objective | None = None) -> Objective:
+def build_objective(
+    configs: Sequence[RewardConfig],
+    catalog: Catalog,
+    *,
+    beside: Objective | None = None,
+    gate: Objective | None = None,
+) -> Objective:
     """The weighted sum of these rewards; a kind that stands there twice gets a number behind its name.
 
     Arguments:
         beside: rewards that are built already, and come first: none is loaded twice.
+        gate: those of these that are built already, by kind.
     """
-    rewards: dict[str, torch.nn.Module] = dict(beside.rewards.items()) if beside else {}
-    weights: dict[str, float] = dict(beside.weights) if beside else {}
-    caps: dict[str, float] = dict(beside.caps) if beside else {}
-    columns = dict(beside.columns) if beside else {}
-    quantiles: dict[str, float] = dict(beside.quantiles) if beside else {}
-    radii: dict[str, float] = dict(beside.radii) if beside else {}
+    beside = beside or Objective({})
+    rewards, weights, caps = dict(beside.rewards.items()), dict(beside.weights), dict(beside.caps)
+    columns, quantiles, radii = dict(beside.columns), dict(beside.quantiles), dict(beside.radii)
+    made = dict(gate.rewards.items()) if gate else {}
     for config in configs:
         count = sum(name.split("#")[0] == config.kind for name in rewards)
         name = f"{config.kind}#{count + 1}" if count else config.kind
-        rewards[name] = build_reward(config, catalog)
+        rewards[name] = made[config.kind] if config.kind in made else build_reward(config, catalog)
         weights[name] = config.weight
         columns[name] = columns_of(config, catalog, where=f"reward {name!r}: columns")
         if isinstance(config.cap, QuantileCap):
@@ -345,5 +348,6 @@ def _check_machine(recipe: RecipeBase) -> None:
     check_machine(recipe.model.quantization, processes.device, is_sharded=recipe.train.sharding == "full")
     autocast(processes.device, recipe.train.mixed_precision)  # refuses what the device cannot do
     moving = [reward.kind for reward in recipe.rewards if isinstance(reward.cap, QuantileCap)]
-    check_images(recipe.train, images_per_prompt(recipe.model.call), processes.world_size, moving)
+    ranked, several = bool(recipe.regularizers.kl_gate), images_per_prompt(recipe.model.call)
+    check_images(recipe.train, several, processes.world_size, moving, ranked=ranked)
     require_trackers(recipe.trackers)

@@ -138,7 +138,8 @@ def run_recipe(
         sampler = evaluation_sampler(trainer.sampler, resolved.evaluation)
         _require_call(recipe, trainer, sampler)
         require_savable(remembered(trainer.learner))
-        rewards = build_objective(recipe.metrics, catalog, beside=trainer.objective).to(trainer.device)
+        beside, gate = trainer.objective, trainer.scoring.gate
+        rewards = build_objective(recipe.metrics, catalog, beside=beside, gate=gate).to(trainer.device)
         tightness = require_room(trainer)
         watch, objective = resolved.evaluation, trainer.objective
         trained = {name: weight for name, weight in objective.weights.items() if weight}  # 0 trains on nothing

@@ -96,7 +96,7 @@ class PipelineCall:
 
     Attributes:
         traits: what the call was seen to do; complete afterwards.
-        divergences: squared distance of the base model's prediction, one for each recorded denoiser call.
+        squares: squared differences from the base model's prediction, one tensor for each recorded denoiser call.
         decoded: what the decoder was given, one for each of its calls, with gradient.
     """
 
@@ -107,7 +107,7 @@ class PipelineCall:
         self.of_rows = sampler.columns.of(prompts, sampler)
         self.caller_records = torch.is_grad_enabled()
         self.traits = CallTraits()
-        self.divergences: list[torch.Tensor] = []
+        self.squares: list[torch.Tensor] = []
         self.predicted: list[Any] = []  # the graph nodes of what recorded denoiser calls returned
         self.decoder_types: list[torch.dtype] = []  # of the decoder's weights at the start of the call
         self.decoded: list[torch.Tensor] = []
@@ -228,13 +228,14 @@ class PipelineCall:
     def _set_recording(self, steering: Steering) -> None:
         torch.set_grad_enabled(self.caller_records and steering.records())
 
-    def mean_divergence(self) -> torch.Tensor | None:
-        """Over the recorded denoiser calls; None without a base model, or where nothing is recorded."""
-        return torch.stack(self.divergences).mean() if self.divergences else None
-
-    def decoded_once(self) -> torch.Tensor | None:
-        """What the decoder was given, if it was called once."""
-        return self.decoded[0] if len(self.decoded) == 1 else None
+    def seen(self) -> dict[str, Any]:
+        """What a `Rollout` says of it: how far it is from the base model, and what the decoder was given."""
+        means = [square.mean() for square in self.squares]
+        return {
+            "divergence": torch.stack(means).mean() if means else None,
+            "squares": tuple(self.squares),
+            "decoded": self.decoded[0] if len(self.decoded) == 1 else None,
+        }
 
     def _arguments(self) -> dict[str, Any]:
         prompt = {} if self.prompts is None else self._texts(self.prompts)
@@ -301,8 +302,9 @@ class PipelineCall:
         self.predicted += [tensor.grad_fn for tensor in seams.tensors_in(output)]
         if self.sampler.base_model is not None and self.caller_records:
             with torch.no_grad(), self.sampler.base_model():
-                expected = seams.tensors_in(forward(*args, **kwargs))[0]
-            self.divergences.append((seams.tensors_in(output)[0] - expected).float().square().mean())
+                expected = seams.tensors_in(forward(*args, **kwargs))
+            square = (seams.tensors_in(output)[0] - expected[0]).float().square()
+            self.squares.append(square if len(expected) == 1 else square.mean())  # a list has a tensor for each image
         return output
 
 

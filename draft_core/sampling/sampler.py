@@ -266,9 +266,8 @@ class DifferentiableSampler:
                 samples,
                 pipelines.prompt_of_each(prompts, len(samples)),
                 sample_count=len(samples),
-                divergence=run.call.mean_divergence(),
                 latents=None if origin is None else origin.latents,
-                decoded=run.call.decoded_once(),
+                **run.call.seen(),
                 trajectory=tuple(run.trajectory),
                 origin=origin,
             )
@@ -339,8 +338,7 @@ class DifferentiableSampler:
             with batchable(self.pipe) if replay.copies > 1 else nullcontext():
                 images = replay.images()
             names = pipelines.prompt_of_each(origin.prompts, len(images) // replay.copies) * replay.copies
-            call = replay.call
-            yield Rollout(images, names, sample_count=0, divergence=call.mean_divergence(), decoded=call.decoded_once())
+            yield Rollout(images, names, sample_count=0, **replay.call.seen())
 
 
 def _rollout(value: Any) -> Rollout:

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from draft_core.adapters.adapter import Adapter
+from draft_core.adapters.regularizers import Regularizers
 from draft_core.errors import DraftError, RecipeError, raised
 from draft_core.learners.learner import ADAPTER, Learner, Loss
 from draft_core.rewards.objective import Objective
@@ -44,17 +46,53 @@ def in_one_sentence(learner: Learner, what: str) -> Iterator[None]:
 
 
 def require_fit(
-    sampler: DifferentiableSampler, learner: Learner, settings: TrainSettings, regularizers: RegularizerSettings
+    sampler: DifferentiableSampler,
+    learner: Learner,
+    settings: TrainSettings,
+    regularizers: RegularizerSettings,
+    gate: Objective | None,
 ) -> None:
-    """Raises a `DraftError` if learner, settings and sampler do not fit one another."""
-    if regularizers.kl and sampler.base_model is None:
+    """Raises a `DraftError` if learner, settings, sampler and gate do not fit one another."""
+    if {*regularizers.kl_gate} != {*(gate.rewards if gate else ())}:
+        raise DraftError(
+            f"it names {', '.join(regularizers.kl_gate) or 'none'}, and the gate has other metrics",
+            where="regularizers.kl_gate",
+            next="give the trainer a gate of these metrics by their names",
+        )
+    require_regularized(learner, regularizers)
+    if regularizers.kl and sampler.base_model is None and regularizers.kl_anchor is None:
         raise DraftError("the sampler knows no base model to stay near to", where="kl", next="give it base_model")
-    if regularizers.kl and not learner.yields_divergence:
-        raise DraftError("the method yields no divergence to weigh", where="kl", next="leave it out, or use lora_norm")
     if settings.normalize == "gradient" and not learner.needs_gradient:
         raise DraftError(
             "the method takes no gradient of the rewards", where="train.normalize", next="use scale, or none"
         )
+
+
+def require_regularized(learner: Learner, regularizers: RegularizerSettings) -> None:
+    """Raises a `DraftError` if the regularizers have no effect on the learner's losses, or not the one they say."""
+    if regularizers.kl and not learner.yields_divergence:
+        raise DraftError("the method yields no divergence to weigh", where="kl", next="leave it out, or use lora_norm")
+    if regularizers.kl_gate and not getattr(learner, "gates_divergence", False):
+        raise DraftError(
+            "the method does not weigh how far each image is from the base model",
+            where="regularizers.kl_gate",
+            next="leave it out",
+        )
+    if regularizers.kl_anchor is not None and getattr(learner, "needs_base_model", False):
+        raise DraftError(
+            "the method compares with the base model itself, which would become the anchor",
+            where="regularizers.kl_anchor",
+            next="leave it out",
+        )
+
+
+def regularizers_of(settings: RegularizerSettings, adapter: Adapter, sampler: DifferentiableSampler) -> Regularizers:
+    """The regularizers of these settings; a moving anchor becomes the base model of the sampler."""
+    ema = None if settings.kl_anchor is None else settings.kl_anchor.ema
+    made = Regularizers(adapter, kl=settings.kl, lora_norm=settings.lora_norm, ema=ema)
+    if made.anchor is not None:
+        sampler.base_model = made.anchor.in_place
+    return made
 
 
 def require_videos(sampler: DifferentiableSampler, objective: Objective, settings: TrainSettings) -> None:

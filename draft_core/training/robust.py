@@ -1,6 +1,6 @@
 """Against exploitation, for any method: scores that count less where a reward is not to be trusted.
 
-Come here for what `cap: {quantile: ...}` and `worst_within` of a reward's entry compute.
+Come here for what `cap: {quantile: ...}` and `worst_within` of a reward's entry compute, and `regularizers.kl_gate`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,27 @@ from draft_core.rewards.objective import Objective, Scores
 def quantile(scores: Sequence[float], share: float) -> float:
     """The score that so large a share of `scores` does not exceed, between two of them by linear interpolation."""
     return float(torch.tensor(scores, dtype=torch.float64).quantile(share))
+
+
+def ranked_too_high(trained: Sequence[float], others: Sequence[Sequence[float]]) -> list[bool]:
+    """For each image, whether `trained` ranks it higher among them than the mean rank by `others`.
+
+    A rank is the share of images that it beats, an equal one counting half: the win rate of He et al. 2025 (arXiv
+    2512.24138, GARDO), who penalise the tenth of the images for which its excess is largest, where we take all with an
+    excess.
+
+    Arguments:
+        trained: N scores.
+        others: N scores of each of one or more.
+    """
+
+    def doubled(scores: Sequence[float]) -> torch.Tensor:  # whole numbers, so that equal ranks are equal
+        of = torch.tensor(scores, dtype=torch.float64)
+        return (of[:, None] > of).sum(1) * 2 + (of[:, None] == of).sum(1)
+
+    ranks = torch.stack([doubled(scores) for scores in others])
+    excess: list[bool] = (doubled(trained) * len(others) > ranks.sum(0)).tolist()
+    return excess
 
 
 def worst_scores(

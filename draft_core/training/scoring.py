@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from statistics import fmean
 from typing import Any
@@ -18,7 +19,7 @@ from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.batches import Batches
 from draft_core.training.distributed import Processes
 from draft_core.training.learner_contract import remembered
-from draft_core.training.robust import quantile, worst_scores
+from draft_core.training.robust import quantile, ranked_too_high, worst_scores
 from draft_core.training.settings import TrainSettings
 from draft_core.training.step_report import Tally
 
@@ -32,13 +33,16 @@ class Scoring:
         objective: on its device already.
         normalize: what each reward is divided by: "none", "scale" or "gradient".
         processes: share the scores of a pass.
+        gate: by whose ranks the divergence of an image counts, on its device; None where that of all counts.
 
     Attributes:
         scale: what each reward is divided by; None without normalisation.
     """
 
-    def __init__(self, objective: Objective, normalize: str, processes: Processes) -> None:
-        self.objective = objective
+    def __init__(
+        self, objective: Objective, normalize: str, processes: Processes, gate: Objective | None = None
+    ) -> None:
+        self.objective, self.gate = objective, gate
         self.processes = processes
         self.scale = None if normalize == "none" else RunningScale(normalize)
 
@@ -75,7 +79,22 @@ class Scoring:
         tally.add_scores(own, images, prompts, asked=bool(scores.per_reward.keys() - known.keys()))
         if plain:
             tally.add_drops({name: values - scores.per_reward[name].detach() for name, values in plain.items()})
-        return scores
+        if self.gate is None:
+            return scores
+        gate = self._gate(self.gate, scores.total, images, prompts)
+        tally.reported.append((len(gate), {"kl_gate": float(gate.mean())}))
+        return replace(scores, gate=gate)
+
+    def _gate(self, gate: Objective, total: torch.Tensor, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """1 for images that training ranks too high among those of all processes, and 0 for others, (N,)."""
+        with torch.no_grad():
+            others = gate(images.detach(), prompts).per_reward.values()
+        pooled = self.processes.gather([scores.tolist() for scores in (total.detach(), *others)])
+        trained, *rest = ([score for part in pooled for score in part[place]] for place in range(len(pooled[0])))
+        if len(trained) < 2:
+            raise no_rank()
+        first = sum(len(part[0]) for part in pooled[: self.processes.rank])
+        return total.new_tensor(ranked_too_high(trained, rest)[first : first + len(total)])
 
     def total(self, per_reward: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The weighted sum of some rewards' scores of a pass, each divided and capped as this training does, (N,)."""
@@ -103,6 +122,15 @@ class Scoring:
         """Continues from a `state`."""
         if self.scale is not None:
             self.scale.restore(state or {})
+
+
+def no_rank() -> RecipeError:
+    """What is said of a pass of one image that is to be ranked."""
+    return RecipeError(
+        "one image alone has no rank",
+        where="regularizers.kl_gate",
+        next="score two or more images at once: raise train.batch_size, or lower method.minibatches",
+    )
 
 
 def reward_gradients(
@@ -171,7 +199,12 @@ def _scaled(
 
 
 def check_images(
-    settings: TrainSettings, images_per_prompt: int, processes: int, quantiles: Collection[str] = ()
+    settings: TrainSettings,
+    images_per_prompt: int,
+    processes: int,
+    quantiles: Collection[str] = (),
+    *,
+    ranked: bool = False,
 ) -> None:
     """That a pass holds images enough, and that how many each prompt has is said once.
 
@@ -179,10 +212,11 @@ def check_images(
         images_per_prompt: that a call of the pipeline makes.
         processes: that share a pass.
         quantiles: names of rewards whose cap is one of the scores of a pass.
+        ranked: whether the images of a pass are ranked.
 
     Raises:
-        RecipeError: if rewards are divided by the spread of a pass of one image, or capped at its quantile, or both
-            the settings and the call make several images of each prompt.
+        RecipeError: if rewards are divided by the spread of a pass of one image, or capped at its quantile, or ranks
+            taken of it, or both the settings and the call make several images of each prompt.
     """
     if settings.images_per_prompt > 1 and images_per_prompt > 1:
         raise RecipeError(
@@ -197,6 +231,8 @@ def check_images(
             where=f"cap of reward {next(iter(quantiles))!r}",
             next="raise train.batch_size to 2 or more, or give the score itself",
         )
+    if ranked and several < 2:
+        raise no_rank()
     if settings.normalize == "scale" and several < 2:
         raise RecipeError(
             "scale divides by the spread of a pass's scores, and a pass of one image has none",

@@ -90,6 +90,24 @@ class TrainSettings:
 
 @closed
 @dataclass(frozen=True, kw_only=True)
+class AnchorSettings:
+    """What a KL is taken from in the place of the base model."""
+
+    __pydantic_config__ = CLOSED
+
+    ema: Annotated[float, Ge(0), Lt(1)] = setting(
+        "Decay of an exponential moving average of the trained weights, which every update moves (WARP); 0 is the "
+        "weights after the last update, and near 1 the average stays near the base model for long.",
+        0.99,
+    )
+
+    def __post_init__(self) -> None:
+        """Raises a `DraftError` if a field is out of its bounds."""
+        check_bounds(self)
+
+
+@closed
+@dataclass(frozen=True, kw_only=True)
 class RegularizerSettings:
     """What holds the tuned model near the base model; each is a weight, and 0 leaves the term out."""
 
@@ -102,11 +120,30 @@ class RegularizerSettings:
         "memory for a second model.",
         0.0,
     )
+    kl_anchor: AnchorSettings | None = field(
+        default=None,
+        metadata={
+            "description": "What `kl` is taken from, such as `{ema: 0.99}`; left out, the base model. Holds a second "
+            "set of the trained weights."
+        },
+    )
+    kl_gate: tuple[str, ...] = setting(
+        "Kinds of `metrics` that are scored in training too, without a gradient: `kl` then counts only for images that "
+        "the trained reward ranks higher in their pass than these do (after GARDO).",
+        (),
+    )
     lora_norm: Annotated[float, Ge(0)] = setting("Squared Frobenius norm of what the LoRA adds to the weights.", 0.0)
 
     def __post_init__(self) -> None:
-        """Raises a `DraftError` if a field is out of its bounds."""
+        """Raises a `DraftError` if a field is out of its bounds, or says how a `kl` counts that has no weight."""
         check_bounds(self)
+        said = {"kl_anchor": self.kl_anchor is not None, "kl_gate": bool(self.kl_gate)}
+        for name in [name for name, is_said in said.items() if is_said and not self.kl]:
+            raise RecipeError(
+                "without a weight of kl it would have no effect",
+                where=f"regularizers.{name}",
+                next="set regularizers.kl, or leave it out",
+            )
 
 
 @closed

@@ -31,6 +31,7 @@ from draft_core.training.learner_contract import (
     losses_of,
     modules_of,
     name_of,
+    regularizers_of,
     remembered,
     require_fit,
     require_videos,
@@ -59,10 +60,12 @@ class Trainer:
         learner: the method at work; None takes DRaFT-LV with two copies.
         prompts: training prompts, one at least, taken in an order shuffled anew each time all have been used.
         settings: of the optimisation; None takes `TrainSettings()`.
-        regularizers: what holds the tuned model near the base model; `kl` needs a sampler with a base model.
+        regularizers: what holds the tuned model near the base model; `kl` needs a sampler with a base model, or gives
+            it one where it has an anchor.
         adapter: what is trained, attached; None takes the LoRA of the sampler's pipeline (`lora.add_lora`).
         device: "cpu", "cuda" or "mps"; None takes accelerate's choice.
         columns: what the prompt list says beside each prompt, name -> as many values as there are prompts.
+        gate: the metrics of `regularizers.kl_gate`; needed where that names any.
 
     Attributes:
         done: updates made so far.
@@ -91,6 +94,7 @@ class Trainer:
         adapter: Adapter | None = None,
         device: str | None = None,
         columns: Mapping[str, Sequence[str]] = NO_COLUMNS,
+        gate: Objective | None = None,
     ) -> None:
         learner = DirectLearner() if learner is None else learner
         settings = TrainSettings() if settings is None else settings
@@ -99,17 +103,17 @@ class Trainer:
         self.device = self.processes.device
         prompts = list_of_prompts(prompts, where="Trainer")
         copies = images_per_prompt(sampler.call_kwargs)
-        require_fit(sampler, learner, settings, regularizers)
-        check_images(settings, copies, self.processes.world_size, objective.quantiles)
+        require_fit(sampler, learner, settings, regularizers, gate)
+        check_images(settings, copies, self.processes.world_size, objective.quantiles, ranked=gate is not None)
         objective.group_size = settings.images_per_prompt * copies
         # Not accelerate's own backward pass and optimiser: the shell's variables would change what they compute.
         self.autocast = partial(autocast, self.device, settings.mixed_precision)
         self.autocast()  # refuses what the device cannot do
         self.sampler = sampler
-        self.scoring = Scoring(objective.to(self.device), settings.normalize, self.processes)
+        gate = None if gate is None else gate.to(self.device)
+        self.scoring = Scoring(objective.to(self.device), settings.normalize, self.processes, gate)
         self.learner = learner
         self.settings = settings
-        self.regularizers = {"kl": regularizers.kl, "lora_norm": regularizers.lora_norm}
         self.adapter: Adapter = Lora(sampler.pipe) if adapter is None else adapter
         self.steps, self.batch_size = settings.steps, settings.batch_size
         self.parameters = self.adapter.parameters()
@@ -124,6 +128,7 @@ class Trainer:
             **{name: module.to(self.device).parameters() for name, module in modules.items()},
         }
         self.processes.begin_equal(self.parameters, modules.values())
+        self.regularizers = regularizers_of(regularizers, self.adapter, sampler)
         in_float16 = needs_loss_scale(settings.mixed_precision, [*networks(sampler.pipe).values(), objective])
         self.parts = {
             name: TrainedPart(parameters, settings, self.processes, in_float16=in_float16)
@@ -190,10 +195,11 @@ class Trainer:
                 next="lower train.learning_rate, or look at what it names; the last checkpoint is kept",
             )
         tally.merge(self.processes.gather(tally))
-        if self.regularizers["kl"]:
+        if self.regularizers.weights["kl"]:
             tally.require_divergence()
+        self.regularizers.follow()
         seconds = time.perf_counter() - start
-        return tally.report(self.done, self.regularizers, learning_rate=rate, seconds=seconds)
+        return tally.report(self.done, self.regularizers.weights, learning_rate=rate, seconds=seconds)
 
     def _train_round(self, streams: Sequence[Iterator[Loss]], tally: Tally) -> bool:
         """Of every batch the losses up to and including a step, then that step; whether there may be more.
@@ -234,7 +240,7 @@ class Trainer:
         if loss.of not in self.parts:
             raise DraftError(f"it trains {loss.of!r}, which is none of {', '.join(self.parts)}", where="loss")
         of_adapter = loss.of == ADAPTER
-        penalties = self._penalties(loss) if of_adapter else {}
+        penalties = self.regularizers.penalties(loss.divergence) if of_adapter else {}
         numbers = {name: float(value.detach()) for name, value in penalties.items()}
         tally.add_loss(loss, numbers, of_adapter=of_adapter)
         self.parts[loss.of].pending = True
@@ -243,22 +249,11 @@ class Trainer:
         is_spoilt = bool(tally.problems_of(loss.of))
         if any(self.processes.gather(is_spoilt)) if self.settings.sharding == "full" else is_spoilt:
             return
-        value = loss.value
-        for name, penalty in penalties.items():
-            value = value + self.regularizers[name] * penalty
+        value = self.regularizers.added(loss.value, penalties)
         if not value.requires_grad:
             raise DraftError("it carries no gradient", where=f"loss of {loss.of!r}", next="tell the method's author")
         with kept_from_others(self.parts, loss.of):
             self.parts[loss.of].backward(value * (loss.share / self.batches.accumulation))
-
-    def _penalties(self, loss: Loss) -> dict[str, torch.Tensor]:
-        """Regulariser -> its value, of those that have a weight."""
-        penalties: dict[str, torch.Tensor] = {}
-        if self.regularizers["kl"] and loss.divergence is not None:
-            penalties["kl"] = loss.divergence
-        if self.regularizers["lora_norm"]:
-            penalties["lora_norm"] = self.adapter.penalty()
-        return penalties
 
     def _optimize(self, name: str, tally: Tally) -> None:
         outcome = self.parts[name].step(tally.problems_of(name))
@@ -310,6 +305,7 @@ class Trainer:
             learner={
                 "state": rows_as_keys(remembered(self.learner)),
                 "modules": {name: snapshot(module.state_dict()) for name, module in self.learner.modules().items()},
+                **self.regularizers.state(),
             },
             state={
                 "update": self.done,
@@ -334,6 +330,7 @@ class Trainer:
         require_same(state, seed=self.settings.seed, method=name_of(self.learner))
         try:
             self.adapter.load_state_dict(checkpoint.adapter)
+            self.regularizers.restore(checkpoint.learner)
             for name, part in self.parts.items():
                 part.load_optimizer(snapshot(checkpoint.optimizers[name]))
                 part.loss_scale.restore(state["loss_scale"][name])

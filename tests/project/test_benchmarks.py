@@ -224,16 +224,21 @@ def test_remedies_are_compared_where_the_trained_reward_has_risen_equally(
     assert asdict(found) == pytest.approx({"at": 15, "trained": 0.725, "judge": -0.05, "diversity": 0.075})
     assert frontier.Cell("none", 0, tuple(rising), 1.0).at_rise(0.04) is None
     file = tmp_path / "cells.jsonl"
-    monkeypatch.setattr(frontier, "trained", lambda remedy, seed, size: frontier.Cell(remedy, seed, tuple(rising), 2.0))
-    for seed in (0, 1, 1):  # what is there is not trained again
-        frontier.train_missing("kl 0.3", seed, frontier.Size(), file)
+    monkeypatch.setattr(
+        frontier, "trained", lambda reward, remedy, seed, size: frontier.Cell(remedy, seed, tuple(rising), 2.0, reward)
+    )
+    for reward, seed in (("jpeg", 0), ("palette", 0), ("jpeg", 1), ("jpeg", 1)):  # what is there is not trained again
+        frontier.train_missing(reward, "kl 1", seed, frontier.Size(), file)
     cells = frontier.read(file)
-    assert [(cell.seed, cell.points) for cell in cells] == [(0, tuple(rising)), (1, tuple(rising))]
-    monkeypatch.setattr(frontier, "RISES", (0.02,))
-    assert "| kl 0.3 | 2 | 2 | +0.030 ± 0.000 | +0.040 ± 0.000 | -20.0% ± 0.0% |" in frontier.table(cells)
+    assert [(cell.reward, cell.seed) for cell in cells] == [("jpeg", 0), ("palette", 0), ("jpeg", 1)]
+    assert {cell.points for cell in cells} == {tuple(rising)}
+    trial = replace(frontier.TRIALS["jpeg"], rises=(0.02,), most=0.03)
+    monkeypatch.setattr(frontier, "TRIALS", {"jpeg": trial})
+    assert "| kl 1 | 2 | 2 | +0.030 ± 0.000 | +0.040 ± 0.000 | -20.0% ± 0.0% |" in frontier.table(cells, "jpeg")
     better = [replace(point, judge=point.judge + 0.05 * (point.at > 0)) for point in rising]
     against = [frontier.Cell("none", 0, tuple(rising), 2.0), frontier.Cell("kl 1", 0, tuple(better), 2.0)]
-    assert "| kl 1 | 1 | 2 | +0.030 | +0.090 (+0.050) | -20.0% |" in frontier.table(against)
-    assert "| none | 1 | 2 | +0.030 | +0.040 | -20.0% |" in frontier.table(against)
-    frontier.draw(cells, tmp_path / "image.png")
+    assert "| kl 1 | 1 | 2 | +0.030 | +0.090 (+0.050) | -20.0% |" in frontier.table(against, "jpeg")
+    assert "| none | 1 | 2 | +0.030 | +0.040 | -20.0% |" in frontier.table(against, "jpeg")
+    monkeypatch.setattr(frontier, "TRIALS", dict.fromkeys(("jpeg", "palette"), trial))
+    frontier.draw([*cells, *against], tmp_path / "image.png")
     assert (tmp_path / "image.png").stat().st_size > 5_000

@@ -255,6 +255,8 @@ VALUES: dict[str, list[Any]] = {
     "train.frames": [{"count": 2}],
     "train.max_skipped": [0, 10**9],
     "regularizers.kl": [0.1, 1e308],
+    "regularizers.kl_anchor": [{"ema": 0.5}],
+    "regularizers.kl_gate": [["brightness"]],
     "regularizers.lora_norm": [0.1, 1e308],
     "checkpoint.every": [1, 10**9],
     "checkpoint.keep": [1, 10**9],

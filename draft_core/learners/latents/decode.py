@@ -49,4 +49,4 @@ def decode(sampler: DifferentiableSampler, rollout: Rollout, x0: torch.Tensor) -
             where=type(sampler.pipe).__name__,
             next="use a method of the DRaFT family, whose gradient flows through the chain itself",
         )
-    return Decoded(images, run.call.decoded_once())
+    return Decoded(images, run.call.seen()["decoded"])
