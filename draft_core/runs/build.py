@@ -39,6 +39,7 @@ from draft_core.runs.pipeline_loading import (
     guided,
     load_pipeline,
     read_images,
+    refuse_twice,
     with_tuples,
 )
 from draft_core.sampling.decoders.tiles import tile_decode
@@ -164,7 +165,7 @@ def build_sampler(model: ModelConfig, *, catalog: Catalog, example: str = "") ->
         RecipeError: if the pipeline's call does not take what a field of the model says.
         DraftError: if the model cannot be loaded, or not be driven.
     """
-    _refuse_twice(model)
+    refuse_twice(model)
     call = read_images(model.call)
     decoder = None
     if model.decoder is not None:
@@ -209,16 +210,6 @@ def build_sampler(model: ModelConfig, *, catalog: Catalog, example: str = "") ->
             where=f"{field}: {error.where}",
             next=steps if error.keyword == "num_inference_steps" else error.next,
         ) from error
-
-
-def _refuse_twice(model: ModelConfig) -> None:
-    """What has a field of its own does not stand in the call as well."""
-    said = ["num_inference_steps"] if model.guidance_scale is None else ["num_inference_steps", "guidance_scale"]
-    for name in said:
-        if name in model.call:
-            raise RecipeError(
-                f"{name!r} is said by model.{name}", where="model.call", next=f"leave it out, and set model.{name}"
-            )
 
 
 def build_learner(config: MethodConfig, catalog: Catalog, *, seed: int = 0) -> Learner:

@@ -271,3 +271,13 @@ def guided(pipe: Any, scale: float | None) -> dict[str, Any]:
             )
         pipe.update_components(**{name: type(guider).from_config(guider.config, guidance_scale=scale)})
     return {}
+
+
+def refuse_twice(model: ModelConfig) -> None:
+    """What has a field of its own does not stand in the call as well."""
+    said = ["num_inference_steps"] if model.guidance_scale is None else ["num_inference_steps", "guidance_scale"]
+    for name in said:
+        if name in model.call:
+            raise RecipeError(
+                f"{name!r} is said by model.{name}", where="model.call", next=f"leave it out, and set model.{name}"
+            )

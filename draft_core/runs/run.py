@@ -138,10 +138,9 @@ def run_recipe(
         sampler = evaluation_sampler(trainer.sampler, resolved.evaluation)
         _require_call(recipe, trainer, sampler)
         require_savable(remembered(trainer.learner))
-        beside, gate = trainer.objective, trainer.scoring.gate
-        rewards = build_objective(recipe.metrics, catalog, beside=beside, gate=gate).to(trainer.device)
+        watch, objective, gate = resolved.evaluation, trainer.objective, trainer.scoring.gate
+        rewards = build_objective(recipe.metrics, catalog, beside=objective, gate=gate).to(trainer.device)
         tightness = require_room(trainer)
-        watch, objective = resolved.evaluation, trainer.objective
         trained = {name: weight for name, weight in objective.weights.items() if weight}  # 0 trains on nothing
         rule = CollapseRule(trained or objective.weights, watch.tolerance, watch.on_collapse, objective.caps)
         processes.gather(None)  # only now, when every process has come so far

@@ -97,7 +97,7 @@ def decoded_by_tiles(network: Any, decode: Callable[..., Any], latents: torch.Te
     if not (torch.is_grad_enabled() and latents.requires_grad):
         return decode(latents, *args, **kwargs)
     found = [_Decode(network, decode, args, kwargs) for _ in latents]
-    images = [_Tiled.apply(piece, each) for piece, each in zip(torch.split(latents, 1), found, strict=True)]
+    images = [_Tiled.apply(piece, call) for piece, call in zip(torch.split(latents, 1), found, strict=True)]
     return seams.with_first(found[0].output, "sample", torch.cat(images))
 
 
@@ -134,7 +134,7 @@ class _Decode:
         forward = self.network.decoder.forward
 
         def noted(tile: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            begins = all(one is None for values in _features(args, kwargs) for one in values)
+            begins = all(feature is None for values in _features(args, kwargs) for feature in values)
             kept_args, kept_kwargs = _copied(args, kwargs)
             output = forward(tile, *args, **kwargs)
             if not isinstance(output, torch.Tensor):
@@ -209,7 +209,7 @@ class _Tiled(torch.autograd.Function):
         return decode.recorded(latents)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         (latents,) = ctx.saved_tensors
         return ctx.decode.gradient(latents, *gradients), None
@@ -231,7 +231,7 @@ def _copied(
             return value
         if shared is not None and id(value) in shared:
             return shared[id(value)]
-        return [one if isinstance(one, int) else None for one in value]
+        return [number if isinstance(number, int) else None for number in value]
 
     return tuple(copied(value) for value in args), {name: copied(value) for name, value in kwargs.items()}
 
