@@ -302,9 +302,8 @@ class PipelineCall:
         self.predicted += [tensor.grad_fn for tensor in seams.tensors_in(output)]
         if self.sampler.base_model is not None and self.caller_records:
             with torch.no_grad(), self.sampler.base_model():
-                expected = seams.tensors_in(forward(*args, **kwargs))
-            square = (seams.tensors_in(output)[0] - expected[0]).float().square()
-            self.squares.append(square if len(expected) == 1 else square.mean())  # a list has a tensor for each image
+                expected = forward(*args, **kwargs)
+            self.squares.append(pipelines.squares_between(output, expected))
         return output
 
 

@@ -302,3 +302,13 @@ def prompt_of_each(prompts: Sequence[str] | None, images: int) -> tuple[str, ...
     """The prompt of every image; pipelines keep the images of one prompt together."""
     prompts = prompts or [""]
     return tuple(prompt for prompt in prompts for _ in range(images // len(prompts)))
+
+
+def squares_between(output: Any, expected: Any) -> torch.Tensor:
+    """Squared differences of two outputs of a denoiser; their mean where a list has a tensor for each image."""
+    both = (
+        seams.tensors_in(value[0] if isinstance(value, tuple) else getattr(value, "sample", value))
+        for value in (output, expected)
+    )
+    squares = [(tuned - base).float().square() for tuned, base in zip(*both, strict=True)]
+    return squares[0] if len(squares) == 1 else torch.stack([square.mean() for square in squares]).mean()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import diffusers
@@ -13,7 +14,7 @@ import torch
 from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 from peft.tuners.lora import LoraLayer
 
-from draft_core import DifferentiableSampler, StepPlan
+from draft_core import DifferentiableSampler, DraftK, StepPlan
 from draft_core.adapters.files import load_lora, loading_lines
 from draft_core.adapters.lora import (
     ATTENTION,
@@ -29,6 +30,7 @@ from draft_core.adapters.round_trip import unreadable
 from draft_core.errors import CheckpointError, DraftError, RecipeError
 from draft_core.sampling.pipelines import find_denoisers
 from draft_core.sampling.rollout import Rollout
+from tests.support import families
 from tests.support.image_classes import prx
 from tests.support.runs import saved_lora
 from tests.support.tiny import byte_tokenizer, embeddings, tiny_pipe
@@ -306,3 +308,29 @@ def test_a_sampler_that_measures_its_distance_draws_the_base_model_inside_it() -
 def test_a_rank_that_is_none_is_refused(rank: Any) -> None:
     with pytest.raises(DraftError, match=r"add_lora: rank: .* is not a whole number from 1 on"):
         add_lora(tiny_pipe(), rank=rank)
+
+
+def test_the_divergence_of_a_denoiser_that_gives_a_list_is_of_all_images() -> None:
+    pipe = families.z_image()
+    torch.manual_seed(0)
+    add_lora(pipe, rank=2)
+    with torch.no_grad():
+        for parameter in trainable(pipe):
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    sampler = DifferentiableSampler(
+        pipe,
+        num_inference_steps=2,
+        base_model=partial(adapters_off, pipe),
+        guidance_scale=0.0,
+        max_sequence_length=16,
+        height=16,
+        width=16,
+    )
+
+    def divergence(prompts: list[str], *seeds: int) -> float:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return float(sampler(prompts, plan=DraftK(k=1).plan(2, Random(0)), generator=generators).divergence.detach())
+
+    alone = divergence(["a fox"], 0), divergence(["an owl"], 1)
+    assert alone[1] != pytest.approx(alone[0], rel=1e-3), "or the first image would do"
+    assert divergence(["a fox", "an owl"], 0, 1) == pytest.approx(sum(alone) / 2, rel=1e-4)
