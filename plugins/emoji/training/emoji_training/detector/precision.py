@@ -39,7 +39,8 @@ def ap50(
 
     generator = torch.Generator().manual_seed(SEED)
     shown = sorted({scatter.meta[i].concept for i in scatter.choices})
-    metric = MeanAveragePrecision(box_format="xyxy", iou_thresholds=[0.5], backend="pycocotools")
+    # Of this process alone: the others train no more, and measure nothing.
+    metric = MeanAveragePrecision(box_format="xyxy", iou_thresholds=[0.5], backend="pycocotools", sync_on_compute=False)
     for first in range(0, count, CHUNK):
         collages = [scatter.collage(generator) for _ in range(min(CHUNK, count - first))]
         levels = torch.from_numpy(np.stack([c.image for c in collages])).permute(0, 3, 1, 2)
