@@ -129,7 +129,7 @@ class ModelConfig(Config):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Precision of the frozen weights; the LoRA is always float32."
     )
-    quantization: Quantization | dict[str, Quantization] | None = Field(
+    quantization: Quantization | Annotated[dict[str, Quantization], Field(min_length=1)] | None = Field(
         None,
         description="Fewer bits for the frozen weights of linear layers, which compute in `dtype`: `nf4`, 4 bits by "
         "bitsandbytes on a GPU of CUDA, or `int8` by torchao. One of them is for the denoisers; networks are named by "

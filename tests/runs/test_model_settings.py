@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from draft_core.adapters.lora import add_lora, is_adapted
+from draft_core.adapters.lora import add_lora, is_adapted, lora_state
 from draft_core.adapters.mixing import read_lora
 from draft_core.errors import CheckpointError, DraftError, RecipeError
 from draft_core.plan import StepPlan
@@ -354,3 +354,19 @@ def test_an_alias_may_add_a_lora_to_the_weights_of_its_folder(tmp_path: Path) ->
     assert not is_adapted(pipe)
     add_lora(pipe, rank=2)
     assert is_adapted(pipe)
+
+
+def test_a_run_decodes_by_tiles_one_after_another(tmp_path: Path) -> None:
+    catalog = tiny_catalog(tmp_path)
+    model = {**GOOD["model"], "tiled_decode": True, "decode": "tiles"}
+
+    def trained(name: str, **fields: Any) -> dict[str, torch.Tensor]:
+        changed = {"model": {**model, **fields}, "train": {"steps": 1, "batch_size": 2}, "output": str(tmp_path / name)}
+        recipe = load_recipe({**GOOD, **changed}, catalog=catalog)
+        trainer = build(recipe, catalog=catalog)
+        trainer.train_step()
+        return lora_state(trainer.sampler.pipe)
+
+    by_tiles, whole = trained("tiles"), trained("whole", decode="whole")
+    for name, weight in whole.items():
+        torch.testing.assert_close(by_tiles[name], weight, rtol=1e-3, atol=1e-6)

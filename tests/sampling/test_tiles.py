@@ -134,8 +134,10 @@ def test_what_cannot_is_refused_by_name() -> None:
         check_tiles(families.wan_vae().requires_grad_(False))
     with pytest.raises(SamplerError, match="does not decode in tiles"):
         check_tiles(None)
+    vae, latents = wan(), torch.zeros(1, 4, 1, 4, 4, requires_grad=True)
+    check_tiles(vae)  # which a trainer freezes only later
     with pytest.raises(SamplerError, match="the decoder is to be trained"):
-        check_tiles(wan())
+        decoded_by_tiles(vae, vae.decode, latents)
 
 
 def test_a_decoder_whose_tiles_give_more_than_a_tensor_is_refused() -> None:

@@ -23,7 +23,7 @@ from draft_core.sampling.recomputation import convolutions_small
 
 
 def check_tiles(network: Any) -> None:
-    """That a decoder works in tiles, is frozen, and was told to.
+    """That a decoder works in tiles, and was told to.
 
     Raises:
         SamplerError: otherwise.
@@ -40,12 +40,6 @@ def check_tiles(network: Any) -> None:
             'decode="tiles" recomputes one tile after another, and it was not told to decode in tiles',
             where=where,
             next="set `tiled_decode` beside it; in Python call the decoder's enable_tiling() first",
-        )
-    if any(weight.requires_grad for weight in network.parameters()):
-        raise SamplerError(
-            'decode="tiles" gives the latents a gradient and the weights none, and the decoder is to be trained',
-            where=where,
-            next='freeze it, or use decode="blocks"',
         )
 
 
@@ -92,9 +86,17 @@ def decoded_by_tiles(network: Any, decode: Callable[..., Any], latents: torch.Te
         latents: (N, ...).
 
     Raises:
-        SamplerError: if a tile's output is no tensor, so that what else comes out would be lost.
+        SamplerError: if the decoder is to be trained, or gives more than a tensor for a tile, which would be lost.
     """
-    if not (torch.is_grad_enabled() and latents.requires_grad):
+    if not torch.is_grad_enabled():
+        return decode(latents, *args, **kwargs)
+    if any(weight.requires_grad for weight in network.parameters()):
+        raise SamplerError(
+            'decode="tiles" gives the latents a gradient and the weights none, and the decoder is to be trained',
+            where=type(network).__name__,
+            next='freeze it, or use decode="blocks"',
+        )
+    if not latents.requires_grad:
         return decode(latents, *args, **kwargs)
     found = [_Decode(network, decode, args, kwargs) for _ in latents]
     images = [_Tiled.apply(piece, call) for piece, call in zip(torch.split(latents, 1), found, strict=True)]

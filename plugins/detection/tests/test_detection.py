@@ -21,6 +21,7 @@ from transformers import OwlViTConfig, OwlViTForObjectDetection
 
 from draft_core import load_reward
 from draft_core.errors import DraftError, RecipeError, RewardError
+from draft_core.prompt_rows import PromptRow
 
 IMAGES = torch.rand(2, 3, 60, 90, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["an apple", "two cats"]
@@ -165,3 +166,12 @@ def test_queries_that_are_too_long_are_refused() -> None:
     config.check_prompts(["an apple"])
     with pytest.raises(RewardError, match="name the object in fewer words"):
         config.check_prompts(["one two three four five six seven eight nine ten eleven twelve thirteen 14 15"])
+
+
+@pytest.mark.parametrize("text", [";", "a fox;;", "a fox; an owl; a fox", "a " * 20 + "fox"])
+def test_rows_whose_objects_cannot_be_looked_for_are_refused_with_the_recipe(text: str) -> None:
+    rows = [PromptRow("a fox", {"things": "a fox; an owl"}, None), PromptRow("an owl", {"things": text}, None)]
+    config = DetectionListedConfig(columns={"objects": "things"})
+    config.check_prompts(rows[:1])
+    with pytest.raises(RewardError, match=r"row 2|longer than"):
+        config.check_prompts(rows)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from draft_core.errors import RewardError
+from draft_core.errors import RewardError, short
 from draft_core.plugin import Field, RecipePath, RewardConfig, RewardSpec, hookimpl
 
 DRAFT_API_VERSION = 2
@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 PROMPT = "{prompt}"  # in a query: where the prompt of the image goes
+OBJECTS = "objects"  # the column
 SEPARATOR = ";"  # between the objects of a column
 TOKENS = 16  # that OWL-ViT reads of a query, its two marks included
 
@@ -100,6 +101,21 @@ class DetectionListedConfig(DetectorConfig):
     kind: Literal["detection-listed"] = "detection-listed"
     _lists_per_prompt: ClassVar[bool] = True
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuses a row whose objects cannot be looked for.
+
+        Raises:
+            RewardError: with the first such row. What is too long for the detector's own tokenizer is refused when it
+                is scored.
+        """
+        name = (self.columns or {}).get(OBJECTS, OBJECTS)
+        for number, prompt in enumerate(prompts, 1):
+            if (text := getattr(prompt, "columns", {}).get(name)) is None:
+                continue  # a row without the column is refused by who reads the list
+            for query in listed(str(text), where=f"row {number}, column {name!r}"):
+                if len(query.split()) + 2 > TOKENS:
+                    raise too_long(short(query), kind=self.kind)
+
 
 class DetectionFoundConfig(DetectorConfig):
     """Options of `detection-found`: which share of the objects is as asked, without a gradient."""
@@ -108,6 +124,22 @@ class DetectionFoundConfig(DetectorConfig):
     threshold: float = Field(
         0.1, gt=0, lt=1, description="Probability above which an object counts as there, in any one box."
     )
+
+
+def listed(text: str, *, where: str) -> list[str]:
+    """The objects of a text with a semicolon between them.
+
+    Raises:
+        RewardError: if one is blank or named twice.
+    """
+    objects = [part.strip() for part in text.split(SEPARATOR)]
+    if not all(objects) or len(set(objects)) < len(objects):
+        raise RewardError(
+            f"the objects {short(text)!r} have one that is blank, or one twice",
+            where=where,
+            next="write them as in 'a fox; an owl'",
+        )
+    return objects
 
 
 def too_long(query: str, *, kind: str) -> RewardError:
@@ -163,9 +195,9 @@ def draft_register_rewards() -> Iterable[RewardSpec]:
             "how surely OWL-ViT finds the objects that the prompt's row lists",
             DetectionListedConfig,
             "DetectionListed",
-            columns={"objects": "text"},
+            columns={OBJECTS: "text"},
             small={"removed": ["dog"], "weights": "random"},
-            small_columns={"objects": ("cat", "a fox; a red ball", "the sea; an owl; a tree")},
+            small_columns={OBJECTS: ("cat", "a fox; a red ball", "the sea; an owl; a tree")},
             **compared,
         ),
         _spec(

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from draft_core.errors import RewardError
 from draft_core.rewards import FrozenModule, checked_images
 from draft_reward_detection import (
+    OBJECTS,
     PROMPT,
-    SEPARATOR,
     DetectionConfig,
     DetectionFoundConfig,
     DetectionListedConfig,
     DetectionPerPromptConfig,
     DetectorConfig,
+    listed,
 )
 from draft_reward_detection.detector import Detector
 
@@ -98,7 +98,7 @@ class DetectionListed(_Detecting):
             RewardError: if images are not a floating-point batch of RGB images, or a text lists no object, one twice,
                 or one that is too long.
         """
-        rows = [listed(text, where=self.where) for text in columns["objects"]]
+        rows = [listed(text, where=self.where) for text in columns[OBJECTS]]
         most = max(len(row) for row in rows)
         filled = [[*row, *row[:1] * (most - len(row)), *self.queries] for row in rows]
         evidence = self._logits_of(images, prompts, filled).logsumexp(1)
@@ -107,22 +107,6 @@ class DetectionListed(_Detecting):
         of_rows = torch.where(counted, evidence[:, :most], 0).sum(1)
         of_all = torch.where(self.is_present, evidence[:, most:], -evidence[:, most:]).sum(1)
         return (of_rows + of_all) / (lengths + len(self.queries))
-
-
-def listed(text: str, *, where: str) -> list[str]:
-    """The objects of a text with a semicolon between them.
-
-    Raises:
-        RewardError: if one is blank or named twice.
-    """
-    objects = [part.strip() for part in text.split(SEPARATOR)]
-    if not all(objects) or len(set(objects)) < len(objects):
-        raise RewardError(
-            f"the objects {text!r} have one that is blank, or one twice",
-            where=where,
-            next="write them as in 'a fox; an owl'",
-        )
-    return objects
 
 
 class DetectionFound(_Detecting):
