@@ -121,7 +121,8 @@ WAYS = {
     "true": LEAN,
     "blocks": BLOCKS,
     "blocks, sliced": VIDEO_BLOCKS,
-    "blocks, tiles, 4 frames": replace(VIDEO_BLOCKS, decode="tiles", tiles=TILE, frames=FRAMES),
+    "blocks, sliced, 4 frames": replace(VIDEO_BLOCKS, frames=FRAMES),
+    "blocks, tiles": replace(VIDEO_BLOCKS, decode="tiles", tiles=TILE),
 }
 # Beside a way: what a recipe says under `model.quantization`; the second text encoder of FLUX, and the third of SD 3.5,
 # is T5, and the only one of Wan UMT5.
@@ -163,7 +164,7 @@ CASES = (
     ("FLUX.1-dev", SQUARE, ("blocks, int8", "blocks, nf4")),
     ("Wan 2.1 1.3B", SHORT_VIDEO, VIDEO_WAYS),
     ("Wan 2.1 1.3B", VIDEO, VIDEO_WAYS),
-    ("Wan 2.1 1.3B", LONG_VIDEO, ("blocks, sliced", "blocks, tiles, 4 frames")),
+    ("Wan 2.1 1.3B", LONG_VIDEO, ("blocks, sliced", "blocks, sliced, 4 frames")),
     ("Wan 2.1 14B", SHORT_VIDEO, ("blocks, sliced",)),
     ("Wan 2.1 14B", VIDEO, ("blocks, sliced",)),
 )
