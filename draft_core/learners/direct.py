@@ -13,7 +13,7 @@ import torch
 
 from draft_core.errors import RewardError
 from draft_core.leaps import Leaps
-from draft_core.learners.learner import Batch, Loss, Score, gated_mean
+from draft_core.learners.learner import Batch, Loss, Score, gate_of, gated_mean
 from draft_core.plan import LastStep, Method, Renoising, StepPlan, Weighing
 from draft_core.sampling.rollout import Rollout, StepRecord
 from draft_core.sampling.sampler import DifferentiableSampler
@@ -65,7 +65,7 @@ class DirectLearner:
                 share=1.0 if renoising.step_each else len(rollout.images) / images,
                 step=renoising.step_each,
                 images=len(rollout.images),
-                divergence=divergence_of(rollout, scores.gate),
+                divergence=divergence_of(rollout, gate_of(scores)),
                 report=report,
             )
             if samples is None:

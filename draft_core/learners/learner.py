@@ -54,6 +54,12 @@ class Loss:
     queries: int = 0
 
 
+def gate_of(scores: Any) -> torch.Tensor | None:
+    """`Scores.gate`; None of scores that were made by others and have none."""
+    gate: torch.Tensor | None = getattr(scores, "gate", None)
+    return gate
+
+
 def gated_mean(squares: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
     """The mean of squared differences, those of images with a gate of 0 taken for 0, ().
 

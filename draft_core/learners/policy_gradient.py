@@ -13,7 +13,7 @@ import torch
 
 from draft_core.errors import RecipeError
 from draft_core.learners.advantages import Advantages, ByGroup, ByPrompt
-from draft_core.learners.learner import Batch, Loss, Score, gated_mean
+from draft_core.learners.learner import Batch, Loss, Score, gate_of, gated_mean
 from draft_core.learners.recorded_runs import BaseModel, again, apart, log_probability_then, record, require_noise
 from draft_core.prompt_rows import row_key
 from draft_core.sampling.noise_levels import Gaussian
@@ -85,7 +85,7 @@ class PolicyGradient:
         with torch.no_grad():
             scores = [score(rollout.images, rollout.prompts) for rollout in rollouts]
         advantages = self._advantages(batch, rollouts, [of_part.total for of_part in scores])
-        gates = [of_part.gate for of_part in scores]
+        gates = [gate_of(of_part) for of_part in scores]
         noisy = sorted(sampler.noisy_steps)
         for _ in range(self.settings.inner_epochs):
             steps = noisy if self.settings.steps is None else sorted(batch.rng.sample(noisy, self.settings.steps))

@@ -16,7 +16,7 @@ import torch
 
 from draft_core.learners.direct import require_gradient
 from draft_core.learners.latents.decode import decode
-from draft_core.learners.learner import Batch, Loss, Score, gated_mean
+from draft_core.learners.learner import Batch, Loss, Score, gate_of, gated_mean
 from draft_core.learners.path_samples import PathSample, latents_of, outline_of_samples
 from draft_core.learners.recorded_runs import BaseModel, apart, record, require_single_images, step_from
 from draft_core.sampling.replay import renoise
@@ -131,7 +131,7 @@ class TargetLearner:
         gradient = gradient.float()
         size = gradient.square().flatten(1).mean(1).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
         target = mean + (self.settings.radius * gradient / size.view(-1, *[1] * (mean.ndim - 1))).to(mean)
-        return target, scores.gate
+        return target, gate_of(scores)
 
     def renoised(self, batch: Batch, sampler: DifferentiableSampler) -> Renoised:
         """This process' share of what the update learns from, after fresh samples have come into the pool."""
