@@ -162,7 +162,7 @@ CASES = (
     ("FLUX.1-dev", HALF, ("blocks",)),
     ("FLUX.1-dev", SQUARE, IMAGE_WAYS),
     ("FLUX.1-dev", SQUARE, ("blocks, int8", "blocks, nf4")),
-    ("Wan 2.1 1.3B", SHORT_VIDEO, VIDEO_WAYS),
+    ("Wan 2.1 1.3B", SHORT_VIDEO, (*VIDEO_WAYS, "blocks, tiles")),
     ("Wan 2.1 1.3B", VIDEO, VIDEO_WAYS),
     ("Wan 2.1 1.3B", LONG_VIDEO, ("blocks, sliced", "blocks, sliced, 4 frames")),
     ("Wan 2.1 14B", SHORT_VIDEO, ("blocks, sliced",)),
