@@ -5,7 +5,7 @@
     python benchmarks/compare.py --quick    # two updates of two methods, to see that it works
 
 All train on the `jpeg` reward alone. The judges are the bytes of real files and the alignment `emoji-clip`, which
-nobody trains on, of things that nobody trained on, from fixed seeds. Four comparisons:
+nobody trains on, of things that nobody trained on, from fixed seeds. Five comparisons:
 
 1. Races. The mark: real files 8 % smaller, and at least 93 % of the base model's alignment kept (the floor). A run ends
    at the mark, below the floor, or when its denoiser calls are used up. Each method has its own best learning rate:

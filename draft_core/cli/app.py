@@ -43,6 +43,13 @@ if TYPE_CHECKING:
     from draft_core.registry.config import RewardConfig
 
 
+# Task of a model that is no pipeline -> what it is for.
+JUDGES = {
+    "image-text-to-text": "a model of rewards such as vlm",
+    "zero-shot-object-detection": "weights of the reward detection",
+}
+
+
 class _OneSentenceErrors(TyperGroup):
     """A user's mistake ends in one sentence and exit code 2; anything else is a bug and keeps its traceback."""
 
@@ -164,9 +171,7 @@ def models() -> None:
         spec = entry.spec
         call = ", ".join(f"{name}={value}" for name, value in spec.call.items())
         where = "" if spec.repository is None else f"hub {'@'.join(filter(None, (spec.repository, spec.revision)))}"
-        judges = {"image-text-to-text": "a model of rewards such as vlm", "pipeline": ""}.get(
-            spec.task, "weights of the reward detection"
-        )
+        judges = JUDGES.get(spec.task, "")
         facts = [str(entry.distribution), f"licence {spec.license}", where, judges, f"call {call}" if call else ""]
         lists = f"\nprompts {', '.join(spec.prompts)}" if spec.prompts else ""
         told = f"{escape(spec.summary)}\n[dim]{escape(', '.join(filter(None, facts)) + lists)}[/]"

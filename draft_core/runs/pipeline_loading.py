@@ -79,7 +79,7 @@ def load_pipeline(
         )
     for module in catalog.pretrained[name].spec.modules if name in catalog.pretrained else ():
         importlib.import_module(module)
-    lora = catalog.pretrained[name].spec.lora if name in catalog.pretrained else None
+    lora = _added_lora(name, catalog)
     if quantization is not None:
         check_quantization(quantization, location, has_lora=lora is not None)
     revision, quantized = _revision(name, catalog), None
@@ -152,7 +152,7 @@ def check_model(model: ModelConfig, catalog: Catalog, *, evaluated_guidance: flo
     if model.scheduler is not None:
         scheduler_class(model.scheduler)
     if model.quantization is not None:
-        has_lora = model.pretrained in catalog.pretrained and catalog.pretrained[model.pretrained].spec.lora is not None
+        has_lora = _added_lora(model.pretrained, catalog) is not None
         check_quantization(model.quantization, location, has_lora=has_lora, has_users=model.users is not None)
     if model.users is not None:
         check_users(cls, model.dtype, has_lora=model.lora != LoraConfig())
@@ -213,6 +213,11 @@ def with_tuples(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
 def _revision(name: str, catalog: Catalog) -> str | None:
     """Of the hub repository that an alias names."""
     return catalog.pretrained[name].spec.revision if name in catalog.pretrained else None
+
+
+def _added_lora(name: str, catalog: Catalog) -> Path | None:
+    """The LoRA that an alias adds to the weights of its model."""
+    return catalog.pretrained[name].spec.lora if name in catalog.pretrained else None
 
 
 def _from_pretrained(

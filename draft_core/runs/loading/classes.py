@@ -21,12 +21,18 @@ def pipeline_class(name: str) -> Any:
     return _class_named(name, DiffusionPipeline, "Pipeline", where="model.pipeline")
 
 
+def index_in(folder: str) -> dict[str, Any] | None:
+    """What the folder of a classic pipeline says of its parts; None where it is none."""
+    try:
+        index = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return index if isinstance(index, dict) else None
+
+
 def class_named_in(folder: str) -> Any:
     """The class that a folder of a classic pipeline names; None where nothing is said, or no class of diffusers."""
-    try:
-        name = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    name = (index_in(folder) or {}).get("_class_name")
     return _exported(name, DiffusionPipeline) if isinstance(name, str) else None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from draft_core.errors import RecipeError, first_line
 from draft_core.recipe.quantization import WHERE, quantized_networks
 from draft_core.recipe.resolve import is_single_file
 from draft_core.rewards.hub import hub_or_cache
+from draft_core.runs.loading.classes import index_in
 
 PACKAGES = {"nf4": "bitsandbytes", "int8": "torchao"}  # kind -> what computes with it
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}  # each has its own class for a config
@@ -115,9 +115,11 @@ def pipeline_config(
     Raises:
         RecipeError: if the model has no such network, or this diffusers cannot do it.
     """
-    index = (
-        _index_of(location) if Path(location).is_dir() else DiffusionPipeline.load_config(location, revision=revision)
-    )
+    if Path(location).is_dir():
+        index = _index_of(location)
+    else:
+        with hub_or_cache():  # as the weights after it
+            index = dict(DiffusionPipeline.load_config(location, revision=revision))
     chosen = _chosen(quantization, index)
     try:
         mapping = {name: _config(kind, LIBRARIES[index[name][0]], dtype) for name, kind in chosen.items()}
@@ -145,18 +147,9 @@ def _kinds(quantization: str | Mapping[str, str]) -> list[str]:
     return [quantization] if isinstance(quantization, str) else [*quantization.values()]
 
 
-def _index_on_hub(name: str, revision: str | None) -> dict[str, Any]:
-    with hub_or_cache():
-        return dict(DiffusionPipeline.load_config(name, revision=revision))
-
-
 def _index_of(folder: str) -> dict[str, Any]:
     """The index in a folder of a classic pipeline."""
-    try:
-        index = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        index = None
-    if not isinstance(index, dict):
+    if (index := index_in(folder)) is None:
         raise RecipeError(
             f"{folder} has no model_index.json, as a modular pipeline has none, and its networks are not quantised",
             where=WHERE,

@@ -9,8 +9,8 @@ are one tile.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +108,7 @@ class _Call:
     """One call of the decoder's network: what went in beside its input, and what came out, without a graph.
 
     Attributes:
+        args, kwargs: lists of features in them are as long as they were, and empty.
         begins: whether no features were handed to it.
     """
 
@@ -133,11 +134,11 @@ class _Decode:
 
     def recorded(self, latents: torch.Tensor) -> torch.Tensor:
         """The images, (1, ...); every call is remembered."""
-        forward = self.network.decoder.forward
 
-        def noted(tile: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            begins = all(feature is None for values in _features(args, kwargs) for feature in values)
-            kept_args, kept_kwargs = _copied(args, kwargs)
+        def noted(forward: Any, tile: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            handed = _features(args, kwargs)
+            begins = all(feature is None for values in handed for feature in values)
+            kept = _with_features(args, kwargs, _blank(handed))
             output = forward(tile, *args, **kwargs)
             if not isinstance(output, torch.Tensor):
                 raise SamplerError(
@@ -145,10 +146,10 @@ class _Decode:
                     where=type(self.network).__name__,
                     next='use decode="sliced" or decode="checkpointed"',
                 )
-            self.calls.append(_Call(kept_args, kept_kwargs, output, begins))
+            self.calls.append(_Call(*kept, output, begins))
             return output.clone()  # diffusers blends in place
 
-        with _in_place_of(self.network.decoder, noted):
+        with seams.replaced(self.network.decoder, "forward", noted):
             self.output = self.decode(latents, *self.args, **self.kwargs)
         images: torch.Tensor = seams.first_of(self.output, "sample")
         return images
@@ -158,13 +159,13 @@ class _Decode:
         inputs: list[torch.Tensor] = []
         outputs = [call.output.detach().requires_grad_() for call in self.calls]
 
-        def given(tile: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        def given(_: Any, tile: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             inputs.append(tile)
             return outputs[len(inputs) - 1].clone()
 
         with torch.enable_grad(), self._precision():
             start = latents.detach().requires_grad_()
-            with _in_place_of(self.network.decoder, given):
+            with seams.replaced(self.network.decoder, "forward", given):
                 images = seams.first_of(self.decode(start, *self.args, **self.kwargs), "sample")
             blended = torch.autograd.grad(images, outputs, gradient)
             del images
@@ -183,17 +184,13 @@ class _Decode:
         self, inputs: Sequence[torch.Tensor], numbers: range, gradients: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
         """The gradients of what went into a tile's calls, made once more with a graph."""
-        first = self.calls[numbers[0]]
-        features = _features(first.args, first.kwargs)
-        fresh = {id(values): list(values) for values in features}
+        calls = [self.calls[number] for number in numbers]
+        features = _blank(_features(calls[0].args, calls[0].kwargs))  # which one call hands to the next
         again = [tensor.detach().requires_grad_() for tensor in inputs]
         outputs = []
         with convolutions_small(self.network):
-            for number, tensor in zip(numbers, again, strict=True):
-                call = self.calls[number]
-                places = zip(_features(call.args, call.kwargs), features, strict=True)
-                shared = {id(values): fresh[id(begun)] for values, begun in places}
-                args, kwargs = _copied(call.args, call.kwargs, shared)
+            for call, tensor in zip(calls, again, strict=True):
+                args, kwargs = _with_features(call.args, call.kwargs, features)
                 outputs.append(self.network.decoder(tensor, *args, **kwargs))
         return torch.autograd.grad(outputs, again, [gradients[number] for number in numbers])
 
@@ -217,36 +214,29 @@ class _Tiled(torch.autograd.Function):
         return ctx.decode.gradient(latents, *gradients), None
 
 
+def _are_features(value: Any) -> bool:
+    """Whether an argument is a list in which a call finds features of the frames before and leaves its own."""
+    return isinstance(value, list) and not (value and all(isinstance(number, int) for number in value))
+
+
 def _features(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[list[Any]]:
-    """The lists in which a call finds features of the frames before and leaves its own; lists of numbers are none."""
-    lists = [value for value in (*args, *kwargs.values()) if isinstance(value, list)]
-    return [values for values in lists if not (values and all(isinstance(value, int) for value in values))]
+    return [value for value in (*args, *kwargs.values()) if _are_features(value)]
 
 
-def _copied(
-    args: Sequence[Any], kwargs: Mapping[str, Any], shared: Mapping[int, list[Any]] | None = None
+def _blank(lists: Sequence[list[Any]]) -> list[list[Any]]:
+    """Lists of the same lengths without features."""
+    return [[None] * len(values) for values in lists]
+
+
+def _with_features(
+    args: Sequence[Any], kwargs: Mapping[str, Any], features: Sequence[list[Any]]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments whose lists are copies, or those that stand for them; of features none but those that are shared."""
+    """The arguments with these lists in the places of theirs, and with copies of other lists, which calls change."""
+    left = iter(features)
 
-    def copied(value: Any) -> Any:
-        if not isinstance(value, list):
-            return value
-        if shared is not None and id(value) in shared:
-            return shared[id(value)]
-        return [number if isinstance(number, int) else None for number in value]
+    def filled(value: Any) -> Any:
+        if _are_features(value):
+            return next(left)
+        return list(value) if isinstance(value, list) else value
 
-    return tuple(copied(value) for value in args), {name: copied(value) for name, value in kwargs.items()}
-
-
-@contextmanager
-def _in_place_of(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """What a module computes when it is called inside."""
-    before = module.__dict__.get("forward")
-    module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = before
+    return tuple(map(filled, args)), {name: filled(value) for name, value in kwargs.items()}

@@ -43,7 +43,7 @@ def prepare(work: Path, model: Path) -> None:
     """Write `drawings.npy` (uint8 (N, 64, 64, 3)) and `drawings.json` under work/drawn, by parts that a kill keeps."""
     folder = work / "drawn"
     folder.mkdir(parents=True, exist_ok=True)
-    phrases = [phrase for _, phrase, _ in pictures.read_concepts().values()]
+    phrases = pictures.phrases()
     wanted = plan(len(phrases))
     pipeline = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)

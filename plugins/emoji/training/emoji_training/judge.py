@@ -143,7 +143,7 @@ def of_concepts(
 
     A network that has seen its pictures often is too sure of itself (Guo et al. 2017).
     """
-    concepts = [phrase for _, phrase, _ in pictures.read_concepts().values()]
+    concepts = pictures.phrases()
     judge = build(len(concepts))
     state = model.state_dict()
     last = {k: v[: len(concepts)] for k, v in state.items() if k.startswith("classifier.")}

@@ -92,6 +92,11 @@ def read_concepts(path: Path = CONCEPTS) -> dict[str, tuple[int, str, bool]]:
     return found
 
 
+def phrases() -> list[str]:
+    """The words of every concept's caption, by its number."""
+    return [phrase for _, phrase, _ in read_concepts().values()]
+
+
 def with_article(label: str) -> str:
     """The label after "a" or "an"."""
     return f"{'an' if label[0].lower() in 'aeio' else 'a'} {label}"

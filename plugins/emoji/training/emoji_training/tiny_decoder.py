@@ -107,7 +107,7 @@ def encoded(autoencoder: AutoencoderKL, images: np.ndarray) -> Tensor:
 @torch.no_grad()
 def sampled(pipe: StableDiffusionPipeline, count: int) -> Tensor:
     """Latents of the model's own samples, with and without a style in their prompts."""
-    phrases = [phrase for _, phrase, _ in pictures.read_concepts().values()]
+    phrases = pictures.phrases()
     prompts = [
         phrases[i % len(phrases)] if i % 2 else f"{captions.styled(drawn.STYLES[i % 3])}, {phrases[i % len(phrases)]}"
         for i in range(count)

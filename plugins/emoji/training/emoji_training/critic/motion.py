@@ -17,6 +17,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from .. import pictures
 from ..loop import Budget, Recipe, Training
 from ..pictures import Picture
+from ..vae import to_tensor
 from ..video.moving import FRAMES, MOTIONS, THINGS, Video, draw, hidden
 from . import training as stills
 from .clips import Clip, ask, drawn_at, questions, random_clip, word
@@ -106,7 +107,7 @@ def mark_places(module: LlavaForConditionalGeneration, images: np.ndarray) -> No
     Otherwise the tower stays what it is.
     """
     inner = module.model.vision_tower.embeddings
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+    pixels = to_tensor(images)
     places = inner.position_embedding.weight[1:]
     patches = (inner.patch_embedding(pixels).flatten(2).mT + places)[torch.from_numpy(drawn_at(images))]
     directions = torch.linalg.eigh(torch.cov(patches.T))[1][:, :2]
@@ -242,7 +243,7 @@ def answered_right(
     yes, no = reader.processor.tokenizer.convert_tokens_to_ids(["yes", "no"])
     right = []
     for i in range(0, len(drawn), 25):
-        pixels = torch.from_numpy(drawn[i : i + 25]).flatten(0, 1).permute(0, 3, 1, 2) / 127.5 - 1
+        pixels = to_tensor(drawn[i : i + 25].reshape(-1, *drawn.shape[2:]))
         packed = pack(reader, asked[i : i + 25])
         features = video_features(model, pixels, drawn.shape[1])
         logits = packed_logits(model, reader, features, packed, packed.wanted != -100)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer, LlavaForConditionalGeneration, LlavaProcessor
 
 from .. import captions, clip, pictures
-from ..pictures import Picture
+from ..vae import to_tensor
 from .collages import Album, Shown, pick, seen_badly
 from .model import LAYERS, SEED, TEXT, Reader, image_features, pack, packed_logits
 from .questions import Question
@@ -36,12 +36,8 @@ BELOW, PHRASE, ASKS, RESULT = (COPY + MATCH + 1 + i for i in range(4))
 WIDTH = 192  # a multiple of HEAD, as transformers asks for; of its two more heads one is used
 UNITS = 2 * (MATCH + 1)  # of the first layer's MLP: x of silu(x) - silu(-x), twice for each product
 BENT = 5.0  # how far into its straight part a GELU is moved
-LOOK_AT_IMAGE, LOOK_AT_PHRASE, PRODUCT, SAY = (
-    6.0,
-    180.0,
-    200.0,
-    1000.0,
-)  # as large as what the layers add to their input
+# As large as what the layers add to their input.
+LOOK_AT_IMAGE, LOOK_AT_PHRASE, PRODUCT, SAY = 6.0, 180.0, 200.0, 1000.0
 PATCHES, SIGHTS = 6, 3  # of an image, that are told from its first vector; of a picture
 TESTED = 400
 
@@ -71,7 +67,7 @@ def add(work: Path, model: Path) -> None:
     beside = model.with_name("vlm")
     tower = CLIPModel.from_pretrained(model.with_name("clip"), dtype=torch.float32).eval().requires_grad_(False)
     tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
-    phrases = phrases_of(meta)
+    phrases = pictures.phrases()
     held_out = clip.held_out_pictures(meta)
     seen = sorted(clip.concept_pictures(meta) - set(held_out))
     found = cosines(tower, captions.tokens(tokenizer, phrases), Album(images, meta, seen), seen)
@@ -93,12 +89,6 @@ def add(work: Path, model: Path) -> None:
     shutil.rmtree(beside)
     made.half().save_pretrained(beside)
     words.save_pretrained(beside)
-
-
-def phrases_of(meta: Sequence[Picture]) -> list[str]:
-    """The phrase of every concept, in the order of their numbers."""
-    named = {p.concept: p.phrase for p in meta if p.concept >= 0}
-    return [named[number] for number in sorted(named)]
 
 
 def cosines(tower: CLIPModel, tokens: Tensor, album: Album, chosen: Sequence[int]) -> Cosines:
@@ -135,7 +125,7 @@ def seen_by(tower: CLIPModel, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def firsts(tower: CLIPModel, images: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     """The same of images as they are, uint8 (N, 64, 64, 3)."""
-    return seen_by(tower, torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)
+    return seen_by(tower, to_tensor(images))
 
 
 def threshold(near: Tensor, concepts: Sequence[int]) -> float:
@@ -248,7 +238,7 @@ def accuracy(
     right = 0
     for start in range(0, TESTED, 50):
         packed = pack(reader, asked[start : start + 50])
-        pixels = torch.from_numpy(np.stack(images[start : start + 50])).permute(0, 3, 1, 2) / 127.5 - 1
+        pixels = to_tensor(np.stack(images[start : start + 50]))
         logits = packed_logits(model, reader, image_features(model, pixels), packed, packed.wanted != -100)
         right += int((logits.argmax(-1) == packed.wanted[packed.wanted != -100]).sum())
     return right / TESTED

@@ -20,6 +20,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from .. import clip, pictures
 from ..loop import Budget, Recipe, Training
 from ..pictures import Picture
+from ..vae import to_tensor
 from .collages import Album, Shown, pick, seen_badly
 from .model import SEED, Packed, Reader, build, empty, image_features, pack, packed_logits
 from .questions import KINDS, WORDS, Asker, Question, all_words
@@ -286,7 +287,7 @@ def accuracies(
             right = 0
             for i in range(0, len(asked), 50):
                 asked_here = [[q] for q in asked[i : i + 50]]
-                pixels = torch.stack([torch.from_numpy(x) for x in images[i : i + 50]]).permute(0, 3, 1, 2) / 127.5 - 1
+                pixels = to_tensor(np.stack(images[i : i + 50]))
                 packed = pack(reader, asked_here)
                 features = image_features(model, pixels)
                 logits = packed_logits(model, reader, features, packed, packed.wanted != -100)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 from transformers import OwlViTForObjectDetection
 
+from ..vae import to_tensor
 from .collages import SIDE, Collage, Scatter
 from .model import predict
 
@@ -43,8 +44,8 @@ def ap50(
     metric = MeanAveragePrecision(box_format="xyxy", iou_thresholds=[0.5], backend="pycocotools", sync_on_compute=False)
     for first in range(0, count, CHUNK):
         collages = [scatter.collage(generator) for _ in range(min(CHUNK, count - first))]
-        levels = torch.from_numpy(np.stack([c.image for c in collages])).permute(0, 3, 1, 2)
-        for collage, logits, boxes in zip(collages, *predict(model, levels / 127.5 - 1, states), strict=True):
+        pixels = to_tensor(np.stack([c.image for c in collages]))
+        for collage, logits, boxes in zip(collages, *predict(model, pixels, states), strict=True):
             own = [scatter.meta[i].concept for i in collage.indices]
             asked = torch.tensor(sorted({*own, *others(shown, set(own), generator)}))
             metric.update([detections(logits[:, asked], boxes, asked)], [truth(collage, own)])

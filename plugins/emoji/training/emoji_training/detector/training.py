@@ -46,8 +46,7 @@ def worker(rank: int, world: int, work: Path, budget: Budget, device: torch.devi
     torch.manual_seed(SEED)
     module = build(model.with_name("clip")).to(device)
     tokenizer = make_tokenizer(model / "tokenizer")
-    texts = names()
-    states = text_states(module, tokenizer, texts).to(device)
+    states = text_states(module, tokenizer, pictures.phrases()).to(device)
     pools = split(meta)
     scatter = Scatter(images, meta, pools["pictures seen"], pools["other things"])
     training = Training(module, RECIPE, budget, folder / "checkpoint.pt", rank, world, SEED)
@@ -72,11 +71,6 @@ def worker(rank: int, world: int, work: Path, budget: Budget, device: torch.devi
         (folder / "precision.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
 
 
-def names() -> list[str]:
-    """The phrases of all concepts, by number."""
-    return [phrase for _, phrase, _ in pictures.read_concepts().values()]
-
-
 def split(meta: Sequence[Picture]) -> dict[str, list[int]]:
     """Indices of pictures: of the things of scenes, those that are trained on and those that are not; of others."""
     held_out, known = set(clip.held_out_pictures(meta)), set(things())
@@ -93,7 +87,7 @@ def measure(
     model: OwlViTForObjectDetection, tokenizer: CLIPTokenizer, images: np.ndarray, meta: Sequence[Picture]
 ) -> dict[str, float]:
     """AP50 on collages of each set of pictures."""
-    states = text_states(model, tokenizer, names())
+    states = text_states(model, tokenizer, pictures.phrases())
     pools = split(meta)
     pools["all things, seen"] = pools["pictures seen"] + pools["other things"]
     pools["all things, never seen"] = pools["pictures never seen"] + pools["other things, never seen"]

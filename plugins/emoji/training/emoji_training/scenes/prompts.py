@@ -21,7 +21,7 @@ def write(folder: Path) -> None:
 
     The pairs of the second list stood together in no image that the denoiser was trained on.
     """
-    concepts = [words for _, words, _ in pictures.read_concepts().values()]
+    concepts = pictures.phrases()
     rng = random.Random(SEED)
     for name, count in COUNTS.items():
         lines = (folder / f"emoji-{name}.txt").read_text(encoding="utf-8").splitlines()
