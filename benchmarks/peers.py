@@ -57,7 +57,7 @@ VERSION = "0.23.1"  # the last with AlignPropTrainer
 STEPS, BATCH, GUIDANCE, RANK, RATE = 20, 4, 4.0, 4, 8e-3
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 MOST_UPDATES, IMAGES = 16, 8
-PEER, OURS, RECOMPUTED = "AlignProp", "ours", "ours, recomputed"
+PEER, OURS, RECOMPUTED, SLICED = "AlignProp", "ours", "ours, recomputed", "ours, recomputed image by image"
 
 Update = Callable[[], Any]
 
@@ -152,15 +152,13 @@ def peer(k: int, seed: int, *, updates: int) -> tuple[Any, Update]:
     return pipe, lambda: trainer.step(0, 0)
 
 
-def ours(k: int, seed: int, *, updates: int, checkpointing: bool = False) -> tuple[Any, Update]:
-    """The same by the library."""
+def ours(k: int, seed: int, *, updates: int, **kept: Any) -> tuple[Any, Update]:
+    """The same by the library, which keeps for the backward pass what a sampler's settings say."""
     pipe = load_pipeline("emoji")
     pipe.set_progress_bar_config(disable=True)
     torch.manual_seed(seed)
     add_lora(pipe, rank=RANK, targets=TARGETS)
-    sampler = DifferentiableSampler(
-        pipe, num_inference_steps=STEPS, guidance_scale=GUIDANCE, eta=0.0, gradient_checkpointing=checkpointing
-    )
+    sampler = DifferentiableSampler(pipe, num_inference_steps=STEPS, guidance_scale=GUIDANCE, eta=0.0, **kept)
     settings = TrainSettings(steps=updates, batch_size=BATCH, learning_rate=RATE, weight_decay=1e-4, seed=seed)
     prompts = resolve_prompts("emoji-train", load_catalog())
     objective = Objective({"jpeg": load_reward("jpeg")})
@@ -182,7 +180,8 @@ def costs(k: int, rounds: int) -> dict[str, tuple[float, float]]:
     updates = {
         PEER: peer(k, 0, updates=count)[1],
         OURS: ours(k, 0, updates=count)[1],
-        RECOMPUTED: ours(k, 0, updates=count, checkpointing=True)[1],
+        RECOMPUTED: ours(k, 0, updates=count, gradient_checkpointing=True)[1],
+        SLICED: ours(k, 0, updates=count, gradient_checkpointing="sliced", decode="sliced")[1],
     }
     taken: dict[str, list[float]] = {name: [] for name in updates}
     for number in range(rounds + 1):
@@ -198,7 +197,7 @@ def cells(found: dict[str, tuple[float, float]]) -> list[str]:
     seconds, memory = found[PEER]
     return [
         f"{seconds:.2f} s, {memory:.0f} MiB",
-        *(f"{found[name][0] / seconds:.2f}, {found[name][1] / memory:.2f}" for name in (OURS, RECOMPUTED)),
+        *(f"{found[name][0] / seconds:.2f}, {found[name][1] / memory:.2f}" for name in (OURS, RECOMPUTED, SLICED)),
     ]
 
 

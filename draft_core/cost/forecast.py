@@ -29,7 +29,7 @@ from draft_core.sampling.pipeline_call import Checkpointing, Decode
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.trainer import Trainer
 
-CHECKPOINTINGS: tuple[Checkpointing, ...] = (False, "selective", True, "blocks")
+CHECKPOINTINGS: tuple[Checkpointing, ...] = (False, "selective", True, "blocks", "sliced")
 LEANER_DECODES: tuple[Decode, ...] = ("selective", "blocks", "sliced")
 FLOAT32 = 4  # bytes
 ADAM_MOMENTS = 2  # AdamW keeps two numbers for each parameter

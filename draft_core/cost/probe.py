@@ -19,12 +19,13 @@ from draft_core.plan import StepPlan
 from draft_core.rewards.objective import NOTHING, Objective, Scores
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.pipeline_call import Checkpointing
+from draft_core.sampling.recomputing.slices import is_recorded
 from draft_core.sampling.rollout import Rollout
 from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.robust import worst_scores
 from draft_core.training.trainer import Trainer
 
-RECOMPUTING: tuple[Checkpointing, ...] = (True, "blocks")  # the whole denoiser, sooner or later
+RECOMPUTING: tuple[Checkpointing, ...] = (True, "blocks", "sliced")  # the whole denoiser, sooner or later
 
 
 @dataclass(frozen=True)
@@ -204,8 +205,8 @@ class Probe:
         def on_denoise(denoiser: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
             if calls is not None:
                 calls.append((forward, args, kwargs))
-            run = clock.around("with_grad" if torch.is_grad_enabled() else "plain") if clock else _plainly
-            if torch.is_grad_enabled():
+            run = clock.around("with_grad" if is_recorded() else "plain") if clock else _plainly
+            if is_recorded():
                 return run(forward, *args, **kwargs)
             key = (denoiser, seams.shapes_of(seams.denoiser_input(args, kwargs)))
             if key not in blanks:

@@ -75,9 +75,10 @@ def _activations(batch: int, plan: StepPlan, renoising: Renoising, probe: Probe)
     recorded = len(plan.grad_steps)
 
     def at(batch: int, recorded: int) -> float:
-        """Bilinear through the four smallest updates."""
-        small = measured(1, recorded)
-        return small + (batch - 1) * (measured(2, recorded) - small) if batch > 1 else small
+        """Bilinear through the four smallest updates; sums over images are kept from two on, where they go in turn."""
+        least = 2 if probe.sampler.gradient_checkpointing == "sliced" and batch > 1 else 1
+        small = measured(least, recorded)
+        return small + (batch - least) * (measured(least + 1, recorded) - small) if batch > least else small
 
     def measured(batch: int, recorded: int) -> float:
         first = peaks(batch, 1)

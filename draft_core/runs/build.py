@@ -54,6 +54,7 @@ from draft_core.training.distributed import Processes
 from draft_core.training.learner_contract import require_columns, require_own_values, require_regularized
 from draft_core.training.precision import autocast
 from draft_core.training.scoring import check_images
+from draft_core.training.sharding import check_recomputed
 from draft_core.training.trainer import Trainer
 from draft_core.workers.remote_reward import RemoteReward
 from draft_core.workers.worker import Worker
@@ -335,6 +336,8 @@ def _check_machine(recipe: RecipeBase) -> None:
             where="train.sharding",
             next="leave it out, or leave out model.users",
         )
+    if recipe.train.sharding == "full":
+        check_recomputed(recipe.model.gradient_checkpointing)
     processes = Processes(cpu=recipe.device == "cpu")
     check_machine(recipe.model.quantization, processes.device, is_sharded=recipe.train.sharding == "full")
     autocast(processes.device, recipe.train.mixed_precision)  # refuses what the device cannot do

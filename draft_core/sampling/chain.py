@@ -12,7 +12,7 @@ from draft_core.plan import StepPlan
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.noise_levels import check_told, posterior_mean
-from draft_core.sampling.pipeline_call import Forward, PipelineCall, Settings, length
+from draft_core.sampling.pipeline_call import Forward, PipelineCall, Settings
 from draft_core.sampling.randomness import Generator, noted, state_of
 from draft_core.sampling.rollout import Origin, StepOutput, StepRecord, StepStart, identity
 
@@ -331,7 +331,7 @@ def watched(sampler: Settings, batch: int, see: See, *, real: bool) -> CallTrait
 def lengths(arguments: dict[str, Any]) -> list[int]:
     """How many items the call's lists and batches hold, each number once; 0 and 1 are left out."""
     values = [*arguments.values(), *(item for value in arguments.values() if isinstance(value, list) for item in value)]
-    return sorted({length(value) for value in values} - {0, 1})
+    return sorted({pipelines.length(value) for value in values} - {0, 1})
 
 
 def first_start(pipe: Any, call: seams.StepCall) -> StepStart:

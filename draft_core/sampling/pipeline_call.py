@@ -21,15 +21,16 @@ from draft_core.prompt_rows import TEXTS, plain
 from draft_core.rewards.columns import CallColumns
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.call_traits import CallTraits
+from draft_core.sampling.decoders.kept import decoded, kept_as_it_is, types_of
 from draft_core.sampling.decoders.tiles import decoded_by_tiles
 from draft_core.sampling.decoders.tiny import TinyDecoder
 from draft_core.sampling.noise_levels import general_step
 from draft_core.sampling.randomness import Generator
-from draft_core.sampling.recomputation import decoded, keeping, kept_as_it_is, recomputed, types_of
+from draft_core.sampling.recomputing.calls import keeping, recorded
 
 Forward = Callable[..., Any]
 Decode = Literal["whole", "selective", "blocks", "checkpointed", "sliced", "tiles", "unrecorded"]
-Checkpointing = Literal[False, True, "selective", "blocks"]
+Checkpointing = Literal[False, True, "selective", "blocks", "sliced"]
 
 
 class Settings(Protocol):
@@ -298,7 +299,10 @@ class PipelineCall:
         """A recorded denoiser call, and beside it how far it is from the base model's."""
         how = self.sampler.gradient_checkpointing
         with keeping(how, denoiser):
-            output = recomputed(denoiser, forward, *args, **kwargs) if how is True else forward(*args, **kwargs)
+            images = pipelines.length(
+                self.sampler.call_kwargs.get("prompt_embeds") if self.prompts is None else self.prompts
+            )
+            output = recorded(how, images, denoiser, forward, *args, **kwargs)
         self.predicted += [tensor.grad_fn for tensor in seams.tensors_in(output)]
         if self.sampler.base_model is not None and self.caller_records:
             with torch.no_grad(), self.sampler.base_model():
@@ -342,8 +346,3 @@ def _one_text(value: Any) -> str | None:
     """The text of a string or of a list that holds one; of anything else None."""
     value = value[0] if isinstance(value, list) and len(value) == 1 else value
     return value if isinstance(value, str) else None
-
-
-def length(value: Any) -> int:
-    """The items of a list or a batch; 0 for anything else."""
-    return len(value) if isinstance(value, list) or (isinstance(value, torch.Tensor) and value.ndim > 0) else 0

@@ -312,3 +312,8 @@ def squares_between(output: Any, expected: Any) -> torch.Tensor:
     )
     squares = [(tuned - base).float().square() for tuned, base in zip(*both, strict=True)]
     return squares[0] if len(squares) == 1 else torch.stack([square.mean() for square in squares]).mean()
+
+
+def length(value: Any) -> int:
+    """The items of a list or a batch; 0 for anything else."""
+    return len(value) if isinstance(value, (list, tuple)) or (isinstance(value, torch.Tensor) and value.ndim > 0) else 0

@@ -14,7 +14,7 @@ from draft_core.errors import DraftError, SamplerError
 from draft_core.sampling import pipelines, seams
 from draft_core.sampling.chain import DryRun
 from draft_core.sampling.noise_levels import noise_level, renoised
-from draft_core.sampling.pipeline_call import Forward, PipelineCall, Settings, length
+from draft_core.sampling.pipeline_call import Forward, PipelineCall, Settings
 from draft_core.sampling.randomness import Generator, repeated, state_of
 from draft_core.sampling.rollout import AnySampler, Origin, Rollout, StepOutput, StepStart, identity
 from draft_core.setting import images_per_prompt
@@ -345,6 +345,6 @@ def _repeated(name: str, value: Any, copies: int, lengths: set[int]) -> Any:
     """An argument of the call, repeated if it holds one item for each prompt or image; prompts are repeated already."""
     if isinstance(value, list) and len(value) not in lengths:  # an image for each of several networks, say
         return [_repeated(name, item, copies, lengths) if isinstance(item, torch.Tensor) else item for item in value]
-    if name == "prompt" or length(value) not in lengths or isinstance(value[0], (int, float)):
+    if name == "prompt" or pipelines.length(value) not in lengths or isinstance(value[0], (int, float)):
         return value
     return value * copies if isinstance(value, list) else value.repeat(copies, *[1] * (value.ndim - 1))

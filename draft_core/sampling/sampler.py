@@ -47,8 +47,9 @@ class DifferentiableSampler:
         pipe: a diffusers pipeline, classic or modular, with a scheduler and a denoiser (`unet` or `transformer`).
         num_inference_steps: as in the pipeline's call; None for a call that takes none.
         gradient_checkpointing: recompute each recorded denoiser call in the backward pass, so that a grad step stores
-            its input only; "blocks" one block of the denoiser after another, so that no more than one is ever stored
-            whole; "selective" only what costs next to nothing, `recomputation.kept_small`.
+            its input only; "sliced" one image after another, and the gradient's last bits may differ; "blocks" one
+            block of the denoiser after another, so that no more than one is ever stored whole; "selective" only what
+            costs next to nothing, `recomputing.selective`.
         decode: "whole" stores all that the decoder's backward pass needs, for all images; "selective" recomputes of it
             what costs next to nothing, "blocks" one block after another, and "checkpointed" all of it at once; "sliced"
             recomputes one image at a time, and the last bit may differ; "tiles" one tile of it, where the decoder works
@@ -257,7 +258,9 @@ class DifferentiableSampler:
         generator = generator or self.call_kwargs.get("generator")
         renoising.check_follows(plan)
         check_recorded(self.call_kwargs.get("latents"), plan)
-        self.traits.check_plan(self.pipe, plan, renoising, recomputes=self.gradient_checkpointing in (True, "blocks"))
+        self.traits.check_plan(
+            self.pipe, plan, renoising, recomputes=self.gradient_checkpointing in (True, "blocks", "sliced")
+        )
         if plan.prefix is None:
             run = PlannedRun(self, prompts, plan, generator)
             samples = run.sample()

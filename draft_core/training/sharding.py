@@ -50,6 +50,20 @@ def shard_denoisers(pipe: Any, device: torch.device, processes: int) -> None:
         fsdp.fully_shard(denoiser, mesh=mesh, ignored_params=whole)
 
 
+def check_recomputed(how: Any) -> None:
+    """That a sharded denoiser's calls can be computed again as `how`, a sampler's `gradient_checkpointing`, says.
+
+    Raises:
+        RecipeError: if it is "sliced", whose backward pass calls the denoiser by itself.
+    """
+    if how == "sliced":
+        raise RecipeError(
+            "a denoiser that is spread over processes is not computed again image by image",
+            where=WHERE,
+            next="use gradient_checkpointing: true, or blocks",
+        )
+
+
 def blocks(denoiser: torch.nn.Module) -> list[torch.nn.Module]:
     """What is gathered and left again as one piece: the outermost modules of the classes that must not be split.
 

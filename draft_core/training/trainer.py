@@ -41,7 +41,7 @@ from draft_core.training.optimization import TrainedPart, kept_from_others, lear
 from draft_core.training.precision import autocast, needs_loss_scale
 from draft_core.training.scoring import Scoring, check_images, norms_and_cosines, reward_gradients
 from draft_core.training.settings import RegularizerSettings, TrainSettings
-from draft_core.training.sharding import shard_denoisers
+from draft_core.training.sharding import check_recomputed, shard_denoisers
 from draft_core.training.step_report import StepReport, Tally
 
 NO_REGULARIZERS = RegularizerSettings()
@@ -118,6 +118,7 @@ class Trainer:
         self.steps, self.batch_size = settings.steps, settings.batch_size
         self.parameters = self.adapter.parameters()
         if settings.sharding == "full":
+            check_recomputed(sampler.gradient_checkpointing)
             shard_denoisers(sampler.pipe, self.device, self.processes.world_size)
         sampler.pipe.to(self.device)
         if sampler.decoder is not None:

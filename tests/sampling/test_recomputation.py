@@ -18,7 +18,7 @@ from draft_core.adapters.lora import trainable
 from draft_core.cost.peak_memory import peak_memory
 from draft_core.errors import SamplerError
 from draft_core.sampling.pipelines import find_denoisers, has_blocks
-from draft_core.sampling.recomputation import convolutions_small, kept_small
+from draft_core.sampling.recomputing.selective import convolutions_small, kept_small
 from tests.support.drive import gradient, parameters, sampler_of, seeded
 from tests.support.families import DISTINCT, Family, sd
 from tests.support.tiny import embeddings, tiny_pipe, with_lora

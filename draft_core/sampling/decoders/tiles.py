@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from draft_core.errors import RecipeError, SamplerError
 from draft_core.sampling import seams
-from draft_core.sampling.recomputation import convolutions_small
+from draft_core.sampling.recomputing.selective import convolutions_small, precision_now
 
 
 def check_tiles(network: Any) -> None:
@@ -127,10 +126,7 @@ class _Decode:
         self.network, self.decode, self.args, self.kwargs = network, decode, args, kwargs
         self.calls: list[_Call] = []
         self.output: Any = None
-        device = next(network.parameters()).device.type
-        self.autocast: tuple[str, torch.dtype] | None = None
-        if torch.is_autocast_enabled(device):
-            self.autocast = device, torch.get_autocast_dtype(device)
+        self.precision = precision_now(next(network.parameters()).device.type)
 
     def recorded(self, latents: torch.Tensor) -> torch.Tensor:
         """The images, (1, ...); every call is remembered."""
@@ -163,7 +159,7 @@ class _Decode:
             inputs.append(tile)
             return outputs[len(inputs) - 1].clone()
 
-        with torch.enable_grad(), self._precision():
+        with torch.enable_grad(), self.precision():
             start = latents.detach().requires_grad_()
             with seams.replaced(self.network.decoder, "forward", given):
                 images = seams.first_of(self.decode(start, *self.args, **self.kwargs), "sample")
@@ -193,9 +189,6 @@ class _Decode:
                 args, kwargs = _with_features(call.args, call.kwargs, features)
                 outputs.append(self.network.decoder(tensor, *args, **kwargs))
         return torch.autograd.grad(outputs, again, [gradients[number] for number in numbers])
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.autocast is None else torch.autocast(*self.autocast)
 
 
 class _Tiled(torch.autograd.Function):

@@ -8,7 +8,6 @@ is computed again; `convolutions_small` does the first alone.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -18,10 +17,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
-
-from draft_core.errors import SamplerError
-from draft_core.sampling import seams
 
 # The gradient of a convolution's input is the transposed convolution of its output's gradient.
 TRANSPOSED: dict[Any, Callable[..., torch.Tensor]] = {
@@ -77,61 +72,11 @@ def convolutions_small(network: nn.Module) -> Iterator[None]:
             layer.__dict__.pop("_conv_forward", None)
 
 
-def keeping(how: Any, network: Any) -> AbstractContextManager[Any]:
-    """What is recorded inside keeps as much as is asked for."""
-    if how == "blocks" and torch.is_grad_enabled() and not network.is_gradient_checkpointing:
-        # It stays on, for the backward pass may ask again; without recording it does nothing.
-        network.enable_gradient_checkpointing()
-    return kept_small() if how == "selective" else nullcontext()
-
-
-def recomputed(network: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
-    """The output of the network's function, its intermediate results computed again in the backward pass."""
-    if not torch.is_grad_enabled():
-        return function(*args, **kwargs)
-
-    def smaller(*args: Any, **kwargs: Any) -> Any:  # what the backward pass computes again takes less memory too
-        with convolutions_small(network):
-            return function(*args, **kwargs)
-
-    return checkpoint(smaller, *args, use_reentrant=False, **kwargs)
-
-
-def decoded(how: Any, network: Any, decode: Any, latents: Any, *args: Any, **kwargs: Any) -> Any:
-    """The output of a network's `decode`, its graph kept as `how`, a sampler's `decode`, says."""
-    if how == "unrecorded":
-        with torch.no_grad():
-            return decode(latents, *args, **kwargs)
-    if how in ("whole", "selective", "blocks") or not isinstance(latents, torch.Tensor):
-        with keeping(how, network):
-            return decode(latents, *args, **kwargs)
-    slices = torch.split(latents, 1) if how == "sliced" else [latents]
-    outputs = [recomputed(network, decode, piece, *args, **kwargs) for piece in slices]
-    images = torch.cat([seams.first_of(output, "sample") for output in outputs])
-    return seams.with_first(outputs[0], "sample", images)
-
-
-def types_of(network: Any) -> list[torch.dtype]:
-    """The types of a network's weights; none of what is no network."""
-    return [weight.dtype for weight in network.parameters()] if isinstance(network, torch.nn.Module) else []
-
-
-def kept_as_it_is(network: torch.nn.Module) -> Any:
-    """A copy of a network that shares its weights' memory, and keeps them when the network is cast to another type.
-
-    Some pipelines cast their decoder up before they decode, and down again before there is a backward pass.
-
-    Raises:
-        SamplerError: if it is trained, for its gradient would not come back through the cast.
-    """
-    if any(weight.requires_grad for weight in network.parameters()):
-        raise SamplerError(
-            "its call casts the decoder to another type while it decodes, and the decoder is to be trained",
-            where=type(network).__name__,
-            next="give it that type beforehand, or freeze it",
-        )
-    shared = {id(weight): torch.nn.Parameter(weight.data, requires_grad=False) for weight in network.parameters()}
-    return copy.deepcopy(network, shared)
+def precision_now(device: str) -> Callable[[], AbstractContextManager[Any]]:
+    """What makes a context with the autocast of this moment, for what is computed again later."""
+    if not torch.is_autocast_enabled(device):
+        return nullcontext
+    return partial(torch.autocast, device, torch.get_autocast_dtype(device))
 
 
 def _layer_forward(layer: Any, func: Any, input: Any, weight: Any, bias: Any) -> torch.Tensor:
@@ -227,15 +172,13 @@ class _Recipe:
         self.args = [_kept(value) for value in args]
         self.kwargs = {name: _kept(value) for name, value in kwargs.items()}
         self.version = output._version
-        self.autocast = None
-        if torch.is_autocast_enabled(output.device.type):
-            self.autocast = output.device.type, torch.get_autocast_dtype(output.device.type)
+        self.precision = precision_now(output.device.type)
 
     def output(self) -> torch.Tensor:
         """What came out, once more."""
         args = [_again(value) for value in self.args]
         kwargs = {name: _again(value) for name, value in self.kwargs.items()}
-        with torch.no_grad(), nullcontext() if self.autocast is None else torch.autocast(*self.autocast):
+        with torch.no_grad(), self.precision():
             output: torch.Tensor = self.func(*args, **kwargs)
         return output
 
