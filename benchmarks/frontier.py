@@ -70,6 +70,7 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "kl 0.3": {"regularizers": {"kl": 0.3}},
     "kl 1": {"regularizers": {"kl": 1.0}},
     "kl 3": {"regularizers": {"kl": 3.0}},
+    "kl relative 0.7": {"regularizers": {"kl_relative": 0.7}},
     "kl 1, gated": {"regularizers": {"kl": 1.0, "kl_gate": ["emoji-clip"]}, "metrics": [{"kind": "emoji-clip"}]},
     "kl 3, gated": {"regularizers": {"kl": 3.0, "kl_gate": ["emoji-clip"]}, "metrics": [{"kind": "emoji-clip"}]},
     "kl 3, anchor moved": {"regularizers": {"kl": 3.0, "kl_anchor": {"ema": 0.9}}},
@@ -104,7 +105,7 @@ TRIALS = {
     "palette": Trial(
         {"kind": "palette", "colours": ["#e85d04"], "weight": 0.02},  # of CIE76; the base model has -82
         (2.0, 4.0, 6.0),
-        (NONE, "cap at the 0.75 quantile", "cap at the 0.5 quantile", "kl 1", "a second reward"),
+        (NONE, "cap at the 0.75 quantile", "cap at the 0.5 quantile", "kl 1", "kl relative 0.7", "a second reward"),
         8.0,
     ),
 }
