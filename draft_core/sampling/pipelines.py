@@ -336,7 +336,7 @@ def hold_back(output: Any, expected: Any, share: float) -> None:
             outward = (-whole * away).sum(1, keepdim=True).clamp_min(0)  # a loss falls against its gradient
             return (whole + share * outward * away).view_as(gradient).to(gradient)
 
-        tuned.register_hook(held)
+        tuned.register_hook(held)  # type: ignore[no-untyped-call]
 
 
 def _predictions(output: Any) -> list[torch.Tensor]:
