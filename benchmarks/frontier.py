@@ -15,7 +15,7 @@ training saw, on prompts that were not trained on; the diversity is that of the 
 a seed and a reward, is a line of docs/measurements/frontier/cells.jsonl. "interpolation" is the last LoRA of the
 cell without a remedy at smaller scales, as `draft mix` makes it.
 
-Cells are compared where the trained reward has risen by so much on held-out prompts, on straight lines between
+Cells are compared where the trained reward has risen by so much on held-out prompts, on monotone curves through the
 evaluations, and with the cell of the same seed without a remedy: its judge is the remedy's gain.
 """
 
@@ -27,7 +27,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -36,6 +35,7 @@ from diffusers.utils import logging as diffusers_logging
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from scipy.interpolate import PchipInterpolator
 from tables import markdown, publish
 from torch import set_num_threads
 from transformers.utils import logging as transformers_logging
@@ -70,6 +70,7 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "kl 0.3": {"regularizers": {"kl": 0.3}},
     "kl 1": {"regularizers": {"kl": 1.0}},
     "kl 3": {"regularizers": {"kl": 3.0}},
+    "kl relative 0.7": {"regularizers": {"kl_relative": 0.7}},
     "kl 1, gated": {"regularizers": {"kl": 1.0, "kl_gate": ["emoji-clip"]}, "metrics": [{"kind": "emoji-clip"}]},
     "kl 3, gated": {"regularizers": {"kl": 3.0, "kl_gate": ["emoji-clip"]}, "metrics": [{"kind": "emoji-clip"}]},
     "kl 3, anchor moved": {"regularizers": {"kl": 3.0, "kl_anchor": {"ema": 0.9}}},
@@ -104,7 +105,7 @@ TRIALS = {
     "palette": Trial(
         {"kind": "palette", "colours": ["#e85d04"], "weight": 0.02},  # of CIE76; the base model has -82
         (2.0, 4.0, 6.0),
-        (NONE, "cap at the 0.75 quantile", "cap at the 0.5 quantile", "kl 1", "a second reward"),
+        (NONE, "cap at the 0.75 quantile", "cap at the 0.5 quantile", "kl 1", "kl relative 0.7", "a second reward"),
         8.0,
     ),
 }
@@ -147,14 +148,22 @@ class Cell:
     reward: str = JPEG
 
     def at_rise(self, rise: float) -> Point | None:
-        """Where the trained reward has first risen by so much, between two evaluations; None if nowhere."""
-        wanted = self.points[0].trained + rise
-        for before, after in pairwise(self.points):
-            if before.trained < wanted <= after.trained:
-                share = (wanted - before.trained) / (after.trained - before.trained)
-                old, new = asdict(before), asdict(after)
-                return Point(**{name: old[name] + share * (new[name] - old[name]) for name in old})
-        return None
+        """Where the trained reward has risen by so much, on a curve through the evaluations; None if nowhere.
+
+        The judge falls faster and faster, so that a straight line between two evaluations lies below its curve, and
+        the more so the further they are apart: it would count for a gain that a remedy is slow. The curve is a
+        monotone cubic (Fritsch and Butland 1984), through those evaluations that are above all before them.
+        """
+        wanted, rising = self.points[0].trained + rise, list[Point]()
+        for point in self.points:
+            if not rising or point.trained > rising[-1].trained:
+                rising.append(point)
+        if len(rising) < 2 or wanted > rising[-1].trained:
+            return None
+        curve = PchipInterpolator(
+            [point.trained for point in rising], [list(asdict(point).values()) for point in rising]
+        )
+        return Point(*map(float, curve(wanted)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -320,7 +329,7 @@ def error(values: Sequence[float]) -> float:
 def draw(cells: Sequence[Cell], file: Path) -> None:
     """By how much judge and diversity are above those without a remedy, over the rise of the trained reward."""
     order, measures = [INTERPOLATION, *(name for name in REMEDIES if name != NONE)], ("judge", "diversity")
-    figure = Figure(figsize=(12, 5 * len(TRIALS)), layout="constrained")
+    figure = Figure(figsize=(13, 5 * len(TRIALS)), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (reward, trial) in zip(figure.subplots(len(TRIALS), 2), TRIALS.items(), strict=True):
         of_reward = [cell for cell in cells if cell.reward == reward]
@@ -342,7 +351,7 @@ def draw(cells: Sequence[Cell], file: Path) -> None:
             axis.axhline(0, color="black", linewidth=1, label=NONE)
             axis.set_xlabel(f"rise of {reward}, the trained reward")
             axis.set_ylabel(f"{JUDGE if name == 'judge' else name} above that without a remedy")
-        axes[0].legend(fontsize=8)
+        axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(file, dpi=100)
 
 

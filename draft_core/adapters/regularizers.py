@@ -76,26 +76,31 @@ class Regularizers:
     Arguments:
         adapter: what is trained.
         kl, lora_norm: weights; 0 leaves a penalty out.
+        relative: whether the sampler weighs the divergence by itself, so that it is reported and not added.
         ema: decay of the moving average of the weights that a `kl` is taken from; None for the base model.
 
     Attributes:
         weights: penalty -> its weight.
+        asks_base_model: whether each recorded denoiser call is made once more, without what is trained.
         anchor: that moving average.
     """
 
-    def __init__(self, adapter: Adapter, *, kl: float, lora_norm: float, ema: float | None = None) -> None:
+    def __init__(
+        self, adapter: Adapter, *, kl: float, lora_norm: float, ema: float | None = None, relative: bool = False
+    ) -> None:
         self.adapter = adapter
+        self.asks_base_model = bool(kl) or relative
         self.weights = {"kl": kl, "lora_norm": lora_norm}
         self.anchor = None if ema is None else MovingAverage(adapter.parameters(), ema)
 
     def penalties(self, divergence: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """Penalty -> its value with gradient, (), of those that have a weight.
+        """Penalty -> its value with gradient, (), of those that are weighed here or in the sampler.
 
         Arguments:
             divergence: of the loss; None where it has none.
         """
         found: dict[str, torch.Tensor] = {}
-        if self.weights["kl"] and divergence is not None:
+        if self.asks_base_model and divergence is not None:
             found["kl"] = divergence
         if self.weights["lora_norm"]:
             found["lora_norm"] = self.adapter.penalty()
@@ -104,7 +109,8 @@ class Regularizers:
     def added(self, value: torch.Tensor, penalties: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """A loss with its weighted penalties, ()."""
         for name, penalty in penalties.items():
-            value = value + self.weights[name] * penalty
+            if self.weights[name]:
+                value = value + self.weights[name] * penalty
         return value
 
     def follow(self) -> None:

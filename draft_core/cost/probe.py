@@ -73,7 +73,7 @@ class Probe:
         scores, count, forwards = clock.result, len(calls), dict(clock.seconds)
         backward = clock.measure(lambda: self._backward(scores))  # may recompute, and the clock runs on
         recorded = self._recorded_alone(calls[count - 1], clock)
-        asked = 1 if self.trainer.regularizers.weights["kl"] else 0  # the base model, at the grad step
+        asked = 1 if self.trainer.regularizers.asks_base_model else 0  # the base model, at the grad step
         steps = self.sampler.steps + asked
         return Times(
             calls_a_step=count / steps,

@@ -57,7 +57,7 @@ def count_calls(trainer: Trainer, plan: StepPlan, renoising: Renoising, calls_a_
     chain = len(plan.grad_steps) if plan.prefix is None else 0
     recorded = round(calls_a_step * (chain + renoisings))
     plain = round(calls_a_step * (plan.last + 1 - len(plan.grad_steps) if plan.prefix is None else plan.prefix))
-    plain += recorded if trainer.regularizers.weights["kl"] else 0  # the base model, at each recorded call
+    plain += recorded if trainer.regularizers.asks_base_model else 0  # the base model, at each recorded call
     images = trainer.batches.accumulation * batch * images_per_noise(plan, renoising)
     return Calls(
         plain=trainer.batches.accumulation * plain,

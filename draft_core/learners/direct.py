@@ -29,6 +29,7 @@ class DirectLearner:
     needs_gradient = True
     yields_divergence = True
     gates_divergence = True
+    trains_through_sampler = True
 
     def __init__(self, method: Method | None = None) -> None:
         self.method = LastStep() if method is None else method

@@ -166,12 +166,13 @@ class Score(Protocol):
 class Learner(Protocol):
     """A method at work: it samples, scores, and says what to minimise.
 
-    A `MethodSpec` names a callable that makes one of a method's config. It may have four members more:
+    A `MethodSpec` names a callable that makes one of a method's config. It may have five members more:
     `check_columns(columns)`, which a run calls before it loads a model, and which raises a `DraftError` if it cannot
     use what the prompt list says beside the prompts; `check(sampler)`, which a run calls before it draws anything, and
     which raises one if the sampler does not suit; `needs_base_model`, true if it takes `sampler.base_model` also
-    without a weight of `regularizers.kl`; and `gates_divergence`, true if its divergences heed `Scores.gate`, without
-    which `regularizers.kl_gate` is refused.
+    without a weight of `regularizers.kl`; `gates_divergence`, true if its divergences heed `Scores.gate`, without
+    which `regularizers.kl_gate` is refused; and `trains_through_sampler`, true if its losses backpropagate through
+    recorded calls of the sampler that it is given, without which `regularizers.kl_relative` is.
 
     Attributes:
         needs_gradient: whether it backpropagates through the rewards; where not, they need not be differentiable.

@@ -77,6 +77,7 @@ class SurrogateLearner:
         self.needs_gradient, self.yields_divergence = learner.needs_gradient, learner.yields_divergence
         self.needs_base_model = getattr(learner, "needs_base_model", False)
         self.gates_divergence = getattr(learner, "gates_divergence", False)
+        self.trains_through_sampler = getattr(learner, "trains_through_sampler", False)
         self.of_latents = [name for name, it in self.surrogates.items() if it.settings.space == "latent"]
         self.looks_at_latents_alone = len(self.of_latents) == len(objective.rewards)
         self.features: PromptFeatures | None = None

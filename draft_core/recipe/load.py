@@ -232,6 +232,14 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             where=f"{where}: regularizers.kl",
             next="leave it out, or use lora_norm",
         )
+    if recipe.regularizers.kl_relative and not method.trains_through_sampler:
+        raise RecipeError(
+            f"method {method.kind!r} does not backpropagate the scores through the sampler",
+            where=f"{where}: regularizers.kl_relative",
+            next="leave it out, or use kl or lora_norm"
+            if method.yields_divergence
+            else "leave it out, or use lora_norm",
+        )
     _check_plan(recipe, catalog, where)
     locate_pretrained(recipe.model.pretrained, catalog, where=f"{where}: model.pretrained")
     if recipe.model.decoder is not None:

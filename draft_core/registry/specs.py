@@ -170,6 +170,8 @@ class MethodSpec:
             the learner is left out.
         gates_divergence: the learner's own `gates_divergence`: without it `regularizers.kl_gate` is refused. True
             where the learner is left out.
+        trains_through_sampler: the learner's own `trains_through_sampler`: without it `regularizers.kl_relative` is
+            refused. True where the learner is left out.
 
     Raises:
         PluginError: at construction, when the fields contradict each other.
@@ -182,6 +184,7 @@ class MethodSpec:
     needs_gradient: bool = True
     yields_divergence: bool = False
     gates_divergence: bool = False
+    trains_through_sampler: bool = False
 
     def __post_init__(self) -> None:
         where = f"method spec {self.kind!r}"
@@ -191,8 +194,8 @@ class MethodSpec:
         _check_config(self.kind, self.config, DirectConfig if self.learner == DIRECT else MethodConfig, where)
         _check_path(self.learner, where)
         if self.learner == DIRECT:
-            object.__setattr__(self, "yields_divergence", True)
-            object.__setattr__(self, "gates_divergence", True)
+            for name in ("yields_divergence", "gates_divergence", "trains_through_sampler"):
+                object.__setattr__(self, name, True)
 
     def load(self) -> Callable[[MethodConfig], Any]:
         """What makes the learner; imports the method's code, and with it torch.

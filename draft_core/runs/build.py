@@ -108,7 +108,7 @@ def build(
         sampler.columns = replace(sampler.columns, computed=shown)
     if any(reward.surrogate is not None for reward in recipe.rewards):
         learner = with_surrogates(learner, recipe, objective, prompts.prompts, catalog)
-    if recipe.regularizers.kl or getattr(learner, "needs_base_model", False):
+    if recipe.regularizers.asks_base_model or getattr(learner, "needs_base_model", False):
         sampler.base_model = adapter.base_model
     trainer = Trainer(
         sampler,
@@ -229,9 +229,10 @@ def build_learner(config: MethodConfig, catalog: Catalog, *, seed: int = 0) -> L
         raise PluginError(
             f"its factory made {type(learner).__name__}, which has no {missing[0]}", where=where, next="tell its author"
         )
-    for name in ("needs_gradient", "yields_divergence", "gates_divergence"):
+    could = ("gates_divergence", "trains_through_sampler")  # and where its spec does not say so, is not asked to
+    for name in ("needs_gradient", "yields_divergence", *could):
         said, found = getattr(entry.spec, name), getattr(learner, name, False)
-        if said != found and (said or name != "gates_divergence"):  # one that could and is not asked to does no harm
+        if said != found and (said or name not in could):
             raise PluginError(
                 f"its spec says {name} = {said}, its learner {found}", where=where, next="tell its author"
             )

@@ -41,6 +41,7 @@ class Settings(Protocol):
     gradient_checkpointing: Checkpointing
     decode: Decode
     base_model: Callable[[], AbstractContextManager[Any]] | None
+    kl_relative: float
     noise: float
     frames: FrameChoice | None
     call_kwargs: dict[str, Any]
@@ -103,8 +104,7 @@ class PipelineCall:
 
     def __init__(self, sampler: Settings, prompts: Sequence[str] | None, generator: Generator) -> None:
         self.sampler, self.pipe = sampler, sampler.pipe
-        self.prompts = prompts
-        self.generator = generator
+        self.prompts, self.generator = prompts, generator
         self.of_rows = sampler.columns.of(prompts, sampler)
         self.caller_records = torch.is_grad_enabled()
         self.traits = CallTraits()
@@ -307,6 +307,7 @@ class PipelineCall:
         if self.sampler.base_model is not None and self.caller_records:
             with torch.no_grad(), self.sampler.base_model():
                 expected = forward(*args, **kwargs)
+            pipelines.hold_back(output, expected, self.sampler.kl_relative)
             self.squares.append(pipelines.squares_between(output, expected))
         return output
 

@@ -65,6 +65,9 @@ class DifferentiableSampler:
         decoder: decodes in the place of the pipeline's own decoder, which `evaluate` takes all the same.
         call_kwargs: passed to every pipeline call (guidance_scale, height, negative_prompt, prompt_embeds, image, ...).
 
+    Attributes:
+        kl_relative: `pipelines.hold_back`'s share at each recorded call; a trainer's, and 0 before.
+
     Raises:
         SamplerError: if the pipeline cannot be driven, a keyword is not one its call takes, `num_inference_steps` is
             not a whole number from 1 on, `noise` is outside 0..1, or `decode` or `gradient_checkpointing` is none of
@@ -98,7 +101,7 @@ class DifferentiableSampler:
         self.num_inference_steps = num_inference_steps
         self.gradient_checkpointing = gradient_checkpointing
         self.decode = decode
-        self.base_model = base_model
+        self.base_model, self.kl_relative = base_model, 0.0
         check_eta(noise, where="DifferentiableSampler.noise")
         self.noise = noise
         self.frames = frames

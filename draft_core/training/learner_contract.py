@@ -60,7 +60,7 @@ def require_fit(
             next="give the trainer a gate of these metrics by their names",
         )
     require_regularized(learner, regularizers)
-    if regularizers.kl and sampler.base_model is None and regularizers.kl_anchor is None:
+    if regularizers.asks_base_model and sampler.base_model is None and regularizers.kl_anchor is None:
         raise DraftError("the sampler knows no base model to stay near to", where="kl", next="give it base_model")
     if settings.normalize == "gradient" and not learner.needs_gradient:
         raise DraftError(
@@ -72,6 +72,12 @@ def require_regularized(learner: Learner, regularizers: RegularizerSettings) -> 
     """Raises a `DraftError` if the regularizers have no effect on the learner's losses, or not the one they say."""
     if regularizers.kl and not learner.yields_divergence:
         raise DraftError("the method yields no divergence to weigh", where="kl", next="leave it out, or use lora_norm")
+    if regularizers.kl_relative and not getattr(learner, "trains_through_sampler", False):
+        raise DraftError(
+            "the method does not backpropagate the scores through the sampler",
+            where="regularizers.kl_relative",
+            next="leave it out, or use kl or lora_norm",
+        )
     if regularizers.kl_gate and not getattr(learner, "gates_divergence", False):
         raise DraftError(
             "the method does not weigh how far each image is from the base model",
@@ -87,9 +93,12 @@ def require_regularized(learner: Learner, regularizers: RegularizerSettings) -> 
 
 
 def regularizers_of(settings: RegularizerSettings, adapter: Adapter, sampler: DifferentiableSampler) -> Regularizers:
-    """The regularizers of these settings; a moving anchor becomes the base model of the sampler."""
+    """The regularizers of these settings; the sampler takes its own part, and a moving anchor for its base model."""
     ema = None if settings.kl_anchor is None else settings.kl_anchor.ema
-    made = Regularizers(adapter, kl=settings.kl, lora_norm=settings.lora_norm, ema=ema)
+    made = Regularizers(
+        adapter, kl=settings.kl, lora_norm=settings.lora_norm, ema=ema, relative=settings.kl_relative > 0
+    )
+    sampler.kl_relative = settings.kl_relative
     if made.anchor is not None:
         sampler.base_model = made.anchor.in_place
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -148,6 +149,8 @@ def reward_gradients(
     pass for each reward, and changes nothing.
     """
     running, before = scoring.state(), remembered(learner)
+    sampler = copy.copy(sampler)
+    sampler.kl_relative = 0.0  # the rewards' own gradient, without what holds it back
     with_gradient: list[Scores] = []
 
     def score(images: torch.Tensor, prompts: Sequence[str], **more: Any) -> Scores:

@@ -120,11 +120,17 @@ class RegularizerSettings:
         "memory for a second model.",
         0.0,
     )
+    kl_relative: Annotated[float, Ge(0), Le(1)] = setting(
+        "A KL without a unit, in the place of `kl`: it takes this share of that part of the reward's gradient which at "
+        "a recorded prediction leads straight away from the base model's; with 1 the prediction turns and goes no "
+        "further. For methods that backpropagate through the sampler; costs as much as `kl`.",
+        0.0,
+    )
     kl_anchor: AnchorSettings | None = field(
         default=None,
         metadata={
-            "description": "What `kl` is taken from, such as `{ema: 0.99}`; left out, the base model. Holds a second "
-            "set of the trained weights."
+            "description": "What `kl` or `kl_relative` is taken from, such as `{ema: 0.99}`; left out, the base model. "
+            "Holds a second set of the trained weights."
         },
     )
     kl_gate: tuple[str, ...] = setting(
@@ -137,13 +143,22 @@ class RegularizerSettings:
     def __post_init__(self) -> None:
         """Raises a `DraftError` if a field is out of its bounds, or says how a `kl` counts that has no weight."""
         check_bounds(self)
-        said = {"kl_anchor": self.kl_anchor is not None, "kl_gate": bool(self.kl_gate)}
+        if self.kl and self.kl_relative:
+            raise RecipeError(
+                "kl has a weight already", where="regularizers.kl_relative", next="leave one of the two out"
+            )
+        said = {"kl_anchor": self.kl_anchor is not None and not self.kl_relative, "kl_gate": bool(self.kl_gate)}
         for name in [name for name, is_said in said.items() if is_said and not self.kl]:
             raise RecipeError(
                 "without a weight of kl it would have no effect",
                 where=f"regularizers.{name}",
                 next="set regularizers.kl, or leave it out",
             )
+
+    @property
+    def asks_base_model(self) -> bool:
+        """Whether what a method records is compared with the base model, or with the anchor in its place."""
+        return bool(self.kl or self.kl_relative)
 
 
 @closed

@@ -196,7 +196,7 @@ class Trainer:
                 next="lower train.learning_rate, or look at what it names; the last checkpoint is kept",
             )
         tally.merge(self.processes.gather(tally))
-        if self.regularizers.weights["kl"]:
+        if self.regularizers.asks_base_model:
             tally.require_divergence()
         self.regularizers.follow()
         seconds = time.perf_counter() - start

@@ -223,6 +223,10 @@ def test_remedies_are_compared_where_the_trained_reward_has_risen_equally(
     found = frontier.Cell("none", 0, tuple(rising), 1.0).at_rise(0.025)
     assert asdict(found) == pytest.approx({"at": 15, "trained": 0.725, "judge": -0.05, "diversity": 0.075})
     assert frontier.Cell("none", 0, tuple(rising), 1.0).at_rise(0.04) is None
+    # A judge that falls with the square of the rise, seldom evaluated: half-way a straight line says -0.08.
+    seldom = [frontier.Point(n, 0.04 * n, -20 * (0.04 * n) ** 2, 0.1) for n in range(4)]
+    falling = frontier.Cell("none", 0, (*seldom[:2], seldom[0], *seldom[2:]), 1.0).at_rise(0.06)
+    assert falling.judge == pytest.approx(-20 * 0.06**2, abs=0.002)
     file = tmp_path / "cells.jsonl"
     monkeypatch.setattr(
         frontier, "trained", lambda reward, remedy, seed, size: frontier.Cell(remedy, seed, tuple(rising), 2.0, reward)

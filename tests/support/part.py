@@ -43,7 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     "draft-lv": {"method": DraftLV(resamples=2)},
     "prefix reuse": {"method": PrefixReuse(updates=4)},
     "prefix reuse that drifts": {"method": PrefixReuse(updates=4, max_drift=1e-3)},
-    "accumulation": {"method": DraftLV(resamples=1), "gradient_accumulation_steps": 2},
+    "accumulation": {"method": DraftLV(resamples=1), "gradient_accumulation_steps": 2, "kl_relative": 0.7},
     "penalties and scale": {"method": DraftK(k=1), "kl": 0.5, "lora_norm": 0.1, "normalize": "scale"},
     "sharded": {"method": DraftLV(resamples=1), "gradient_accumulation_steps": 2, "sharding": "full"},
     "ddpo": {"method": DDPO(minibatches=2, least=2), "kl": 0.5, "steps": 3},
@@ -78,6 +78,7 @@ def make_trainer(
     processes: int,
     *,
     kl: float = 0.0,
+    kl_relative: float = 0.0,
     recompute: bool = False,
     family: str | None = None,
     surrogate: Mapping[str, Any] | None = None,
@@ -103,7 +104,7 @@ def make_trainer(
         num_inference_steps=2,
         **call,
         gradient_checkpointing=recompute,
-        base_model=partial(adapters_off, pipe) if kl else None,
+        base_model=partial(adapters_off, pipe) if kl or kl_relative else None,
     )
     shared = {"steps": 2, "batch_size": 4 // processes, "learning_rate": 3e-2, "max_grad_norm": 1e9}
     return Trainer(
@@ -112,7 +113,7 @@ def make_trainer(
         learner if surrogate is None else on_a_surrogate(learner, objective, batch_size=6 // processes, **surrogate),
         PROMPTS,
         TrainSettings(**{**shared, **settings}),
-        regularizers=RegularizerSettings(kl=kl, lora_norm=lora_norm),
+        regularizers=RegularizerSettings(kl=kl, kl_relative=kl_relative, lora_norm=lora_norm),
         device="cpu",
     )
 
