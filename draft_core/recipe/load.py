@@ -19,6 +19,7 @@ from draft_core.recipe.rewards import (
     are_all_elsewhere,
     check_against_exploitation,
     check_environments_are_spelt,
+    check_frames,
     check_gate,
     check_groups,
     check_scored,
@@ -194,6 +195,7 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
                 next="evaluate on prompts that are not trained on",
             )
     method = catalog.method(recipe.method.kind).spec
+    check_frames(recipe, where)
     check_surrogates(recipe, method, catalog, where)
     check_against_exploitation(recipe, catalog, where)
     check_groups(recipe, catalog, where, images_evaluated=evaluation.images_per_prompt)

@@ -31,6 +31,7 @@ from draft_core.rewards.hub import hub_or_cache
 from draft_core.rewards.images import read_image, to_pil
 from draft_core.runs.loading.classes import class_named_in, pipeline_class, scheduler_class
 from draft_core.runs.loading.quantization import check_quantization, pipeline_config
+from draft_core.runs.loading.tiles import check_tile_sizes
 from draft_core.sampling import pipelines
 from draft_core.sampling.pipelines import IMAGE_FILTERS
 
@@ -154,6 +155,7 @@ def check_model(model: ModelConfig, catalog: Catalog, *, evaluated_guidance: flo
     if model.quantization is not None:
         has_lora = _added_lora(model.pretrained, catalog) is not None
         check_quantization(model.quantization, location, has_lora=has_lora, has_users=model.users is not None)
+    check_tile_sizes(model.tiled_decode, location)
     if model.users is not None:
         check_users(cls, model.dtype, has_lora=model.lora != LoraConfig())
     if model.lora.init is not None:

@@ -96,7 +96,8 @@ class PipelineCall:
 
     Attributes:
         traits: what the call was seen to do; complete afterwards.
-        squares: squared differences from the base model's prediction, one tensor for each recorded denoiser call.
+        squares: mean squared differences from the base model's prediction, for each recorded denoiser call that of
+            all, (), and those of its rows, as `Rollout.squares`.
         decoded: what the decoder was given, one for each of its calls, with gradient.
     """
 
@@ -107,7 +108,7 @@ class PipelineCall:
         self.of_rows = sampler.columns.of(prompts, sampler)
         self.caller_records = torch.is_grad_enabled()
         self.traits = CallTraits()
-        self.squares: list[torch.Tensor] = []
+        self.squares: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.predicted: list[Any] = []  # the graph nodes of what recorded denoiser calls returned
         self.decoder_types: list[torch.dtype] = []  # of the decoder's weights at the start of the call
         self.decoded: list[torch.Tensor] = []
@@ -230,10 +231,10 @@ class PipelineCall:
 
     def seen(self) -> dict[str, Any]:
         """What a `Rollout` says of it: how far it is from the base model, and what the decoder was given."""
-        means = [square.mean() for square in self.squares]
+        means = [mean for mean, _ in self.squares]
         return {
             "divergence": torch.stack(means).mean() if means else None,
-            "squares": tuple(self.squares),
+            "squares": tuple(of_rows for _, of_rows in self.squares),
             "decoded": self.decoded[0] if len(self.decoded) == 1 else None,
         }
 
@@ -303,7 +304,9 @@ class PipelineCall:
         if self.sampler.base_model is not None and self.caller_records:
             with torch.no_grad(), self.sampler.base_model():
                 expected = forward(*args, **kwargs)
-            self.squares.append(pipelines.squares_between(output, expected))
+            squares = pipelines.squares_between(output, expected)
+            of_rows = squares.flatten(1).mean(1) if squares.ndim > 1 else squares
+            self.squares.append((squares.mean(), of_rows))  # not the squares, which are as large as the prediction
         return output
 
 
