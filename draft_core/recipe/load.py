@@ -234,6 +234,7 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             where=f"{where}: regularizers.kl",
             next="leave it out, or use lora_norm",
         )
+    _check_sharding(recipe, where)
     _check_plan(recipe, catalog, where)
     locate_pretrained(recipe.model.pretrained, catalog, where=f"{where}: model.pretrained")
     if recipe.model.decoder is not None:
@@ -252,6 +253,23 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             where=f"{where}: model.call",
             next="give numbers, texts, lists and mappings",
         ) from error
+
+
+def _check_sharding(recipe: RecipeBase, where: str) -> None:
+    """That the denoiser is none that cannot be spread over processes."""
+    model = recipe.model
+    kept_whole = {
+        "users": (model.users is not None, "attention to users is"),
+        "quantization": (model.quantization is not None, "quantised weights are"),
+        "compile": (model.compile != "none", "compiled blocks are"),
+    }
+    for field, (is_said, what) in kept_whole.items() if recipe.train.sharding != "none" else ():
+        if is_said:
+            raise RecipeError(
+                f"{what} not spread over processes",
+                where=f"{where}: train.sharding",
+                next=f"leave it out, or leave out model.{field}",
+            )
 
 
 def _check_plan(recipe: RecipeBase, catalog: Catalog, where: str) -> None:

@@ -57,7 +57,7 @@ def check_quantization(
     require_libraries(_kinds(quantization))
 
 
-def check_machine(quantization: str | Mapping[str, str] | None, device: torch.device, *, is_sharded: bool) -> None:
+def check_machine(quantization: str | Mapping[str, str] | None, device: torch.device) -> None:
     """That a run can have quantised weights on this device.
 
     Raises:
@@ -70,10 +70,6 @@ def check_machine(quantization: str | Mapping[str, str] | None, device: torch.de
             raise RecipeError(
                 f"{kind} is not computed on {device.type}", where=WHERE, next="use int8, or run on a GPU of CUDA"
             )
-    if is_sharded:
-        raise RecipeError(
-            "quantised weights are not spread over processes", where="train.sharding", next=f"leave it out, or {ELSE}"
-        )
 
 
 def require_libraries(kinds: Iterable[str]) -> None:
