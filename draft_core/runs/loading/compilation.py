@@ -77,7 +77,7 @@ def compile_denoisers(pipe: Any) -> None:
     """
     # A gradient of each reward is taken by several backward passes through one graph, and a compiled one would
     # otherwise write into the tensors that it has kept.
-    torch._functorch.config.donated_buffer = False  # type: ignore[attr-defined]
+    torch._functorch.config.donated_buffer = False
     more = {"recompile_limit": GRAPHS} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
     for denoiser in find_denoisers(pipe).values():
         _require_blocks(type(denoiser))
