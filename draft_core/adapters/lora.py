@@ -235,7 +235,7 @@ def lora_state(pipe: Any, adapter: str = ADAPTER) -> dict[str, torch.Tensor]:
 def _held(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The weights of all its LoRAs.
 
-    Not by `network.state_dict()`, which takes gathered parts of a sharded denoiser away: in the main process alone where
+    Not by `network.state_dict()`, which drops the gathered parts of a sharded denoiser: in the main process alone where
     that alone writes, so that the others would then wait for it in vain.
     """
     return {name: weight for name, weight in network.named_parameters() if "lora_" in name}

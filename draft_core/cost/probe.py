@@ -38,7 +38,8 @@ def uncompiled(measure: Measure) -> Measure:
     @wraps(measure)
     def measured(trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
         denoisers = pipelines.find_denoisers(trainer.sampler.pipe).values()
-        compiled = any(module._compiled_call_impl is not None for one in denoisers for module in one.modules())
+        modules = (module for denoiser in denoisers for module in denoiser.modules())
+        compiled = any(module._compiled_call_impl is not None for module in modules)
         # torch.compiler imports for seconds
         with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
             return measure(trainer, *args, **kwargs)

@@ -135,7 +135,7 @@ class RewardSpec:
         return takes == self.takes or (self.takes, takes) == ("any", "image")
 
     def as_set(self, config: RewardConfig) -> RewardSpec:
-        """The spec as it holds for what this config makes, which may read no prompt."""
+        """The spec as it holds for what the factory makes of `config`, which may read no prompt."""
         return self if config.reads_prompts or not self.needs_prompt else replace(self, needs_prompt=False)
 
     def load(self) -> Callable[[RewardConfig], Any]:

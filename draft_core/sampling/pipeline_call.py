@@ -96,8 +96,7 @@ class PipelineCall:
 
     Attributes:
         traits: what the call was seen to do; complete afterwards.
-        squares: mean squared differences from the base model's prediction, for each recorded denoiser call that of
-            all, (), and those of its rows, as `Rollout.squares`.
+        squares: of each recorded denoiser call its mean, (), and `Rollout.squares`.
         decoded: what the decoder was given, one for each of its calls, with gradient.
     """
 
@@ -304,9 +303,7 @@ class PipelineCall:
         if self.sampler.base_model is not None and self.caller_records:
             with torch.no_grad(), self.sampler.base_model():
                 expected = forward(*args, **kwargs)
-            squares = pipelines.squares_between(output, expected)
-            of_rows = squares.flatten(1).mean(1) if squares.ndim > 1 else squares
-            self.squares.append((squares.mean(), of_rows))  # not the squares, which are as large as the prediction
+            self.squares.append(pipelines.means_between(output, expected))
         return output
 
 

@@ -304,11 +304,18 @@ def prompt_of_each(prompts: Sequence[str] | None, images: int) -> tuple[str, ...
     return tuple(prompt for prompt in prompts for _ in range(images // len(prompts)))
 
 
-def squares_between(output: Any, expected: Any) -> torch.Tensor:
-    """Squared differences of two outputs of a denoiser; their mean where a list has a tensor for each image."""
+def means_between(output: Any, expected: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean squared difference of two outputs of a denoiser, (), and that of each row, (R,).
+
+    Where the denoiser gives a list, a tensor for each image, rows are not told apart: both are then their mean, (). The
+    squares themselves, as large as the prediction, are not kept.
+    """
     both = (
         seams.tensors_in(value[0] if isinstance(value, tuple) else getattr(value, "sample", value))
         for value in (output, expected)
     )
     squares = [(tuned - base).float().square() for tuned, base in zip(*both, strict=True)]
-    return squares[0] if len(squares) == 1 else torch.stack([square.mean() for square in squares]).mean()
+    if len(squares) == 1:
+        return squares[0].mean(), squares[0].flatten(1).mean(1)
+    mean = torch.stack([square.mean() for square in squares]).mean()
+    return mean, mean
