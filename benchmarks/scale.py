@@ -51,7 +51,7 @@ from draft_core.sampling import seams
 from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.decoders.tiles import tile_decode
 from draft_core.sampling.pipeline_call import Checkpointing, Decode
-from draft_core.training.sharding import blocks
+from draft_core.training.sharding import blocks, held
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "measurements" / "scale.md"
 GIB = 2**30
@@ -283,10 +283,9 @@ def predict(name: str, settings: Settings, processes: int = 1) -> Prediction:
     denoiser, frozen, lora, reward = weights(name, settings.quantization)
     peak = measured(name, settings).peak
     whole, largest, outside = denoiser
-    # While a block computes, the next one is gathered; what is in no block stays gathered through an update.
-    held = whole if processes == 1 else round((whole - outside) / processes) + 2 * largest + outside
+    share = whole if processes == 1 else held(whole - outside, largest, outside, processes)
     away = leaving_encoders(frozen)  # as prompts are remembered
-    on_device = {"denoiser": held, **frozen, "reward": reward}
+    on_device = {"denoiser": share, **frozen, "reward": reward}
     return Prediction(
         weights={part: count for part, count in on_device.items() if part not in away},
         start=sum(on_device.values()),

@@ -228,8 +228,17 @@ def lora_state(pipe: Any, adapter: str = ADAPTER) -> dict[str, torch.Tensor]:
     return {
         f"{name}.{key}": tensor.detach().cpu().clone()
         for name, denoiser in find_denoisers(pipe).items()
-        for key, tensor in get_peft_model_state_dict(denoiser, adapter_name=adapter).items()
+        for key, tensor in get_peft_model_state_dict(denoiser, _held(denoiser), adapter_name=adapter).items()
     }
+
+
+def _held(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of all its LoRAs.
+
+    Not by `network.state_dict()`, which drops the gathered parts of a sharded denoiser: in the main process alone where
+    that alone writes, so that the others would then wait for it in vain.
+    """
+    return {name: weight for name, weight in network.named_parameters() if "lora_" in name}
 
 
 def set_lora_state(pipe: Any, state: dict[str, torch.Tensor]) -> None:

@@ -250,7 +250,9 @@ def _scored(
     from draft_core.registry.environments import spec_of
 
     catalog = load_catalog()
-    config = _config(reward, fields, catalog) if "environment" in fields else None  # which starts a process there
+    config = None
+    if "environment" in fields or (catalog.reward(reward).spec.needs_prompt and not prompt and fields):
+        config = _config(reward, fields, catalog)  # which starts a process there, or says that it reads no prompt
     spec = catalog.reward(reward).spec if config is None else spec_of(config, catalog)
     if spec.takes == "video":
         raise DraftError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from draft_core.cli.terminal import Overrides, err, out, print_json, prints_aside, quiet_libraries
+from draft_core.errors import RecipeError
 from draft_core.registry.catalog import load_catalog
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _forecast(recipe: Path, overrides: list[str]) -> tuple[Forecast, dict[str, i
     validated = load_recipe(recipe, overrides, catalog=catalog)
 
     from draft_core.cost.evaluation import evaluation_cost
-    from draft_core.cost.forecast import forecast, savings
+    from draft_core.cost.forecast import forecast, savings, shared_out
     from draft_core.cost.room import free_memory
     from draft_core.evaluation.evaluate import evaluation_sampler
     from draft_core.recipe.resolve import resolve_evaluation
@@ -91,15 +92,22 @@ def _forecast(recipe: Path, overrides: list[str]) -> tuple[Forecast, dict[str, i
     quiet_libraries()
     for kind in [config.kind for config in (*validated.rewards, *validated.metrics) if in_environment(config)]:
         err.print(f"not counted: the memory of reward {escape(kind)}, which has a process of its own", highlight=False)
+    if validated.model.compile != "none":
+        err.print("not counted: what model.compile changes; blocks are measured as they are written", highlight=False)
+    share = validated.processes if validated.train.sharding != "none" else None
+    if share == 1:
+        raise RecipeError("there is one process, so nothing to share out", where="train.sharding", next="set processes")
+    alone = validated.model_copy(update={"train": replace(validated.train, sharding="none")})
     settings, prompts = resolve_evaluation(validated, catalog)
     with computing(validated, anew=True) as (_, threads):
         if threads:
             err.print(threads, highlight=False, markup=False)
-        trainer = build(validated, catalog=catalog)
+        trainer = build(alone, catalog=catalog)
         sampler = evaluation_sampler(trainer.sampler, settings)
         free = free_memory(trainer.device)  # before anything else is allocated
         found = forecast(trainer)
         room = None if free is None else free + sum(found.memory.weights.values()) + found.memory.lora
+        found = found if share is None else shared_out(found, trainer, share)
         cheaper = savings(trainer, found.memory)
         beside, gate = trainer.objective, trainer.scoring.gate
         rewards = build_objective(validated.metrics, catalog, beside=beside, gate=gate).to(trainer.device)

@@ -170,7 +170,7 @@ def _subject(kind: str, given: dict[str, Any], prompts: list[str], small: bool) 
     catalog = load_catalog()
     entry = catalog.reward(kind)
     config = reward_config(kind, {**(entry.spec.small if small else {}), **given}, catalog)
-    spec = replace(entry.spec, small_prompts=tuple(prompts)) if prompts else entry.spec
+    spec = replace(entry.spec.as_set(config), small_prompts=tuple(prompts) or entry.spec.small_prompts)
     try:
         config.check_prompts(prompts or spec.small_prompts or PROMPTS)
     except DraftError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from draft_core.cost.probe import Probe
+from draft_core.cost.probe import Probe, uncompiled
 from draft_core.evaluation.evaluate import as_evaluated
 from draft_core.evaluation.settings import EvaluationSettings
 from draft_core.rewards.objective import Objective
@@ -30,6 +30,7 @@ class EvaluationCost:
     evaluations: int
 
 
+@uncompiled
 def evaluation_cost(
     trainer: Trainer, sampler: DifferentiableSampler, rewards: Objective, settings: EvaluationSettings, *, prompts: int
 ) -> EvaluationCost:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import diffusers
@@ -12,7 +12,7 @@ import torch
 from packaging.version import Version
 
 from draft_core.cost.peak_memory import stored_bytes
-from draft_core.cost.probe import Probe
+from draft_core.cost.probe import Probe, uncompiled
 from draft_core.cost.work import Calls, Seconds, Work
 from draft_core.cost.work_by_scores import ImportanceWork, PolicyGradientWork, PreferenceWork
 from draft_core.cost.work_of_plans import PlannedWork
@@ -27,6 +27,7 @@ from draft_core.learners.weighted_regression import WeightedRegression
 from draft_core.sampling import pipelines
 from draft_core.sampling.pipeline_call import Checkpointing, Decode
 from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.training.sharding import blocks, held
 from draft_core.training.trainer import Trainer
 
 CHECKPOINTINGS: tuple[Checkpointing, ...] = (False, "selective", True, "blocks", "sliced")
@@ -83,6 +84,7 @@ class Forecast:
         return data
 
 
+@uncompiled
 def forecast(trainer: Trainer) -> Forecast:
     """What an update of `trainer` will cost; no weight is changed.
 
@@ -140,12 +142,28 @@ def work_of(trainer: Trainer) -> Work:
     )
 
 
+def shared_out(found: Forecast, trainer: Trainer, processes: int) -> Forecast:
+    """The forecast for one of so many processes, which hold the frozen denoisers in common (`train.sharding`).
+
+    Arguments:
+        found: of `trainer`, whose denoisers are whole.
+    """
+    weights = dict(found.memory.weights)
+    for name, denoiser in pipelines.find_denoisers(trainer.sampler.pipe).items():
+        of_blocks = [frozen_bytes(block) for block in blocks(denoiser)] or [0]
+        outside = weights[name] - sum(of_blocks)
+        weights[name] = held(sum(of_blocks), max(of_blocks), outside, processes)
+    return replace(found, memory=replace(found.memory, weights=weights))
+
+
+@uncompiled
 def further_bytes(trainer: Trainer) -> int:
     """What an update allocates beside the weights and the LoRA, which are there already."""
     memory = _memory(trainer, work_of(trainer))
     return memory.gradient + memory.optimizer + memory.activations
 
 
+@uncompiled
 def most_bytes(trainer: Trainer) -> int:
     """No less than `further_bytes` without the rewards: the memory of one image and one grad step, for all.
 
@@ -156,6 +174,7 @@ def most_bytes(trainer: Trainer) -> int:
     return at_once * Probe(trainer).peak(1, 1, is_scored=False) + (1 + ADAM_MOMENTS) * numbers * FLOAT32
 
 
+@uncompiled
 def savings(trainer: Trainer, now: Memory) -> dict[str, int]:
     """Changes of the recipe that lower the memory of `trainer` from `now` -> the total each would give, in bytes."""
     return {change: total for change, total in _options(trainer, work_of(trainer), now) if total < now.total}

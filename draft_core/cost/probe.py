@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from random import Random
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -25,7 +25,27 @@ from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.robust import worst_scores
 from draft_core.training.trainer import Trainer
 
+Measure = TypeVar("Measure", bound=Callable[..., Any])
+
 RECOMPUTING: tuple[Checkpointing, ...] = (True, "blocks", "sliced")  # the whole denoiser, sooner or later
+
+
+def uncompiled(measure: Measure) -> Measure:
+    """A measurement of a trainer, its first argument, in which compiled blocks compute as they are written.
+
+    Compiling takes minutes, and what a compiled block keeps cannot be counted by tensors.
+    """
+
+    @wraps(measure)
+    def measured(trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+        denoisers = pipelines.find_denoisers(trainer.sampler.pipe).values()
+        modules = (module for denoiser in denoisers for module in denoiser.modules())
+        compiled = any(module._compiled_call_impl is not None for module in modules)
+        # torch.compiler imports for seconds
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            return measure(trainer, *args, **kwargs)
+
+    return cast(Measure, measured)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def gated_mean(squares: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor
     """The mean of squared differences, those of images with a gate of 0 taken for 0, ().
 
     Arguments:
-        squares: (R, ...) of R rows, one or several batches of N images.
+        squares: (R, ...) of R rows, one or several batches of N images; (R,) where each row's mean is taken already.
         gate: `Scores.gate`, (N,); None lets all through.
 
     Raises:
@@ -79,7 +79,7 @@ def gated_mean(squares: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor
             where="regularizers.kl_gate",
             next="leave it out, or set train.batch_size to 1 for each process",
         )
-    of_rows = squares.flatten(1).mean(1)
+    of_rows = squares.flatten(1).mean(1) if squares.ndim > 1 else squares
     return (of_rows.view(-1, len(gate)) * gate.to(of_rows)).mean()
 
 

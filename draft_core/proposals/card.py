@@ -68,6 +68,7 @@ def update_of(recipe: RecipeBase) -> Update:
         )
     others = {
         "model.pipeline": model.pipeline not in (None, published.pipeline),
+        "model.compile": model.compile != "none",
         "train.sharding": recipe.train.sharding != "none",
         "train.mixed_precision": recipe.train.mixed_precision != "no",
     }

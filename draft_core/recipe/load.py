@@ -19,6 +19,7 @@ from draft_core.recipe.rewards import (
     are_all_elsewhere,
     check_against_exploitation,
     check_environments_are_spelt,
+    check_frames,
     check_gate,
     check_groups,
     check_scored,
@@ -194,6 +195,7 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
                 next="evaluate on prompts that are not trained on",
             )
     method = catalog.method(recipe.method.kind).spec
+    check_frames(recipe, where)
     check_surrogates(recipe, method, catalog, where)
     check_against_exploitation(recipe, catalog, where)
     check_groups(recipe, catalog, where, images_evaluated=evaluation.images_per_prompt)
@@ -240,6 +242,7 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             if method.yields_divergence
             else "leave it out, or use lora_norm",
         )
+    _check_sharding(recipe, where)
     _check_plan(recipe, catalog, where)
     locate_pretrained(recipe.model.pretrained, catalog, where=f"{where}: model.pretrained")
     if recipe.model.decoder is not None:
@@ -258,6 +261,24 @@ def _check(recipe: RecipeBase, catalog: Catalog, where: str) -> None:
             where=f"{where}: model.call",
             next="give numbers, texts, lists and mappings",
         ) from error
+
+
+def _check_sharding(recipe: RecipeBase, where: str) -> None:
+    """That the denoiser is none that cannot be spread over processes."""
+    model = recipe.model
+    kept_whole = {
+        "users": (model.users is not None, "attention to users is"),
+        "quantization": (model.quantization is not None, "quantised weights are"),
+        "compile": (model.compile != "none", "compiled blocks are"),
+        "gradient_checkpointing": (model.gradient_checkpointing == "sliced", "calls that are recomputed by images are"),
+    }
+    for field, (is_said, what) in kept_whole.items() if recipe.train.sharding != "none" else ():
+        if is_said:
+            raise RecipeError(
+                f"{what} not spread over processes",
+                where=f"{where}: train.sharding",
+                next=f"leave it out, or leave out model.{field}",
+            )
 
 
 def _check_plan(recipe: RecipeBase, catalog: Catalog, where: str) -> None:

@@ -28,5 +28,6 @@ def quantized_networks(quantization: str | Mapping[str, str], names: Iterable[st
     for name in quantization:
         if name not in able:
             what = "is neither a denoiser nor a text encoder" if name in names else "is no network of this model"
-            raise RecipeError(f"{name} {what}", where=WHERE, next=f"it has {', '.join(able)}")
+            known = f"it has {', '.join(able)}" if able else "name one such as transformer or text_encoder"
+            raise RecipeError(f"{name} {what}", where=WHERE, next=known)
     return dict(quantization)

@@ -36,6 +36,20 @@ def check_scored(
             raise RecipeError(error.what, where=place, next=error.next) from None
 
 
+def check_frames(recipe: RecipeBase, where: str) -> None:
+    """That the rewards are given as many frames of a video in training as they are to look at."""
+    if recipe.train.frames is None or not recipe.method.trains_on_rewards:
+        return
+    for index, reward in enumerate(recipe.rewards):
+        if reward.least_frames > recipe.train.frames.count:
+            raise RecipeError(
+                f"reward {reward.kind!r} looks at {reward.least_frames} frames of a video, and training decodes "
+                f"{recipe.train.frames.count}",
+                where=f"{where}: rewards.{index}",
+                next=f"let it look at fewer, or set train.frames.count to {reward.least_frames} or more",
+            )
+
+
 def check_surrogates(recipe: RecipeBase, method: MethodSpec, catalog: Catalog, where: str) -> None:
     """That every surrogate is trained on, and divided by what it has."""
     for index, metric in enumerate(recipe.metrics):

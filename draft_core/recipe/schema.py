@@ -161,6 +161,11 @@ class ModelConfig(Config):
         "so pixels change. A decoder whose `enable_tiling` takes sizes may be given them: "
         "`{tile_sample_min_height: 128, tile_sample_stride_height: 96}`.",
     )
+    compile: Literal["none", "regional"] = Field(
+        "none",
+        description="With `regional` a training compiles the denoiser's repeated blocks by torch.compile, as diffusers "
+        "does: faster updates after the first, which takes minutes. Samples and gradients change in the last bits.",
+    )
     remember_prompts: bool = Field(
         False,
         description="Encode each prompt once, by itself, and remember it; on a GPU the text encoders then stay in main "

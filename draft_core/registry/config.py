@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from draft_core.plan import Renoising, StepPlan
+from draft_core.registry.validation.booleans import refuse_booleans
 from draft_core.surrogates.settings import SurrogateSettings
 
 __all__ = ["Config", "DirectConfig", "Field", "MethodConfig", "RewardConfig"]
@@ -31,6 +32,7 @@ class Config(BaseModel):
             from draft_core.registry.validation.messages import sentence_of_config  # which knows all configs
 
             raise sentence_of_config(error, type(self), fields) from None
+        refuse_booleans(fields, self, where=type(self).__name__)
 
     # pydantic makes what is nested in YAML itself, and would call any other constructor for it
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
@@ -83,6 +85,16 @@ class RewardConfig(Config):
         description="Train on a small network that learns this reward's scores on the way, in the place of the reward, "
         "which then needs no gradient; `{}` takes the defaults. The reward itself judges the evaluations.",
     )
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether the score depends on the prompt as it is set here, where the kind's spec says `needs_prompt`."""
+        return True
+
+    @property
+    def least_frames(self) -> int:
+        """How many frames the videos must have that it scores, at least."""
+        return 1
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Refuses prompts that the reward cannot score; here none.

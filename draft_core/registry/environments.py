@@ -113,6 +113,7 @@ class RewardInEnvironment(RewardConfig):
     )
     _facts: RewardFacts | None = PrivateAttr(None)
     _checks_prompts: bool = PrivateAttr(False)
+    _least_frames: int = PrivateAttr(1)
 
     @property
     def facts(self) -> RewardFacts:
@@ -128,6 +129,11 @@ class RewardInEnvironment(RewardConfig):
                 next="load the recipe by load_recipe, or the reward by load_reward",
             )
         return self._facts
+
+    @property
+    def least_frames(self) -> int:
+        """As the config of the plugin there says."""
+        return self._least_frames
 
     def there(self) -> dict[str, Any]:
         """The fields that its environment reads."""
@@ -157,7 +163,9 @@ def spec_of(config: RewardConfig, catalog: Catalog) -> RewardSpec | RewardFacts:
     Raises:
         PluginError: if no plugin offers it.
     """
-    return config.facts if isinstance(config, RewardInEnvironment) else catalog.reward(config.kind).spec
+    if isinstance(config, RewardInEnvironment):
+        return config.facts
+    return catalog.reward(config.kind).spec.as_set(config)
 
 
 def in_environment(config: RewardConfig) -> bool:
@@ -208,6 +216,7 @@ def _completed(config: RewardInEnvironment, told: Mapping[str, Any]) -> RewardIn
     complete = type(config).model_validate({**told["config"], "environment": environment})
     complete._facts = RewardFacts(**told["facts"])
     complete._checks_prompts = told["checks_prompts"]
+    complete._least_frames = told["least_frames"]
     return complete
 
 

@@ -6,7 +6,7 @@ import importlib
 import math
 import re
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_type_hints
@@ -133,6 +133,10 @@ class RewardSpec:
     def allows(self, takes: str) -> bool:
         """Whether what the factory makes may say that it `takes` this: `"image"`, `"video"` or `"any"`."""
         return takes == self.takes or (self.takes, takes) == ("any", "image")
+
+    def as_set(self, config: RewardConfig) -> RewardSpec:
+        """The spec as it holds for what the factory makes of `config`, which may read no prompt."""
+        return self if config.reads_prompts or not self.needs_prompt else replace(self, needs_prompt=False)
 
     def load(self) -> Callable[[RewardConfig], Any]:
         """The factory itself; imports the plugin's code, and with it usually torch.

@@ -38,12 +38,13 @@ def _described(entry: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
     except DraftError as error:
         return {"error": as_fields(error)}
     found = catalog.reward(config.kind)
-    spec = found.spec
+    spec = found.spec.as_set(config)
     facts = {name: getattr(spec, name) for name in FACTS}
     return {
         "config": config.model_dump(mode="json"),
         "facts": {**facts, "columns": dict(spec.columns)},
         "checks_prompts": type(config).check_prompts is not RewardConfig.check_prompts,
+        "least_frames": config.least_frames,
         "versions": {"python": platform.python_version(), **dict(_versions(found.distribution.name))},
     }
 

@@ -31,6 +31,7 @@ from draft_core.reward_process.making import check_device, made_by_plugin, made_
 from draft_core.rewards.columns import CallColumns
 from draft_core.rewards.objective import Objective, Rewards, as_objective
 from draft_core.runs.loading.classes import set_scheduler
+from draft_core.runs.loading.compilation import check_compiler, compile_denoisers
 from draft_core.runs.loading.quantization import check_machine
 from draft_core.runs.pipeline_loading import (
     LOADING,
@@ -54,7 +55,6 @@ from draft_core.training.distributed import Processes
 from draft_core.training.learner_contract import require_columns, require_own_values, require_regularized
 from draft_core.training.precision import autocast
 from draft_core.training.scoring import check_images
-from draft_core.training.sharding import check_recomputed
 from draft_core.training.trainer import Trainer
 from draft_core.workers.remote_reward import RemoteReward
 from draft_core.workers.worker import Worker
@@ -103,6 +103,8 @@ def build(
     gating = [metric for metric in recipe.metrics if metric.kind in recipe.regularizers.kl_gate]
     sampler = build_sampler(recipe.model, catalog=catalog, example=prompts.prompts[0])
     adapter = build_adapter(recipe.model, sampler.pipe, seed=recipe.train.seed)
+    if recipe.model.compile == "regional":
+        compile_denoisers(sampler.pipe)
     if isinstance(adapter, UserAdapter):
         shown = UserArgument(sampler.pipe, adapter.users, adapter.column)
         sampler.columns = replace(sampler.columns, computed=shown)
@@ -331,16 +333,10 @@ def _check_machine(recipe: RecipeBase) -> None:
         if reward.device and not isinstance(reward, RewardInEnvironment):
             name = f"rewards.{place}" if place < len(recipe.rewards) else f"metrics.{place - len(recipe.rewards)}"
             check_device(reward.device, where=f"{name}.device")
-    if recipe.model.users is not None and recipe.train.sharding == "full":
-        raise RecipeError(
-            "attention to users is not spread over processes",
-            where="train.sharding",
-            next="leave it out, or leave out model.users",
-        )
-    if recipe.train.sharding == "full":
-        check_recomputed(recipe.model.gradient_checkpointing)
     processes = Processes(cpu=recipe.device == "cpu")
-    check_machine(recipe.model.quantization, processes.device, is_sharded=recipe.train.sharding == "full")
+    check_machine(recipe.model.quantization, processes.device)
+    if recipe.model.compile == "regional":
+        check_compiler(processes.device)
     autocast(processes.device, recipe.train.mixed_precision)  # refuses what the device cannot do
     moving = [reward.kind for reward in recipe.rewards if isinstance(reward.cap, QuantileCap)]
     ranked, several = bool(recipe.regularizers.kl_gate), images_per_prompt(recipe.model.call)

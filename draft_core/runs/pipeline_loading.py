@@ -30,7 +30,9 @@ from draft_core.rewards.columns import check_images_of
 from draft_core.rewards.hub import hub_or_cache
 from draft_core.rewards.images import read_image, to_pil
 from draft_core.runs.loading.classes import class_named_in, pipeline_class, scheduler_class
+from draft_core.runs.loading.compilation import check_compilation
 from draft_core.runs.loading.quantization import check_quantization, pipeline_config
+from draft_core.runs.loading.tiles import check_tile_sizes
 from draft_core.sampling import pipelines
 from draft_core.sampling.pipelines import IMAGE_FILTERS
 
@@ -151,9 +153,11 @@ def check_model(model: ModelConfig, catalog: Catalog, *, evaluated_guidance: flo
         )
     if model.scheduler is not None:
         scheduler_class(model.scheduler)
+    check_compilation(model, location)
     if model.quantization is not None:
         has_lora = _added_lora(model.pretrained, catalog) is not None
         check_quantization(model.quantization, location, has_lora=has_lora, has_users=model.users is not None)
+    check_tile_sizes(model.tiled_decode, location)
     if model.users is not None:
         check_users(cls, model.dtype, has_lora=model.lora != LoraConfig())
     if model.lora.init is not None:

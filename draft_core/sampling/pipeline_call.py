@@ -19,7 +19,7 @@ from draft_core.errors import SamplerError, one_line
 from draft_core.frames import FrameChoice
 from draft_core.prompt_rows import TEXTS, plain
 from draft_core.rewards.columns import CallColumns
-from draft_core.sampling import pipelines, seams
+from draft_core.sampling import base_model, pipelines, seams
 from draft_core.sampling.call_traits import CallTraits
 from draft_core.sampling.decoders.kept import decoded, kept_as_it_is, types_of
 from draft_core.sampling.decoders.tiles import decoded_by_tiles
@@ -98,7 +98,7 @@ class PipelineCall:
 
     Attributes:
         traits: what the call was seen to do; complete afterwards.
-        squares: squared differences from the base model's prediction, one tensor for each recorded denoiser call.
+        squares: of each recorded denoiser call its mean, (), and `Rollout.squares`.
         decoded: what the decoder was given, one for each of its calls, with gradient.
     """
 
@@ -108,7 +108,7 @@ class PipelineCall:
         self.of_rows = sampler.columns.of(prompts, sampler)
         self.caller_records = torch.is_grad_enabled()
         self.traits = CallTraits()
-        self.squares: list[torch.Tensor] = []
+        self.squares: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.predicted: list[Any] = []  # the graph nodes of what recorded denoiser calls returned
         self.decoder_types: list[torch.dtype] = []  # of the decoder's weights at the start of the call
         self.decoded: list[torch.Tensor] = []
@@ -231,10 +231,10 @@ class PipelineCall:
 
     def seen(self) -> dict[str, Any]:
         """What a `Rollout` says of it: how far it is from the base model, and what the decoder was given."""
-        means = [square.mean() for square in self.squares]
+        means = [mean for mean, _ in self.squares]
         return {
             "divergence": torch.stack(means).mean() if means else None,
-            "squares": tuple(self.squares),
+            "squares": tuple(of_rows for _, of_rows in self.squares),
             "decoded": self.decoded[0] if len(self.decoded) == 1 else None,
         }
 
@@ -307,8 +307,8 @@ class PipelineCall:
         if self.sampler.base_model is not None and self.caller_records:
             with torch.no_grad(), self.sampler.base_model():
                 expected = forward(*args, **kwargs)
-            pipelines.hold_back(output, expected, self.sampler.kl_relative)
-            self.squares.append(pipelines.squares_between(output, expected))
+            base_model.hold_back(output, expected, self.sampler.kl_relative)
+            self.squares.append(base_model.means_between(output, expected))
         return output
 
 

@@ -212,8 +212,9 @@ class Rollout:
         sample_count: how many of the images are samples.
         divergence: mean squared difference between the predictions of the tuned and the base denoiser over the
             recorded calls, with gradient, (); None unless the sampler was given a base model.
-        squares: the squared differences that this is the mean of, with gradient, one tensor for each recorded call,
-            (R, ...) of R rows, one or several batches of N; empty where the images are of several passes.
+        squares: the mean squared difference of each row, with gradient, one tensor for each recorded call, (R,) of R
+            rows, one or several batches of N; () where the denoiser gives a list; empty where the images are of
+            several passes.
         latents: x0 of the samples, after the last step, detached, in the shape that the scheduler sees; None of
             re-noised images alone, and where the chain was left early.
         decoded: what the decoder made the images of, with gradient, (N, C, h, w), unpacked and in the decoder's units;

@@ -47,9 +47,8 @@ class DifferentiableSampler:
         pipe: a diffusers pipeline, classic or modular, with a scheduler and a denoiser (`unet` or `transformer`).
         num_inference_steps: as in the pipeline's call; None for a call that takes none.
         gradient_checkpointing: recompute each recorded denoiser call in the backward pass, so that a grad step stores
-            its input only; "sliced" one image after another, and the gradient's last bits may differ; "blocks" one
-            block of the denoiser after another, so that no more than one is ever stored whole; "selective" only what
-            costs next to nothing, `recomputing.selective`.
+            its input only; "sliced" one image after another, the gradient equal but for last bits; "blocks" one block
+            of the denoiser after another; "selective" only what costs next to nothing, `recomputing.selective`.
         decode: "whole" stores all that the decoder's backward pass needs, for all images; "selective" recomputes of it
             what costs next to nothing, "blocks" one block after another, and "checkpointed" all of it at once; "sliced"
             recomputes one image at a time, and the last bit may differ; "tiles" one tile of it, where the decoder works
@@ -66,7 +65,7 @@ class DifferentiableSampler:
         call_kwargs: passed to every pipeline call (guidance_scale, height, negative_prompt, prompt_embeds, image, ...).
 
     Attributes:
-        kl_relative: `pipelines.hold_back`'s share at each recorded call; a trainer's, and 0 before.
+        kl_relative: `base_model.hold_back`'s share at each recorded call; a trainer's, and 0 before.
 
     Raises:
         SamplerError: if the pipeline cannot be driven, a keyword is not one its call takes, `num_inference_steps` is
@@ -99,13 +98,11 @@ class DifferentiableSampler:
         pipelines.check_blocks(pipe, denoisers=gradient_checkpointing == "blocks", decoder=blocks)
         self.pipe = pipe
         self.num_inference_steps = num_inference_steps
-        self.gradient_checkpointing = gradient_checkpointing
-        self.decode = decode
+        self.gradient_checkpointing, self.decode = gradient_checkpointing, decode
         self.base_model, self.kl_relative = base_model, 0.0
         check_eta(noise, where="DifferentiableSampler.noise")
         self.noise = noise
-        self.frames = frames
-        self.columns = columns
+        self.frames, self.columns = frames, columns
         self.decoder = None if decoder is None else TinyDecoder(decoder)
         self.call_kwargs = call_kwargs
 

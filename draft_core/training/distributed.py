@@ -56,6 +56,21 @@ class Processes:
         with self._connected():
             return cast("list[T]", gather_object([value]))
 
+    def of_machine(self) -> int:
+        """How many of them each machine has.
+
+        Raises:
+            DraftError: if machines have different numbers.
+        """
+        found = self.gather(int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size)))
+        if len({*found}) > 1 or self.world_size % found[0]:
+            raise DraftError(
+                f"machines have different numbers of processes, such as {min(found)} and {max(found)}",
+                where="train.sharding",
+                next="start as many on each, or use full",
+            )
+        return found[0]
+
     def mean(self, tensor: torch.Tensor) -> torch.Tensor:
         """The mean over processes of tensors of one shape."""
         if self.world_size == 1:

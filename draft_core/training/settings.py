@@ -55,9 +55,10 @@ class TrainSettings:
     weight_decay: Annotated[float, Ge(0)] = setting("AdamW's decoupled decay.", 0.1)
     max_grad_norm: Annotated[float, Gt(0)] = setting("Gradients with a larger L2 norm are scaled down to it.", 1.0)
     mixed_precision: Literal["no", "fp16", "bf16"] = setting("Autocast around sampling and scoring.", "no")
-    sharding: Literal["none", "full"] = setting(
+    sharding: Literal["none", "full", "hybrid"] = setting(
         "With `full` each of several processes holds a part of the frozen denoiser (FSDP2), gathered block "
-        "by block while it computes: less memory, more traffic. The LoRA stays whole.",
+        "by block while it computes: less memory, more traffic. The LoRA stays whole. With `hybrid` the processes of "
+        "each machine share one denoiser out, so that nothing of it travels between machines (HSDP).",
         "none",
     )
     seed: Annotated[int, Ge(0), Le(LARGEST_SEED)] = setting("Of prompts, noise and plans.", 0)

@@ -18,14 +18,16 @@ from draft_core.sampling.pipelines import find_denoisers
 WHERE = "train.sharding"
 
 
-def shard_denoisers(pipe: Any, device: torch.device, processes: int) -> None:
-    """Spreads the frozen parameters of each denoiser over all processes, block by block.
+def shard_denoisers(pipe: Any, device: torch.device, processes: int, *, of_machine: int | None = None) -> None:
+    """Spreads the frozen parameters of each denoiser over all processes, or over those of each machine, block by block.
 
     A block is whole on the device only while it computes, forward or backward. Every process must call the denoiser
     equally often.
 
     Arguments:
         pipe: its denoisers are not yet on a GPU; each block goes there as it is sharded.
+        of_machine: how many processes each machine has, for which the parameters are then the same on every machine
+            (hybrid sharding); None shares them out over all.
 
     Raises:
         RecipeError: if there is one process, or this torch or device cannot do it.
@@ -42,7 +44,18 @@ def shard_denoisers(pipe: Any, device: torch.device, processes: int) -> None:
             where=WHERE,
             next="install torch 2.8 or newer",
         )
-    mesh = init_device_mesh(device.type, (processes,))
+    if of_machine == 1:
+        raise RecipeError(
+            "each machine has one process, so nothing to share out there",
+            where=WHERE,
+            next="use full, which shares out over machines, or start more on each",
+        )
+    share = of_machine or processes
+    # Ranks of one machine follow one another: a row of the mesh each.
+    shape, names = (
+        ((processes,), ("shard",)) if share == processes else ((processes // share, share), ("replicate", "shard"))
+    )
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
     for denoiser in find_denoisers(pipe).values():
         whole = {parameter for parameter in denoiser.parameters() if parameter.requires_grad}
         for block in blocks(denoiser):
@@ -75,3 +88,18 @@ def blocks(denoiser: torch.nn.Module) -> list[torch.nn.Module]:
     candidates = found or [item for items in lists for item in items if any(True for _ in item.parameters())]
     inside = {id(child) for module in candidates for child in module.modules() if child is not module}
     return [module for module in candidates if id(module) not in inside]
+
+
+def held(in_blocks: int, largest: int, outside: int, processes: int) -> int:
+    """Bytes of a frozen denoiser in one of the processes that hold it in common, at the time when they are most.
+
+    A part of every block; two whole ones, as the next is gathered while one computes; and what is in no block, which
+    stays gathered through an update.
+
+    Arguments:
+        in_blocks: bytes of all its blocks.
+        largest: of the largest one.
+        outside: of what is in none.
+        processes: that share it out: those of one machine where sharding is hybrid.
+    """
+    return round(in_blocks / processes) + 2 * largest + outside

@@ -117,9 +117,10 @@ class Trainer:
         self.adapter: Adapter = Lora(sampler.pipe) if adapter is None else adapter
         self.steps, self.batch_size = settings.steps, settings.batch_size
         self.parameters = self.adapter.parameters()
-        if settings.sharding == "full":
+        if settings.sharding != "none":
             check_recomputed(sampler.gradient_checkpointing)
-            shard_denoisers(sampler.pipe, self.device, self.processes.world_size)
+            of_machine = self.processes.of_machine() if settings.sharding == "hybrid" else None
+            shard_denoisers(sampler.pipe, self.device, self.processes.world_size, of_machine=of_machine)
         sampler.pipe.to(self.device)
         if sampler.decoder is not None:
             sampler.decoder.vae.to(self.device)
@@ -248,7 +249,7 @@ class Trainer:
         # The gradient of a number that is not finite would spoil the part's others. With a sharded denoiser the
         # backward pass is work in common, which all do or none.
         is_spoilt = bool(tally.problems_of(loss.of))
-        if any(self.processes.gather(is_spoilt)) if self.settings.sharding == "full" else is_spoilt:
+        if any(self.processes.gather(is_spoilt)) if self.settings.sharding != "none" else is_spoilt:
             return
         value = self.regularizers.added(loss.value, penalties)
         if not value.requires_grad:

@@ -73,5 +73,16 @@ def test_a_mistake_in_the_recipe_is_one_sentence(recipe: Path) -> None:
     assert "Traceback" not in result.output
 
 
+def test_a_denoiser_is_shared_out_over_the_processes_of_the_recipe(recipe: Path) -> None:
+    def weights(*more: str) -> Any:
+        words = [part for override in more for part in ("--set", override)]
+        return json.loads(CliRunner().invoke(app, ["cost", str(recipe), *words, "--json"]).stdout)["memory"]["weights"]
+
+    whole, shared = weights(), weights("train.sharding=hybrid", "processes=8")
+    assert {name for name in whole if whole[name] != shared[name]} == {"unet"}
+    alone = CliRunner().invoke(app, ["cost", str(recipe), "--set", "train.sharding=full"])
+    assert "train.sharding: there is one process, so nothing to share out; set processes" in alone.stderr
+
+
 def test_one_of_a_kind_is_not_said_in_the_plural() -> None:
     assert [cli_cost._counted(number, "call") for number in (0, 1, 2)] == ["0 calls", "1 call", "2 calls"]

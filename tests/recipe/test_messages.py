@@ -127,6 +127,9 @@ def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
             "cap: input should be a valid number or fields, not 'high'; write a number, or its fields, each as `name:",
         ),
         ("rewards=[{kind: redness, cap: {quantile: 2}}]", "cap.quantile: input should be less than 1, not 2;"),
+        ("rewards=[{kind: redness, cap: true}]", "recipe: rewards.0.cap: input should be a number, not true; write a"),
+        ("train.betas=[0.9, false]", "train.betas.1: input should be a number, not false"),
+        ("evaluation={count: true}", "evaluation.count: input should be a number, not true"),
         # values as YAML 1.2 reads them
         ("train.steps=on", "train.steps: input should be a valid integer, not 'on'; correct the value."),
         ("train.steps=1:30", "train.steps: input should be a valid integer, not '1:30'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +13,10 @@ from pydantic import BaseModel
 from draft_core import load_catalog
 from draft_core.errors import DraftError, RecipeError
 from draft_core.evaluation.settings import EvaluationSettings
-from draft_core.recipe.schema import RecipeBase
+from draft_core.recipe.schema import LoraConfig, RecipeBase
 from draft_core.registry.config import Config
 from draft_core.registry.methods import DraftLV
+from draft_core.registry.validation.fields import typed_fields
 from draft_core.registry.validation.sections import sections_of
 from draft_core.setting import PromptFile
 from draft_core.surrogates.settings import SurrogateSettings
@@ -51,6 +53,28 @@ def test_a_number_below_its_bound_is_one_sentence_in_every_settings_class() -> N
         if dataclasses.is_dataclass(made):
             numbers = [it.name for it in dataclasses.fields(made) if str(it.type).startswith("Annotated[int")]
             assert [name for name in numbers if not refused(made, **{name: -1})] == [], made
+
+
+def numeric(made: type) -> list[str]:
+    """The fields of a class that are numbers, or lists of numbers, and can be no boolean."""
+    found = typed_fields(made).items()
+    names = {name: str(annotation) for name, (annotation, _) in found if annotation is not bool}
+    return [
+        name
+        for name, text in names.items()
+        if (text.startswith("<class") and text[8:-2] in ("int", "float")) or re.match(r"(int|float) \|", text)
+    ]
+
+
+def test_a_boolean_is_no_number_in_any_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {made: numeric(made) for made in dict.fromkeys(classes())}
+    assert sum(map(len, found.values())) > 100
+    for made, names in found.items():
+        assert [name for name in names if not refused(made, **{name: True})] == [], made
+    with pytest.raises(RecipeError, match=r"LoraConfig: rank: input should be a number, not true; write a number"):
+        LoraConfig(rank=True)
+    monkeypatch.setattr("draft_core.registry.config.refuse_booleans", lambda *args, **more: None)
+    assert LoraConfig(rank=True).rank == 1, "what pydantic makes of it"
 
 
 def test_pydantics_own_words_would_be_found() -> None:

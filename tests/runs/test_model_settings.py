@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ from draft_core.reporting.card import usage
 from draft_core.reporting.run_record import load_images, read_run
 from draft_core.rewards.images import to_pil
 from draft_core.runs.build import build, build_sampler
-from draft_core.runs.pipeline_loading import load_pipeline, with_tuples
+from draft_core.runs.pipeline_loading import check_model, load_pipeline, with_tuples
 from draft_core.runs.run import run_recipe
-from tests.support.families import FAMILIES
+from tests.support.families import FAMILIES, wan_vae
 from tests.support.runs import saved_lora, without_pages
 from tests.support.tiny import GOOD, byte_tokenizer, tiny_catalog, tiny_pipe
 
@@ -370,3 +371,23 @@ def test_a_run_decodes_by_tiles_one_after_another(tmp_path: Path) -> None:
     by_tiles, whole = trained("tiles"), trained("whole", decode="whole")
     for name, weight in whole.items():
         torch.testing.assert_close(by_tiles[name], weight, rtol=1e-3, atol=1e-6)
+
+
+def test_tiles_that_the_decoder_cannot_have_are_refused_by_its_files(tmp_path: Path) -> None:
+    """Of the folder nothing but its configs is there."""
+    folder = tmp_path / "wan"
+    wan_vae().save_config(folder / "vae")
+    index = {"_class_name": "WanPipeline", "vae": ["diffusers", "AutoencoderKLWan"]}
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+
+    def refused(sizes: Any) -> str:
+        with pytest.raises(DraftError) as error:
+            check_model(ModelConfig(pretrained=str(folder), tiled_decode=sizes), Catalog())
+        return str(error.value)
+
+    assert "takes no tile_height; it takes tile_sample_min_height" in refused({"tile_height": 32})
+    assert "give 128" in refused({"tile_sample_min_height": 130})
+    assert "every 192 leave gaps" in refused({"tile_sample_min_height": 128})
+    check_model(ModelConfig(pretrained=str(folder), tiled_decode=True), Catalog())
+    (folder / "model_index.json").write_text('{"_class_name": "WanPipeline"}', encoding="utf-8")
+    check_model(ModelConfig(pretrained=str(folder), tiled_decode={"tile_height": 32}), Catalog())  # known when loaded

@@ -72,6 +72,21 @@ def test_what_does_not_go_together_is_refused_by_name(
     assert "model.quantization" in str(refused.value)
 
 
+@pytest.mark.usefixtures("nothing_loads")
+def test_a_wrong_name_is_told_before_what_is_to_be_installed(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "PACKAGES", {"int8": "no_such_package"})
+    for pretrained, name, sentence in (
+        ("tiny", "transformer", "transformer is no network of this model; it has"),
+        ("org/model", "vae", "vae is neither a denoiser nor a text encoder; name one such as transformer"),
+        ("org/model", "transformer", "int8 needs no_such_package"),
+    ):
+        model = {**GOOD["model"], "pretrained": pretrained, "quantization": {name: "int8"}}
+        with pytest.raises(RecipeError, match=sentence):
+            build(load_recipe({**GOOD, "model": model, "device": "cpu"}, catalog=catalog), catalog=catalog)
+    with pytest.raises(RecipeError, match="'fp4' is no quantization"):
+        load_pipeline("tiny", quantization={"unet": "fp4"}, catalog=catalog)
+
+
 def test_a_loader_refuses_it_too(catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "modular").mkdir()

@@ -156,6 +156,8 @@ def test_a_decoder_whose_tiles_give_more_than_a_tensor_is_refused() -> None:
         (wan, {"tile_height": 32}, "takes no tile_height"),
         (kl, {"tile_sample_min_height": 32}, "have a size of their own"),
         (wan, {"tile_sample_min_height": 16, "tile_sample_stride_height": 24}, "leave gaps"),
+        (wan, {"tile_sample_stride_height": 3}, "stride_height 3 is no multiple of 8, .*; give 8"),
+        (hunyuan, {"tile_sample_min_num_frames": 18}, "num_frames 18 is no multiple of 4, .*; give 16"),
         (lambda: None, True, "cannot work in tiles"),
     ],
 )

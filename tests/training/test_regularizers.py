@@ -180,6 +180,16 @@ def test_a_gate_that_lets_the_others_through_is_seen(tokenizer: Any, monkeypatch
         check_gradient(tokenizer)
 
 
+def test_a_rollout_keeps_a_number_for_each_row_of_a_recorded_call(tokenizer: Any) -> None:
+    one = trainer(tokenizer, gated=True)
+    (batch,) = one.batches.draw(0)
+    plan, generator = DraftK(k=2).plan(2, Random(0)), list(batch.generators)
+    (rollout,) = one.sampler.passes(batch.prompts, plan=plan, generator=generator)
+    assert [tuple(squares.shape) for squares in rollout.squares] == [(2 * len(batch.prompts),)] * 2
+    assert rollout.divergence is not None
+    torch.testing.assert_close(torch.stack(rollout.squares).mean(), rollout.divergence)
+
+
 def test_rows_of_unknown_images_are_refused() -> None:
     for squares in (torch.ones(3, 2), torch.ones(())):
         with pytest.raises(DraftError, match=r"regularizers\.kl_gate: the denoiser is called with .* for 2 images"):

@@ -19,7 +19,7 @@ from draft_core.learners.targets import TargetLearner
 from draft_core.plan import Renoising
 from draft_core.registry.gradient_free import GRPO
 from draft_core.registry.targets import Target
-from draft_core.sampling import pipelines
+from draft_core.sampling import base_model
 from draft_core.training.settings import AnchorSettings, RegularizerSettings
 from draft_core.training.step_report import Tally
 from tests.support.runs import taken_up
@@ -78,7 +78,7 @@ def check_rows() -> None:
     tuned = torch.tensor([[3.0, 4.0], [3.0, 4.0], [1.0, 1.0]], requires_grad=True)
     base = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
     found = tuned * 1.0
-    pipelines.hold_back((found,), (base,), 0.5)
+    base_model.hold_back((found,), (base,), 0.5)
     (found * torch.tensor([[-4.0, 0.0], [0.0, 1.0], [2.0, -7.0]])).sum().backward()
     expected = torch.tensor([[-4 + 0.5 * 2.4 * 0.6, 0.5 * 2.4 * 0.8], [0.0, 1.0], [2.0, -7.0]])
     assert tuned.grad is not None
@@ -100,8 +100,8 @@ def test_a_distance_for_the_direction_and_a_pull_outwards_are_seen(name: str, mo
 def test_a_list_has_a_tensor_for_each_image_and_no_share_takes_nothing() -> None:
     parts = [torch.tensor([[3.0], [4.0]], requires_grad=True), torch.zeros(2, 1, requires_grad=True)]
     found = [part * 1.0 for part in parts]
-    pipelines.hold_back((found,), ([torch.zeros(2, 1), torch.ones(2, 1)],), 0.0)
-    pipelines.hold_back((found,), ([torch.zeros(2, 1), torch.zeros(2, 1)],), 1.0)
+    base_model.hold_back((found,), ([torch.zeros(2, 1), torch.ones(2, 1)],), 0.0)
+    base_model.hold_back((found,), ([torch.zeros(2, 1), torch.zeros(2, 1)],), 1.0)
     (found[0] * torch.tensor([[-1.0], [0.0]]) + found[1]).sum().backward()
     torch.testing.assert_close(parts[0].grad, torch.tensor([[-1.0 + 0.36], [0.48]]))  # 0.6 of it leads away
     torch.testing.assert_close(parts[1].grad, torch.ones(2, 1))
@@ -138,8 +138,8 @@ def test_the_gradient_of_the_lora_is_that_of_a_penalty_with_a_factor_for_each_ro
 
 
 def test_a_share_that_is_given_in_the_place_of_taken_is_seen(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = pipelines.hold_back
-    monkeypatch.setattr(pipelines, "hold_back", lambda output, expected, share: real(output, expected, -share))
+    real = base_model.hold_back
+    monkeypatch.setattr(base_model, "hold_back", lambda output, expected, share: real(output, expected, -share))
     with pytest.raises(AssertionError):
         check_in_the_lora(tokenizer)
 

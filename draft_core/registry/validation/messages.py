@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from draft_core.errors import DraftError, PluginError, RecipeError, one_line, raised, short
 from draft_core.registry.catalog import Catalog
+from draft_core.registry.validation.booleans import refuse_booleans
 from draft_core.registry.validation.sections import NEAR, Section, advice_for_unknown, sections_of
 
 FIELDS = ("model_type", "model_attributes_type", "dataclass_type")  # pydantic's complaints that there are no fields
@@ -38,7 +39,9 @@ def validate(type_: Any, data: Any, catalog: Catalog, *, where: str) -> Any:
         RecipeError, PluginError: one sentence on the first problem, with the number of further ones.
     """
     try:
-        return TypeAdapter(type_).validate_python(data)
+        made = TypeAdapter(type_).validate_python(data)
+        refuse_booleans(data, made, where=where)
+        return made
     except ValidationError as error:
         raise sentence_of(error, type_, data, catalog, where=where) from None
     except DraftError:

@@ -39,7 +39,7 @@ def check_quantization(
     Raises:
         RecipeError: if a package or a GPU is missing, or it does not go together with the model.
     """
-    require_libraries(_kinds(quantization))
+    _require_known(_kinds(quantization))
     if has_users:
         raise RecipeError("users are trained over weights of single precision", where=WHERE, next=ELSE)
     if is_single_file(location):
@@ -52,9 +52,12 @@ def check_quantization(
         )
     if Path(location).is_dir():
         _chosen(quantization, _index_of(location))
+    elif not isinstance(quantization, str):
+        quantized_networks(quantization, quantization)  # what another model has is not known yet
+    require_libraries(_kinds(quantization))
 
 
-def check_machine(quantization: str | Mapping[str, str] | None, device: torch.device, *, is_sharded: bool) -> None:
+def check_machine(quantization: str | Mapping[str, str] | None, device: torch.device) -> None:
     """That a run can have quantised weights on this device.
 
     Raises:
@@ -67,10 +70,6 @@ def check_machine(quantization: str | Mapping[str, str] | None, device: torch.de
             raise RecipeError(
                 f"{kind} is not computed on {device.type}", where=WHERE, next="use int8, or run on a GPU of CUDA"
             )
-    if is_sharded:
-        raise RecipeError(
-            "quantised weights are not spread over processes", where="train.sharding", next=f"leave it out, or {ELSE}"
-        )
 
 
 def require_libraries(kinds: Iterable[str]) -> None:
@@ -80,8 +79,6 @@ def require_libraries(kinds: Iterable[str]) -> None:
         RecipeError: naming the package, or the GPU.
     """
     for kind in dict.fromkeys(kinds):
-        if kind not in PACKAGES:
-            raise RecipeError(f"{kind!r} is no quantization", where=WHERE, next=f"give {' or '.join(PACKAGES)}")
         if importlib.util.find_spec(PACKAGES[kind]) is None:
             raise RecipeError(
                 f"{kind} needs {PACKAGES[kind]}, which is not installed",
@@ -94,6 +91,12 @@ def require_libraries(kinds: Iterable[str]) -> None:
                 where=WHERE,
                 next=f"use int8, which the CPU computes too, or {ELSE}",
             )
+
+
+def _require_known(kinds: Iterable[str]) -> None:
+    for kind in kinds:
+        if kind not in PACKAGES:
+            raise RecipeError(f"{kind!r} is no quantization", where=WHERE, next=f"give {' or '.join(PACKAGES)}")
 
 
 def packages_of(quantization: str | Mapping[str, str]) -> list[str]:

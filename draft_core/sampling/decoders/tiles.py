@@ -51,10 +51,15 @@ def tile_decode(pipe: Any, sizes: bool | Mapping[str, int] = True) -> None:
     Raises:
         RecipeError: if it cannot, or takes no such sizes.
     """
-    network, where = getattr(pipe, "vae", None), "model.tiled_decode"
+    tile(getattr(pipe, "vae", None), sizes, of=type(pipe).__name__)
+
+
+def tile(network: Any, sizes: bool | Mapping[str, int], *, of: str) -> None:
+    """The same of a decoder; `of` is its pipeline's class."""
+    where = "model.tiled_decode"
     if (enable := getattr(network, "enable_tiling", None)) is None or not hasattr(network, "use_tiling"):
         raise RecipeError(
-            f"the decoder of {type(pipe).__name__} cannot work in tiles",
+            f"the decoder of {of} cannot work in tiles",
             where=where,
             next="leave it out; `model.decode: sliced` saves memory too",
         )
@@ -66,6 +71,15 @@ def tile_decode(pipe: Any, sizes: bool | Mapping[str, int] = True) -> None:
             where=where,
             next=f"it takes {', '.join(taken)}" if taken else "its tiles have a size of their own: write true",
         )
+    for name, size in given.items():
+        kind = "temporal" if name.endswith("frames") else "spatial"
+        ratio = getattr(network, f"{kind}_compression_ratio", 1) if name.startswith("tile_sample_") else 1
+        if size % ratio:
+            raise RecipeError(
+                f"{name} {size} is no multiple of {ratio}, what {type(network).__name__} makes of one latent",
+                where=where,
+                next=f"give {ratio * max(1, round(size / ratio))}",
+            )
     enable(**given)
     sides = ((name, name.replace("_min_", "_stride_")) for name in taken if "_min_" in name)
     for least, stride in sides:

@@ -92,6 +92,10 @@ def test_objects_of_rows_are_scored_as_if_named() -> None:
     ]
     expected = [scorer(image[None], [""])[0] for scorer, image in zip(named, IMAGES, strict=True)]
     torch.testing.assert_close(scores, torch.stack(expected))
+    with pytest.raises(
+        RewardError, match="'cat, a dog' is read as one object, as it has no semicolon; write several as"
+    ):
+        reward(IMAGES, PROMPTS, {"objects": ["fox; cat, a dog", "fox"]})
     for text in ("cat;", "cat; cat"):
         with pytest.raises(RewardError, match=f"the objects '{text}' have one that is blank, or one twice"):
             reward(IMAGES, PROMPTS, {"objects": [text, "fox"]})
@@ -168,7 +172,7 @@ def test_queries_that_are_too_long_are_refused() -> None:
         config.check_prompts(["one two three four five six seven eight nine ten eleven twelve thirteen 14 15"])
 
 
-@pytest.mark.parametrize("text", [";", "a fox;;", "a fox; an owl; a fox", "a " * 20 + "fox"])
+@pytest.mark.parametrize("text", [";", "a fox;;", "a fox; an owl; a fox", "a " * 20 + "fox", "a fox, an owl"])
 def test_rows_whose_objects_cannot_be_looked_for_are_refused_with_the_recipe(text: str) -> None:
     rows = [PromptRow("a fox", {"things": "a fox; an owl"}, None), PromptRow("an owl", {"things": text}, None)]
     config = DetectionListedConfig(columns={"objects": "things"})

@@ -11,6 +11,7 @@ import torch
 from draft_reward_vlm import VlmConfig, loading
 from draft_reward_vlm.questions import SETS
 from draft_reward_vlm.tiny import tiny
+from PIL import Image
 from transformers import CLIPConfig
 from typer.testing import CliRunner
 
@@ -18,7 +19,9 @@ from draft_core import load_reward
 from draft_core.cli.app import app
 from draft_core.errors import DraftError
 from draft_core.plugin import PretrainedSpec
+from draft_core.recipe.load import load_recipe
 from draft_core.registry.catalog import Catalog, Distribution, Entry, load_catalog
+from draft_core.rewards.images import read_image
 from draft_core.runs.build import build_objective, reward_config
 
 CATALOG = load_catalog()
@@ -277,3 +280,32 @@ def test_what_it_is_given_is_shown() -> None:
     shown = CliRunner().invoke(app, ["rewards", "show", "vlm"])
     assert shown.exit_code == 0, shown.output
     assert "images, and whole videos" in " ".join(shown.output.split())
+
+
+def test_questions_that_name_no_prompt_need_none(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    red, runner = str(tmp_path / "red.png"), CliRunner()
+    given = ["score", red, "-r", "vlm", "--set", "model=tiny", "--set", "dtype=float32", "--json"]
+    told = runner.invoke(app, [*given, "--set", "questions=[physics]"])
+    alone = reward(questions=["physics"])(torch.stack([read_image(Path(red))[0]]))
+    assert json.loads(told.stdout)["scores"][0]["score"] == pytest.approx(alone.item())
+    for questions in (
+        "[alignment]",
+        '[{ask: "Is it {prompt}?"}]',
+        '[{ask: a b, answer: "{prompt}", score: log-probability}]',
+    ):
+        assert (
+            "scores images against a prompt" in runner.invoke(app, [*given, "--set", f"questions={questions}"]).stderr
+        )
+
+
+def test_more_frames_than_training_decodes_are_refused_with_the_recipe() -> None:
+    recipe = {
+        "model": {"pretrained": "emoji"},
+        "prompts": ["a cat"],
+        "rewards": [{"kind": "vlm", **SMALL, "frames": "images", "frame_count": 3}],
+        "train": {"frames": {"count": 2}},
+    }
+    with pytest.raises(DraftError, match=r"rewards\.0: reward 'vlm' looks at 3 frames .* decodes 2; .* to 3 or more"):
+        load_recipe(recipe, catalog=CATALOG)
+    load_recipe({**recipe, "train": {"frames": {"count": 3}}}, catalog=CATALOG)

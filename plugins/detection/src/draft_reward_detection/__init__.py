@@ -24,6 +24,7 @@ __all__ = [
 PROMPT = "{prompt}"  # in a query: where the prompt of the image goes
 OBJECTS = "objects"  # the column
 SEPARATOR = ";"  # between the objects of a column
+OTHER_SEPARATORS = (",", "|", "\n", "，", "、", "；")  # of lists that this reward would read as one object
 TOKENS = 16  # that OWL-ViT reads of a query, its two marks included
 
 Query = Annotated[str, Field(min_length=1, pattern=r"\S")]
@@ -130,7 +131,7 @@ def listed(text: str, *, where: str) -> list[str]:
     """The objects of a text with a semicolon between them.
 
     Raises:
-        RewardError: if one is blank or named twice.
+        RewardError: if one is blank, named twice, or holds what else stands between the items of a list.
     """
     objects = [part.strip() for part in text.split(SEPARATOR)]
     if not all(objects) or len(set(objects)) < len(objects):
@@ -139,6 +140,13 @@ def listed(text: str, *, where: str) -> list[str]:
             where=where,
             next="write them as in 'a fox; an owl'",
         )
+    for name in objects:
+        if others := [mark for mark in OTHER_SEPARATORS if mark in name]:
+            raise RewardError(
+                f"{short(repr(name))} is read as one object, as it has no semicolon",
+                where=where,
+                next=f"write several as in 'a fox; an owl', and one without {others[0]!r}",
+            )
     return objects
 
 

@@ -86,6 +86,11 @@ class ModelConfig(RewardConfig):
             raise ValueError(f"frame_count is given, which frames: {self.frames} does not use; set frames to images")
         return self
 
+    @property
+    def least_frames(self) -> int:
+        """As many as it is shown."""
+        return self.frame_count or 1
+
     @field_validator("layout")
     @classmethod
     def _asks(cls, layout: str | None) -> str | None:
@@ -117,6 +122,12 @@ class VlmConfig(ModelConfig):
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"questions has {twice!r} twice; give each another name")
         return self
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether a question or its answer names the prompt, or a file has questions for each."""
+        asked = self.all_questions()
+        return self.question_file is not None or any(PROMPT in text for it in asked for text in (it.ask, it.answer))
 
     def all_questions(self) -> tuple[Question, ...]:
         """Those that every image is asked, with the shipped sets written out."""
