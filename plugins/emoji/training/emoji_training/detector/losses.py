@@ -1,4 +1,4 @@
-"""The losses of the detector: one box answers for each thing; every patch that sees a thing learns its name and place."""
+"""The losses of the detector: one box answers for a thing, and every patch that sees it learns its name and place."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def detection_loss(found: Found, names: Sequence[Tensor], places: Sequence[Tenso
 
 
 def answer_loss(logits: Tensor, name: Tensor, answer: tuple[Tensor, Tensor]) -> Tensor:
-    """Focal loss of all names at all boxes: each thing's name at the box (image, box) that answers for it, and no other."""
+    """Focal loss of all names at all boxes: each thing's at the box (image, box) that answers for it."""
     wanted = torch.zeros_like(logits)
     wanted[(*answer, name)] = 1
     return sigmoid_focal_loss(logits, wanted, alpha=ALPHA, gamma=GAMMA, reduction="sum")
@@ -75,8 +75,8 @@ def owners(places: Sequence[Tensor], patches: int) -> Tensor:
 def match(logits: Tensor, names: Tensor, places: Tensor) -> Tensor:
     """The box (K,) that answers for each thing of an image, no box twice: near its middle and, of those, the surest.
 
-    A patch counts for as much as a probability of one. Where the middle lies decides, then, and not what a young detector
-    happens to say; the detector decides only between patches that are about as near.
+    A patch counts for as much as a probability of one. So the middle decides, and not what a young detector happens to
+    say; that decides only between patches that are about as near.
     """
     side = len(logits) ** 0.5
     cost = torch.cdist(_middles(len(logits), places), places[:, :2]) * side - logits[:, names].sigmoid()

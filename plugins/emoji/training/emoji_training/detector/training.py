@@ -40,7 +40,7 @@ def train(
     """Leave the detector, its tokenizer and image processor in work/detector/model; its precision is written beside it.
 
     Arguments:
-        model: a pipeline whose tokenizer is taken, beside the folder `clip` of the CLIP that it starts from and learns of.
+        model: a pipeline whose tokenizer is taken, beside the folder `clip` of the CLIP it starts from and learns of.
         start: a detector to go on from.
     """
     side_by_side(worker, processes, work / "detector", work, budget, device, model, start)
@@ -113,7 +113,7 @@ class Lesson:
 
 @torch.no_grad()
 def image_embeds(clip_folder: Path, images: np.ndarray, width: int) -> Tensor:
-    """What the CLIP says of each of `images` (uint8 (N, 64, 64, 3)), with zeros up to `width`: (N, width), of length 1."""
+    """What the CLIP says of `images` (uint8 (N, 64, 64, 3)), with zeros up to `width`: (N, width), of length 1."""
     matcher = CLIPModel.from_pretrained(clip_folder, dtype=torch.float32).eval()
     found = []
     for first in range(0, len(images), 64):
