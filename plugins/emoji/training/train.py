@@ -139,7 +139,7 @@ def run(stage: str, arguments: argparse.Namespace) -> None:
         tiny_decoder.train(work, Budget(minutes=arguments.tiny_decoder_minutes), device, arguments.model)
     elif stage == "detector":
         budget = Budget(minutes=arguments.detector_minutes)
-        detector.train(work, budget, device, arguments.model, arguments.processes)
+        detector.train(work, budget, device, arguments.model, arguments.processes, arguments.detector_from)
     elif stage == "detector-export":
         detector.export(work, arguments.model)
 
@@ -164,6 +164,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--video-minutes", type=float, default=MINUTES["video"])
     parser.add_argument("--tiny-decoder-minutes", type=float, default=MINUTES["tiny-decoder"])
     parser.add_argument("--detector-minutes", type=float, default=MINUTES["detector"])
+    parser.add_argument("--detector-from", type=Path, help="folder of a detector to go on from, in place of the CLIP")
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument(
         "--processes", type=int, default=1 if on_gpu else 2, help="of unet and detector, one thread each"

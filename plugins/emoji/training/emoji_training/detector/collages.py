@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from draft_emoji.scene_words import COLOURS, dyeable
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from ..critic.collages import pick
 from ..pictures import Picture
@@ -17,7 +17,9 @@ from ..scenes.composing import Composer, Thing
 SIDE = 64  # of a collage, in pixels
 SIZES, ALONE = (20, 40), (24, 64)  # of a thing among others, and of one that stands alone
 COUNTS = (1, 2, 3, 4)  # of things, each as likely
-DYED, TINTED, RARE = 0.2, 0.4, 0.2  # shares: of the things that can be, of collages, of things that are `others`
+DYED, TINTED = 0.2, 0.4  # shares: of the things that can be, of collages
+CROWD = (20, 30)  # sizes for training where three or more are wanted, so that they find room
+TURN, SQUEEZE, SATURATION, LIGHT = 12.0, 0.15, (0.6, 1.4), (0.8, 1.1)  # how varied things are: degrees, share, factors
 OVERLAP = 0.15  # of the smaller square, at most
 TRIES = 20
 
@@ -32,13 +34,27 @@ class Collage:
 
 
 class Scatter:
-    """Draws random collages of the pictures `choices`, at times of `others`, of `images` (uint8 (N, 64, 64, 3))."""
+    """Draws random collages of `images` (uint8 (N, 64, 64, 3)): each of its pictures from one of `pools`, by `shares`.
+
+    With `varied`, for training, things are turned, squeezed and recoloured, and smaller where there are many.
+    """
 
     def __init__(
-        self, images: np.ndarray, meta: Sequence[Picture], choices: Sequence[int], others: Sequence[int] = ()
+        self,
+        images: np.ndarray,
+        meta: Sequence[Picture],
+        *pools: Sequence[int],
+        shares: Sequence[float] = (1.0,),
+        varied: bool = False,
     ) -> None:
-        self.meta, self.choices, self.others = meta, choices, others
+        self.meta, self.varied = meta, varied
+        self.pools = [(pool, share) for pool, share in zip(pools, shares, strict=True) if pool]
         self.painter = Composer(images, meta)
+
+    @property
+    def choices(self) -> list[int]:
+        """The indices of all pictures that it draws from."""
+        return [index for pool, _ in self.pools for index in pool]
 
     def collage(self, generator: torch.Generator, counts: Sequence[int] = COUNTS) -> Collage:
         """Things at random places, in random sizes, on white or a pale tint; the smallest on top, all but in view.
@@ -46,7 +62,7 @@ class Scatter:
         How many is drawn from `counts`; what finds no room is left out.
         """
         count = counts[pick(len(counts), generator)]
-        low, high = ALONE if count == 1 else SIZES
+        low, high = ALONE if count == 1 else CROWD if self.varied and count > 2 else SIZES
         sizes = sorted((low + pick(high - low + 1, generator) for _ in range(count)), reverse=True)
         canvas = Image.new("RGB", (SIDE, SIDE), self._tint(generator))
         squares: list[tuple[int, int, int]] = []
@@ -69,8 +85,8 @@ class Scatter:
     ) -> tuple[int, tuple[int, ...]]:
         """Paste a random picture; its index and the box of what is no background in it."""
         left, top, size = square
-        rare, dyed, mirrored = torch.rand(3, generator=generator).tolist()
-        pool = self.others if self.others and rare < RARE else self.choices
+        where, dyed, mirrored = torch.rand(3, generator=generator).tolist()
+        pool = self._pool(where)
         index = pool[pick(len(pool), generator)]
         colour = COLOURS[pick(len(COLOURS), generator)]
         thing = Thing(index, colour if dyed < DYED and dyeable(self.meta[index].phrase) else "")
@@ -78,10 +94,39 @@ class Scatter:
         shape = Image.fromarray(self.painter.shape(index).astype(np.uint8) * 255)
         if self.meta[index].mirror and mirrored < 0.5:
             tile, shape = (x.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for x in (tile, shape))
-        shape = shape.resize((size, size), Image.Resampling.BOX if size < tile.width else Image.Resampling.BILINEAR)
-        canvas.paste(tile.resize((size, size), Image.Resampling.LANCZOS), (left, top), shape)
-        x1, y1, x2, y2 = shape.point(lambda level: 255 * (level >= 128)).getbbox() or (0, 0, size, size)
+        width = height = size
+        if self.varied:
+            tile, shape, width, height = _vary(tile, shape, size, torch.rand(5, generator=generator).tolist())
+        shape = shape.resize((width, height), Image.Resampling.BOX if size < tile.width else Image.Resampling.BILINEAR)
+        canvas.paste(tile.resize((width, height), Image.Resampling.LANCZOS), (left, top), shape)
+        x1, y1, x2, y2 = shape.point(lambda level: 255 * (level >= 128)).getbbox() or (0, 0, width, height)
         return index, (left + x1, top + y1, left + x2, top + y2)
+
+    def _pool(self, draw: float) -> Sequence[int]:
+        """The pool that a number in [0, 1) falls to."""
+        draw *= sum(share for _, share in self.pools)
+        for pool, share in self.pools[:-1]:
+            if draw < share:
+                return pool
+            draw -= share
+        return self.pools[-1][0]
+
+
+def _vary(
+    tile: Image.Image, shape: Image.Image, size: int, draw: Sequence[float]
+) -> tuple[Image.Image, Image.Image, int, int]:
+    """The tile and its shape turned, the tile in paler or stronger, darker or lighter colours; a width and a height."""
+    turn, saturation, light, squeeze, upright = draw
+    angle = TURN * (2 * turn - 1)
+    tile = tile.rotate(angle, Image.Resampling.BILINEAR, fillcolor=(255, 255, 255))
+    shape = shape.rotate(angle, Image.Resampling.BILINEAR)
+    for enhance, (low, high), at in (
+        (ImageEnhance.Color, SATURATION, saturation),
+        (ImageEnhance.Brightness, LIGHT, light),
+    ):
+        tile = enhance(tile).enhance(low + (high - low) * at)
+    short = max(1, round(size * (1 - SQUEEZE * squeeze)))
+    return tile, shape, *((short, size) if upright < 0.5 else (size, short))
 
 
 def _free(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,8 +33,8 @@ def empty(clip: CLIPModel) -> OwlViTForObjectDetection:
 
 
 def build(start: Path) -> OwlViTForObjectDetection:
-    """The same with the CLIP's weights in `start`; what only serves to compare whole images stays frozen, as the text
-    tower does but for its projection."""
+    """The same with the CLIP's weights in `start`; the text tower with its projection stays frozen, so that names stay
+    where the CLIP has them, and so does what only serves to compare whole images."""
     clip = CLIPModel.from_pretrained(start, dtype=torch.float32)
     model = empty(clip)
     state = {k.replace("pre_layrnorm", "pre_layernorm"): v for k, v in clip.state_dict().items()}  # CLIP's own spelling
@@ -47,7 +48,7 @@ def build(start: Path) -> OwlViTForObjectDetection:
     _start_heads(model)
     model.requires_grad_(False)
     heads = (model.class_head, model.box_head, model.layer_norm)
-    for part in (model.owlvit.vision_model, model.owlvit.text_projection, *heads):
+    for part in (model.owlvit.vision_model, *heads):
         part.requires_grad_(True)
     return model
 
@@ -92,7 +93,7 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
 
 @torch.no_grad()
 def text_states(model: OwlViTForObjectDetection, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
-    """What the frozen text tower says of each text before its projection, (N, D)."""
+    """What the frozen text tower says of each text, (N, D)."""
     found = []
     for first in range(0, len(texts), 64):
         tokens = tokenizer(
@@ -107,8 +108,18 @@ def text_states(model: OwlViTForObjectDetection, tokenizer: CLIPTokenizer, texts
     return torch.cat(found)
 
 
-def predict(model: OwlViTForObjectDetection, pixels: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (B, boxes, Q) for Q texts, and boxes (B, boxes, 4): centre x, y, width, height in [0, 1].
+@dataclass(frozen=True)
+class Found:
+    """What the detector says of B images: logits (B, boxes, Q) for Q texts, boxes (B, boxes, 4) as centre x, y, width,
+    height in [0, 1], and the embedding (B, boxes, D) of what each box holds, which it compares with those of texts."""
+
+    logits: Tensor
+    boxes: Tensor
+    embeds: Tensor
+
+
+def predict(model: OwlViTForObjectDetection, pixels: Tensor, states: Tensor) -> Found:
+    """What is found of Q texts.
 
     Arguments:
         pixels: (B, 3, SIDE, SIDE) in [-1, 1].
@@ -118,6 +129,5 @@ def predict(model: OwlViTForObjectDetection, pixels: Tensor, states: Tensor) -> 
     grid = model.image_embedder(pixel_values=((pixels + 1) / 2 - mean) / std)[0]
     features = grid.flatten(1, 2)
     texts = model.owlvit.text_projection(states)
-    logits: Tensor = model.class_predictor(features, texts[None].expand(len(pixels), -1, -1))[0]
-    boxes: Tensor = model.box_predictor(features, grid)
-    return logits, boxes
+    logits, embeds = model.class_predictor(features, texts[None].expand(len(pixels), -1, -1))
+    return Found(logits, model.box_predictor(features, grid), embeds)

@@ -45,7 +45,8 @@ def ap50(
     for first in range(0, count, CHUNK):
         collages = [scatter.collage(generator) for _ in range(min(CHUNK, count - first))]
         pixels = to_tensor(np.stack([c.image for c in collages]))
-        for collage, logits, boxes in zip(collages, *predict(model, pixels, states), strict=True):
+        found = predict(model, pixels, states)
+        for collage, logits, boxes in zip(collages, found.logits, found.boxes, strict=True):
             own = [scatter.meta[i].concept for i in collage.indices]
             asked = torch.tensor(sorted({*own, *others(shown, set(own), generator)}))
             metric.update([detections(logits[:, asked], boxes, asked)], [truth(collage, own)])

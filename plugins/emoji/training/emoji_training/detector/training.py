@@ -11,55 +11,56 @@ import numpy as np
 import torch
 from draft_emoji.scene_words import things
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.ops import box_convert
-from transformers import CLIPTokenizer, OwlViTForObjectDetection, OwlViTImageProcessor
+from transformers import CLIPModel, CLIPTokenizer, OwlViTForObjectDetection, OwlViTImageProcessor
 
 from .. import clip, pictures
 from ..critic.collages import seen_badly
 from ..export import complete_tokenizer_config
 from ..loop import Budget, Recipe, Training, side_by_side
 from ..pictures import Picture
+from ..vae import to_tensor
 from .collages import SIDE, Collage, Scatter
-from .losses import detection_loss, naming_loss
+from .losses import detection_loss
 from .model import build, make_tokenizer, predict, text_states
 from .precision import ap50
 
-RECIPE = Recipe(lr=1e-3, weight_decay=5e-2, ema=0.995, slow=("owlvit.vision_model", 0.6))
+RECIPE = Recipe(lr=1e-3, weight_decay=5e-2, ema=0.995, slow=("owlvit.vision_model", 0.8))
 BATCH = 8
+SHARES = (0.4, 0.4, 0.2)  # of things: of scenes, of the others that have a name of their own, of all other emoji
+SPOILT = 0.5  # share of collages that are seen badly
 COUNTS = (1, 2, 3, 4, 4)  # of things in a collage: many, since an image costs the same
 SEED = 77
 
 
-def train(work: Path, budget: Budget, device: torch.device, model: Path, processes: int = 1) -> None:
+def train(
+    work: Path, budget: Budget, device: torch.device, model: Path, processes: int = 1, start: Path | None = None
+) -> None:
     """Leave the detector, its tokenizer and image processor in work/detector/model; its precision is written beside it.
 
     Arguments:
-        model: a pipeline whose tokenizer is taken, beside the folder `clip` of the CLIP that it starts from.
+        model: a pipeline whose tokenizer is taken, beside the folder `clip` of the CLIP it starts from and learns of.
+        start: a detector to go on from.
     """
-    side_by_side(worker, processes, work / "detector", work, budget, device, model)
+    side_by_side(worker, processes, work / "detector", work, budget, device, model, start)
 
 
-def worker(rank: int, world: int, work: Path, budget: Budget, device: torch.device, model: Path) -> None:
+def worker(
+    rank: int, world: int, work: Path, budget: Budget, device: torch.device, model: Path, start: Path | None
+) -> None:
     """One of `world` processes that train together; the first one reports, measures and saves the result."""
     images, meta = pictures.load(work)
     folder = work / "detector"
     torch.manual_seed(SEED)
-    module = build(model.with_name("clip")).to(device)
+    module = build(model.with_name("clip"))
+    if start is not None:
+        own = {k: v for k, v in module.state_dict().items() if k.startswith("owlvit.text")}  # the names are the CLIP's
+        module.load_state_dict(OwlViTForObjectDetection.from_pretrained(start, dtype=torch.float32).state_dict() | own)
     tokenizer = make_tokenizer(model / "tokenizer")
-    states = text_states(module, tokenizer, pictures.phrases()).to(device)
-    pools = split(meta)
-    scatter = Scatter(images, meta, pools["pictures seen"], pools["other things"])
+    lesson = Lesson(module.to(device), tokenizer, images, meta, model.with_name("clip"))
     training = Training(module, RECIPE, budget, folder / "checkpoint.pt", rank, world, SEED)
-
-    def loss(generator: torch.Generator) -> Tensor:
-        collages = [scatter.collage(generator, COUNTS) for _ in range(BATCH)]
-        pixels = seen_badly(np.stack([c.image for c in collages]), generator).to(device)
-        logits, boxes = predict(module, pixels, states)
-        named = [torch.tensor([meta[i].concept for i in c.indices], device=device) for c in collages]
-        where = [places(c).to(device) for c in collages]
-        return detection_loss(logits, boxes, named, where) + naming_loss(logits, named, where)
-
-    for p in training.run(loss, report_every=50):
+    for p in training.run(lesson.loss, report_every=50):
         if rank == 0:
             rate = p.steps_per_s * BATCH * world
             print(f"detector {p.share:4.0%} step {p.step} loss {p.loss:.4f} {rate:.0f} img/s", flush=True)
@@ -69,6 +70,56 @@ def worker(rank: int, world: int, work: Path, budget: Budget, device: torch.devi
         write(final.eval(), tokenizer, folder / "model")
         figures = measure(final, tokenizer, images, meta)
         (folder / "precision.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
+
+
+class Lesson:
+    """Random collages, and the loss on them. Emoji that are none of the concepts are named by their labels."""
+
+    def __init__(
+        self,
+        module: OwlViTForObjectDetection,
+        tokenizer: CLIPTokenizer,
+        images: np.ndarray,
+        meta: Sequence[Picture],
+        clip_folder: Path,
+    ) -> None:
+        self.module, self.device = module, module.device
+        concepts = pictures.phrases()
+        others = sorted({p.phrase for p in meta} - set(concepts))
+        number = {phrase: n for n, phrase in enumerate([*concepts, *others])}
+        self.always = torch.arange(len(concepts), device=self.device)
+        self.names = torch.tensor([number[p.phrase] for p in meta], device=self.device)
+        self.states = text_states(module, tokenizer, [*concepts, *others])
+        self.taught = image_embeds(clip_folder, images, module.config.projection_dim).to(self.device)
+        pools = split(meta)
+        unnamed = [i for i, p in enumerate(meta) if p.concept < 0]
+        chosen = pools["pictures seen"], pools["other things"], unnamed
+        self.scatter = Scatter(images, meta, *chosen, shares=SHARES, varied=True)
+
+    def loss(self, generator: torch.Generator) -> Tensor:
+        """Of BATCH random collages, asked for all concepts and for what else they show."""
+        collages = [self.scatter.collage(generator, COUNTS) for _ in range(BATCH)]
+        spoilt = round(SPOILT * BATCH)
+        stack = np.stack([c.image for c in collages])
+        pixels = torch.cat([seen_badly(stack[:spoilt], generator), to_tensor(stack[spoilt:])]).to(self.device)
+        shown = [torch.tensor(c.indices, device=self.device) for c in collages]
+        names = [self.names[indices] for indices in shown]
+        asked = torch.unique(torch.cat([self.always, *names]))
+        found = predict(self.module, pixels, self.states[asked])
+        where = [places(c).to(self.device) for c in collages]
+        taught = [self.taught[indices] for indices in shown]
+        return detection_loss(found, [torch.searchsorted(asked, name) for name in names], where, taught)
+
+
+@torch.no_grad()
+def image_embeds(clip_folder: Path, images: np.ndarray, width: int) -> Tensor:
+    """What the CLIP says of `images` (uint8 (N, 64, 64, 3)), with zeros up to `width`: (N, width), of length 1."""
+    matcher = CLIPModel.from_pretrained(clip_folder, dtype=torch.float32).eval()
+    found = []
+    for first in range(0, len(images), 64):
+        features = matcher.visual_projection(matcher.vision_model(to_tensor(images[first : first + 64])).pooler_output)
+        found.append(F.pad(F.normalize(features, dim=1), (0, width - features.shape[1])))
+    return torch.cat(found)
 
 
 def split(meta: Sequence[Picture]) -> dict[str, list[int]]:
