@@ -57,7 +57,7 @@ VERSION = "0.23.1"  # the last with AlignPropTrainer
 STEPS, BATCH, GUIDANCE, RANK, RATE = 20, 4, 4.0, 4, 8e-3
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 MOST_UPDATES, IMAGES = 16, 8
-PEER, OURS, RECOMPUTED, SLICED = "AlignProp", "ours", "ours, recomputed", "ours, recomputed image by image"
+PEER, OURS, RECOMPUTED, HALVES, SLICED = "AlignProp", "ours", "recomputed", "in halves", "sliced"
 
 Update = Callable[[], Any]
 
@@ -181,6 +181,7 @@ def costs(k: int, rounds: int) -> dict[str, tuple[float, float]]:
         PEER: peer(k, 0, updates=count)[1],
         OURS: ours(k, 0, updates=count)[1],
         RECOMPUTED: ours(k, 0, updates=count, gradient_checkpointing=True)[1],
+        HALVES: ours(k, 0, updates=count, gradient_checkpointing="halves", decode="sliced")[1],
         SLICED: ours(k, 0, updates=count, gradient_checkpointing="sliced", decode="sliced")[1],
     }
     taken: dict[str, list[float]] = {name: [] for name in updates}
@@ -197,7 +198,10 @@ def cells(found: dict[str, tuple[float, float]]) -> list[str]:
     seconds, memory = found[PEER]
     return [
         f"{seconds:.2f} s, {memory:.0f} MiB",
-        *(f"{found[name][0] / seconds:.2f}, {found[name][1] / memory:.2f}" for name in (OURS, RECOMPUTED, SLICED)),
+        *(
+            f"{found[name][0] / seconds:.2f}, {found[name][1] / memory:.2f}"
+            for name in (OURS, RECOMPUTED, HALVES, SLICED)
+        ),
     ]
 
 

@@ -27,7 +27,7 @@ from draft_core.training.trainer import Trainer
 
 Measure = TypeVar("Measure", bound=Callable[..., Any])
 
-RECOMPUTING: tuple[Checkpointing, ...] = (True, "blocks", "sliced")  # the whole denoiser, sooner or later
+RECOMPUTING: tuple[Checkpointing, ...] = (True, "blocks", "halves", "sliced")  # the whole denoiser, sooner or later
 
 
 def uncompiled(measure: Measure) -> Measure:

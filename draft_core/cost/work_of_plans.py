@@ -76,7 +76,7 @@ def _activations(batch: int, plan: StepPlan, renoising: Renoising, probe: Probe)
 
     def at(batch: int, recorded: int) -> float:
         """Bilinear through the four smallest updates; sums over images are kept from two on, where they go in turn."""
-        least = 2 if probe.sampler.gradient_checkpointing == "sliced" and batch > 1 else 1
+        least = 2 if probe.sampler.gradient_checkpointing in ("halves", "sliced") and batch > 1 else 1
         small = measured(least, recorded)
         return small + (batch - least) * (measured(least + 1, recorded) - small) if batch > least else small
 

@@ -270,7 +270,10 @@ def _check_sharding(recipe: RecipeBase, where: str) -> None:
         "users": (model.users is not None, "attention to users is"),
         "quantization": (model.quantization is not None, "quantised weights are"),
         "compile": (model.compile != "none", "compiled blocks are"),
-        "gradient_checkpointing": (model.gradient_checkpointing == "sliced", "calls that are recomputed by images are"),
+        "gradient_checkpointing": (
+            model.gradient_checkpointing in ("halves", "sliced"),
+            "calls that are computed again part by part are",
+        ),
     }
     for field, (is_said, what) in kept_whole.items() if recipe.train.sharding != "none" else ():
         if is_said:

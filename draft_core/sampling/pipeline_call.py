@@ -30,7 +30,7 @@ from draft_core.sampling.recomputing.calls import keeping, recorded
 
 Forward = Callable[..., Any]
 Decode = Literal["whole", "selective", "blocks", "checkpointed", "sliced", "tiles", "unrecorded"]
-Checkpointing = Literal[False, True, "selective", "blocks", "sliced"]
+Checkpointing = Literal[False, True, "selective", "blocks", "halves", "sliced"]
 
 
 class Settings(Protocol):
@@ -299,10 +299,7 @@ class PipelineCall:
         """A recorded denoiser call, and beside it how far it is from the base model's."""
         how = self.sampler.gradient_checkpointing
         with keeping(how, denoiser):
-            images = pipelines.length(
-                self.sampler.call_kwargs.get("prompt_embeds") if self.prompts is None else self.prompts
-            )
-            output = recorded(how, images, denoiser, forward, *args, **kwargs)
+            output = recorded(how, denoiser, forward, *args, **kwargs)
         self.predicted += [tensor.grad_fn for tensor in seams.tensors_in(output)]
         if self.sampler.base_model is not None and self.caller_records:
             with torch.no_grad(), self.sampler.base_model():

@@ -47,8 +47,8 @@ class DifferentiableSampler:
         pipe: a diffusers pipeline, classic or modular, with a scheduler and a denoiser (`unet` or `transformer`).
         num_inference_steps: as in the pipeline's call; None for a call that takes none.
         gradient_checkpointing: recompute each recorded denoiser call in the backward pass, so that a grad step stores
-            its input only; "sliced" one image after another, the gradient equal but for last bits; "blocks" one block
-            of the denoiser after another; "selective" only what costs next to nothing, `recomputing.selective`.
+            its input only; "halves" one half of the batch after the other, "sliced" one row of it, equal but for last
+            bits; "blocks" one block of the denoiser; "selective" what costs next to nothing, `recomputing.selective`.
         decode: "whole" stores all that the decoder's backward pass needs, for all images; "selective" recomputes of it
             what costs next to nothing, "blocks" one block after another, and "checkpointed" all of it at once; "sliced"
             recomputes one image at a time, and the last bit may differ; "tiles" one tile of it, where the decoder works
@@ -259,7 +259,7 @@ class DifferentiableSampler:
         renoising.check_follows(plan)
         check_recorded(self.call_kwargs.get("latents"), plan)
         self.traits.check_plan(
-            self.pipe, plan, renoising, recomputes=self.gradient_checkpointing in (True, "blocks", "sliced")
+            self.pipe, plan, renoising, recomputes=self.gradient_checkpointing not in (False, "selective")
         )
         if plan.prefix is None:
             run = PlannedRun(self, prompts, plan, generator)

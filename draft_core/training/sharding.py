@@ -67,11 +67,11 @@ def check_recomputed(how: Any) -> None:
     """That a sharded denoiser's calls can be computed again as `how`, a sampler's `gradient_checkpointing`, says.
 
     Raises:
-        RecipeError: if it is "sliced", whose backward pass calls the denoiser by itself.
+        RecipeError: if it is "halves" or "sliced", whose backward pass calls the denoiser by itself.
     """
-    if how == "sliced":
+    if how in ("halves", "sliced"):
         raise RecipeError(
-            "a denoiser that is spread over processes is not computed again image by image",
+            "a denoiser that is spread over processes is not computed again part by part",
             where=WHERE,
             next="use gradient_checkpointing: true, or blocks",
         )

@@ -38,7 +38,7 @@ def check_compilation(model: ModelConfig, location: str) -> None:
         return
     beside = {
         "gradient_checkpointing: selective": model.gradient_checkpointing == "selective",
-        "gradient_checkpointing: sliced": model.gradient_checkpointing == "sliced",
+        "gradient_checkpointing: sliced": model.gradient_checkpointing in ("halves", "sliced"),
         "quantization": model.quantization is not None,
         "users": model.users is not None,
     }

@@ -11,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from draft_core.sampling.recomputing.selective import convolutions_small, kept_small
 from draft_core.sampling.recomputing.slices import recomputed_in_slices
 
+SLICES = {"halves": 2, "sliced": None}  # of a batch; one for each row
+
 
 def keeping(how: Any, network: Any) -> AbstractContextManager[Any]:
     """What is recorded inside keeps as much as is asked for."""
@@ -20,14 +22,10 @@ def keeping(how: Any, network: Any) -> AbstractContextManager[Any]:
     return kept_small() if how == "selective" else nullcontext()
 
 
-def recorded(how: Any, images: int, network: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
-    """The output of the denoiser's function, its graph kept as `how`, a sampler's `gradient_checkpointing`, says.
-
-    Arguments:
-        images: of the batch, each of which may have several rows; 0 where that is not known.
-    """
-    if how == "sliced" and torch.is_grad_enabled():
-        return recomputed_in_slices(images, network, function, *args, **kwargs)
+def recorded(how: Any, network: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+    """The output of the denoiser's function, its graph kept as `how`, a sampler's `gradient_checkpointing`, says."""
+    if how in SLICES and torch.is_grad_enabled():
+        return recomputed_in_slices(SLICES[how], network, function, *args, **kwargs)
     return recomputed(network, function, *args, **kwargs) if how is True else function(*args, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""A denoiser call whose backward pass computes one image after another again, so that no more than one is ever kept."""
+"""A denoiser call whose backward pass computes one part of the batch after another again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from draft_core.errors import SamplerError
 from draft_core.sampling import seams
-from draft_core.sampling.recomputing.selective import precision_now
+from draft_core.sampling.recomputing.selective import convolutions_small, precision_now
 
 POSITIONS = ("img_ids", "txt_ids")  # (tokens, axes), the same for all images
 
@@ -24,15 +24,14 @@ def is_recorded() -> bool:
     return torch.is_grad_enabled() or _whole.get()
 
 
-def recomputed_in_slices(images: int, network: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
-    """The output of the denoiser's function; in the backward pass it is computed again for one image after another.
+def recomputed_in_slices(slices: int | None, network: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+    """The output of the denoiser's function; in the backward pass it is computed again for one slice after another.
 
     Values are those of the whole batch in every bit, gradients but for the last ones. Arguments with as many rows as
     the latents are divided, all others given whole; what comes out of a slice is compared with what the whole gave.
 
     Arguments:
-        images: whose rows follow one another in turns, as those of guidance do; 0 where it is not known, so that each
-            row is an image.
+        slices: of the batch's rows, each an image or a guidance branch of one; None makes one of each row.
         network: a denoiser.
         function: its `forward`, and what it is given.
 
@@ -43,14 +42,13 @@ def recomputed_in_slices(images: int, network: Any, function: Any, *args: Any, *
     if not isinstance(latents, torch.Tensor):
         raise _unsliced(network, "takes its latents as a list")
     rows = len(latents)
-    slices = images if images and rows % images == 0 else rows
-    call = _Call(network, function, args, kwargs, rows, slices)
+    call = _Call(network, function, args, kwargs, rows, min(slices or rows, rows))
     first = _Slices.apply(call, *call.recorded)
     return seams.with_first(call.output, "sample", first)
 
 
 class _Call:
-    """A denoiser call, and how one image of it is computed again.
+    """A denoiser call, and how one slice of it is computed again.
 
     Attributes:
         recorded: what goes in and has a gradient, arguments and weights.
@@ -86,7 +84,7 @@ class _Call:
         for number in range(self.slices):
             leaves = {id(tensor): tensor for tensor in self.recorded}
             args, kwargs = seams.mapped(partial(self._piece, leaves, number), self.given)
-            with torch.enable_grad(), self.precision():
+            with torch.enable_grad(), self.precision(), convolutions_small(self.network):
                 again = seams.first_of(self.function(*args, **kwargs), "sample")
             self._check(again.detach(), output[number :: self.slices])
             wanted = [leaves[id(tensor)] for tensor in self.recorded]
@@ -99,27 +97,27 @@ class _Call:
         return sums
 
     def _rows(self, tensor: torch.Tensor, number: int) -> Any:
-        """Which of an argument belong to an image."""
+        """Which of an argument belong to a slice."""
         return slice(number, None, self.slices) if id(tensor) in self.divided else ...
 
     def _piece(self, leaves: dict[int, torch.Tensor], number: int, tensor: torch.Tensor) -> torch.Tensor:
-        """An image's part of an argument, noted if its gradient is wanted."""
+        """A slice's part of an argument, noted if its gradient is wanted."""
         part = tensor.detach()[self._rows(tensor, number)]
         if id(tensor) in leaves:
             leaves[id(tensor)] = part.requires_grad_()
         return part
 
     def _check(self, again: torch.Tensor, before: torch.Tensor) -> None:
-        """That an image by itself gives what it gave among the others."""
+        """That a slice by itself gives what it gave among the others."""
         if before.is_meta:
             return
         near = 20 * math.sqrt(torch.finfo(before.dtype).eps) * before.abs().max()
         if again.shape != before.shape or (again - before).abs().max() > near:
-            raise _unsliced(self.network, "gives another output for one image than for a batch")
+            raise _unsliced(self.network, "gives another output for a part of a batch")
 
 
 class _Slices(torch.autograd.Function):
-    """A denoiser call that keeps what goes in, and is computed again one image after another."""
+    """A denoiser call that keeps what goes in, and is computed again one slice after another."""
 
     @staticmethod
     def forward(ctx: Any, call: _Call, *recorded: torch.Tensor) -> torch.Tensor:
@@ -137,7 +135,7 @@ class _Slices(torch.autograd.Function):
 
 def _unsliced(network: Any, problem: str) -> SamplerError:
     return SamplerError(
-        f"it {problem}, and cannot be computed again image by image",
+        f"it {problem}, and cannot be computed again part by part",
         where=type(network).__name__,
         next="use gradient_checkpointing: true",
     )
