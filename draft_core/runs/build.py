@@ -55,6 +55,7 @@ from draft_core.training.distributed import Processes
 from draft_core.training.learner_contract import require_columns, require_own_values, require_regularized
 from draft_core.training.precision import autocast
 from draft_core.training.scoring import check_images
+from draft_core.training.sharding import require_several
 from draft_core.training.trainer import Trainer
 from draft_core.workers.remote_reward import RemoteReward
 from draft_core.workers.worker import Worker
@@ -334,6 +335,8 @@ def _check_machine(recipe: RecipeBase) -> None:
             name = f"rewards.{place}" if place < len(recipe.rewards) else f"metrics.{place - len(recipe.rewards)}"
             check_device(reward.device, where=f"{name}.device")
     processes = Processes(cpu=recipe.device == "cpu")
+    if recipe.train.sharding != "none":
+        require_several(processes.world_size)
     check_machine(recipe.model.quantization, processes.device)
     if recipe.model.compile == "regional":
         check_compiler(processes.device)

@@ -150,10 +150,13 @@ class RegularizerSettings:
             )
         said = {"kl_anchor": self.kl_anchor is not None and not self.kl_relative, "kl_gate": bool(self.kl_gate)}
         for name in [name for name, is_said in said.items() if is_said and not self.kl]:
+            relative = "; kl_relative holds back all images alike" if self.kl_relative else ""
             raise RecipeError(
-                "without a weight of kl it would have no effect",
+                f"without a weight of kl it would have no effect{relative}",
                 where=f"regularizers.{name}",
-                next="set regularizers.kl, or leave it out",
+                next="set regularizers.kl in its place, or leave it out"
+                if relative
+                else "set regularizers.kl, or leave it out",
             )
 
     @property

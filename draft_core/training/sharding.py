@@ -34,8 +34,7 @@ def shard_denoisers(pipe: Any, device: torch.device, processes: int, *, of_machi
     """
     from torch.distributed import fsdp
 
-    if processes == 1:
-        raise RecipeError("there is one process, so nothing to share out", where=WHERE, next="give --processes 2")
+    require_several(processes)
     if device.type not in ("cpu", "cuda"):
         raise RecipeError(f"FSDP2 is not made for {device.type}", where=WHERE, next="use cpu or cuda")
     if "ignored_params" not in inspect.signature(fsdp.fully_shard).parameters:
@@ -61,6 +60,16 @@ def shard_denoisers(pipe: Any, device: torch.device, processes: int, *, of_machi
         for block in blocks(denoiser):
             fsdp.fully_shard(block, mesh=mesh, ignored_params=whole)
         fsdp.fully_shard(denoiser, mesh=mesh, ignored_params=whole)
+
+
+def require_several(processes: int) -> None:
+    """That there are several processes.
+
+    Raises:
+        RecipeError: if not.
+    """
+    if processes == 1:
+        raise RecipeError("there is one process, so nothing to share out", where=WHERE, next="give --processes 2")
 
 
 def check_recomputed(how: Any) -> None:

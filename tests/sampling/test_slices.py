@@ -78,6 +78,64 @@ def test_a_batch_whose_images_are_mixed_is_refused() -> None:
         call(Network(mixes=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_mixed_batch_is_refused_in_half_precision_too(dtype: torch.dtype) -> None:
+    network = nn.Linear(8, 8).to(dtype)
+    x = torch.randn(4, 8, generator=seeded()).to(dtype).requires_grad_()
+    for mix in (lambda h: h - h.mean(0), lambda h: h.roll(1, 0) * 0.5 + h):
+        (found,) = recomputed_in_slices(None, network, lambda x, mix=mix: (mix(network(x)),), x)
+        with pytest.raises(SamplerError, match=f"gives another output for a part of a batch, and {REFUSED}"):
+            found.sum().backward()
+
+
+def test_an_argument_that_is_given_twice_has_its_whole_gradient() -> None:
+    network = nn.Linear(3, 3)
+    x = torch.randn(4, 3, generator=seeded(), requires_grad=True)
+
+    def twice(x: torch.Tensor, others: list[torch.Tensor]) -> torch.Tensor:  # a tensor alone, as some denoisers return
+        return (network(x) * others[0]).tanh() * others[1]
+
+    (found,) = torch.autograd.grad(recomputed_in_slices(2, network, twice, x, [x, x]).sum(), x)
+    (expected,) = torch.autograd.grad(twice(x, [x, x]).sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
+def test_what_is_trained_beside_arguments_and_weights_is_refused() -> None:
+    network, beside = nn.Linear(3, 3), torch.zeros(3, requires_grad=True)
+    found = recomputed_in_slices(2, network, lambda x: (network(x) + beside,), torch.randn(4, 3))
+    with pytest.raises(SamplerError, match="is given a gradient by what is neither its argument nor its weight, and"):
+        found[0].sum().backward()
+
+
+def test_texts_of_frames_and_positions_go_with_their_rows() -> None:
+    """AnimateDiff repeats the text for each frame; Kandinsky 5 gives lists of positions."""
+    network = nn.Linear(3, 3)
+    x = torch.randn(2, 5, 3, generator=seeded(), requires_grad=True)
+    text = torch.randn(10, 3, generator=seeded()).requires_grad_()
+    given = {"encoder_hidden_states": text, "visual_rope_pos": [torch.arange(2), torch.arange(5)]}
+
+    def denoise(x: torch.Tensor, encoder_hidden_states: torch.Tensor, visual_rope_pos: list[torch.Tensor]) -> Any:
+        assert [len(position) for position in visual_rope_pos] == [2, 5]
+        return (network(x) * encoder_hidden_states.view_as(x),)
+
+    (found,) = recomputed_in_slices(None, network, denoise, x, **given)
+    gradients = torch.autograd.grad(found.square().sum(), [x, text])
+    expected = torch.autograd.grad(denoise(x, **given)[0].square().sum(), [x, text])
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_an_error_in_a_part_is_one_sentence() -> None:
+    def denoise(x: torch.Tensor) -> Any:
+        if len(x) < 4:
+            raise RuntimeError("shapes")
+        return (2 * x,)
+
+    (found,) = recomputed_in_slices(None, nn.Linear(1, 1), denoise, torch.ones(4, 1, requires_grad=True))
+    with pytest.raises(SamplerError, match=f"it raised RuntimeError for a part of a batch, and {REFUSED}"):
+        found.sum().backward()
+
+
 def test_a_list_of_latents_and_several_tensors_are_refused() -> None:
     x = [torch.randn(3, requires_grad=True)]
     with pytest.raises(SamplerError, match=f"takes its latents as a list, and {REFUSED}"):

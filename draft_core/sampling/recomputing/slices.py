@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import re
+from collections.abc import Sequence
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -14,7 +15,10 @@ from draft_core.errors import SamplerError
 from draft_core.sampling import seams
 from draft_core.sampling.recomputing.selective import convolutions_small, precision_now
 
-POSITIONS = ("img_ids", "txt_ids")  # (tokens, axes), the same for all images
+POSITIONS = re.compile(r"(img|txt)_ids|.*rope.*")  # of tokens, the same for all images, unless with rows for each
+TEXT = "encoder_hidden_states"  # with rows for each frame in networks that take frames as images
+# How far a part may be from itself among others, of its norm: what other kernels make of it.
+NEAR = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 _whole = ContextVar("_whole", default=False)  # whether a batch is computed whose graph comes later
 
@@ -44,7 +48,7 @@ def recomputed_in_slices(slices: int | None, network: Any, function: Any, *args:
     rows = len(latents)
     call = _Call(network, function, args, kwargs, rows, min(slices or rows, rows))
     first = _Slices.apply(call, *call.recorded)
-    return seams.with_first(call.output, "sample", first)
+    return first if call.output is None else seams.with_first(call.output, "sample", first)
 
 
 class _Call:
@@ -57,11 +61,21 @@ class _Call:
 
     def __init__(self, network: Any, function: Any, args: Any, kwargs: Any, rows: int, slices: int) -> None:
         self.network, self.function, self.given, self.slices = network, function, (args, kwargs), slices
-        self.precision = precision_now(next(network.parameters()).device.type)
-        arguments = seams.tensors_in(self.given)
-        self.recorded = [tensor for tensor in (*arguments, *network.parameters()) if tensor.requires_grad]
-        places = {id(kwargs[name]) for name in POSITIONS if getattr(kwargs.get(name), "ndim", 0) == 2}
-        self.divided = {id(tensor) for tensor in arguments if tensor.ndim and len(tensor) == rows} - places
+        self.rows = rows
+        arguments = {id(tensor): tensor for tensor in seams.tensors_in(self.given)}
+        weights = list(network.parameters())
+        self.recorded = [tensor for tensor in (*arguments.values(), *weights) if tensor.requires_grad]
+        named = [value for name, value in kwargs.items() if POSITIONS.fullmatch(name)]
+        places = {id(tensor) for tensor in seams.tensors_in(named) if tensor.ndim <= 2}
+        self.divided = {key for key, tensor in arguments.items() if tensor.ndim and len(tensor) == rows} - places
+        text = kwargs.get(TEXT)
+        of_frames = isinstance(text, torch.Tensor) and len(text) > rows and len(text) % rows == 0
+        self.of_frames = {id(text)} if of_frames else set[int]()
+        types = {weight.dtype for weight in weights if weight.is_floating_point()}
+        self.precision = precision_now(device := weights[0].device.type)
+        if torch.is_autocast_enabled(device):
+            types.add(torch.get_autocast_dtype(device))
+        self.near = max(NEAR.get(dtype, NEAR[torch.bfloat16]) for dtype in types)
         self.output: Any = None
 
     def whole(self) -> torch.Tensor:
@@ -74,20 +88,22 @@ class _Call:
             _whole.reset(token)
         if len(seams.tensors_in(output)) != 1:
             raise _unsliced(self.network, "gives more than one tensor")
-        self.output = seams.with_first(output, "sample", None)
-        first: torch.Tensor = seams.first_of(output, "sample")
-        return first
+        self.output = None if isinstance(output, torch.Tensor) else seams.with_first(output, "sample", None)
+        return _first_of(output)
 
     def gradients(self, output: torch.Tensor, gradient: torch.Tensor) -> list[torch.Tensor | None]:
         """Of what is recorded, from that of the output."""
         sums: list[torch.Tensor | None] = [None] * len(self.recorded)
         for number in range(self.slices):
             leaves = {id(tensor): tensor for tensor in self.recorded}
-            args, kwargs = seams.mapped(partial(self._piece, leaves, number), self.given)
-            with torch.enable_grad(), self.precision(), convolutions_small(self.network):
-                again = seams.first_of(self.function(*args, **kwargs), "sample")
+            pieces: dict[int, torch.Tensor] = {}
+            args, kwargs = seams.mapped(partial(self._piece, pieces, number), self.given)
+            again = self._again(args, kwargs)
             self._check(again.detach(), output[number :: self.slices])
+            leaves.update({key: piece for key, piece in pieces.items() if key in leaves})
             wanted = [leaves[id(tensor)] for tensor in self.recorded]
+            if not number:
+                self._require_known(again, wanted)
             found = torch.autograd.grad(again, wanted, gradient[number :: self.slices], allow_unused=True)
             for place, (tensor, part) in enumerate(zip(self.recorded, found, strict=True)):
                 if part is not None:
@@ -98,21 +114,45 @@ class _Call:
 
     def _rows(self, tensor: torch.Tensor, number: int) -> Any:
         """Which of an argument belong to a slice."""
+        if id(tensor) in self.of_frames:
+            frames = len(tensor) // self.rows
+            return [row * frames + frame for row in range(number, self.rows, self.slices) for frame in range(frames)]
         return slice(number, None, self.slices) if id(tensor) in self.divided else ...
 
-    def _piece(self, leaves: dict[int, torch.Tensor], number: int, tensor: torch.Tensor) -> torch.Tensor:
-        """A slice's part of an argument, noted if its gradient is wanted."""
-        part = tensor.detach()[self._rows(tensor, number)]
-        if id(tensor) in leaves:
-            leaves[id(tensor)] = part.requires_grad_()
-        return part
+    def _piece(self, pieces: dict[int, torch.Tensor], number: int, tensor: torch.Tensor) -> torch.Tensor:
+        """A slice's part of an argument, the same one wherever the argument is given."""
+        if id(tensor) not in pieces:
+            part = tensor.detach()[self._rows(tensor, number)]
+            pieces[id(tensor)] = part.requires_grad_(tensor.requires_grad)
+        return pieces[id(tensor)]
+
+    def _again(self, args: Any, kwargs: Any) -> torch.Tensor:
+        try:
+            with torch.enable_grad(), self.precision(), convolutions_small(self.network):
+                return _first_of(self.function(*args, **kwargs))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise _unsliced(self.network, f"raised {type(error).__name__} for a part of a batch") from error
+
+    def _require_known(self, again: torch.Tensor, leaves: Sequence[torch.Tensor]) -> None:
+        """That nothing is trained but arguments and weights, whose gradient alone is passed on."""
+        known, seen, open_ends = {id(leaf) for leaf in leaves}, set[Any](), [again.grad_fn]
+        while open_ends:
+            node = open_ends.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if id(getattr(node, "variable", leaves[0])) not in known:
+                raise _unsliced(self.network, "is given a gradient by what is neither its argument nor its weight")
+            open_ends += [before for before, _ in node.next_functions]
 
     def _check(self, again: torch.Tensor, before: torch.Tensor) -> None:
         """That a slice by itself gives what it gave among the others."""
         if before.is_meta:
             return
-        near = 20 * math.sqrt(torch.finfo(before.dtype).eps) * before.abs().max()
-        if again.shape != before.shape or (again - before).abs().max() > near:
+        apart = again.shape != before.shape or (again - before).float().norm() > self.near * before.float().norm()
+        if apart:
             raise _unsliced(self.network, "gives another output for a part of a batch")
 
 
@@ -131,6 +171,12 @@ class _Slices(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         (output,) = ctx.saved_tensors
         return None, *ctx.call.gradients(output, gradient)
+
+
+def _first_of(output: Any) -> torch.Tensor:
+    """What a denoiser returned, which may be a tensor alone."""
+    first: torch.Tensor = output if isinstance(output, torch.Tensor) else seams.first_of(output, "sample")
+    return first
 
 
 def _unsliced(network: Any, problem: str) -> SamplerError:
