@@ -39,6 +39,7 @@ from emoji_judges import ALIGNMENT, BYTES, FLOOR, MARK, QUALITY
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from tables import remembered, spread
 from transformers.utils import logging as transformers_logging
 
 from draft_core import (
@@ -356,12 +357,7 @@ def best_rate(task: Task, method: Method, folder: Path) -> float:
 def run_once(task: Task, method: Method, rate: float, seed: int, folder: Path, budget: float | None = None) -> Run:
     """The run, from its file if it has been made before."""
     file = folder / f"{method.name.replace(' ', '-')}_{rate:g}_{seed}.json"
-    if not file.is_file():
-        run = train(task, method, rate, seed, task.budget if budget is None else budget)
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(".partial")
-        aside.write_text(json.dumps(asdict(run)), encoding="utf-8")
-        aside.rename(file)
+    remembered(file, lambda: asdict(train(task, method, rate, seed, task.budget if budget is None else budget)))
     return read_run(file)
 
 
@@ -702,13 +698,6 @@ def draw(axes: Axes, runs: Sequence[Run], x: Value, y: Value, colour: str) -> No
 def deviation(values: Sequence[float]) -> float:
     """Their standard deviation; 0 of one, and of seconds that nobody has measured."""
     return stdev(values) if len(values) > 1 and not any(map(math.isnan, values)) else 0.0
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """Mean and standard deviation, the mean alone of one."""
-    if not values:
-        return "-"
-    return f"{fmean(values):{form}} ± {stdev(values):{form}}" if len(values) > 1 else f"{values[0]:{form}}"
 
 
 def print_header(*columns: object) -> None:

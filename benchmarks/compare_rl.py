@@ -38,7 +38,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from rl_tasks import FEW_TASKS, QUICK, TASKS, Entry, Task
-from tables import markdown, publish
+from tables import markdown, publish, spread
 from transformers.utils import logging as transformers_logging
 
 from draft_core import Trainer, build, load_catalog, load_checkpoint, load_recipe, save_checkpoint
@@ -307,11 +307,6 @@ def price_cell(made: Sequence[Run], level: float) -> str:
     return (
         f"{spread([queries for queries, _ in prices], '.0f')} ({fmean(seconds for _, seconds in prices):.0f} s{some})"
     )
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """Mean and standard deviation, the mean alone of one."""
-    return f"{fmean(values):{form}} ± {stdev(values):{form}}" if len(values) > 1 else f"{values[0]:{form}}"
 
 
 def save_image(tasks: Sequence[Task], runs: Path, image: Path) -> None:

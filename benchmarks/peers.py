@@ -36,6 +36,7 @@ import torch
 from accelerate import PartialState
 from diffusers.utils import logging as diffusers_logging
 from emoji_judges import ALIGNMENT, BYTES, FLOOR, MARK, make_judge
+from tables import crossing
 
 from draft_core import (
     DifferentiableSampler,
@@ -226,10 +227,9 @@ def way(make: Any, seed: int) -> tuple[float, float, float] | None:
         seconds += time.process_time() - begun
         now = judge()
         print(f"{make.__name__} {seed}: update {number}, {now}", flush=True)
-        if now[BYTES] >= wanted:
-            share = (wanted - before[BYTES]) / (now[BYTES] - before[BYTES])
-            alignment = before[ALIGNMENT] + share * (now[ALIGNMENT] - before[ALIGNMENT])
-            return number - 1 + share, seconds * (number - 1 + share) / number, alignment / base[ALIGNMENT]
+        ends = [{"updates": number - 1, **before}, {"updates": number, **now}]
+        if mark := crossing(ends, BYTES, wanted):
+            return mark["updates"], seconds * mark["updates"] / number, mark[ALIGNMENT] / base[ALIGNMENT]
         before = now
     return None
 

@@ -12,16 +12,14 @@ says at the mark, less what it says of the base model. Seconds are of the proces
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
 from emoji_judges import make_judge
-from tables import markdown
+from tables import crossing, markdown, remembered, spread
 
 from draft_core import (
     DifferentiableSampler,
@@ -83,23 +81,9 @@ def main() -> None:
     print(markdown(HEADER, rows))
 
 
-def spread(values: list[float], digits: str) -> str:
-    """Mean and standard deviation over seeds."""
-    if len(values) < 2:
-        return format(values[0], digits) if values else "-"
-    return f"{fmean(values):{digits}} ± {stdev(values):{digits.lstrip('+')}}"
-
-
 def run(steps: int, seed: int, folder: Path) -> list[Point]:
     """The evaluations of a run, the base model's first; from its file if it has been made before."""
-    file = folder / f"{steps}-steps-{seed}.json"
-    if not file.is_file():
-        points = train(steps, seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(".partial")
-        aside.write_text(json.dumps(points), encoding="utf-8")
-        aside.rename(file)
-    found: list[Point] = json.loads(file.read_text(encoding="utf-8"))
+    found: list[Point] = remembered(folder / f"{steps}-steps-{seed}.json", lambda: train(steps, seed))
     return found
 
 
@@ -140,13 +124,8 @@ def train(steps: int, seed: int) -> list[Point]:
 def at_mark(points: list[Point]) -> Point | None:
     """Where the trained reward has risen enough, on a straight line between evaluations; the judge less the base's."""
     base = points[0]
-    wanted = base[TRAINED] + RISE
-    for before, after in pairwise(points):
-        if after[TRAINED] >= wanted:
-            share = (wanted - before[TRAINED]) / (after[TRAINED] - before[TRAINED])
-            found = {name: before[name] + share * (after[name] - before[name]) for name in before}
-            return {**found, JUDGE: found[JUDGE] - base[JUDGE]}
-    return None
+    found = crossing(points, TRAINED, base[TRAINED] + RISE)
+    return found and {**found, JUDGE: found[JUDGE] - base[JUDGE]}
 
 
 if __name__ == "__main__":

@@ -19,14 +19,14 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from random import Random
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 
 import compare
 import torch
 from compare import THREE_STEPS, Task, change, kept, run_once
 from diffusers import AutoencoderTiny
 from diffusers.utils import logging as diffusers_logging
-from tables import markdown
+from tables import markdown, spread
 
 from draft_core import DifferentiableSampler, DraftK, Objective, load_catalog, load_pipeline, load_reward
 from draft_core.adapters.lora import add_lora, trainable
@@ -92,17 +92,13 @@ def cosines(decoder: Path, noises: Sequence[int], steps: int) -> str:
         means = cosine(*(torch.stack(each).mean(0) for each in found.values()))
         apart = [cosine(one, other) for one, other in combinations(found["own"], 2)]
         ratio = fmean(float(tiny.norm() / own.norm()) for own, tiny in zip(found["own"], found["tiny"], strict=True))
-        rows.append([f"`{reward}`", spread(same), f"{means:.2f}", f"{ratio:.2f}", spread(apart)])
+        rows.append([f"`{reward}`", spread(same, ".2f"), f"{means:.2f}", f"{ratio:.2f}", spread(apart, ".2f")])
     heads = ("reward", "cosine, same noise", "of the means", "norm, tiny to own", "cosine of two draws, own")
     return markdown(heads, rows)
 
 
 def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(one, other, dim=0))
-
-
-def spread(values: Sequence[float]) -> str:
-    return f"{fmean(values):.2f} ± {stdev(values):.2f}"
 
 
 def updates(decoder: Path, lengths: Sequence[int], rounds: int) -> str:
@@ -136,10 +132,10 @@ def marks(decoder: Path, seeds: Sequence[int], runs: Path) -> str:
         rows.append(
             [
                 *(name, f"{sum(run.at_mark() is not None for run in found)} of {len(found)}", f"{seconds[name]:.2f}"),
-                compare.spread([point.updates for _, point in points], ".1f"),
-                compare.spread([point.updates * seconds[name] for _, point in points], ".1f"),
-                compare.spread([kept(run, point) for run, point in points], ".1f"),
-                compare.spread([change(run, run.points[-1]) for run in found], ".1f"),
+                spread([point.updates for _, point in points], ".1f"),
+                spread([point.updates * seconds[name] for _, point in points], ".1f"),
+                spread([kept(run, point) for run, point in points], ".1f"),
+                spread([change(run, run.points[-1]) for run in found], ".1f"),
             ]
         )
     heads = ("method", "kept the alignment", "s of an update", "updates", "seconds", "alignment at -8 %, %")

@@ -18,16 +18,14 @@ from draft_core.learners.recorded_runs import apart, record
 from draft_core.plan import StepPlan
 from draft_core.rewards.objective import NOTHING, Objective, Scores
 from draft_core.sampling import pipelines, seams
-from draft_core.sampling.pipeline_call import Checkpointing
 from draft_core.sampling.recomputing.slices import is_recorded
 from draft_core.sampling.rollout import Rollout
 from draft_core.sampling.sampler import DifferentiableSampler
+from draft_core.setting import RECOMPUTING
 from draft_core.training.robust import worst_scores
 from draft_core.training.trainer import Trainer
 
 Measure = TypeVar("Measure", bound=Callable[..., Any])
-
-RECOMPUTING: tuple[Checkpointing, ...] = (True, "blocks", "halves", "sliced")  # the whole denoiser, sooner or later
 
 
 def uncompiled(measure: Measure) -> Measure:

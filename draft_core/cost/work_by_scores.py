@@ -15,13 +15,14 @@ from types import SimpleNamespace
 
 import torch
 
-from draft_core.cost.probe import RECOMPUTING, Probe, Times, seconds_of
+from draft_core.cost.probe import Probe, Times, seconds_of
 from draft_core.cost.work import Calls, Seconds
 from draft_core.learners.advantages import ByPrompt
 from draft_core.learners.learner import Batch, Learner
 from draft_core.learners.policy_gradient import PolicyGradient
 from draft_core.learners.preference import PreferenceLearner
 from draft_core.learners.weighted_regression import ACCEPTED, WeightedRegression
+from draft_core.setting import RECOMPUTING
 from draft_core.training.trainer import Trainer
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from draft_core.cost.probe import RECOMPUTING, Probe, Times
+from draft_core.cost.probe import Probe, Times
 from draft_core.cost.work import Calls, Seconds
 from draft_core.learners.direct import images_per_noise
 from draft_core.plan import Method, Renoising, StepPlan
+from draft_core.setting import IN_PARTS, RECOMPUTING
 from draft_core.training.trainer import Trainer
 
 
@@ -76,7 +77,7 @@ def _activations(batch: int, plan: StepPlan, renoising: Renoising, probe: Probe)
 
     def at(batch: int, recorded: int) -> float:
         """Bilinear through the four smallest updates; sums over images are kept from two on, where they go in turn."""
-        least = 2 if probe.sampler.gradient_checkpointing in ("halves", "sliced") and batch > 1 else 1
+        least = 2 if probe.sampler.gradient_checkpointing in IN_PARTS and batch > 1 else 1
         small = measured(least, recorded)
         return small + (batch - least) * (measured(least + 1, recorded) - small) if batch > least else small
 

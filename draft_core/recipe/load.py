@@ -32,7 +32,7 @@ from draft_core.registry.catalog import Catalog, load_catalog
 from draft_core.registry.config import MethodConfig
 from draft_core.registry.environments import spec_of
 from draft_core.registry.validation.messages import validate
-from draft_core.setting import SCHEDULES, PromptFile, images_per_prompt
+from draft_core.setting import IN_PARTS, SCHEDULES, PromptFile, images_per_prompt
 
 # What the sampler is given beside the arguments of the call.
 OF_SAMPLER = (
@@ -271,7 +271,7 @@ def _check_sharding(recipe: RecipeBase, where: str) -> None:
         "quantization": (model.quantization is not None, "quantised weights are"),
         "compile": (model.compile != "none", "compiled blocks are"),
         "gradient_checkpointing": (
-            model.gradient_checkpointing in ("halves", "sliced"),
+            model.gradient_checkpointing in IN_PARTS,
             "calls that are computed again part by part are",
         ),
     }

@@ -306,4 +306,4 @@ def prompt_of_each(prompts: Sequence[str] | None, images: int) -> tuple[str, ...
 
 def length(value: Any) -> int:
     """The items of a list or a batch; 0 for anything else."""
-    return len(value) if isinstance(value, (list, tuple)) or (isinstance(value, torch.Tensor) and value.ndim > 0) else 0
+    return len(value) if isinstance(value, list) or (isinstance(value, torch.Tensor) and value.ndim > 0) else 0

@@ -28,7 +28,7 @@ from draft_core.sampling.pipeline_call import Checkpointing, Decode
 from draft_core.sampling.randomness import Generator
 from draft_core.sampling.replay import Replay, Visit, keeps_apart, renoised_start, unvisited
 from draft_core.sampling.rollout import Origin, Rollout, check_given, check_same_sampler, starting_from
-from draft_core.setting import SCHEDULES
+from draft_core.setting import RECOMPUTING, SCHEDULES
 
 NO_RENOISING = Renoising()
 NO_COLUMNS = CallColumns()
@@ -258,9 +258,7 @@ class DifferentiableSampler:
         generator = generator or self.call_kwargs.get("generator")
         renoising.check_follows(plan)
         check_recorded(self.call_kwargs.get("latents"), plan)
-        self.traits.check_plan(
-            self.pipe, plan, renoising, recomputes=self.gradient_checkpointing not in (False, "selective")
-        )
+        self.traits.check_plan(self.pipe, plan, renoising, recomputes=self.gradient_checkpointing in RECOMPUTING)
         if plan.prefix is None:
             run = PlannedRun(self, prompts, plan, generator)
             samples = run.sample()

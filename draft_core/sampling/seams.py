@@ -188,14 +188,15 @@ def step_call(step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepC
 
 
 def first_of(output: Any, field: str) -> Any:
-    """What a step or a denoiser returned, first of a tuple or `field` of an output object."""
-    return output[0] if isinstance(output, tuple) else getattr(output, field)
+    """What a step or a denoiser returned: a tensor alone, first of a tuple or `field` of an output object."""
+    alone = isinstance(output, torch.Tensor)
+    return output if alone else output[0] if isinstance(output, tuple) else getattr(output, field)
 
 
 def with_first(output: Any, field: str, value: Any) -> Any:
     """`output` of a step or a denoiser with what `first_of` gives replaced."""
-    if isinstance(output, tuple):
-        return (value, *output[1:])
+    if isinstance(output, (tuple, torch.Tensor)):
+        return (value, *output[1:]) if isinstance(output, tuple) else value
     replacement = copy.copy(output)
     setattr(replacement, field, value)
     return replacement

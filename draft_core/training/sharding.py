@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from draft_core.errors import RecipeError
 from draft_core.sampling.pipelines import find_denoisers
+from draft_core.setting import IN_PARTS
 
 WHERE = "train.sharding"
 
@@ -78,7 +79,7 @@ def check_recomputed(how: Any) -> None:
     Raises:
         RecipeError: if it is "halves" or "sliced", whose backward pass calls the denoiser by itself.
     """
-    if how in ("halves", "sliced"):
+    if how in IN_PARTS:
         raise RecipeError(
             "a denoiser that is spread over processes is not computed again part by part",
             where=WHERE,

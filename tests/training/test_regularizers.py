@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from draft_core import (
-    DifferentiableSampler,
     DirectLearner,
     DraftK,
     DraftLV,
@@ -39,12 +38,9 @@ from draft_core.training.robust import ranked_too_high
 from draft_core.training.scoring import Scoring
 from draft_core.training.settings import AnchorSettings, RegularizerSettings
 from draft_core.training.step_report import Tally
+from tests.support.regularized import redness, sampler_away
 from tests.support.runs import taken_up
-from tests.support.tiny import byte_tokenizer, tiny_pipe, with_lora
-
-
-def redness(images: torch.Tensor) -> torch.Tensor:
-    return images[:, 0].mean((1, 2))
+from tests.support.tiny import byte_tokenizer
 
 
 def blueness(images: torch.Tensor) -> torch.Tensor:
@@ -59,17 +55,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def trainer(
     tokenizer: Any, learner: Any = None, *, ema: float | None = None, gated: bool = False, **settings: Any
 ) -> Trainer:
-    pipe = with_lora(tiny_pipe(tokenizer=tokenizer), rank=2)
-    with torch.no_grad():
-        for name, parameter in pipe.unet.named_parameters():
-            if "lora" in name:  # so that it is away from the base model
-                parameter += 0.02
     eta = {} if learner is None or learner.needs_gradient else {"eta": 1.0}
-    sampler = DifferentiableSampler(
-        pipe, num_inference_steps=2, guidance_scale=3.0, base_model=partial(adapters_off, pipe), **eta
-    )
     return Trainer(
-        sampler,
+        sampler_away(tokenizer, **eta),
         Objective({"redness": redness}),
         learner or DirectLearner(DraftK(k=2)),
         ["a", "b", "c"],

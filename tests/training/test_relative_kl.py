@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from draft_core import DifferentiableSampler, DirectLearner, DraftK, Objective, Trainer, TrainSettings, load_recipe
+from draft_core import DirectLearner, DraftK, Objective, Trainer, TrainSettings, load_recipe
 from draft_core.adapters.lora import adapters_off, lora_state
 from draft_core.cost.work_of_plans import count_calls
 from draft_core.errors import DraftError, RecipeError
@@ -22,14 +22,11 @@ from draft_core.registry.targets import Target
 from draft_core.sampling import base_model
 from draft_core.training.settings import AnchorSettings, RegularizerSettings
 from draft_core.training.step_report import Tally
+from tests.support.regularized import redness, sampler_away
 from tests.support.runs import taken_up
-from tests.support.tiny import byte_tokenizer, tiny_pipe, with_lora
+from tests.support.tiny import byte_tokenizer
 
 SHARE = 0.7
-
-
-def redness(images: torch.Tensor) -> torch.Tensor:
-    return images[:, 0].mean((1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +37,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def trainer(
     tokenizer: Any, learner: Any = None, *, weight: float = 1.0, ema: float | None = None, **regularizers: Any
 ) -> Trainer:
-    pipe = with_lora(tiny_pipe(tokenizer=tokenizer), rank=2)
-    with torch.no_grad():
-        for name, parameter in pipe.unet.named_parameters():
-            if "lora" in name:  # so that it is away from the base model
-                parameter += 0.02
     return Trainer(
-        DifferentiableSampler(pipe, num_inference_steps=2, guidance_scale=3.0, base_model=partial(adapters_off, pipe)),
+        sampler_away(tokenizer),
         Objective({"redness": redness}, weights={"redness": weight}),
         learner or DirectLearner(DraftK(k=1)),
         ["a", "b", "c"],

@@ -16,6 +16,7 @@ from draft_core.recipe.quantization import DENOISERS
 from draft_core.recipe.schema import ModelConfig
 from draft_core.runs.loading.classes import index_in
 from draft_core.sampling.pipelines import find_denoisers
+from draft_core.setting import IN_PARTS
 
 WHERE = "model.compile"
 BACKEND = "inductor"
@@ -37,8 +38,8 @@ def check_compilation(model: ModelConfig, location: str) -> None:
     if model.compile == "none":
         return
     beside = {
-        "gradient_checkpointing: selective": model.gradient_checkpointing == "selective",
-        "gradient_checkpointing: sliced": model.gradient_checkpointing in ("halves", "sliced"),
+        f"gradient_checkpointing: {model.gradient_checkpointing}": model.gradient_checkpointing
+        in ("selective", *IN_PARTS),
         "quantization": model.quantization is not None,
         "users": model.users is not None,
     }

@@ -10,8 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from draft_core.sampling.recomputing.selective import convolutions_small, kept_small
 from draft_core.sampling.recomputing.slices import recomputed_in_slices
-
-SLICES = {"halves": 2, "sliced": None}  # of a batch; one for each row
+from draft_core.setting import IN_PARTS
 
 
 def keeping(how: Any, network: Any) -> AbstractContextManager[Any]:
@@ -24,8 +23,8 @@ def keeping(how: Any, network: Any) -> AbstractContextManager[Any]:
 
 def recorded(how: Any, network: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
     """The output of the denoiser's function, its graph kept as `how`, a sampler's `gradient_checkpointing`, says."""
-    if how in SLICES and torch.is_grad_enabled():
-        return recomputed_in_slices(SLICES[how], network, function, *args, **kwargs)
+    if how in IN_PARTS and torch.is_grad_enabled():
+        return recomputed_in_slices(IN_PARTS[how], network, function, *args, **kwargs)
     return recomputed(network, function, *args, **kwargs) if how is True else function(*args, **kwargs)
 
 

@@ -48,7 +48,7 @@ def recomputed_in_slices(slices: int | None, network: Any, function: Any, *args:
     rows = len(latents)
     call = _Call(network, function, args, kwargs, rows, min(slices or rows, rows))
     first = _Slices.apply(call, *call.recorded)
-    return first if call.output is None else seams.with_first(call.output, "sample", first)
+    return seams.with_first(call.output, "sample", first)
 
 
 class _Call:
@@ -56,7 +56,7 @@ class _Call:
 
     Attributes:
         recorded: what goes in and has a gradient, arguments and weights.
-        output: what came out, without its tensor.
+        output: what came out, with zeros for its tensor.
     """
 
     def __init__(self, network: Any, function: Any, args: Any, kwargs: Any, rows: int, slices: int) -> None:
@@ -88,20 +88,19 @@ class _Call:
             _whole.reset(token)
         if len(seams.tensors_in(output)) != 1:
             raise _unsliced(self.network, "gives more than one tensor")
-        self.output = None if isinstance(output, torch.Tensor) else seams.with_first(output, "sample", None)
-        return _first_of(output)
+        self.output = seams.blank(output)
+        first: torch.Tensor = seams.first_of(output, "sample")
+        return first
 
     def gradients(self, output: torch.Tensor, gradient: torch.Tensor) -> list[torch.Tensor | None]:
         """Of what is recorded, from that of the output."""
         sums: list[torch.Tensor | None] = [None] * len(self.recorded)
         for number in range(self.slices):
-            leaves = {id(tensor): tensor for tensor in self.recorded}
             pieces: dict[int, torch.Tensor] = {}
             args, kwargs = seams.mapped(partial(self._piece, pieces, number), self.given)
             again = self._again(args, kwargs)
             self._check(again.detach(), output[number :: self.slices])
-            leaves.update({key: piece for key, piece in pieces.items() if key in leaves})
-            wanted = [leaves[id(tensor)] for tensor in self.recorded]
+            wanted = [pieces.get(id(tensor), tensor) for tensor in self.recorded]
             if not number:
                 self._require_known(again, wanted)
             found = torch.autograd.grad(again, wanted, gradient[number :: self.slices], allow_unused=True)
@@ -129,7 +128,8 @@ class _Call:
     def _again(self, args: Any, kwargs: Any) -> torch.Tensor:
         try:
             with torch.enable_grad(), self.precision(), convolutions_small(self.network):
-                return _first_of(self.function(*args, **kwargs))
+                again: torch.Tensor = seams.first_of(self.function(*args, **kwargs), "sample")
+                return again
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -171,12 +171,6 @@ class _Slices(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         (output,) = ctx.saved_tensors
         return None, *ctx.call.gradients(output, gradient)
-
-
-def _first_of(output: Any) -> torch.Tensor:
-    """What a denoiser returned, which may be a tensor alone."""
-    first: torch.Tensor = output if isinstance(output, torch.Tensor) else seams.first_of(output, "sample")
-    return first
 
 
 def _unsliced(network: Any, problem: str) -> SamplerError:
