@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from draft_emoji.motion import CHANGES, words_of
+from draft_emoji.motion_words import CHANGES, words_of
 
 from draft_core import load_catalog, load_pipeline, load_reward
 from draft_core.errors import DraftError

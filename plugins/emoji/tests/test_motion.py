@@ -9,8 +9,10 @@ import pytest
 import torch
 from diffusers import MotionAdapter, UNet2DConditionModel
 from draft_emoji import FOLDER, motion
-from draft_emoji.motion import CHANGES, axis, motions, places, words_of
+from draft_emoji.configs import EmojiMotionConfig, EmojiMotionThingConfig, EmojiPathConfig
+from draft_emoji.motion import motions, places
 from draft_emoji.motion_unet import TextMotionUNet
+from draft_emoji.motion_words import CHANGES, axis, words_of
 
 from draft_core import load_reward
 from draft_core.errors import RewardError
@@ -138,6 +140,12 @@ def test_shares_count_the_prompts_motion_and_thing() -> None:
     assert load_reward("emoji-motion-thing")(discs()[:, 0], PROMPTS).sum() == 0, "a disc is no fox"
     with pytest.raises(RewardError, match="'a fox' ends in no motion"):
         reward(discs()[:1], ["a fox"])
+    for config in (EmojiMotionConfig(), EmojiPathConfig(), EmojiMotionThingConfig()):
+        config.check_prompts(PROMPTS)
+        with pytest.raises(RewardError, match="'a fox' ends in no motion"):
+            config.check_prompts([*PROMPTS, "a fox"])
+    with pytest.raises(RewardError, match="'a zebra crossing' names none of its 274 things"):
+        EmojiMotionThingConfig().check_prompts(["a zebra crossing growing"])
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ import pytest
 import torch
 from diffusers import AnimateDiffPipeline
 from draft_emoji import FOLDER
-from draft_emoji.motion import motions, words_of
+from draft_emoji.motion import motions
+from draft_emoji.motion_words import words_of
 from emoji_training import pictures
 from emoji_training.loop import Budget
 from emoji_training.pictures import Picture

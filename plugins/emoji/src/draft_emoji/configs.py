@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from draft_core.plugin import Field, RelativePromptConfig, RewardConfig
+from draft_emoji.motion_words import words_of
 from draft_emoji.scene_words import SceneWords, things
 from draft_emoji.thing_words import named_thing
 
@@ -27,6 +28,15 @@ class _ThingConfig(RewardConfig):
         """Refuses prompts that name none of the things, or several."""
         for prompt in prompts:
             named_thing(prompt, where=f"reward {self.kind!r}")
+
+
+class _MotionWordsConfig(RewardConfig):
+    """Options of a score that reads which motions a prompt ends in."""
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuses prompts that end in no motion, or in two that cannot be had together."""
+        for prompt in prompts:
+            words_of(prompt, f"reward {self.kind!r}")
 
 
 class EmojiClipConfig(RelativePromptConfig):
@@ -88,19 +98,25 @@ class SceneJudgeRightConfig(_SceneWordsConfig):
     kind: Literal["emoji-scene-judge-right"] = "emoji-scene-judge-right"
 
 
-class EmojiMotionConfig(RewardConfig):
+class EmojiMotionConfig(_MotionWordsConfig):
     """Options of `emoji-motion`: there are none."""
 
     kind: Literal["emoji-motion"] = "emoji-motion"
 
 
-class EmojiPathConfig(RewardConfig):
+class EmojiPathConfig(_MotionWordsConfig):
     """Options of `emoji-path`: there are none."""
 
     kind: Literal["emoji-path"] = "emoji-path"
 
 
-class EmojiMotionThingConfig(RewardConfig):
+class EmojiMotionThingConfig(_MotionWordsConfig):
     """Options of `emoji-motion-thing`: there are none."""
 
     kind: Literal["emoji-motion-thing"] = "emoji-motion-thing"
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuses also prompts of which the thing is none of the judge's."""
+        super().check_prompts(prompts)
+        for prompt in prompts:
+            named_thing(words_of(prompt, where := f"reward {self.kind!r}")[0], where=where)

@@ -2,65 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from draft_core.errors import RewardError
 from draft_core.rewards import FrozenModule, checked_images, checked_videos
 from draft_core.rewards.images import resize_like_pil
 from draft_emoji.configs import EmojiJudgeTop1Config, EmojiMotionConfig, EmojiMotionThingConfig, EmojiPathConfig
 from draft_emoji.judge import EmojiJudge
+from draft_emoji.motion_words import CHANGES, GROWTH, TRAVEL, axis, words_of
 
-# What a motion changes from the first frame to the last: the middle of the drawing, to the right and down, and the root
-# of its area, all in sides of the frame; those of the videos that the model was trained on.
-TRAVEL, GROWTH = 28 / 64, 0.3
-CHANGES = {
-    "moving left": (-TRAVEL, 0.0, 0.0),
-    "moving right": (TRAVEL, 0.0, 0.0),
-    "moving up": (0.0, -TRAVEL, 0.0),
-    "moving down": (0.0, TRAVEL, 0.0),
-    "growing": (0.0, 0.0, GROWTH),
-    "shrinking": (0.0, 0.0, -GROWTH),
-}
-ANY = "|".join(CHANGES)
-MOTION = re.compile(rf"\s+({ANY})(?:\s+and\s+({ANY}))?\s*$")
 INK, SOFT = 0.15, 0.025  # how far from white a pixel belongs to the drawing, and over how much that is decided
 LEAST = 0.4  # of a motion's change, to be counted as one
 STEADY = 0.8  # least share of a change's variance that an even pace explains
 EMPTY = 0.01  # of a frame; a smaller drawing has no place
 EDGE = 2  # pixels around a drawing that is cut out
 SIDE = 64  # to which it is enlarged
-
-
-def words_of(prompt: str, where: str) -> tuple[str, tuple[str, ...]]:
-    """The thing and the one or two motions of "[STYLE style, ]a fox moving up and growing", in the order of CHANGES.
-
-    Raises:
-        RewardError: if the prompt does not end in a motion, or in two that cannot be had together.
-    """
-    found = MOTION.search(prompt.lower())
-    if found is None:
-        raise RewardError(
-            f"the prompt {prompt!r} ends in no motion",
-            where=where,
-            next=f"end it in {', '.join(CHANGES)}, or in two of them with 'and'",
-        )
-    asked = {motion: axis(motion) for motion in CHANGES if motion in found.groups()}
-    if len(set(asked.values())) < len([words for words in found.groups() if words]):
-        raise RewardError(
-            f"the prompt {prompt!r} asks for two motions along one line, {found[1]!r} and {found[2]!r}",
-            where=where,
-            next="name motions that a thing can make at once, as in 'moving up and growing'",
-        )
-    return prompt[: found.start()].strip(), tuple(asked)
-
-
-def axis(motion: str) -> int:
-    """Which of x, y and the root of the area a motion changes."""
-    return next(number for number, change in enumerate(CHANGES[motion]) if change)
 
 
 def places(videos: Tensor) -> Tensor:
