@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
@@ -42,6 +43,7 @@ from draft_core.cost.meta_device import (
     embeddings,
     like_a_gpu,
     pipeline,
+    tiles_once,
     without_numbers,
 )
 from draft_core.cost.peak_memory import MemoryMeter
@@ -111,18 +113,25 @@ class Activations:
 
 WHOLE = Settings()
 SELECTIVE = Settings(checkpointing="selective", decode="sliced")
-LEAN = Settings(checkpointing=True, decode="sliced")
+RECOMPUTED = Settings(checkpointing=True, decode="sliced")
 BLOCKS = Settings(checkpointing="blocks", decode="blocks")
+LEAN = Settings(checkpointing="lean", decode="blocks")
+SLICED = Settings(checkpointing="sliced", decode="blocks")
 VIDEO_BLOCKS = Settings(checkpointing="blocks", decode="sliced")  # Wan's decoder has no blocks to recompute
 FRAMES = 4  # of a video
 TILE = 128  # pixels
+TILES = replace(VIDEO_BLOCKS, decode="tiles", tiles=TILE)
 WAYS = {
     "selective": SELECTIVE,
-    "true": LEAN,
+    "true": RECOMPUTED,
+    "lean": LEAN,
     "blocks": BLOCKS,
     "blocks, sliced": VIDEO_BLOCKS,
     "blocks, sliced, 4 frames": replace(VIDEO_BLOCKS, frames=FRAMES),
-    "blocks, tiles": replace(VIDEO_BLOCKS, decode="tiles", tiles=TILE),
+    "blocks, tiles": TILES,
+    "blocks, tiles, 4 frames": replace(TILES, frames=FRAMES),
+    "blocks, small tiles, 4 frames": replace(TILES, frames=FRAMES, tiles=TILE // 2),
+    "lean, tiles, 4 frames": replace(TILES, frames=FRAMES, checkpointing="lean"),
 }
 # Beside a way: what a recipe says under `model.quantization`; the second text encoder of FLUX, and the third of SD 3.5,
 # is T5, and the only one of Wan UMT5.
@@ -137,10 +146,13 @@ T5 = {
 OPTIONS = {
     "nothing: everything is kept": WHOLE,
     "`gradient_checkpointing: selective`, `decode: sliced`": SELECTIVE,
-    "`gradient_checkpointing: true`, `decode: sliced`": LEAN,
+    "`gradient_checkpointing: true`, `decode: sliced`": RECOMPUTED,
+    "`gradient_checkpointing: lean`, `decode: blocks`": LEAN,
+    "`gradient_checkpointing: sliced`, `decode: blocks`": SLICED,
     "`gradient_checkpointing: blocks`, `decode: blocks`": BLOCKS,
     "K = 2, nothing": replace(WHOLE, k=2),
-    "K = 2, `gradient_checkpointing: true`, `decode: sliced`": replace(LEAN, k=2),
+    "K = 2, `gradient_checkpointing: true`, `decode: sliced`": replace(RECOMPUTED, k=2),
+    "K = 2, `gradient_checkpointing: lean`, `decode: blocks`": replace(LEAN, k=2),
     "K = 2, `gradient_checkpointing: blocks`, `decode: blocks`": replace(BLOCKS, k=2),
 }
 EXPLAINED = ("SDXL", "FLUX.1-dev")
@@ -153,20 +165,23 @@ SHORT_VIDEO = (("height", 480), ("width", 832), ("num_frames", 9))
 LONG_VIDEO = (("height", 480), ("width", 832), ("num_frames", 81))
 
 # Model, what is made, and in which ways.
-IMAGE_WAYS = ("selective", "true", "blocks")
+IMAGE_WAYS = ("selective", "true", "lean", "blocks")
 VIDEO_WAYS = ("true", "blocks, sliced")
 CASES = (
     ("SDXL", SQUARE, IMAGE_WAYS),
     ("SD3.5-medium", SQUARE, IMAGE_WAYS),
-    ("SD3.5-large", SQUARE, ("blocks", "blocks, nf4")),
+    ("SD3.5-large", SQUARE, ("blocks", "blocks, nf4", "lean, nf4")),
     ("FLUX.1-dev", HALF, ("blocks",)),
     ("FLUX.1-dev", SQUARE, IMAGE_WAYS),
-    ("FLUX.1-dev", SQUARE, ("blocks, int8", "blocks, nf4")),
+    ("FLUX.1-dev", SQUARE, ("blocks, int8", "blocks, nf4", "lean, nf4")),
     ("Wan 2.1 1.3B", SHORT_VIDEO, (*VIDEO_WAYS, "blocks, tiles")),
-    ("Wan 2.1 1.3B", VIDEO, VIDEO_WAYS),
+    ("Wan 2.1 1.3B", VIDEO, (*VIDEO_WAYS, "blocks, tiles")),
     ("Wan 2.1 1.3B", LONG_VIDEO, ("blocks, sliced", "blocks, sliced, 4 frames")),
-    ("Wan 2.1 14B", SHORT_VIDEO, ("blocks, sliced",)),
+    ("Wan 2.1 1.3B", LONG_VIDEO, ("lean, tiles, 4 frames", "blocks, tiles", "blocks, tiles, 4 frames")),
+    ("Wan 2.1 1.3B", LONG_VIDEO, ("blocks, tiles, 4 frames, nf4", "blocks, small tiles, 4 frames")),
+    ("Wan 2.1 14B", SHORT_VIDEO, ("blocks, sliced", "blocks, tiles", "blocks, tiles, nf4")),
     ("Wan 2.1 14B", VIDEO, ("blocks, sliced",)),
+    ("Wan 2.1 14B", LONG_VIDEO, ("blocks, tiles, 4 frames", "blocks, tiles, 4 frames, nf4")),
 )
 
 
@@ -236,7 +251,8 @@ def activations(pipe: Any, objective: Objective, settings: Settings, call: Mappi
         kept.append(meter.live)
         return decode(*args, **kwargs)
 
-    with like_a_gpu(), MemoryMeter() as meter, seams.replaced(tiny or pipe.vae, "decode", on_decode):
+    tiles = tiles_once(pipe.vae) if settings.decode == "tiles" else nullcontext()
+    with like_a_gpu(), tiles, MemoryMeter() as meter, seams.replaced(tiny or pipe.vae, "decode", on_decode):
         rollout = sampler(plan=Draft().plan(settings.k, Random(0)), generator=torch.Generator().manual_seed(0))
         decoded = meter.live
         (-objective(rollout.images, rollout.prompts).total.mean()).backward()

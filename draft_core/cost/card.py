@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from draft_core.cost.meta_device import (
     embeddings,
     like_a_gpu,
     pipeline,
+    tiles_once,
     without_numbers,
 )
 from draft_core.cost.peak_memory import MemoryMeter
@@ -200,7 +202,8 @@ def _activations(pipe: Any, update: Update) -> int:
     }
     objective = Objective(encoders)
     plan = StepPlan(steps=steps, grad_steps=frozenset(range(steps)))
-    with without_numbers(pipe), like_a_gpu(), MemoryMeter() as meter:
+    tiles = tiles_once(pipe.vae) if update.decode == "tiles" else nullcontext()
+    with without_numbers(pipe), like_a_gpu(), tiles, MemoryMeter() as meter:
         rollout = sampler(plan=plan, generator=torch.Generator().manual_seed(0))
         score = objective(rollout.images, rollout.prompts).total if encoders else rollout.images
         (-score.mean()).backward()

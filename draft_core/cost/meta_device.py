@@ -7,15 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import diffusers
 import torch
 import transformers
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from draft_core.cost.published import Model, Network
 from draft_core.sampling import seams
+from draft_core.sampling.decoders.tiles import are_features
 
 META = torch.device("meta")
 
@@ -174,10 +179,109 @@ def like_a_gpu() -> Iterator[None]:
     with (
         seams.replaced(torch.nn.functional, "scaled_dot_product_attention", on_attention),
         seams.replaced(torch, "is_autocast_enabled", _no_autocast_on_meta),
+        _Remembered(),
     ):
         yield
+
+
+class _Remembered(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Finds the sizes of an operation's output on the meta device once for all inputs of the same sizes.
+
+    PyTorch finds them by Python code, which takes most of the time of a count.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.known: dict[Any, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The operation's output, or empty tensors like it."""
+        values, tree = tree_flatten((args, kwargs or {}))
+        key = None if _has_alias(func) else (func, tree, *map(_sizes, values))
+        if key is None or not any(isinstance(value, Tensor) and value.device == META for value in values):
+            return func(*args, **(kwargs or {}))
+        if key not in self.known:
+            output = func(*args, **(kwargs or {}))
+            self.known[key] = tree_map_only(Tensor, _sizes, output)
+            return output
+        return tree_map_only(_Sizes, _empty, self.known[key])
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What a tensor on the meta device is."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _sizes(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return _Sizes(value.shape, value.stride(), value.dtype, value.device)
+    return type(value), value  # 1, 1.0 and True are equal
+
+
+def _empty(found: _Sizes) -> Tensor:
+    return torch.empty_strided(found.shape, found.stride, dtype=found.dtype, device=found.device)
+
+
+@cache
+def _has_alias(func: Any) -> bool:
+    """Whether an operation changes what it is given, or returns a view of it."""
+    schema = func._schema
+    return any(each.alias_info is not None for each in (*schema.arguments, *schema.returns))
 
 
 def _no_autocast_on_meta(original: Any, *device_type: str) -> bool:
     """PyTorch raises for the meta device."""
     return META.type not in device_type and bool(original(*device_type))
+
+
+@contextmanager
+def tiles_once(network: Any) -> Iterator[None]:
+    """Of the tiles that `decode: tiles` goes through, one of each shape is computed inside, forward and backward.
+
+    The others give pixels and gradients of the right size and nothing else: never are two of them in memory, so that
+    each takes what the first of its shape took. A video of 81 frames has 945 calls of its decoder otherwise.
+
+    Arguments:
+        network: a decoder on the meta device.
+    """
+    outputs: dict[Any, list[tuple[torch.Size, torch.dtype]]] = {}  # of a tile's calls
+    known: Iterator[tuple[torch.Size, torch.dtype]] | None = None
+    new: list[tuple[torch.Size, torch.dtype]] = []
+
+    def on_call(forward: Any, tile: Tensor, *args: Any, **kwargs: Any) -> Any:
+        nonlocal known, new
+        handed = [value for value in (*args, *kwargs.values()) if are_features(value)]
+        if all(feature is None for values in handed for feature in values):  # a tile begins
+            key = tile.shape, torch.is_grad_enabled()
+            known = iter(outputs[key]) if key in outputs else None
+            if known is None:
+                new = outputs[key] = []
+        if known is None:
+            output = forward(tile, *args, **kwargs)
+            new.append((output.shape, output.dtype))
+            return output
+        for values in handed:
+            values[0] = tile  # as something is handed on to the next call
+        return _Blank.apply(tile, *next(known))
+
+    with seams.replaced(network.decoder, "forward", on_call):
+        yield
+
+
+class _Blank(torch.autograd.Function):
+    """A tensor of this shape, and in the backward pass one of the input's."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, shape: Any, dtype: Any) -> Tensor:
+        ctx.shape, ctx.dtype = values.shape, values.dtype
+        return values.new_empty(shape, dtype=dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,) = gradients
+        return gradient.new_empty(ctx.shape, dtype=ctx.dtype), None, None

@@ -90,14 +90,14 @@ def found(scale: Any, name: str, settings: Any, device: str, dtype: torch.dtype 
         ("Stable Diffusion XL", "plain"),
         ("Stable Diffusion 3", "selective"),
         ("FLUX.1", "blocks"),
-        ("Wan 2.1, video", "lean"),
+        ("Wan 2.1, video", "whole call"),
     ],
 )
 def test_an_update_without_numbers_takes_what_a_real_one_takes(scale: Any, name: str, way: str) -> None:
     settings = {
         "plain": scale.Settings(batch=2, k=2),
         "selective": scale.SELECTIVE,
-        "lean": scale.LEAN,
+        "whole call": scale.RECOMPUTED,
         "blocks": scale.BLOCKS,
     }[way]
     real, without = (found(scale, name, settings, device) for device in ("cpu", "meta"))
@@ -152,7 +152,7 @@ def test_a_prediction_adds_up(scale: Any, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(scale, "measured", lambda *_: scale.Activations(0, 0, 10 * gib))
     encoders = {"text_encoder": 1 * gib, "text_encoder_2": 30 * gib}
     monkeypatch.setattr(scale, "weights", lambda *_: ((16 * gib, gib, 0), {"vae": gib, **encoders}, gib // 16, 2 * gib))
-    alone, node = (scale.predict("FLUX.1-dev", scale.LEAN, processes=count) for count in (1, 8))
+    alone, node = (scale.predict("FLUX.1-dev", scale.RECOMPUTED, processes=count) for count in (1, 8))
     assert alone.weights == {"denoiser": 16 * gib, "vae": gib, "reward": 2 * gib}
     assert node.weights["denoiser"] == (16 / 8 + 2) * gib, "an eighth, and two blocks that are gathered"
     assert alone.total(3) == pytest.approx(1 + 19 + 1 + 3 * 1.05 * 10)

@@ -221,13 +221,13 @@ class _Tiled(torch.autograd.Function):
         return ctx.decode.gradient(latents, *gradients), None
 
 
-def _are_features(value: Any) -> bool:
+def are_features(value: Any) -> bool:
     """Whether an argument is a list in which a call finds features of the frames before and leaves its own."""
     return isinstance(value, list) and not (value and all(isinstance(number, int) for number in value))
 
 
 def _features(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[list[Any]]:
-    return [value for value in (*args, *kwargs.values()) if _are_features(value)]
+    return [value for value in (*args, *kwargs.values()) if are_features(value)]
 
 
 def _blank(lists: Sequence[list[Any]]) -> list[list[Any]]:
@@ -242,7 +242,7 @@ def _with_features(
     left = iter(features)
 
     def filled(value: Any) -> Any:
-        if _are_features(value):
+        if are_features(value):
             return next(left)
         return list(value) if isinstance(value, list) else value
 
