@@ -244,10 +244,11 @@ def tiles_once(network: Any) -> Iterator[None]:
     """Of the tiles that `decode: tiles` goes through, one of each shape is computed inside, forward and backward.
 
     The others give pixels and gradients of the right size and nothing else: never are two of them in memory, so that
-    each takes what the first of its shape took. A video of 81 frames has 945 calls of its decoder otherwise.
+    each takes what the first of its shape took. A video of 81 frames has 945 calls of its decoder otherwise. Other
+    devices are left alone.
 
     Arguments:
-        network: a decoder on the meta device.
+        network: a decoder.
     """
     outputs: dict[Any, list[tuple[torch.Size, torch.dtype]]] = {}  # of a tile's calls
     known: Iterator[tuple[torch.Size, torch.dtype]] | None = None
@@ -255,6 +256,8 @@ def tiles_once(network: Any) -> Iterator[None]:
 
     def on_call(forward: Any, tile: Tensor, *args: Any, **kwargs: Any) -> Any:
         nonlocal known, new
+        if tile.device != META:
+            return forward(tile, *args, **kwargs)
         handed = [value for value in (*args, *kwargs.values()) if are_features(value)]
         if all(feature is None for values in handed for feature in values):  # a tile begins
             key = tile.shape, torch.is_grad_enabled()
@@ -266,7 +269,7 @@ def tiles_once(network: Any) -> Iterator[None]:
             new.append((output.shape, output.dtype))
             return output
         for values in handed:
-            values[0] = tile  # as something is handed on to the next call
+            values[:] = [tile] * len(values)  # something is handed on to the next call
         return _Blank.apply(tile, *next(known))
 
     with seams.replaced(network.decoder, "forward", on_call):

@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import torch
 from draft_core import Objective
 from draft_core.adapters.lora import add_lora
 from draft_core.cost.forecast import leaving_encoders
-from draft_core.cost.meta_device import build_network, like_a_gpu, without_numbers
+from draft_core.cost.meta_device import build_network, like_a_gpu, tiles_once, without_numbers
 from draft_core.cost.peak_memory import MemoryMeter
 from draft_core.cost.published import REWARD_ENCODERS
 from draft_core.recipe.yaml_text import parse_yaml
+from draft_core.sampling.decoders.tiles import decoded_by_tiles
 from tests.support.families import FAMILIES, WIDTH, Family
+from tests.support.thorough import some
 from tests.support.tiny import Redness, RednessConfig
 
 ROOT = Path(__file__).parents[2]
@@ -91,19 +94,43 @@ def found(scale: Any, name: str, settings: Any, device: str, dtype: torch.dtype 
         ("Stable Diffusion 3", "selective"),
         ("FLUX.1", "blocks"),
         ("Wan 2.1, video", "whole call"),
+        *some({"tiles": ("Wan 2.1, video", "tiles")}).values(),
     ],
 )
-def test_an_update_without_numbers_takes_what_a_real_one_takes(scale: Any, name: str, way: str) -> None:
+def test_an_update_without_numbers_takes_what_a_real_one_takes(
+    scale: Any, name: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {
         "plain": scale.Settings(batch=2, k=2),
         "selective": scale.SELECTIVE,
         "whole call": scale.RECOMPUTED,
         "blocks": scale.BLOCKS,
+        "tiles": replace(scale.TILES, tiles=32, frames=1),
     }[way]
+    monkeypatch.setitem(CALLS, name, {**CALLS[name], **({"height": 64, "width": 64} if way == "tiles" else {})})
     real, without = (found(scale, name, settings, device) for device in ("cpu", "meta"))
     assert without.peak == pytest.approx(real.peak, rel=0.02)
     assert without.denoiser == pytest.approx(real.denoiser, rel=0.02)
     assert without.decoder == pytest.approx(real.decoder, rel=0.02)
+
+
+def test_of_the_tiles_of_one_shape_one_is_decoded() -> None:
+    """Six tiles of four shapes and two calls each, once without a graph and once with it."""
+
+    def counted(is_once: bool) -> tuple[int, int]:
+        calls: list[int] = []
+        vae = family("Wan 2.1, video").pipe().vae.to("meta").requires_grad_(False)
+        vae.enable_tiling(32, 32, 24, 24)
+        vae.decoder.conv_in.register_forward_pre_hook(lambda *_: calls.append(1))
+        latents = torch.empty(1, 4, 2, 8, 4, device="meta", requires_grad=True)
+        with like_a_gpu(), tiles_once(vae) if is_once else nullcontext(), MemoryMeter() as meter:
+            decoded_by_tiles(vae, vae.decode, latents).sample.sum().backward()
+        assert latents.grad is not None
+        return len(calls), meter.peak
+
+    (few, with_one), (all_calls, with_all) = counted(True), counted(False)
+    assert (few, all_calls) == (2 * 2 * 4, 2 * 2 * 6)
+    assert with_one == pytest.approx(with_all, rel=0.01)
 
 
 def test_attention_is_counted_as_fused_kernels_keep_it(scale: Any) -> None:
