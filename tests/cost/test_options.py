@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+import torch
 
 from draft_core import DifferentiableSampler, Draft, DraftK, Objective, Trainer
 from draft_core.adapters.lora import add_lora
@@ -32,13 +33,26 @@ TILES = {"tile_sample_min_height": 32, "tile_sample_min_width": 32}
 STRIDES = {"tile_sample_stride_height": 24, "tile_sample_stride_width": 24}
 
 
+class Large(Redness):
+    """A reward that takes more for each frame than all else."""
+
+    def forward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return super().forward(images.repeat(1, 1, 16, 16).sigmoid().cos(), prompts)
+
+
 def trainer(
-    pipe: Any, learner: Learner, *, batch: int = 1, train: Mapping[str, Any] | None = None, **given: Any
+    pipe: Any,
+    learner: Learner,
+    *,
+    batch: int = 1,
+    train: Mapping[str, Any] | None = None,
+    reward: Any = None,
+    **given: Any,
 ) -> Trainer:
     add_lora(pipe, rank=2)
     return Trainer(
         DifferentiableSampler(pipe, **{"num_inference_steps": 2, "height": 16, "width": 16, **given}),
-        Objective({"redness": Redness(RednessConfig())}),
+        Objective({"redness": reward or Redness(RednessConfig())}),
         learner,
         ["a cat", "a dog"],
         TrainSettings(steps=1, batch_size=batch, **(train or {})),
@@ -68,7 +82,7 @@ def tiles(is_on: bool) -> Trainer:
 
 def frames(is_on: bool) -> Trainer:
     chosen = {"frames": FrameSettings(count=1)} if is_on else {}
-    made = trainer(animate(), LAST, train=chosen, num_frames=16, gradient_checkpointing="blocks")
+    made = trainer(animate(), LAST, train=chosen, reward=Large(RednessConfig()), num_frames=5)
     made.sampler.frames = made.batches.frames(made.settings.frames, 0)  # as `build` does
     return made
 

@@ -22,7 +22,7 @@ from draft_core.cost.peak_memory import MemoryMeter
 from draft_core.cost.published import REWARD_ENCODERS
 from draft_core.recipe.yaml_text import parse_yaml
 from draft_core.sampling.decoders.tiles import decoded_by_tiles
-from tests.support.families import FAMILIES, WIDTH, Family
+from tests.support.families import FAMILIES, WIDTH, Family, wan_vae
 from tests.support.thorough import some
 from tests.support.tiny import Redness, RednessConfig
 
@@ -119,7 +119,7 @@ def test_of_the_tiles_of_one_shape_one_is_decoded() -> None:
 
     def counted(is_once: bool) -> tuple[int, int]:
         calls: list[int] = []
-        vae = family("Wan 2.1, video").pipe().vae.to("meta").requires_grad_(False)
+        vae = wan_vae().to("meta").requires_grad_(False)
         vae.enable_tiling(32, 32, 24, 24)
         vae.decoder.conv_in.register_forward_pre_hook(lambda *_: calls.append(1))
         latents = torch.empty(1, 4, 2, 8, 4, device="meta", requires_grad=True)
