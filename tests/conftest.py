@@ -14,6 +14,7 @@ import torch
 
 from draft_core.registry.catalog import Catalog
 from tests.support.runs import without_curves
+from tests.support.thorough import in_full, left_out
 from tests.support.tiny import tiny_catalog
 
 # What `make check` leaves out and `make test` runs: files and functions that take most of the suite's time, as
@@ -140,10 +141,13 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the slow tests."""
+    """Marks the slow tests, and leaves further cases of a check to a thorough run."""
     for item in items:
         if any(fnmatchcase(item.nodeid, f"{slow}*") for slow in SLOW):
             item.add_marker(pytest.mark.slow)
+        name, _, case = item.nodeid.partition("[")
+        if left_out(name, case.removesuffix("]")):
+            item.add_marker(in_full)
 
 
 @pytest.fixture

@@ -44,13 +44,12 @@ CASES: dict[str, dict[str, Any]] = {
     "recomputed": {"method": {"kind": "draft"}, "model": {"gradient_checkpointing": True}},
     "sliced": {"model": {"decode": "sliced"}, "train": {"batch_size": 4}},
     "image by image": {
-        "method": {"kind": "draft-k", "k": 3},
-        "model": {"gradient_checkpointing": "sliced", "decode": "sliced"},
-        "train": {"batch_size": 4},
+        "method": {"kind": "draft-k", "k": 2},
+        "model": {"gradient_checkpointing": "sliced", "decode": "sliced", "num_inference_steps": 3},
     },
     "kl": {"regularizers": {"kl": 0.1}},
 }
-TRIED = some(CASES, "draft-k", "together", "prefix-reuse", "recomputed", "sliced", "image by image", "kl")
+TRIED = some(CASES, "draft-k", "together", "prefix-reuse", "recomputed", "image by image", "kl")
 NOISE = {"model": {"noise": 0.7}}
 DRAWN = {"batch_size": 4, "images_per_prompt": 2}
 BY_SCORES: dict[str, dict[str, Any]] = {
@@ -93,9 +92,7 @@ BY_SCORES: dict[str, dict[str, Any]] = {
         "train": {"batch_size": 2, "gradient_accumulation_steps": 2},
     },
 }
-TRIED_BY_SCORES = some(
-    BY_SCORES, "ddpo", "grpo, accumulated", "importance, kl", "dpo, accumulated", "dpo of pairs in a file"
-)
+TRIED_BY_SCORES = some(BY_SCORES, "ddpo", "importance, kl", "dpo, accumulated", "dpo of pairs in a file")
 TARGETS: dict[str, dict[str, Any]] = {
     "target": {"method": {"kind": "target", "fits": 3}, "train": {"batch_size": 3}},
     "target, kl, a short prefix": {"method": {"kind": "target", "prefix_steps": 2}, "regularizers": {"kl": 0.1}},
@@ -219,7 +216,8 @@ def test_a_smaller_batch_is_a_saving_where_the_images_of_a_pass_are_not_compared
 ) -> None:
     of_file = "pairs" in name
     case = with_pairs(BY_SCORES[name], tmp_path) if of_file else BY_SCORES[name]
-    trainer = built(catalog, {**NOISE, "rewards": [{"kind": "brightness"}], **case})
+    model = {**NOISE["model"], "num_inference_steps": 2}
+    trainer = built(catalog, {"model": model, "rewards": [{"kind": "brightness"}], **case})
     found = savings(trainer, forecast(trainer).memory)
     assert ("train.batch_size" in " ".join(found)) == of_file
 
@@ -281,11 +279,11 @@ def test_asking_changes_nothing(catalog: Catalog) -> None:
 
 
 def test_a_saving_holds_what_it_promises(catalog: Catalog) -> None:
-    case = {"method": {"kind": "draft-k", "k": 2}, "train": {"batch_size": 2}}
+    case = {"method": {"kind": "draft-k", "k": 2}, "model": {"num_inference_steps": 2}}
     trainer = built(catalog, case)
     found = savings(trainer, forecast(trainer).memory)
     assert "train.batch_size: 1, train.gradient_accumulation_steps: 2" in found
-    lean = forecast(built(catalog, {**case, "model": {"gradient_checkpointing": True}})).memory
+    lean = forecast(built(catalog, {**case, "model": {**case["model"], "gradient_checkpointing": True}})).memory
     assert found["model.gradient_checkpointing: true"] == pytest.approx(lean.total, rel=0.01)
     assert not trainer.sampler.gradient_checkpointing, "asking changes nothing"
 

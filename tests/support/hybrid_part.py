@@ -1,12 +1,11 @@
-"""One of four processes, two on each of two machines: `python -m tests.support.hybrid_part FOLDER`.
+"""One of four processes, two on each of two machines: what tests.support.together runs for test_hybrid_sharding.py.
 
-Started by test_hybrid_sharding.py through `draft_core.cli.launch`; that there are two machines is only said.
+That there are two machines is only said.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,3 @@ def main(folder: Path) -> None:
     run_recipe(recipe_of(folder, catalog, *RUN, "train.steps=3"), catalog, resume=True)
     said = [refusal(folder / f"tokens {place}", 1), refusal(folder / f"tokens {place}", 2 if place < 2 else 1)]
     (folder / f"refused-{place}").write_text("\n".join(said), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

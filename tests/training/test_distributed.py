@@ -33,7 +33,6 @@ from tests.support.thorough import in_full
 from tests.support.tiny import tiny_catalog
 
 ROOT = Path(__file__).parents[2]
-LAUNCH = "import sys; from draft_core.cli.launch import launch; sys.exit(launch(2, sys.argv[1:]))"
 PATIENCE = 300  # seconds, on a machine that is loaded; usual are 30
 SOON = 60  # seconds until the processes of a run have ended after one of them was killed; usual are 3
 
@@ -118,7 +117,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have left the gradients of every case, and then a run."""
     folder = tmp_path_factory.mktemp("processes")
     tiny_catalog(folder / "catalog")
-    with started(["-c", LAUNCH, "-m", "tests.support.part", str(folder)], PYTHONPATH=str(ROOT)) as launcher:
+    words = ["-m", "tests.support.together", "2", "tests.support.part", str(folder)]
+    with started(words, PYTHONPATH=str(ROOT)) as launcher:
         said, _ = launcher.communicate(timeout=PATIENCE)
     assert launcher.returncode == 0, said
     return folder
@@ -257,6 +257,7 @@ def test_accelerate_launch_trains_the_same_lora(
     assert_same(tmp_path / "run" / lora, folder / "first" / lora)
 
 
+@in_full
 def test_torchrun_trains_the_same_lora_and_a_killed_process_ends_all(
     command: tuple[list[str], dict[str, str]], folder: Path, tmp_path: Path
 ) -> None:
@@ -319,6 +320,7 @@ def test_sigterm_saves_a_killed_process_ends_all_and_one_process_goes_on(
 # Two machines
 
 
+@in_full
 def test_two_machines_under_accelerate_are_one_run_and_a_killed_process_ends_both(
     command: tuple[list[str], dict[str, str]], folder: Path, tmp_path: Path
 ) -> None:
@@ -345,6 +347,7 @@ def test_two_machines_under_accelerate_are_one_run_and_a_killed_process_ends_bot
     assert_same(*(place / "checkpoints" / "000004" / "adapter.safetensors" for place in (run, folder / "first")))
 
 
+@in_full
 def test_several_processes_meet_on_the_cpu_of_a_machine_without_a_gpu(
     command: tuple[list[str], dict[str, str]], folder: Path, tmp_path: Path
 ) -> None:

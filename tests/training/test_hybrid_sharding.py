@@ -22,7 +22,6 @@ from tests.support.part import gradients, make_trainer, recipe_of
 from tests.support.tiny import tiny_catalog
 
 ROOT = Path(__file__).parents[2]
-LAUNCH = "import sys; from draft_core.cli.launch import launch; sys.exit(launch(4, sys.argv[1:]))"
 PATIENCE = 900  # seconds on a busy machine
 
 
@@ -33,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_catalog(folder / "catalog")
     surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", LAUNCH, "-m", "tests.support.hybrid_part", str(folder)],
+        [sys.executable, "-m", "tests.support.together", "4", "tests.support.hybrid_part", str(folder)],
         env=surroundings,
         capture_output=True,
         text=True,
