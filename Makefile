@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+BUILDERS := editables hatch-fancy-pypi-readme hatchling setuptools
 # One process of tests for each core, up to 8, with one thread each.
 PARALLEL := -n logical --maxprocesses 8
 # What `make lowest` tests, but for a plugin with a default that pydantic 2.9 cannot copy, and a schema that it writes otherwise.
@@ -22,9 +23,12 @@ help:  ## list the commands
 
 install: $(INSTALLED)  ## install the core and all plugins into .venv
 
+# What builds our distributions is installed once, in place of once for each of them, and modules are compiled when they
+# are first imported: most never are.
 $(INSTALLED): $(PROJECTS) $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) $(BUILDERS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation --no-compile \
 	  -e '.[dev]' $(addprefix -e ./,$(PLUGINS))
 	touch $@
 
@@ -34,7 +38,7 @@ demo: install  ## tune an embedded model to draw two things as asked: runs/demo/
 check: lint  ## what to run before a commit: lint, types and the fast tests, ten minutes on two slow cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL) -m 'not slow'
 
-test: install  ## run all tests, up to an hour on two slow cores
+test: install  ## run all tests, twenty minutes on two slow cores; with DRAFT_THOROUGH=1 on all cases
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 
 lint: install  ## formatting, lint, types, and which folder may import which

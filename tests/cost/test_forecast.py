@@ -50,7 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
     "kl": {"regularizers": {"kl": 0.1}},
 }
 TRIED = some(CASES, "draft-k", "together", "prefix-reuse", "recomputed", "image by image", "kl")
-NOISE = {"model": {"noise": 0.7}}
+NOISE = {"model": {"noise": 0.7, "num_inference_steps": 3}}
 DRAWN = {"batch_size": 4, "images_per_prompt": 2}
 BY_SCORES: dict[str, dict[str, Any]] = {
     "ddpo": {"method": {"kind": "ddpo", "minibatches": 2, "least": 2}, "train": DRAWN},

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import fsdp  # noqa: F401 once for all
 from torch.distributed.tensor import DTensor
 
 from draft_core import DifferentiableSampler, DraftK, DraftLV, Objective, PrefixReuse, Trainer
