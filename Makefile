@@ -10,8 +10,8 @@ INSTALLED := $(VENV)/.installed
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 BUILDERS := editables hatch-fancy-pypi-readme hatchling setuptools
-# One process of tests for each core, up to 8, with one thread each.
-PARALLEL := -n logical --maxprocesses 8
+# One process of tests for each core, up to 8, with one thread each; files stay together, and with them what tests share.
+PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 # What `make lowest` tests, but for a plugin with a default that pydantic 2.9 cannot copy, and a schema that it writes otherwise.
 LOWEST := tests/registry tests/recipe tests/test_plan.py --ignore=tests/registry/test_hostile_plugins.py \
   --deselect tests/recipe/test_schema.py::test_the_schema_is_that_of_the_golden_file

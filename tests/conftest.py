@@ -169,6 +169,14 @@ def _ample_room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
+def few_savings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`draft cost` tries one way to less memory, and the half batch: a test of tests/cli/test_cost.py tries all."""
+    if not THOROUGH:
+        monkeypatch.setattr("draft_core.cost.forecast.CHECKPOINTINGS", (True,))
+        monkeypatch.setattr("draft_core.cost.forecast.LEANER_DECODES", ())
+
+
+@pytest.fixture
 def blank_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that look at no curve: `tests/reporting/test_page.py` has those that do."""
     without_curves(monkeypatch)

@@ -43,6 +43,7 @@ def test_json_carries_calls_seconds_memory_and_savings(recipe: Path) -> None:
     assert all(total < found["memory"]["total"] for total in found["savings"].values())
 
 
+@pytest.mark.usefixtures("few_savings")
 def test_tables_name_the_parts_and_what_would_lower_them(recipe: Path) -> None:
     small = ("--set", "method={kind: draft}", "--set", "train.batch_size=1", "--set", "model.num_inference_steps=2")
     result = CliRunner().invoke(app, ["cost", str(recipe), *small, *EVALUATED])
@@ -65,6 +66,7 @@ def once(ask: Callable[..., Any]) -> Callable[..., Any]:
     return answered
 
 
+@pytest.mark.usefixtures("few_savings")
 def test_the_prediction_is_compared_with_the_machine(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, names in ((cost_forecast, ("forecast", "savings")), (cost_evaluation, ("evaluation_cost",))):
         for name in names:
@@ -92,6 +94,7 @@ def test_a_mistake_in_the_recipe_is_one_sentence(recipe: Path) -> None:
     assert "Traceback" not in result.output
 
 
+@pytest.mark.usefixtures("few_savings")
 def test_a_denoiser_is_shared_out_over_the_processes_of_the_recipe(recipe: Path) -> None:
     def weights(*more: str) -> Any:
         words = [part for override in more for part in ("--set", override)]

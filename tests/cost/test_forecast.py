@@ -210,14 +210,14 @@ def test_so_does_that_of_a_method_that_asks_for_scores_alone(
     compare(trainer, predicted)
 
 
+@pytest.mark.usefixtures("few_savings")
 @pytest.mark.parametrize("name", some(BY_SCORES, "grpo, accumulated", "dpo of pairs in a file"))
 def test_a_smaller_batch_is_a_saving_where_the_images_of_a_pass_are_not_compared(
     catalog: Catalog, name: str, tmp_path: Path
 ) -> None:
     of_file = "pairs" in name
     case = with_pairs(BY_SCORES[name], tmp_path) if of_file else BY_SCORES[name]
-    model = {**NOISE["model"], "num_inference_steps": 2}
-    trainer = built(catalog, {"model": model, "rewards": [{"kind": "brightness"}], **case})
+    trainer = built(catalog, {**NOISE, "rewards": [{"kind": "brightness"}], **case})
     found = savings(trainer, forecast(trainer).memory)
     assert ("train.batch_size" in " ".join(found)) == of_file
 
@@ -278,6 +278,7 @@ def test_asking_changes_nothing(catalog: Catalog) -> None:
         assert torch.equal(lora_state(asked.sampler.pipe)[name], tensor), name
 
 
+@pytest.mark.usefixtures("few_savings")
 def test_a_saving_holds_what_it_promises(catalog: Catalog) -> None:
     case = {"method": {"kind": "draft-k", "k": 2}, "model": {"num_inference_steps": 2}}
     trainer = built(catalog, case)
