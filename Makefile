@@ -23,15 +23,14 @@ help:  ## list the commands
 
 install: $(INSTALLED)  ## install the core and all plugins into .venv
 
-# What builds our distributions is installed once, in place of once for each of them, and modules are compiled when they
-# are first imported, here and later, which most never are; so Python must be free to keep what it has compiled.
-unexport PYTHONDONTWRITEBYTECODE
+# What builds our distributions is installed once, in place of once for each of them. Modules are compiled when they are
+# first imported, which most never are: those of `draft` here, even where Python is told not to keep what it compiles.
 $(INSTALLED): $(PROJECTS) $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) $(BUILDERS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation --no-compile \
 	  -e '.[dev]' $(addprefix -e ./,$(PLUGINS))
-	$(BIN)/python -c 'import draft_core; draft_core.Trainer'
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import draft_core; draft_core.Trainer'
 	touch $@
 
 demo: install  ## tune an embedded model to draw two things as asked: runs/demo/report.html
