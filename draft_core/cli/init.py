@@ -61,10 +61,10 @@ def init(
     start = start_of(name)
     if name == EMOJI and EMOJI not in catalog.pretrained:
         raise catalog.unknown("model", EMOJI, catalog.pretrained, where="--model")
-    kind = _reward(name, reward, catalog, yes=yes)
-    size = None if name == EMOJI else card_size(card or _card(yes=yes), where="--card")
     if prompts is not None:
         _require_prompts(prompts, catalog)
+    kind = _reward(name, reward, catalog, prompts, yes=yes)
+    size = None if name == EMOJI else card_size(card or _card(yes=yes), where="--card")
 
     from draft_core.proposals.fitting import recipe_text
     from draft_core.recipe.load import load_recipe
@@ -117,8 +117,8 @@ def _ask_model() -> str:
     )
 
 
-def _reward(model: str, reward: str | None, catalog: Catalog, *, yes: bool) -> str:
-    known = trainable_rewards(model, catalog)
+def _reward(model: str, reward: str | None, catalog: Catalog, prompts: str | None, *, yes: bool) -> str:
+    known = trainable_rewards(model, catalog, prompts)
     if reward is None and not yes and known:
         table = Table.grid(padding=(0, 2))
         for kind in known:
@@ -135,7 +135,7 @@ def _reward(model: str, reward: str | None, catalog: Catalog, *, yes: bool) -> s
             next=" or ".join(missing_rewards(model, catalog).values()),
         )
     reward = reward or known[0]
-    require_reward(reward, model, catalog)
+    require_reward(reward, model, catalog, prompts)
     return reward
 
 

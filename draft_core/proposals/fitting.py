@@ -6,20 +6,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from random import Random
 from typing import Any
 
 from draft_core.cost.card import GIB, USABLE, Prediction, Update, leaner, predict, published_model, usable
 from draft_core.errors import RecipeError
 from draft_core.proposals.card import SIZES
-from draft_core.proposals.starts import EMOJI, FIELDS, Start
+from draft_core.proposals.starts import EMOJI, FIELDS, HELD_OUT, Start
 from draft_core.recipe.yaml_text import parse_yaml
 from draft_core.registry.config import DirectConfig
 from draft_core.reporting.rendering import template_environment
 
 SURE = 0.9  # of what a card has; the rest is for what a prediction does not see
-HELD_OUT = 8  # prompts of an evaluation
 WHY = {
     "false": "everything is kept for the backward pass",
     "selective": "norms and activations are computed again in the backward pass, which saves half",
@@ -121,7 +119,6 @@ def recipe_text(
     is_emoji = start.pretrained == EMOJI
     environment = template_environment("draft_core.proposals")
     environment.filters["inline"] = _inline
-    own = "emoji-train-plain" if is_emoji else _lines(f"{start.prompts}.txt")
     on_cpu = {} if is_emoji else {"device": "cpu"}
     return environment.get_template("recipe.yaml.j2").render(
         start=start,
@@ -129,19 +126,14 @@ def recipe_text(
         fit=fit,
         reward={"kind": reward, **FIELDS.get(reward, {})},
         metrics=[{"kind": kind, **on_cpu} for kind in metrics],
-        prompts=prompts or own,
-        held_out="emoji-hard" if is_emoji else _lines(f"{start.prompts}-heldout.txt")[:HELD_OUT],
+        prompts=prompts or start.own_prompts,
+        held_out=start.held_out_prompts,
         count=54 if is_emoji else HELD_OUT,
         every=20 if is_emoji else 25,
         header=header,
         card=card,
         output=output,
     )
-
-
-def _lines(name: str) -> list[str]:
-    file = resources.files("draft_core.proposals") / "templates" / name
-    return file.read_text(encoding="utf-8").splitlines()
 
 
 def _inline(value: Any) -> str:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import Any
 
 from pydantic import ValidationError
 
-from draft_core.errors import PluginError, RecipeError
+from draft_core.errors import DraftError, PluginError, RecipeError
+from draft_core.recipe.resolve import resolve_prompt_list, rows_of
 from draft_core.registry.catalog import Catalog
 from draft_core.registry.config import RewardConfig
 from draft_core.registry.names import PUBLISHED
 
 EMOJI = "emoji"
 EMOJI_PLUGIN = "draft-emoji"
+HELD_OUT = 8  # prompts of an evaluation, but for the embedded model
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,16 @@ class Start:
     note: str = ""
     networks: str = ""
     scheduler: str = ""
+
+    @property
+    def own_prompts(self) -> str | list[str]:
+        """What it is trained on where nothing else is given: the name of a list, or texts."""
+        return "emoji-train-plain" if self.pretrained == EMOJI else _lines(f"{self.prompts}.txt")
+
+    @property
+    def held_out_prompts(self) -> str | list[str]:
+        """What it is evaluated on, likewise."""
+        return "emoji-hard" if self.pretrained == EMOJI else _lines(f"{self.prompts}-heldout.txt")[:HELD_OUT]
 
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -180,13 +193,18 @@ def suits(kind: str, model: str, catalog: Catalog) -> bool:
     return not needs_download if model == EMOJI else not is_of_emoji
 
 
-def trainable_rewards(model: str, catalog: Catalog) -> list[str]:
-    """The installed rewards that can be trained on without further fields, the proposed ones first."""
+def trainable_rewards(model: str, catalog: Catalog, prompts: str | None = None) -> list[str]:
+    """The installed rewards that can be trained on without further fields, the proposed ones first.
+
+    Arguments:
+        prompts: the list or file to train on; None for the model's own.
+    """
     found = [
         kind
         for kind, entry in catalog.rewards.items()
-        if entry.spec.differentiable and suits(kind, model, catalog) and _needs_no_field(entry.spec.config)
+        if entry.spec.differentiable and suits(kind, model, catalog) and _without_fields(entry.spec.config)
     ]
+    found = [kind for kind in found if _unscorable(kind, model, catalog, prompts) is None]
     return sorted(found, key=lambda kind: (PROPOSED.index(kind) if kind in PROPOSED else len(PROPOSED), kind))
 
 
@@ -202,14 +220,17 @@ def judges(model: str, reward: str, catalog: Catalog) -> list[str]:
     return found[:1]
 
 
-def require_reward(kind: str, model: str, catalog: Catalog) -> None:
+def require_reward(kind: str, model: str, catalog: Catalog, prompts: str | None = None) -> None:
     """That a run of the model can be trained on the reward.
+
+    Arguments:
+        prompts: the list or file to train on; None for the model's own.
 
     Raises:
         PluginError: if it is not installed.
-        RecipeError: if it is installed and cannot be trained on.
+        RecipeError: if it is installed and cannot be trained on, or cannot score the prompts.
     """
-    known = trainable_rewards(model, catalog)
+    known = trainable_rewards(model, catalog, prompts)
     if kind in known:
         return
     if kind not in catalog.rewards:
@@ -220,16 +241,49 @@ def require_reward(kind: str, model: str, catalog: Catalog) -> None:
             where="--reward",
             next="; ".join(missing_rewards(model, catalog).values()),
         )
+    spec, others = catalog.rewards[kind].spec, f"take one of {', '.join(known)}"
+    if spec.differentiable and suits(kind, model, catalog) and _without_fields(spec.config):
+        error = _unscorable(kind, model, catalog, prompts)
+        assert error is not None
+        raise RecipeError(
+            f"{kind!r} cannot score the prompts that such a recipe has: {error.what}",
+            where="--reward",
+            next=f"{others}; or write a recipe with prompts that it can score",
+        )
     raise RecipeError(
         f"{kind!r} cannot be trained on here: it has no gradient, needs further fields or reads other images",
         where="--reward",
-        next=f"take one of {', '.join(known)}",
+        next=others,
     )
 
 
-def _needs_no_field(config: type[RewardConfig]) -> bool:
+def _without_fields(config: type[RewardConfig]) -> RewardConfig | None:
+    """The settings of a reward of which nothing is said; None if something must be."""
     try:
-        config.model_validate({})
+        return config.model_validate({})
     except ValidationError:
-        return False
-    return True
+        return None
+
+
+def _unscorable(kind: str, model: str, catalog: Catalog, prompts: str | None) -> DraftError | None:
+    """Why a reward cannot score what a run of the model is trained on or evaluated on; None if it can."""
+    start, spec = STARTS[model], catalog.rewards[kind].spec
+    config = _without_fields(spec.config)
+    assert config is not None
+    for field_name, given in (
+        ("prompts", prompts or start.own_prompts),
+        ("evaluation.prompts", start.held_out_prompts),
+    ):
+        listed = resolve_prompt_list(given, catalog, where=field_name)
+        for name in spec.columns.keys() - listed.columns.keys():
+            return DraftError(f"{field_name} have no column {name!r}, which it reads")
+        try:
+            config.check_prompts(rows_of(listed))
+        except DraftError as error:
+            return error
+    return None
+
+
+def _lines(name: str) -> list[str]:
+    file = resources.files("draft_core.proposals") / "templates" / name
+    return file.read_text(encoding="utf-8").splitlines()

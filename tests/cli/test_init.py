@@ -16,7 +16,7 @@ from draft_core.cli import app as cli
 from draft_core.cost.card import GIB, Prediction, Update
 from draft_core.cost.forecast import Memory
 from draft_core.errors import RecipeError
-from draft_core.proposals import fitting
+from draft_core.proposals import fitting, starts
 from draft_core.proposals.starts import EMOJI, OF_PHOTOGRAPHS, STARTS, judges, missing_rewards, trainable_rewards
 from draft_core.recipe.load import load_recipe
 from draft_core.recipe.yaml_text import parse_yaml
@@ -124,6 +124,34 @@ def test_rewards_are_those_that_read_such_images() -> None:
     assert judges("sdxl", "hpsv2", CATALOG) == ["pickscore"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("emoji-scene-contrast", "does not ask for two of its 65 things"),
+        ("ocr-per-prompt", "has no text in double quotes"),
+        ("asked-colour", "prompts have no column 'colour', which it reads"),
+    ],
+)
+def test_a_reward_that_cannot_score_the_prompts_is_not_offered_and_says_why(init: Any, kind: str, why: str) -> None:
+    assert kind not in trainable_rewards(EMOJI, CATALOG)
+    code, text = init("--model", EMOJI, "--reward", kind, "--yes")
+    assert code == 2
+    assert f"--reward: '{kind}' cannot score the prompts that such a recipe has: " in text
+    assert why in text
+    assert not Path("recipe.yaml").exists()
+
+
+def test_prompts_that_are_given_decide_which_rewards_are_offered(tmp_path: Path) -> None:
+    (tmp_path / "signs.txt").write_text('a sign that says "OPEN"\n', encoding="utf-8")
+    held_out = [f'a sign that says "{word}"' for word in ("SHUT", "STOP")]
+    start = replace(STARTS["sdxl"], prompts="signs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(starts, "_lines", lambda name: held_out)
+        patch.setitem(STARTS, "sdxl", start)
+        assert "ocr-per-prompt" in trainable_rewards("sdxl", CATALOG, str(tmp_path / "signs.txt"))
+        assert "ocr-per-prompt" not in trainable_rewards("sdxl", CATALOG, "emoji-hard")
+
+
 # Files
 
 
@@ -144,7 +172,7 @@ def test_a_file_is_never_replaced_unasked(init: Any, tmp_path: Path) -> None:
 
 def test_what_fails_leaves_the_file_as_it_was(init: Any, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("mine")
-    held_out = fitting._lines("images-heldout.txt")[0]
+    held_out = starts._lines("images-heldout.txt")[0]
     (tmp_path / "prompts.txt").write_text(f"a cat\n{held_out}\n")
     code, text = init("--model", "sdxl", "--card", "80", "--prompts", "prompts.txt", "--yes", "--overwrite")
     assert code == 2

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from draft_emoji.configs import SceneContrastConfig, SceneJudgeConfig, SceneJudgeRightConfig
 from draft_emoji.contrast import SceneContrast
 from draft_emoji.scene_judge import SceneJudge
 from draft_emoji.scene_words import things
@@ -111,11 +114,14 @@ def test_the_order_of_the_words_is_free(images: torch.Tensor) -> None:
     assert torch.equal(judge(images, turned), judge(images, PROMPTS))
 
 
-@pytest.mark.parametrize("kind", ["emoji-scene-contrast", "emoji-scene-judge"])
+@pytest.mark.parametrize("config", [SceneContrastConfig(), SceneJudgeConfig(), SceneJudgeRightConfig()])
 @pytest.mark.parametrize("prompt", ["a fox", "a fox and a zebra crossing", "a fox and an owl and a key"])
-def test_a_prompt_of_other_than_two_things_is_refused(kind: str, prompt: str) -> None:
+def test_a_prompt_of_other_than_two_things_is_refused_before_anything_loads_and_after(config: Any, prompt: str) -> None:
     with pytest.raises(RewardError, match="does not ask for two of its 65 things"):
-        load_reward(kind)(torch.rand(1, 3, 64, 64), [prompt])
+        load_reward(config.kind)(torch.rand(1, 3, 64, 64), [prompt])
+    config.check_prompts(PROMPTS)
+    with pytest.raises(RewardError, match="does not ask for two of its 65 things"):
+        config.check_prompts([*PROMPTS, prompt])
 
 
 def test_held_out_pairs_are_never_of_one_thing() -> None:

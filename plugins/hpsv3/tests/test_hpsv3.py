@@ -155,6 +155,9 @@ def test_a_prompt_with_a_mark_of_the_model_is_refused(reward: Hpsv3Reward, mark:
     with pytest.raises(RewardError) as caught:
         reward(torch.full((1, 3, 28, 28), 0.5), [f"a {mark} cat"])
     assert f"holds {mark}, a mark of the model; reword it" in str(caught.value)
+    SMALL.check_prompts(["a cat"])
+    with pytest.raises(RewardError, match="a mark of the model"):
+        SMALL.check_prompts(["a cat", f"a {mark} cat"])
 
 
 def test_an_image_that_is_too_long_is_refused(reward: Hpsv3Reward) -> None:

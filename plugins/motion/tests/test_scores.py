@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from draft_reward_motion import MotionConfig, MotionFollowedConfig
 
 from draft_core import load_reward
 from draft_core.errors import RewardError
@@ -135,6 +136,11 @@ def test_prompts_that_cannot_be_read_are_refused(prompts: list[str], said: str) 
     for kind in ("motion", "motion-followed"):
         with pytest.raises(RewardError, match=said):
             load_reward(kind)(moving("left"), prompts)
+    for config in (MotionConfig, MotionFollowedConfig):
+        config().check_prompts(list(PROMPTS.values()))
+        config(direction="left").check_prompts(prompts)
+        with pytest.raises(RewardError, match=said):
+            config().check_prompts([*PROMPTS.values(), *prompts])
 
 
 def test_too_few_frames_are_refused() -> None:

@@ -7,93 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from draft_core.plugin import Field, PretrainedSpec, RelativePromptConfig, RewardConfig, RewardSpec, hookimpl
+from draft_core.plugin import PretrainedSpec, RewardConfig, RewardSpec, hookimpl
+from draft_emoji.configs import (
+    EmojiClipConfig,
+    EmojiContrastConfig,
+    EmojiJudgeConfig,
+    EmojiJudgeTop1Config,
+    EmojiMotionConfig,
+    EmojiMotionThingConfig,
+    EmojiPathConfig,
+    EmojiPreferenceConfig,
+    SceneConfig,
+    SceneContrastConfig,
+    SceneJudgeConfig,
+    SceneJudgeRightConfig,
+)
 
 DRAFT_API_VERSION = 2
 
 FOLDER = Path(__file__).parent
 SMALL_SCENES = ("a fox and an owl", "3d style, a blue fox and a red apple", "a green cactus and a slice of pizza")
 LICENSE = "Apache-2.0; trained on Noto Emoji (Apache-2.0) and Fluent Emoji (MIT)"
-
-
-class EmojiClipConfig(RelativePromptConfig):
-    """Options of `emoji-clip`: control words for and against, such as "3d style, {prompt}"."""
-
-    kind: Literal["emoji-clip"] = "emoji-clip"
-
-
-class EmojiContrastConfig(RewardConfig):
-    """Options of `emoji-contrast`."""
-
-    kind: Literal["emoji-contrast"] = "emoji-contrast"
-    scale: float = Field(
-        50.0, gt=0, le=1000, description="Factor of the cosines before the softmax; the CLIP itself learnt 19.9."
-    )
-
-
-class EmojiPreferenceConfig(RewardConfig):
-    """Options of `emoji-preference`: there are none."""
-
-    kind: Literal["emoji-preference"] = "emoji-preference"
-
-
-class EmojiJudgeConfig(RewardConfig):
-    """Options of `emoji-judge`: there are none."""
-
-    kind: Literal["emoji-judge"] = "emoji-judge"
-
-
-class EmojiJudgeTop1Config(RewardConfig):
-    """Options of `emoji-judge-top1`: there are none."""
-
-    kind: Literal["emoji-judge-top1"] = "emoji-judge-top1"
-
-
-class SceneConfig(RewardConfig):
-    """Options of `emoji-scene`: there are none."""
-
-    kind: Literal["emoji-scene"] = "emoji-scene"
-
-
-class SceneContrastConfig(RewardConfig):
-    """Options of `emoji-scene-contrast`."""
-
-    kind: Literal["emoji-scene-contrast"] = "emoji-scene-contrast"
-    scale: float = Field(50.0, gt=0, le=1000, description="Factor of the cosines before the softmax.")
-    near_misses: int = Field(32, ge=1, le=128, description="How many prompts that are almost the same it is told from.")
-
-
-class SceneJudgeConfig(RewardConfig):
-    """Options of `emoji-scene-judge`: there are none."""
-
-    kind: Literal["emoji-scene-judge"] = "emoji-scene-judge"
-
-
-class SceneJudgeRightConfig(RewardConfig):
-    """Options of `emoji-scene-judge-right`: there are none."""
-
-    kind: Literal["emoji-scene-judge-right"] = "emoji-scene-judge-right"
-
-
-class EmojiMotionConfig(RewardConfig):
-    """Options of `emoji-motion`: there are none."""
-
-    kind: Literal["emoji-motion"] = "emoji-motion"
-
-
-class EmojiPathConfig(RewardConfig):
-    """Options of `emoji-path`: there are none."""
-
-    kind: Literal["emoji-path"] = "emoji-path"
-
-
-class EmojiMotionThingConfig(RewardConfig):
-    """Options of `emoji-motion-thing`: there are none."""
-
-    kind: Literal["emoji-motion-thing"] = "emoji-motion-thing"
-
 
 ClipConfig = EmojiClipConfig | EmojiContrastConfig | EmojiPreferenceConfig | SceneConfig | SceneContrastConfig
 

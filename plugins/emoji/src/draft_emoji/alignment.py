@@ -12,7 +12,8 @@ from transformers import CLIPModel, CLIPTokenizer
 from draft_core.rewards import FrozenModule, RelativePrompt, TextFeatureCache, checked_images
 from draft_core.rewards.images import normalize, resize_like_pil
 from draft_core.rewards.weights import load_pretrained, load_tokenizer
-from draft_emoji import FOLDER, ClipConfig, EmojiClipConfig
+from draft_emoji import FOLDER, ClipConfig
+from draft_emoji.configs import EmojiClipConfig
 
 SIDE = 64
 TOKENS = 24

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from draft_core.rewards import TextFeatureCache, checked_images
-from draft_emoji import FOLDER, EmojiContrastConfig, SceneContrastConfig
+from draft_emoji import FOLDER
 from draft_emoji.alignment import EmojiClip
+from draft_emoji.configs import EmojiContrastConfig, SceneContrastConfig
 from draft_emoji.scene_words import COLOURS, Asked, SceneWords, dyeable, phrase, things
 
 STYLED = re.compile(r"(?P<style>(?:noto|3d|flat) style, )?(?P<thing>[^,]*)", re.IGNORECASE)

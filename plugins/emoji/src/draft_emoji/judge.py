@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers import ResNetForImageClassification
 
-from draft_core.errors import RewardError
 from draft_core.rewards import FrozenModule, checked_images
 from draft_core.rewards.images import normalize, resize_like_pil
 from draft_core.rewards.weights import load_pretrained
-from draft_emoji import FOLDER, EmojiJudgeConfig, EmojiJudgeTop1Config
+from draft_emoji.configs import EmojiJudgeConfig, EmojiJudgeTop1Config
+from draft_emoji.thing_words import JUDGE, named_thing
 
 SIDE = 64
 
@@ -25,9 +25,8 @@ class EmojiJudge(FrozenModule):
         self.where = f"reward {config.kind!r}"
         self.top1 = isinstance(config, EmojiJudgeTop1Config)
         self.network = load_pretrained(
-            ResNetForImageClassification, str(FOLDER / "judge"), where=self.where, option="the package's files"
+            ResNetForImageClassification, str(JUDGE), where=self.where, option="the package's files"
         )
-        self.things = {name: int(number) for number, name in self.network.config.id2label.items()}
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -39,7 +38,7 @@ class EmojiJudge(FrozenModule):
                 none of the things, or several.
         """
         images = checked_images(images, prompts, where=self.where)
-        things = torch.tensor([self.thing(prompt) for prompt in prompts], device=images.device)
+        things = torch.tensor([named_thing(prompt, where=self.where) for prompt in prompts], device=images.device)
         with torch.autocast(images.device.type, enabled=False):
             logits = self.network(normalize(resize_like_pil(images, SIDE, SIDE), (0.5,) * 3, (0.5,) * 3)).logits
         if self.top1:
@@ -47,18 +46,3 @@ class EmojiJudge(FrozenModule):
         else:
             scores = logits.log_softmax(1).gather(1, things[:, None])[:, 0]
         return scores
-
-    def thing(self, prompt: str) -> int:
-        """The number of the thing that the prompt asks for, a part between commas as in "3d style, a red apple, fruit".
-
-        Raises:
-            RewardError: if no part is one of the things, or two are.
-        """
-        found = {self.things[part] for part in map(str.strip, prompt.lower().split(",")) if part in self.things}
-        if len(found) != 1:
-            raise RewardError(
-                f"the prompt {prompt!r} names {'two of its' if found else 'none of its'} {len(self.things)} things",
-                where=self.where,
-                next="ask for one thing in the words of emoji-train or emoji-heldout: 'a fox', '3d style, a fox'",
-            )
-        return found.pop()

@@ -11,7 +11,7 @@ from torch import Tensor
 from draft_core.errors import RewardError
 from draft_core.rewards import FrozenModule, checked_images, checked_videos
 from draft_core.rewards.images import resize_like_pil
-from draft_emoji import EmojiJudgeTop1Config, EmojiMotionConfig, EmojiMotionThingConfig, EmojiPathConfig
+from draft_emoji.configs import EmojiJudgeTop1Config, EmojiMotionConfig, EmojiMotionThingConfig, EmojiPathConfig
 from draft_emoji.judge import EmojiJudge
 
 # What a motion changes from the first frame to the last: the middle of the drawing, to the right and down, and the root

@@ -12,7 +12,8 @@ from transformers import ResNetForImageClassification
 from draft_core.rewards import FrozenModule, checked_images
 from draft_core.rewards.images import normalize, resize_like_pil
 from draft_core.rewards.weights import load_pretrained
-from draft_emoji import FOLDER, SceneJudgeConfig, SceneJudgeRightConfig
+from draft_emoji import FOLDER
+from draft_emoji.configs import SceneJudgeConfig, SceneJudgeRightConfig
 from draft_emoji.scene_words import COLOURS, Asked, SceneWords
 
 SIDE = 64

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from draft_core.errors import RewardError
-from draft_emoji import FOLDER
 
+THINGS = Path(__file__).parent / "scene-things.txt"
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 NAMED = {*COLOURS, "black", "white", "grey", "gold", "golden", "blond"}  # a phrase with one of these is never dyed
 STYLE = re.compile(r"^\s*(noto|3d|flat) style\s*,\s*")
@@ -16,7 +17,7 @@ STYLE = re.compile(r"^\s*(noto|3d|flat) style\s*,\s*")
 
 def things() -> list[str]:
     """The phrases of all things that scenes are made of."""
-    lines = (FOLDER / "scene-things.txt").read_text(encoding="utf-8").splitlines()
+    lines = THINGS.read_text(encoding="utf-8").splitlines()
     return [line for line in lines if not line.startswith("#")]
 
 

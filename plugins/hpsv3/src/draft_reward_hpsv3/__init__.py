@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 from draft_core.plugin import Field, RecipePath, RewardConfig, RewardSpec, hookimpl
+from draft_reward_hpsv3.marks import refuse_marks
 
 DRAFT_API_VERSION = 2
 
@@ -33,6 +34,11 @@ class Hpsv3Config(RewardConfig):
         "bfloat16", description="Precision of the vision-language model; the head is always float32."
     )
     seed: int = Field(0, description='Of "random" weights.')
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuses prompts that hold one of the model's own marks."""
+        for prompt in prompts:
+            refuse_marks(prompt, where=f"reward {self.kind!r}")
 
 
 @hookimpl

@@ -13,7 +13,6 @@ from transformers import Qwen2VLConfig, Qwen2VLModel
 from draft_core.rewards.weights import require_fit
 
 PATCH, MERGE, FRAMES = 14, 2, 2  # pixels of a patch's side, patches of a token's side, copies of the image in time
-REWARD_TOKEN, IMAGE_TOKEN = "<|Reward|>", "<|image_pad|>"
 HEAD = (1024, 16, 2)
 HEAD_DROPOUT = 0.05  # active in training alone, and it counts in the names
 

@@ -17,16 +17,15 @@ from draft_core.rewards.weights import RANDOM, HubFile, locate, read_tensors, se
 from draft_reward_hpsv3 import Hpsv3Config
 from draft_reward_hpsv3.judge import (
     FRAMES,
-    IMAGE_TOKEN,
     MERGE,
     PATCH,
-    REWARD_TOKEN,
     SEVEN_B,
     TINY,
     Judge,
     empty_judge,
     load_published,
 )
+from draft_reward_hpsv3.marks import IMAGE_TOKEN, REWARD_TOKEN
 from draft_reward_hpsv3.texts import conversations, qwen_tokenizer
 
 WHERE = "reward 'hpsv3'"

@@ -11,10 +11,10 @@ from typing import Any
 from transformers import AutoTokenizer
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
-from draft_core.errors import DraftError, RewardError
+from draft_core.errors import DraftError
 from draft_core.rewards.weights import load_tokenizer, locate_model
 from draft_reward_hpsv3 import Hpsv3Config
-from draft_reward_hpsv3.judge import IMAGE_TOKEN, REWARD_TOKEN
+from draft_reward_hpsv3.marks import IMAGE_TOKEN, MARKS, REWARD_TOKEN, refuse_marks
 
 BYTES = "bytes"
 BASE, TOKENIZER_MEGABYTES = "Qwen/Qwen2-VL-7B-Instruct", 11
@@ -22,7 +22,6 @@ _DATA = json.loads(Path(__file__).with_name("instruction.json").read_text(encodi
 INSTRUCTION, QUESTION = _DATA["instruction"], _DATA["question"]
 BEFORE_IMAGE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
 AFTER_IMAGE, END = "<|vision_end|>", "<|im_end|>\n<|im_start|>assistant\n"
-MARKS = (REWARD_TOKEN, IMAGE_TOKEN, "<|video_pad|>")  # which a prompt cannot hold: the model counts them
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", *MARKS[1:])
 
 
@@ -38,10 +37,7 @@ def conversations(prompts: Sequence[str], image_tokens: int, *, where: str) -> l
         RewardError: if a prompt holds one of the model's own marks.
     """
     for prompt in prompts:
-        if found := [mark for mark in MARKS if mark in prompt]:
-            raise RewardError(
-                f"the prompt {prompt!r} holds {found[0]}, a mark of the model", where=where, next="reword it"
-            )
+        refuse_marks(prompt, where=where)
     image = BEFORE_IMAGE + IMAGE_TOKEN * image_tokens + AFTER_IMAGE
     return [f"{image}{asked(prompt)}{END}" for prompt in prompts]
 

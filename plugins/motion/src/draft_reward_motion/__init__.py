@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from pydantic import field_validator
 
 from draft_core.plugin import Field, RewardConfig, RewardSpec, hookimpl
+from draft_reward_motion.asked import motion_of
 
 DRAFT_API_VERSION = 2
 
@@ -36,6 +37,11 @@ class _TrackedConfig(RewardConfig):
         if not _HEX.fullmatch(colour):
             raise ValueError(f'{colour!r} is no colour; write # and six hexadecimal digits, such as "#ffffff"')
         return colour.lower()
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuses prompts that name no motion, or two, where it is read from them."""
+        for prompt in prompts if self.direction == "prompt" else ():
+            motion_of(prompt, where=f"reward {self.kind!r}")
 
 
 class MotionConfig(_TrackedConfig):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from draft_core.errors import RewardError
+from draft_reward_motion.asked import motion_of
 
-MOTION = re.compile(r"\bmoving (left|right|up|down)\b|\b(growing|shrinking)\b")
 AXES = {  # across and down the frame, and in size
     "left": (-1.0, 0.0, 0.0),
     "right": (1.0, 0.0, 0.0),
@@ -32,16 +30,5 @@ def axes_of(direction: str, prompts: Sequence[str], like: Tensor, *, where: str)
     Raises:
         RewardError: if a prompt names no motion, or two.
     """
-    names = [_named(prompt, where) if direction == "prompt" else direction for prompt in prompts]
+    names = [motion_of(prompt, where=where) if direction == "prompt" else direction for prompt in prompts]
     return torch.tensor([AXES[name] for name in names], dtype=like.dtype, device=like.device)
-
-
-def _named(prompt: str, where: str) -> str:
-    found = {moving or sized for moving, sized in MOTION.findall(prompt.lower())}
-    if len(found) == 1:
-        return str(found.pop())
-    raise RewardError(
-        f"the prompt {prompt!r} names {'no motion' if not found else 'several motions'}",
-        where=where,
-        next="ask for one: moving left, right, up or down, growing, or shrinking; or set its direction",
-    )
