@@ -154,7 +154,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # Where runs ask before their first update whether it fits into memory, which takes as long as one or more updates: the
-# tests of this question, of the commands, and of each kind of method and model. Elsewhere a thorough run asks.
+# tests of this question, of the commands, and of each kind of method and model. In others a thorough run asks.
 ASKS_FOR_ROOM = (
     *("tests/cost/", "tests/cli/test_app.py", "tests/project/test_library.py"),
     *("tests/runs/test_columns.py", "tests/runs/test_gradient_free_runs.py", "tests/runs/test_surrogate_runs.py"),

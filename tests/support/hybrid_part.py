@@ -1,4 +1,4 @@
-"""One of four processes, two on each of two machines: what tests.support.together runs for test_hybrid_sharding.py.
+"""One of four processes, two on each of two machines: what tests.support.ranks runs for test_hybrid_sharding.py.
 
 That there are two machines is only said.
 """

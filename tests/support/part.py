@@ -1,4 +1,4 @@
-"""One process of several: what tests.support.together runs for test_distributed.py.
+"""One process of several: what tests.support.ranks runs for test_distributed.py.
 
 What the gradient cases build is also built alone by the test, with as many images in one batch.
 """

@@ -118,7 +118,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have left the gradients of every case, and then a run."""
     folder = tmp_path_factory.mktemp("processes")
     tiny_catalog(folder / "catalog")
-    words = ["-m", "tests.support.together", "2", "tests.support.part", str(folder)]
+    words = ["-m", "tests.support.ranks", "2", "tests.support.part", str(folder)]
     with started(words, PYTHONPATH=str(ROOT)) as launcher:
         said, _ = launcher.communicate(timeout=PATIENCE)
     assert launcher.returncode == 0, said

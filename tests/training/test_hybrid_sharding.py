@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_catalog(folder / "catalog")
     surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.together", "4", "tests.support.hybrid_part", str(folder)],
+        [sys.executable, "-m", "tests.support.ranks", "4", "tests.support.hybrid_part", str(folder)],
         env=surroundings,
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""`python -m tests.support.together PROCESSES MODULE FOLDER`: a module's `main(FOLDER)`, in processes of one run.
+"""`python -m tests.support.ranks PROCESSES MODULE FOLDER`: a module's `main(FOLDER)`, in processes of one run.
 
 They are forked after the imports, which take most of the time of a process that does little.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from draft_core.cli.launch import _environment, _free_port
 
 
-def together(processes: int, module: str, folder: Path) -> int:
+def run_ranks(processes: int, module: str, folder: Path) -> int:
     """Runs `main` of the module in so many processes that find each other; 0 if all end well."""
     main, port = importlib.import_module(module).main, _free_port()
     started = set()
@@ -45,4 +45,4 @@ def together(processes: int, module: str, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(together(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))
+    sys.exit(run_ranks(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))
