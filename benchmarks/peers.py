@@ -58,7 +58,14 @@ VERSION = "0.23.1"  # the last with AlignPropTrainer
 STEPS, BATCH, GUIDANCE, RANK, RATE = 20, 4, 4.0, 4, 8e-3
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 MOST_UPDATES, IMAGES = 16, 8
-PEER, OURS, RECOMPUTED, HALVES, SLICED = "AlignProp", "ours", "recomputed", "in halves", "sliced"
+PEER = "AlignProp"
+OURS: dict[str, dict[str, Any]] = {  # name -> settings of the sampler
+    "ours": {},
+    "recomputed": {"gradient_checkpointing": True},
+    "lean": {"gradient_checkpointing": "lean", "decode": "selective"},
+    "in halves": {"gradient_checkpointing": "halves", "decode": "selective"},
+    "sliced": {"gradient_checkpointing": "sliced", "decode": "sliced"},
+}
 
 Update = Callable[[], Any]
 
@@ -178,13 +185,8 @@ def listed(seed: int) -> Any:
 def costs(k: int, rounds: int) -> dict[str, tuple[float, float]]:
     """Median seconds of an update, and its peak in MiB; the trainers take turns."""
     count = rounds + 2
-    updates = {
-        PEER: peer(k, 0, updates=count)[1],
-        OURS: ours(k, 0, updates=count)[1],
-        RECOMPUTED: ours(k, 0, updates=count, gradient_checkpointing=True)[1],
-        HALVES: ours(k, 0, updates=count, gradient_checkpointing="halves", decode="sliced")[1],
-        SLICED: ours(k, 0, updates=count, gradient_checkpointing="sliced", decode="sliced")[1],
-    }
+    updates = {PEER: peer(k, 0, updates=count)[1]}
+    updates |= {name: ours(k, 0, updates=count, **kept)[1] for name, kept in OURS.items()}
     taken: dict[str, list[float]] = {name: [] for name in updates}
     for number in range(rounds + 1):
         for name, update in updates.items():
@@ -199,10 +201,7 @@ def cells(found: dict[str, tuple[float, float]]) -> list[str]:
     seconds, memory = found[PEER]
     return [
         f"{seconds:.2f} s, {memory:.0f} MiB",
-        *(
-            f"{found[name][0] / seconds:.2f}, {found[name][1] / memory:.2f}"
-            for name in (OURS, RECOMPUTED, HALVES, SLICED)
-        ),
+        *(f"{found[name][0] / seconds:.2f}, {found[name][1] / memory:.2f}" for name in OURS),
     ]
 
 

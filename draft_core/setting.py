@@ -20,9 +20,9 @@ MOST = 100_000  # images of one pass or prompt, passes of one update, ranks of a
 SCHEDULES = ("timesteps", "sigmas")  # arguments of a call by which its steps are given whole: no other number counts
 # Arguments of a call that say how many images it makes of each prompt.
 IMAGE_COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
-# Values of `gradient_checkpointing`: for a denoiser call that is computed again part by part, in so many parts of the
-# batch (None makes one of each row), and for all calls that are computed again whole, sooner or later.
-IN_PARTS: dict[Any, int | None] = {"halves": 2, "sliced": None}
+# Values of `gradient_checkpointing`: for a denoiser call that is computed again in so many parts of the batch (None
+# makes one of each row), and for all calls that are computed again whole, sooner or later.
+IN_PARTS: dict[Any, int | None] = {"lean": 1, "halves": 2, "sliced": None}
 RECOMPUTING = (True, "blocks", *IN_PARTS)
 LARGEST_SEED = 2**62  # what is added to it still fits torch's generators
 

@@ -30,7 +30,7 @@ from draft_core.sampling.sampler import DifferentiableSampler
 from draft_core.training.sharding import blocks, held
 from draft_core.training.trainer import Trainer
 
-CHECKPOINTINGS: tuple[Checkpointing, ...] = (False, "selective", True, "blocks", "halves", "sliced")
+CHECKPOINTINGS: tuple[Checkpointing, ...] = (False, "selective", True, "blocks", "lean", "halves", "sliced")
 LEANER_DECODES: tuple[Decode, ...] = ("selective", "blocks", "sliced")
 FLOAT32 = 4  # bytes
 ADAM_MOMENTS = 2  # AdamW keeps two numbers for each parameter

@@ -272,7 +272,7 @@ def _check_sharding(recipe: RecipeBase, where: str) -> None:
         "compile": (model.compile != "none", "compiled blocks are"),
         "gradient_checkpointing": (
             model.gradient_checkpointing in IN_PARTS,
-            "calls that are computed again part by part are",
+            "calls that are computed again in one piece or by parts of a batch are",
         ),
     }
     for field, (is_said, what) in kept_whole.items() if recipe.train.sharding != "none" else ():

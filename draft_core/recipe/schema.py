@@ -135,13 +135,13 @@ class ModelConfig(Config):
         "bitsandbytes on a GPU of CUDA, or `int8` by torchao. One of them is for the denoisers; networks are named by "
         "`{transformer: nf4, text_encoder_2: int8}`.",
     )
-    gradient_checkpointing: bool | Literal["selective", "blocks", "halves", "sliced"] = Field(
+    gradient_checkpointing: bool | Literal["selective", "blocks", "lean", "halves", "sliced"] = Field(
         False,
         description="Recompute recorded denoiser calls in the backward pass, one more call each: with `true` at once, "
-        "so that many grad steps take no more memory than one; with `halves` and `sliced` one "
-        "half of the batch, or one image or guidance branch, after another, equal but for the last bits; with `blocks` "
-        "one block after another, least for few grad steps. `selective` recomputes norms, activations and casts "
-        "alone: half the memory of a UNet.",
+        "so that many grad steps take no more memory than one; with `lean` likewise, keeping less of it; with `halves` "
+        "and `sliced` one half of the batch, or one image or guidance branch, after another, equal but for the last "
+        "bits; with `blocks` one block after another, least for few grad steps. `selective` recomputes norms, "
+        "activations and casts alone: half the memory of a UNet.",
     )
     decode: Literal["whole", "selective", "blocks", "checkpointed", "sliced", "tiles"] = Field(
         "whole",

@@ -30,6 +30,8 @@ PUBLISHED = {
     "emoji-judge-top1": "draft-emoji",
     "emoji-motion": "draft-emoji",
     "emoji-motion-held-out": "draft-emoji",
+    "emoji-motion-pairs": "draft-emoji",
+    "emoji-motion-pairs-held-out": "draft-emoji",
     "emoji-motion-thing": "draft-emoji",
     "emoji-path": "draft-emoji",
     "emoji-preference": "draft-emoji",

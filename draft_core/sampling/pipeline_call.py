@@ -30,7 +30,7 @@ from draft_core.sampling.recomputing.calls import keeping, recorded
 
 Forward = Callable[..., Any]
 Decode = Literal["whole", "selective", "blocks", "checkpointed", "sliced", "tiles", "unrecorded"]
-Checkpointing = Literal[False, True, "selective", "blocks", "halves", "sliced"]
+Checkpointing = Literal[False, True, "selective", "blocks", "lean", "halves", "sliced"]
 
 
 class Settings(Protocol):

@@ -47,8 +47,9 @@ class DifferentiableSampler:
         pipe: a diffusers pipeline, classic or modular, with a scheduler and a denoiser (`unet` or `transformer`).
         num_inference_steps: as in the pipeline's call; None for a call that takes none.
         gradient_checkpointing: recompute each recorded denoiser call in the backward pass, so that a grad step stores
-            its input only; "halves" one half of the batch after the other, "sliced" one row of it, equal but for last
-            bits; "blocks" one block of the denoiser; "selective" what costs next to nothing, `recomputing.selective`.
+            its input only; "lean" likewise, keeping less at a time; equal but for last bits "halves", one half of the
+            batch after the other, and "sliced", one row of it; "blocks" one block of the denoiser; "selective" what
+            costs next to nothing, `recomputing.selective`.
         decode: "whole" stores all that the decoder's backward pass needs, for all images; "selective" recomputes of it
             what costs next to nothing, "blocks" one block after another, and "checkpointed" all of it at once; "sliced"
             recomputes one image at a time, and the last bit may differ; "tiles" one tile of it, where the decoder works

@@ -77,11 +77,11 @@ def check_recomputed(how: Any) -> None:
     """That a sharded denoiser's calls can be computed again as `how`, a sampler's `gradient_checkpointing`, says.
 
     Raises:
-        RecipeError: if it is "halves" or "sliced", whose backward pass calls the denoiser by itself.
+        RecipeError: if it is one of `IN_PARTS`, whose backward pass calls the denoiser by itself.
     """
     if how in IN_PARTS:
         raise RecipeError(
-            "a denoiser that is spread over processes is not computed again part by part",
+            f"a denoiser that is spread over processes is not computed again as {how!r} does it",
             where=WHERE,
             next="use gradient_checkpointing: true, or blocks",
         )

@@ -18,7 +18,7 @@ from draft_core.adapters.lora import trainable
 from draft_core.cost.peak_memory import peak_memory
 from draft_core.errors import SamplerError
 from draft_core.sampling.pipelines import find_denoisers, has_blocks
-from draft_core.sampling.recomputing.selective import convolutions_small, kept_small
+from draft_core.sampling.recomputing.selective import _Recipe, convolutions_small, kept_small
 from tests.support.drive import gradient, parameters, sampler_of, seeded
 from tests.support.families import DISTINCT, Family, sd
 from tests.support.tiny import embeddings, tiny_pipe, with_lora
@@ -30,6 +30,10 @@ Context = Callable[[Any], AbstractContextManager[Any]]  # of a network
 
 def small(network: Any) -> AbstractContextManager[Any]:
     return kept_small()
+
+
+def smaller_still(network: Any) -> AbstractContextManager[Any]:
+    return kept_small(linear=True)
 
 
 WAYS: dict[str, Context] = {"small": small, "convolutions alone": convolutions_small}
@@ -240,6 +244,41 @@ def test_wider_copies_for_a_lora_are_not_kept() -> None:
     wide = 2 * x.nbytes
     assert plain > 3 * wide
     assert least < 2 * wide
+
+
+class FeedForward(nn.Module):
+    """A gated feed-forward layer as transformer blocks have it: eight times as wide inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.wide, self.back = nn.LayerNorm(16), nn.Linear(16, 128), nn.Linear(64, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden, gate = self.wide(self.norm(x)).chunk(2, dim=-1)
+        return x + self.back(hidden * functional.gelu(gate))
+
+
+def test_wide_layers_are_computed_again_once_where_they_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared(frozen(FeedForward()), 4, 16, context=smaller_still)
+    compared(FeedForward(), 4, 16, context=smaller_still)
+    x = torch.randn(64, 16, generator=seeded(), requires_grad=True)
+    layers = frozen(nn.Sequential(*(FeedForward() for _ in range(8))))
+    most, less, least = (kept(layers, x, way) for way in (nullcontext, small, smaller_still))
+    assert least < (8 * 2 + 16) * x.nbytes < 8 * 8 * x.nbytes < less < most
+    with smaller_still(None):
+        y = frozen(FeedForward())(x).sum()
+    widths, linear = list[int](), functional.linear
+
+    def counted(self: Any) -> torch.Tensor:
+        widths.append(self.args[1].shape[0] if self.func is linear else 0)
+        return computed(self)
+
+    computed = _Recipe._computed
+    monkeypatch.setattr(_Recipe, "_computed", counted)
+    (first,) = torch.autograd.grad(y, x, retain_graph=True)
+    assert widths.count(128) == 1, "three tensors of the backward pass are parts of it"
+    (second,) = torch.autograd.grad(y, x)
+    assert torch.equal(first, second)
 
 
 # In the sampler

@@ -55,7 +55,7 @@ def call(network: Network, slices: int | None = None, *, sliced: bool = True) ->
     return found, torch.autograd.grad((found * slope).sum(), wanted, retain_graph=True)
 
 
-@pytest.mark.parametrize("slices", [None, 2, 3])
+@pytest.mark.parametrize("slices", [None, 1, 2, 3])
 def test_output_and_every_gradient_are_those_of_the_whole_batch(slices: int | None) -> None:
     (output, gradients), (expected, whole) = call(Network(), slices), call(Network(), sliced=False)
     assert torch.equal(output, expected)
@@ -151,7 +151,7 @@ def test_sharded_denoisers_are_refused() -> None:
     check_recomputed(True)
 
 
-@pytest.mark.parametrize("how", ["halves", "sliced"])
+@pytest.mark.parametrize("how", ["lean", "halves", "sliced"])
 @pytest.mark.parametrize("family", TRIED.values(), ids=TRIED)
 def test_images_are_equal_in_every_bit_and_gradients_nearly(family: Family, how: Any) -> None:
     if family.missing:
@@ -178,8 +178,9 @@ def test_memory_is_that_of_one_image() -> None:
         return peak_memory(lambda: sampler(plan=plan, generator=seeded()).images.square().sum().backward())
 
     whole = peak(gradient_checkpointing=True, decode="checkpointed")
-    halves, sliced = (peak(gradient_checkpointing=how, decode="sliced") for how in ("halves", "sliced"))
+    lean, halves, sliced = (peak(gradient_checkpointing=how, decode="sliced") for how in ("lean", "halves", "sliced"))
     assert sliced < 0.7 * halves < 0.5 * whole
+    assert lean < 0.7 * whole
 
 
 def test_rows_of_another_image_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -41,13 +41,17 @@ RECIPE = "_draft_core_recipe"  # the attribute of a tensor that says how it is m
 
 
 @contextmanager
-def kept_small() -> Iterator[None]:
+def kept_small(*, linear: bool = False) -> Iterator[None]:
     """What autograd records inside keeps less memory until its backward pass.
 
     Convolutions of weights that are trained are left as they are. Not inside `torch.utils.checkpoint`, whose own hooks
     would then see nothing.
+
+    Arguments:
+        linear: compute again what frozen linear layers give that widen their input, as feed-forward layers begin: more
+            than next to nothing, and a third of what would be kept of a transformer.
     """
-    with _Watch(), torch.autograd.graph.saved_tensors_hooks(_kept, _again):
+    with _Watch(linear), torch.autograd.graph.saved_tensors_hooks(_kept, _again):
         yield
 
 
@@ -86,13 +90,17 @@ def _layer_forward(layer: Any, func: Any, input: Any, weight: Any, bias: Any) ->
 class _Watch(TorchFunctionMode):
     """Puts convolutions that keep less in the place of PyTorch's, and notes how cheap outputs are made."""
 
+    def __init__(self, linear: bool) -> None:
+        super().__init__()
+        self.watched = WATCHED | {functional.linear} if linear else WATCHED
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The function's result."""
         kwargs = kwargs or {}
         if func in TRANSPOSED:
             return _convolution(func, *args, **kwargs)
         output = func(*args, **kwargs)
-        if func in WATCHED and output.requires_grad and _is_cheap(func, args, output):
+        if func in self.watched and output.requires_grad and _is_cheap(func, args, output):
             setattr(output, RECIPE, _Recipe(func, args, kwargs, output))
         return output
 
@@ -101,6 +109,8 @@ def _is_cheap(func: Any, args: Sequence[Any], output: torch.Tensor) -> bool:
     """Whether keeping what went in takes less memory than keeping what came out."""
     if func in FROM_THEIR_INPUT:
         return True
+    if func is functional.linear:
+        return not args[1].requires_grad and 2 * args[0].nbytes <= output.nbytes
     tensors = [value for value in args if isinstance(value, torch.Tensor)]
     return sum(tensor.nbytes for tensor in tensors if _recipe(tensor) is None) < output.nbytes
 
@@ -154,9 +164,13 @@ class _FrozenConvolution(torch.autograd.Function):
         )
         beyond = [size - seen for size, seen in zip(blank.shape[-dimensions:], reached, strict=True)]
         # Under autocast the call's precision is neither the weight's nor the input's.
-        found = TRANSPOSED[ctx.func](
-            *(gradient, weight.to(gradient.dtype), None, ctx.stride, ctx.padding, beyond, ctx.groups, ctx.dilation)
-        )
+        weight = weight.to(gradient.dtype)
+        if set(weight.shape[2:]) == set(ctx.stride) == {1} and set(ctx.padding) == {0} and ctx.groups == 1:
+            found = (weight.flatten(1).t() @ gradient.flatten(-dimensions)).unflatten(-1, gradient.shape[-dimensions:])
+        else:
+            found = TRANSPOSED[ctx.func](
+                *(gradient, weight, None, ctx.stride, ctx.padding, beyond, ctx.groups, ctx.dilation)
+            )
         return None, found.to(blank.dtype), *(None,) * 6
 
 
@@ -165,6 +179,7 @@ class _Recipe:
 
     Attributes:
         version: of the output, which no longer follows from the input once it has been changed in place.
+        waiting: how many tensors are this output or views of it, and have not been made again.
     """
 
     def __init__(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: torch.Tensor) -> None:
@@ -173,9 +188,16 @@ class _Recipe:
         self.kwargs = {name: _kept(value) for name, value in kwargs.items()}
         self.version = output._version
         self.precision = precision_now(output.device.type)
+        self.waiting, self.made = 0, cast(torch.Tensor | None, None)
 
     def output(self) -> torch.Tensor:
-        """What came out, once more."""
+        """What came out, once more; of a linear layer it stays until all that wait for it have had it."""
+        self.waiting -= 1
+        found = self._computed() if self.made is None else self.made
+        self.made = found if self.func is functional.linear and self.waiting > 0 else None
+        return found
+
+    def _computed(self) -> torch.Tensor:
         args = [_again(value) for value in self.args]
         kwargs = {name: _again(value) for name, value in self.kwargs.items()}
         with torch.no_grad(), self.precision():
@@ -202,6 +224,7 @@ class _Output:
 
     def __init__(self, recipe: _Recipe, tensor: torch.Tensor) -> None:
         self.recipe = recipe
+        recipe.waiting += 1
         self.layout = tensor.size(), tensor.stride(), tensor.storage_offset()
 
     def again(self) -> torch.Tensor:

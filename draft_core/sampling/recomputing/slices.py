@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from draft_core.errors import SamplerError
 from draft_core.sampling import seams
-from draft_core.sampling.recomputing.selective import convolutions_small, precision_now
+from draft_core.sampling.recomputing.selective import convolutions_small, kept_small, precision_now
 
 POSITIONS = re.compile(r"(img|txt)_ids|.*rope.*")  # of tokens, the same for all images, unless with rows for each
 TEXT = "encoder_hidden_states"  # with rows for each frame in networks that take frames as images
@@ -35,7 +35,8 @@ def recomputed_in_slices(slices: int | None, network: Any, function: Any, *args:
     the latents are divided, all others given whole; what comes out of a slice is compared with what the whole gave.
 
     Arguments:
-        slices: of the batch's rows, each an image or a guidance branch of one; None makes one of each row.
+        slices: of the batch's rows, each an image or a guidance branch of one; None makes one of each row. Of a single
+            one the graph is kept small too, wide outputs of linear layers computed again.
         network: a denoiser.
         function: its `forward`, and what it is given.
 
@@ -61,6 +62,7 @@ class _Call:
 
     def __init__(self, network: Any, function: Any, args: Any, kwargs: Any, rows: int, slices: int) -> None:
         self.network, self.function, self.given, self.slices = network, function, (args, kwargs), slices
+        self.graph = partial(kept_small, linear=True) if slices == 1 else partial(convolutions_small, network)
         self.rows = rows
         arguments = {id(tensor): tensor for tensor in seams.tensors_in(self.given)}
         weights = list(network.parameters())
@@ -127,7 +129,7 @@ class _Call:
 
     def _again(self, args: Any, kwargs: Any) -> torch.Tensor:
         try:
-            with torch.enable_grad(), self.precision(), convolutions_small(self.network):
+            with torch.enable_grad(), self.precision(), self.graph():
                 again: torch.Tensor = seams.first_of(self.function(*args, **kwargs), "sample")
                 return again
         except torch.OutOfMemoryError:

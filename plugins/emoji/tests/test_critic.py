@@ -81,7 +81,7 @@ def test_the_recipe_asks_every_prompt_what_is_true_of_its_motion() -> None:
     questions = json.loads(QUESTIONS.read_text(encoding="utf-8"))
     assert list(questions) == prompts
     for prompt, asked_of_it in questions.items():
-        motion = words_of(prompt, "")[1]
+        (motion,) = words_of(prompt, "")[1]
         for question in asked_of_it:
             told = question if isinstance(question, dict) else {"ask": question, "answer": "Yes", "against": ["No"]}
             words = told["ask"].removeprefix("Is it ").rstrip("?")
@@ -89,6 +89,17 @@ def test_the_recipe_asks_every_prompt_what_is_true_of_its_motion() -> None:
             assert (told["answer"], told["against"]) == (("Yes", ["No"]) if words == motion else ("No", ["Yes"]))
         assert len(asked_of_it) == 2
         assert (f"Is it {motion}?" in asked_of_it) == (motion not in ("moving left", "moving right"))
+
+
+def test_two_motions_at_once_are_both_told() -> None:
+    critic = asked(*(f"Is it {words}?" for words in CHANGES), model="emoji-vlm-motion", frames="images", frame_count=3)
+    for pair in (("moving up", "growing"), ("moving down", "growing"), ("moving up", "shrinking")):
+        x, y, size = (0.7 * (a + b) for a, b in zip(*(CHANGES[words] for words in pair), strict=True))
+        times = torch.linspace(-0.5, 0.5, 3).tolist()
+        disc = [discs((32 + 64 * x * t, 32 + 64 * y * t, 64 * (0.4 + size * t) / torch.pi**0.5))[2] for t in times]
+        parts = critic.score_with_components(torch.stack(disc)[None], ["a fox"])[1]
+        said = {words for words, score in zip(CHANGES, parts.values(), strict=True) if score > 0.5}
+        assert said == set(pair)
 
 
 def test_its_probability_is_that_of_its_own_generate() -> None:

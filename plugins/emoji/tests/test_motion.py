@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import pytest
 import torch
 from diffusers import MotionAdapter, UNet2DConditionModel
 from draft_emoji import FOLDER, motion
-from draft_emoji.motion import CHANGES, motions, places
+from draft_emoji.motion import CHANGES, axis, motions, places, words_of
 from draft_emoji.motion_unet import TextMotionUNet
 
 from draft_core import load_reward
@@ -14,6 +17,8 @@ from draft_core.errors import RewardError
 from draft_core.testing import RewardContract
 
 PROMPTS = [f"a fox {words}" for words in CHANGES]
+ALONE = [(words,) for words in CHANGES]
+PAIRS = [pair for pair in itertools.combinations(CHANGES, 2) if axis(pair[0]) != axis(pair[1])]
 FRAMES = 8
 
 
@@ -36,14 +41,23 @@ class TestEmojiMotionThing(RewardContract):
 
 def discs(scale: float = 1.0) -> torch.Tensor:
     """A yellow disc on white for each motion, moved by so much of what its motion changes: (6, 8, 3, 64, 64)."""
+    return drawn([tuple(scale * part for part in change) for change in CHANGES.values()])
+
+
+def both(first: str, second: str, scale: float = 0.8) -> torch.Tensor:
+    """The disc with two motions at once, (1, 8, 3, 64, 64)."""
+    return drawn([tuple(scale * (a + b) for a, b in zip(CHANGES[first], CHANGES[second], strict=True))])
+
+
+def drawn(changes: Sequence[tuple[float, ...]]) -> torch.Tensor:
+    """A disc for each change of its middle and the root of its area from the first frame to the last."""
     rows, columns = torch.meshgrid(*[(torch.arange(64) + 0.5) / 64] * 2, indexing="ij")
     videos = []
-    for x, y, size in CHANGES.values():
+    for x, y, size in changes:
         frames = []
         for time in torch.linspace(-0.5, 0.5, FRAMES):
-            part = scale * time
-            radius = (0.4 + size * part) / torch.pi**0.5  # of the root of the area
-            inside = (columns - 0.5 - x * part) ** 2 + (rows - 0.5 - y * part) ** 2 < radius**2
+            radius = (0.4 + size * time) / torch.pi**0.5  # of the root of the area
+            inside = (columns - 0.5 - x * time) ** 2 + (rows - 0.5 - y * time) ** 2 < radius**2
             paint = torch.tensor([0.98, 0.84, 0.2])[:, None, None]
             frames.append(torch.where(inside, paint, torch.ones(3, 64, 64)))
         videos.append(torch.stack(frames))
@@ -52,16 +66,52 @@ def discs(scale: float = 1.0) -> torch.Tensor:
 
 def test_every_motion_is_told_and_stillness_and_disorder_are_none() -> None:
     videos, order = discs(), torch.tensor([3, 0, 6, 1, 7, 4, 2, 5])
-    assert motions(videos) == list(CHANGES)
-    assert motions(videos.flip(1)) == [list(CHANGES)[n] for n in (1, 0, 3, 2, 5, 4)]
+    assert motions(videos) == ALONE
+    assert motions(videos.flip(1)) == [ALONE[n] for n in (1, 0, 3, 2, 5, 4)]
     for still in (videos[:, :1].expand_as(videos), videos[:, order], torch.ones_like(videos), discs(0.2)):
-        assert set(motions(still)) == {""}
+        assert set(motions(still)) == {()}
+        assert set(motions(still, 2)) == {()}
 
 
 def test_sides_that_are_swapped_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = motion.places
     monkeypatch.setattr(motion, "places", lambda videos: right(videos)[:, :, [1, 0, 2]])
-    assert motions(discs())[:4] == ["moving up", "moving down", "moving left", "moving right"]
+    assert motions(discs())[:4] == [ALONE[n] for n in (2, 3, 0, 1)]
+
+
+@pytest.mark.parametrize("bug", [False, True])
+def test_two_motions_count_where_both_are_shown(monkeypatch: pytest.MonkeyPatch, bug: bool) -> None:
+    """With a planted bug, judging by the first motion alone, videos of one motion would pass for two."""
+    if bug:
+        seen = motions
+        monkeypatch.setattr(motion, "motions", lambda videos, count=1: [shown[:1] for shown in seen(videos, count)])
+        monkeypatch.setattr(motion, "words_of", lambda prompt, where: (prompt, words_of(prompt, where)[1][:1]))
+    reward, alone = load_reward("emoji-motion"), dict(zip(CHANGES, discs(), strict=True))
+    assert len(PAIRS) == 12
+    for first, second in PAIRS:
+        prompts = [f"a fox {first} and {second}", f"3d style, a fox {second} and {first}"]
+        right = reward(both(first, second).expand(2, -1, -1, -1, -1), prompts).tolist()
+        assert bug or right == [1.0, 1.0]
+        wrong = torch.cat([alone[first][None], alone[second][None], both(first, second).flip(1)])
+        assert (reward(wrong, [prompts[0]] * 3).sum() > 0) == bug
+    unequal = drawn([(0.0, -0.3, 0.05)])  # it grows by a sixth of what a motion changes: that is none
+    assert reward(unequal, ["a fox moving up and growing"]).item() == bug
+
+
+def test_two_motions_have_a_path_of_both() -> None:
+    reward, video = load_reward("emoji-path"), both("moving up", "growing", 1.0)
+    asked = ["moving up and growing", "moving up", "growing", "moving up and shrinking"]
+    scores = reward(video.expand(4, -1, -1, -1, -1), [f"a fox {words}" for words in asked])
+    assert scores[0] > -0.02
+    assert (scores[1:] < -0.08).all()
+
+
+def test_prompts_of_two_motions_are_read_in_one_order_and_opposites_are_refused() -> None:
+    assert words_of("3d style, a fox growing and moving up", "") == ("3d style, a fox", ("moving up", "growing"))
+    assert words_of("a cat and a fox moving up", "") == ("a cat and a fox", ("moving up",))
+    for words in ("moving left and moving right", "growing and growing"):
+        with pytest.raises(RewardError, match="two motions along one line"):
+            words_of(f"a fox {words}", "")
 
 
 def test_places_are_those_of_the_disc() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import AnimateDiffPipeline
 from draft_emoji import FOLDER
-from draft_emoji.motion import motions
+from draft_emoji.motion import motions, words_of
 from emoji_training import pictures
 from emoji_training.loop import Budget
 from emoji_training.pictures import Picture
@@ -32,7 +32,7 @@ def disc() -> np.ndarray:
 def test_videos_move_as_their_captions_say_and_stay_inside() -> None:
     videos = [Video(0, motion, aside) for motion in range(len(MOTIONS)) for aside in (-moving.ASIDE, moving.ASIDE)]
     drawn = np.stack([moving.draw(disc(), video) for video in videos])
-    assert motions(torch.from_numpy(drawn).permute(0, 1, 4, 2, 3) / 255) == [MOTIONS[v.motion] for v in videos]
+    assert motions(torch.from_numpy(drawn).permute(0, 1, 4, 2, 3) / 255) == [(MOTIONS[v.motion],) for v in videos]
     whole = (drawn < 250).any(-1)[:, 0].sum((1, 2))
     for motion in range(4):  # those that keep their size show all of it in the last frame too
         assert (drawn[2 * motion, -1] < 250).any(-1).sum() == whole[2 * motion]
@@ -45,9 +45,15 @@ def test_hidden_pairs_are_in_no_video_and_the_lists_are_those_that_are_shipped(t
     prompts.write(tmp_path)
     for file in tmp_path.iterdir():
         assert file.read_text(encoding="utf-8") == (FOLDER / "prompts" / file.name).read_text(encoding="utf-8")
-    lists = [set(file.read_text(encoding="utf-8").splitlines()) for file in tmp_path.iterdir()]
-    assert len(lists) == 2
-    assert not lists[0] & lists[1]
+    lists = {file.stem: file.read_text(encoding="utf-8").splitlines() for file in tmp_path.iterdir()}
+    assert len(lists) == 4
+    prompts_of_all = [prompt for prompts_of_one in lists.values() for prompt in prompts_of_one]
+    assert len(set(prompts_of_all)) == len(prompts_of_all)
+    held_out = set(lists["emoji-motion-held-out"])
+    for name in ("emoji-motion-pairs", "emoji-motion-pairs-held-out"):
+        for prompt in lists[name]:
+            thing, asked = words_of(prompt, "")
+            assert bool(held_out & {f"{thing} {words}" for words in asked}) == name.endswith("held-out"), prompt
 
 
 @pytest.fixture

@@ -248,7 +248,9 @@ def draft_register_pretrained() -> Iterable[PretrainedSpec]:
             modules=("draft_emoji.motion_unet",),
             license=LICENSE,
             call={"num_inference_steps": 10, "guidance_scale": 3.0, "num_frames": 8},
-            prompts=_prompts("emoji-motion", "emoji-motion-held-out"),
+            prompts=_prompts(
+                "emoji-motion", "emoji-motion-held-out", "emoji-motion-pairs", "emoji-motion-pairs-held-out"
+            ),
         ),
         PretrainedSpec(
             alias="emoji-vlm",

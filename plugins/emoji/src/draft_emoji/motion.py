@@ -25,7 +25,8 @@ CHANGES = {
     "growing": (0.0, 0.0, GROWTH),
     "shrinking": (0.0, 0.0, -GROWTH),
 }
-MOTION = re.compile(rf"\s+({'|'.join(CHANGES)})\s*$")
+ANY = "|".join(CHANGES)
+MOTION = re.compile(rf"\s+({ANY})(?:\s+and\s+({ANY}))?\s*$")
 INK, SOFT = 0.15, 0.025  # how far from white a pixel belongs to the drawing, and over how much that is decided
 LEAST = 0.4  # of a motion's change, to be counted as one
 STEADY = 0.8  # least share of a change's variance that an even pace explains
@@ -34,20 +35,32 @@ EDGE = 2  # pixels around a drawing that is cut out
 SIDE = 64  # to which it is enlarged
 
 
-def words_of(prompt: str, where: str) -> tuple[str, str]:
-    """The thing and the motion of "[STYLE style, ]a fox moving left".
+def words_of(prompt: str, where: str) -> tuple[str, tuple[str, ...]]:
+    """The thing and the one or two motions of "[STYLE style, ]a fox moving up and growing", in the order of CHANGES.
 
     Raises:
-        RewardError: if the prompt does not end in a motion.
+        RewardError: if the prompt does not end in a motion, or in two that cannot be had together.
     """
     found = MOTION.search(prompt.lower())
     if found is None:
         raise RewardError(
             f"the prompt {prompt!r} ends in no motion",
             where=where,
-            next=f"end it in {', '.join(CHANGES)}",
+            next=f"end it in {', '.join(CHANGES)}, or in two of them with 'and'",
         )
-    return prompt[: found.start()].strip(), found[1]
+    asked = {motion: axis(motion) for motion in CHANGES if motion in found.groups()}
+    if len(set(asked.values())) < len([words for words in found.groups() if words]):
+        raise RewardError(
+            f"the prompt {prompt!r} asks for two motions along one line, {found[1]!r} and {found[2]!r}",
+            where=where,
+            next="name motions that a thing can make at once, as in 'moving up and growing'",
+        )
+    return prompt[: found.start()].strip(), tuple(asked)
+
+
+def axis(motion: str) -> int:
+    """Which of x, y and the root of the area a motion changes."""
+    return next(number for number, change in enumerate(CHANGES[motion]) if change)
 
 
 def places(videos: Tensor) -> Tensor:
@@ -65,31 +78,28 @@ def places(videos: Tensor) -> Tensor:
     return torch.stack([x, y, weight.sqrt()], dim=2)
 
 
-def motions(videos: Tensor) -> list[str]:
-    """The motion that each of the videos (N, F, 3, H, W) in [0, 1] shows, "" where it shows none clearly.
+def motions(videos: Tensor, count: int = 1) -> list[tuple[str, ...]]:
+    """The so many motions that each of the videos (N, F, 3, H, W) in [0, 1] shows, as CHANGES has them; () if unclear.
 
-    The straight line is fitted to the places of the frames whose change is largest, in parts of what its motion
-    changes. Another change must not be as large, and it must go at an even pace: shuffled frames show nothing.
+    They are the straight lines, fitted to the places of the frames, whose changes are largest, in parts of what their
+    motions change. No other change must be as large, and each must go at an even pace: shuffled frames show nothing.
     """
     found = places(videos)
     time = torch.linspace(-0.5, 0.5, found.shape[1], device=found.device, dtype=found.dtype)
     centred = found - found.mean(1, keepdim=True)
     slope = (centred * time[None, :, None]).sum(1) / time.square().sum()  # from the first frame to the last
     explained = slope.square() * time.square().sum() / centred.square().sum(1).clamp(min=1e-12)
-    full = slope.new_tensor([TRAVEL, TRAVEL, GROWTH])
-    parts = slope / full
-    largest = parts.abs().argmax(1)
-    visible = (found[:, :, 2].square() > EMPTY).all(1)
-    shown = []
-    for number, axis in enumerate(largest.tolist()):
-        clear = bool(parts[number, axis].abs() >= LEAST and explained[number, axis] >= STEADY and visible[number])
-        sign = 1.0 if parts[number, axis] > 0 else -1.0
-        shown.append(next(m for m, c in CHANGES.items() if c[axis] * sign > 0) if clear else "")
+    parts = slope / slope.new_tensor([TRAVEL, TRAVEL, GROWTH])
+    clear = (parts.abs() >= LEAST) & (explained >= STEADY) & (found[:, :, 2].square() > EMPTY).all(1, keepdim=True)
+    shown: list[tuple[str, ...]] = []
+    for part, is_clear, largest in zip(parts, clear, parts.abs().topk(count).indices, strict=True):
+        here = tuple(m for m, change in CHANGES.items() if axis(m) in largest and part[axis(m)] * change[axis(m)] > 0)
+        shown.append(here if is_clear[largest].all() else ())
     return shown
 
 
 class EmojiMotion(FrozenModule):
-    """1 where a video shows the motion that its prompt ends in, else 0."""
+    """1 where a video shows the motion that its prompt ends in, or both of them, else 0."""
 
     takes = "video"
 
@@ -106,12 +116,13 @@ class EmojiMotion(FrozenModule):
         """
         videos = checked_videos(videos, prompts, where=self.where)
         wanted = [words_of(prompt, self.where)[1] for prompt in prompts]
-        right = [shown == motion for shown, motion in zip(motions(videos), wanted, strict=True)]
+        shown = {count: motions(videos, count) for count in set(map(len, wanted))}
+        right = [shown[len(asked)][number] == asked for number, asked in enumerate(wanted)]
         return torch.tensor(right, device=videos.device, dtype=torch.float32)
 
 
 class EmojiPath(FrozenModule):
-    """Minus how far a drawing strays from the even path of the motion that its prompt ends in; it has a gradient."""
+    """Minus how far a drawing strays from the even path of its prompt's motion, or of both; it has a gradient."""
 
     takes = "video"
 
@@ -130,7 +141,8 @@ class EmojiPath(FrozenModule):
         videos = checked_videos(videos, prompts, where=self.where)
         found = places(videos)
         time = torch.linspace(-0.5, 0.5, found.shape[1], device=found.device, dtype=found.dtype)
-        change = found.new_tensor([CHANGES[words_of(prompt, self.where)[1]] for prompt in prompts])
+        asked = [[CHANGES[motion] for motion in words_of(prompt, self.where)[1]] for prompt in prompts]
+        change = torch.stack([found.new_tensor(changes).sum(0) for changes in asked])
         strays = found - found.mean(1, keepdim=True) - change[:, None] * time[None, :, None]
         return -(strays.square().sum(2).mean(1) + 1e-8).sqrt()
 

@@ -20,7 +20,7 @@ from ..pictures import Picture
 from ..vae import to_tensor
 from ..video.moving import FRAMES, MOTIONS, THINGS, Video, draw, hidden
 from . import training as stills
-from .clips import Clip, ask, drawn_at, questions, random_clip, word
+from .clips import Clip, ask, drawn_at, motions_of, questions, random_clip, word
 from .collages import Album, seen_badly
 from .model import SEED, Reader, empty, image_features, pack, packed_logits, packed_logits_and_layer
 from .questions import Asker, all_words
@@ -182,6 +182,7 @@ def naming_loss(
     """
     inked = inked.clone()
     inked[:, 0] = False
+    inked[[len(motions_of(clip.motion)) > 1 for clip in clips]] = False  # two motions have no one word
     wanted = torch.tensor([reader(word(clip.motion))[0] for clip in clips], device=first.device)
     logits = module.lm_head(module.model.language_model.norm(of_patches(first, inked)))
     return torch.nn.functional.cross_entropy(logits, wanted[:, None, None].expand(inked.shape)[inked])

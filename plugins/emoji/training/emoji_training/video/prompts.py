@@ -1,24 +1,45 @@
-"""Writes the prompt lists of motions: pairs of a thing and a motion that videos were trained on, and hidden ones."""
+"""Writes the prompt lists of motions, one or two at once: those that videos were trained on, and hidden ones."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .moving import MOTIONS, THINGS, hidden
 
 SEED = 6
+PAIRS = tuple((way, size) for way in ("moving up", "moving down") for size in ("growing", "shrinking"))
 
 
 def write(folder: Path) -> None:
-    """Write `emoji-motion.txt` and `emoji-motion-held-out.txt`, in an order in which motions take turns."""
+    """Write `emoji-motion`, `emoji-motion-pairs` and the held-out list of each, in which motions take turns.
+
+    A thing with two motions is held out if no training video showed it with one of the two.
+    """
     rng = random.Random(SEED)
-    for name, unseen in (("emoji-motion", False), ("emoji-motion-held-out", True)):
-        rows = [
-            [f"{thing} {words}" for i, thing in enumerate(THINGS) if hidden(i, number) == unseen]
-            for number, words in enumerate(MOTIONS)
-        ]
-        for row in rows:
-            rng.shuffle(row)
-        lines = [row[turn] for turn in range(max(map(len, rows))) for row in rows if turn < len(row)]
-        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    alone = [(words,) for words in MOTIONS]
+    for name, asked in (("emoji-motion", alone), ("emoji-motion-pairs", PAIRS)):
+        for ending, unseen in (("", False), ("-held-out", True)):
+            write_list(
+                folder / f"{name}{ending}.txt", asked, lambda i, motions, u=unseen: is_hidden(i, motions) == u, rng
+            )
+
+
+def is_hidden(thing: int, motions: Sequence[str]) -> bool:
+    """Whether no training video shows a thing, by number, with one of these motions."""
+    return any(hidden(thing, MOTIONS.index(words)) for words in motions)
+
+
+def write_list(
+    file: Path,
+    asked: Sequence[Sequence[str]],
+    chosen: Callable[[int, Sequence[str]], bool],
+    rng: random.Random,
+) -> None:
+    """The chosen things with each of the motions, or pairs of motions, that are asked for."""
+    rows = [[f"{thing} {' and '.join(words)}" for i, thing in enumerate(THINGS) if chosen(i, words)] for words in asked]
+    for row in rows:
+        rng.shuffle(row)
+    lines = [row[turn] for turn in range(max(map(len, rows))) for row in rows if turn < len(row)]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
