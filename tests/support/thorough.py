@@ -129,7 +129,7 @@ TRIED: dict[str, tuple[str, ...]] = {
     ),
     "tests/sampling/test_short_prefix.py::test_every_family_takes_a_short_prefix_or_says_why_not": FEW_FAMILIES,
     "tests/sampling/test_slices.py::test_images_are_equal_in_every_bit_and_gradients_nearly": (
-        *("ControlNet-halves", "FLUX.1-sliced"),
+        *("ControlNet-halves", "FLUX.1-sliced", "FLUX.1-lean"),
     ),
     "tests/search/test_starts.py::test_the_image_of_the_latents_is_that_of_the_seed": FEW_FAMILIES,
     "tests/tracking/test_trackers.py::test_a_tracker_that_fails_is_said_once_and_the_run_goes_on": ("log_images",),
