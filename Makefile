@@ -9,8 +9,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
-# One process of tests for each core, up to 8, with one thread each.
-PARALLEL := -n logical --maxprocesses 8
+BUILDERS := editables hatch-fancy-pypi-readme hatchling setuptools
+# One process of tests for each core, up to 8, with one thread each; files stay together, and with them what tests share.
+PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 # What `make lowest` tests, but for a plugin with a default that pydantic 2.9 cannot copy, and a schema that it writes otherwise.
 LOWEST := tests/registry tests/recipe tests/test_plan.py --ignore=tests/registry/test_hostile_plugins.py \
   --deselect tests/recipe/test_schema.py::test_the_schema_is_that_of_the_golden_file
@@ -22,10 +23,14 @@ help:  ## list the commands
 
 install: $(INSTALLED)  ## install the core and all plugins into .venv
 
+# What builds our distributions is installed once, in place of once for each of them. Modules are compiled when they are
+# first imported, which most never are: those of `draft` here, even where Python is told not to keep what it compiles.
 $(INSTALLED): $(PROJECTS) $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) $(BUILDERS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation --no-compile \
 	  -e '.[dev]' $(addprefix -e ./,$(PLUGINS))
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import draft_core; draft_core.Trainer'
 	touch $@
 
 demo: install  ## tune an embedded model to draw two things as asked: runs/demo/report.html
@@ -34,7 +39,7 @@ demo: install  ## tune an embedded model to draw two things as asked: runs/demo/
 check: lint  ## what to run before a commit: lint, types and the fast tests, ten minutes on two slow cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL) -m 'not slow'
 
-test: install  ## run all tests, up to an hour on two slow cores
+test: install  ## run all tests, twenty minutes on two slow cores; with DRAFT_THOROUGH=1 on all cases
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 
 lint: install  ## formatting, lint, types, and which folder may import which

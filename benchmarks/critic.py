@@ -3,9 +3,10 @@
     python benchmarks/critic.py          # trains, or goes on where it stopped; writes docs/gallery.md and its image
     python benchmarks/critic.py --print  # writes no page and no image
 
-Both recipes begin with the same model, prompts and noise. They are compared at the first evaluation where the mean
-probability of "Is there a thing in red?" has risen by so much, or else the most, on prompts that neither was tuned on.
-Errors are over prompts.
+Both recipes begin with the same model, prompts and noise, three seeds each, and are judged on prompts that neither was
+tuned on. Several questions are judged after their last update; one question at its first evaluation where the mean
+probability of "Is there a thing in red?" is at least that of several after theirs, or else where it is most. Errors of
+a run are over prompts, of means over seeds.
 """
 
 from __future__ import annotations
@@ -29,12 +30,10 @@ from draft_core.reporting.run_record import RunRecord, load_images, read_run
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "gallery.md"
 IMAGE = PAGE.parent / "images" / "gallery" / "critic.png"
-RUNS = (  # name, recipe, seed; the first two are in the image
-    ("one question", "critic-one-question", 0),
-    ("several", "critic", 0),
-    ("several, seed 1", "critic", 1),
-)
-RISE = 0.3
+ONE, SEVERAL = "critic-one-question", "critic"  # recipes
+NAMES = {ONE: "one question", SEVERAL: "several"}
+SEEDS = (0, 1, 2)
+JUDGED = ("emoji-scene-judge-right", "emoji-scene-judge")
 EVERY = 2  # which prompts are in the image
 
 
@@ -53,10 +52,16 @@ def red(found: EvalRecord) -> float:
     return means[[name for name in means if name.startswith("vlm")][-1]]
 
 
-def at_rise(record: RunRecord) -> EvalRecord:
-    """The first evaluation where p(red) is so much above the base model's, or the one where it is most."""
-    wanted = red(record.before) + RISE
-    return next((found for found in record.evaluations if red(found) >= wanted), max(record.evaluations, key=red))
+def compared(one: RunRecord, several: RunRecord) -> dict[str, EvalRecord]:
+    """Recipe -> the evaluation by which it is judged."""
+    last = several.evaluations[-1]
+    reached = (found for found in one.evaluations if red(found) >= red(last))
+    return {ONE: next(reached, max(one.evaluations, key=red)), SEVERAL: last}
+
+
+def share(record: RunRecord, found: EvalRecord) -> float:
+    """Of the base model's alignment."""
+    return found.means()["emoji-scene"] / record.before.means()["emoji-scene"]
 
 
 def row(name: str, record: RunRecord, found: EvalRecord) -> list[str]:
@@ -64,30 +69,50 @@ def row(name: str, record: RunRecord, found: EvalRecord) -> list[str]:
     before = record.before
     images = len(before.scores["emoji-scene"]) // before.prompts
     cells = [name, str(found.update), f"{red(found):.2f}"]
-    share = found.means()["emoji-scene"] / before.means()["emoji-scene"]
-    cells.append(f"{found.means()['emoji-scene']:.1f} ({share:.0%})")
-    for score in ("emoji-scene-judge-right", "emoji-scene-judge"):
+    cells.append(f"{found.means()['emoji-scene']:.1f} ({share(record, found):.0%})")
+    for score in JUDGED:
         gains = gains_of_prompts(before.scores[score], found.scores[score], images)
         error = f" ({fmean(gains) / standard_error(gains):+.1f})" if any(gains) else ""
         cells.append(f"{found.means()[score]:.3f}{error}")
     return [*cells, f"{fmean(found.diversity) / fmean(before.diversity):.0%}"]
 
 
-def table(records: dict[str, RunRecord]) -> str:
-    """Before, and every run where its probability has risen so far."""
-    first = next(iter(records.values()))
+def mean_row(name: str, records: Sequence[RunRecord], judged: Sequence[EvalRecord]) -> list[str]:
+    """Means over seeds with their standard errors."""
+
+    def told(values: Sequence[float], form: str) -> str:
+        return f"{fmean(values):{form}} ± {standard_error(values):{form}}"
+
+    pairs = list(zip(records, judged, strict=True))
+    return [
+        f"{name}, mean",
+        f"{fmean(found.update for found in judged):.0f}",
+        told([red(found) for found in judged], ".2f"),
+        told([share(record, found) for record, found in pairs], ".1%"),
+        *(told([found.means()[score] for found in judged], ".3f") for score in JUDGED),
+        told([fmean(found.diversity) / fmean(record.before.diversity) for record, found in pairs], ".0%"),
+    ]
+
+
+def table(records: dict[str, list[RunRecord]], judged: dict[str, list[EvalRecord]]) -> str:
+    """Before, then each recipe's seeds and their mean."""
+    first = records[ONE][0]
     rows = [row("before", first, first.before)]
-    rows += [row(name, record, at_rise(record)) for name, record in records.items()]
-    heads = ["", "updates", "p(red)", "`emoji-scene`", "`emoji-scene-judge-right`", "`emoji-scene-judge`", "diversity"]
+    for recipe, name in NAMES.items():
+        for seed, record, found in zip(SEEDS, records[recipe], judged[recipe], strict=True):
+            rows.append(row(f"{name}, seed {seed}", record, found))
+        rows.append(mean_row(name, records[recipe], judged[recipe]))
+    heads = ["", "updates", "p(red)", "`emoji-scene`", *(f"`{score}`" for score in JUDGED), "diversity"]
     return markdown(heads, rows)
 
 
-def grid(records: Sequence[RunRecord]) -> Sequence[tuple[str, list[Any]]]:
-    """Some prompts: before, then every run where its probability has risen so far."""
-    images = len(records[0].before.scores["emoji-scene"]) // records[0].before.prompts
-    shown = [load_images(records[0].folder, 0)]
-    shown += [load_images(record.folder, at_rise(record).update) for record in records]
-    prompts = list(enumerate(records[0].facts.prompts))[::EVERY]
+def grid(records: dict[str, list[RunRecord]], judged: dict[str, list[EvalRecord]]) -> Sequence[tuple[str, list[Any]]]:
+    """Some prompts, first seed: before, then one question and several."""
+    first = records[ONE][0]
+    images = len(first.before.scores["emoji-scene"]) // first.before.prompts
+    shown = [load_images(first.folder, 0)]
+    shown += [load_images(records[recipe][0].folder, judged[recipe][0].update) for recipe in NAMES]
+    prompts = list(enumerate(first.facts.prompts))[::EVERY]
     return [(prompt, [part[place * images] for part in shown]) for place, prompt in prompts]
 
 
@@ -98,10 +123,12 @@ def main() -> None:
     parser.add_argument("--print", action="store_true", help="write no page and no image")
     words = parser.parse_args()
     set_num_threads(1)
-    records = {name: run(recipe, seed, words.runs) for name, recipe, seed in RUNS}
-    publish({"critic": table(records)}, None if words.print else PAGE)
+    records = {recipe: [run(recipe, seed, words.runs) for seed in SEEDS] for recipe in NAMES}
+    both = [compared(one, several) for one, several in zip(records[ONE], records[SEVERAL], strict=True)]
+    judged = {recipe: [found[recipe] for found in both] for recipe in NAMES}
+    publish({"critic": table(records, judged)}, None if words.print else PAGE)
     if not words.print:
-        draw_grid(grid(list(records.values())[:2])).save(IMAGE)
+        draw_grid(grid(records, judged)).save(IMAGE)
 
 
 if __name__ == "__main__":

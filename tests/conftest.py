@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from functools import cache
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -14,6 +16,7 @@ import torch
 
 from draft_core.registry.catalog import Catalog
 from tests.support.runs import without_curves
+from tests.support.thorough import THOROUGH, in_full, left_out
 from tests.support.tiny import tiny_catalog
 
 # What `make check` leaves out and `make test` runs: files and functions that take most of the suite's time, as
@@ -140,10 +143,37 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the slow tests."""
+    """Marks the slow tests, and leaves further cases of a check to a thorough run."""
+    is_slow = cache(re.compile("|".join(translate(f"{slow}*") for slow in SLOW)).match)
     for item in items:
-        if any(fnmatchcase(item.nodeid, f"{slow}*") for slow in SLOW):
+        name, _, case = item.nodeid.partition("[")
+        if is_slow(name):
             item.add_marker(pytest.mark.slow)
+        if left_out(name, case.removesuffix("]")):
+            item.add_marker(in_full)
+
+
+# Where runs ask before their first update whether it fits into memory, which takes as long as one or more updates: the
+# tests of this question, of the commands, and of each kind of method and model. In others a thorough run asks.
+ASKS_FOR_ROOM = (
+    *("tests/cost/", "tests/cli/test_app.py", "tests/project/test_library.py"),
+    *("tests/runs/test_columns.py", "tests/runs/test_gradient_free_runs.py", "tests/runs/test_surrogate_runs.py"),
+    *("tests/runs/test_compilation.py", "tests/runs/test_model_settings.py", "tests/runs/test_quantization.py"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _ample_room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not THOROUGH and not request.node.nodeid.startswith(ASKS_FOR_ROOM):
+        monkeypatch.setattr("draft_core.runs.run.require_room", lambda trainer: None)
+
+
+@pytest.fixture
+def few_savings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`draft cost` tries one way to less memory, and the half batch: a test of tests/cli/test_cost.py tries all."""
+    if not THOROUGH:
+        monkeypatch.setattr("draft_core.cost.forecast.CHECKPOINTINGS", (True,))
+        monkeypatch.setattr("draft_core.cost.forecast.LEANER_DECODES", ())
 
 
 @pytest.fixture

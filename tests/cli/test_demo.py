@@ -16,6 +16,7 @@ from draft_core.cli import app as cli
 from draft_core.rewards.images import to_pil
 from tests.support.pages import ROOT
 from tests.support.runs import without_curves
+from tests.support.thorough import in_full
 
 CATALOG = load_catalog()
 pytestmark = pytest.mark.skipif(
@@ -69,6 +70,7 @@ def test_the_trained_scores_rise_and_the_judge_is_not_trained_on(demo: Path) -> 
     assert {"emoji-scene-judge"} <= set(found)
 
 
+@in_full
 def test_the_surrogate_rises_and_the_counted_size_is_the_real_one(fewer_bytes: Path) -> None:
     found = scores(fewer_bytes)
     assert found["jpeg"][1] > found["jpeg"][0]

@@ -31,7 +31,7 @@ from tests.support.resized import ResizedPromptConfig
 from tests.support.runs import without_curves
 from tests.support.thorough import THOROUGH
 
-USUAL = 400 if THOROUGH else 80
+USUAL = 400 if THOROUGH else 40
 WANTED = os.environ.get("DRAFT_FUZZ")
 SEED = int(os.environ.get("DRAFT_FUZZ_SEED", "0"))
 ONLY = os.environ.get("DRAFT_FUZZ_ONLY")

@@ -278,6 +278,7 @@ def test_the_recipe_says_what_draft_cost_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("blank_curves")
+@in_full
 def test_from_init_to_a_finished_run_on_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     written = CliRunner().invoke(cli.app, ["init"], input=f"{EMOJI}\n\n")

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import torch
@@ -25,6 +23,7 @@ from draft_core.rewards.images import read_image
 from draft_core.runs.sample import sample
 from draft_core.voting.server import VoteServer
 from draft_core.voting.vote_file import read_votes
+from tests.support.forked import forked_command
 from tests.support.runs import made_run
 
 FINE = {"jpeg": [1, 2, 3]}
@@ -37,18 +36,11 @@ def record(tmp_path: Path) -> RunRecord:
 
 
 @contextmanager
-def voting(run: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`draft vote` as a process of its own, and the address that it prints."""
-    command = [sys.executable, "-m", "draft_core", "vote", str(run), *words]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-    ) as process:
-        try:
-            assert process.stdout is not None
-            lines = iter(process.stdout.readline, "")
-            yield process, next(found[1] for line in lines if (found := re.match(r"page: (http://\S+)", line)))
-        finally:
-            process.kill()
+def voting(run: Path, *words: str) -> Iterator[tuple[int, TextIO, str]]:
+    """`draft vote` as a process of its own: its id, what else it prints, and the address that it prints."""
+    with forked_command(["vote", str(run), *words]) as (process, printed):
+        lines = iter(printed.readline, "")
+        yield process, printed, next(found[1] for line in lines if (found := re.match(r"page: (http://\S+)", line)))
 
 
 def answer(address: str, pair: int, side: str) -> str:
@@ -59,19 +51,18 @@ def answer(address: str, pair: int, side: str) -> str:
 
 def test_a_server_that_is_killed_loses_no_answer_and_the_next_goes_on(record: RunRecord) -> None:
     path = record.folder / "votes.jsonl"
-    with voting(record.folder, "--count", "5") as (process, address):
+    with voting(record.folder, "--count", "5") as (process, _, address):
         answer(address, 0, "left")
         assert "2 of 5 pairs answered" in answer(address, 1, "right")
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
     kept = read_votes(path)
     assert len(kept) == 2
-    with voting(record.folder, "--count", "5") as (process, address):
+    with voting(record.folder, "--count", "5") as (process, printed, address):
         assert "3 of 5 pairs answered" in answer(address, 2, "tie")
-        process.send_signal(signal.SIGINT)
-        assert process.stdout is not None
-        said = process.stdout.read()
-        assert process.wait(60) == 0
+        os.kill(process, signal.SIGINT)
+        said = printed.read()
+        assert os.waitpid(process, 0)[1] == 0
     assert "3 of 5 pairs are answered" in said
     assert f"{path} has 3" in said
     votes = read_votes(path)

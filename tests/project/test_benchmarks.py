@@ -33,6 +33,7 @@ def compare(monkeypatch: pytest.MonkeyPatch) -> Any:
     return imported("compare", monkeypatch)
 
 
+@in_full
 def test_quick_trains_and_goes_on_from_its_files(
     compare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,6 +59,9 @@ FEWER = {
 }
 
 
+BUILD = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir")
+
+
 @dataclass(frozen=True)
 class Stranger:
     """Somebody with an environment of their own, and an index that has the wheels of this repository alone.
@@ -116,10 +119,9 @@ def new_environment(base: Path, folder: Path) -> Stranger:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheels of the core and of the embedded model, and links to what others publish."""
+    """The wheel of the core, and links to what others publish."""
     base = tmp_path_factory.mktemp("stranger")
-    for project in (ROOT, ROOT / "plugins" / "emoji"):
-        run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", base / "wheels", project)
+    run(*BUILD, base / "wheels", ROOT)
     (base / "third").mkdir()
     for path in dict.fromkeys(map(Path, sys.path)):
         for item in path.iterdir() if path.name == "site-packages" else ():
@@ -147,6 +149,7 @@ def run(*words: Any) -> str:
 @in_full
 def test_the_page_on_publishing_works_command_by_command(base: Path, tmp_path: Path) -> None:
     """A reward with weights and a reference image, a method and a model: written, trained on, tried as wheels."""
+    run(*BUILD, base / "wheels", ROOT / "plugins" / "emoji")
     page = text_of("docs/how-to/publish-a-plugin.md")
     for name, content in re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", page, flags=re.DOTALL):
         (tmp_path / name).write_text(content, encoding="utf-8")
@@ -296,7 +299,7 @@ def test_a_strangers_learner_trains_on_a_reward_without_gradient(clean: Stranger
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     wheels = clean.base / "method-wheels"
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", wheels, clean.base / "method")
+    run(*BUILD, wheels, clean.base / "method")
     run(bin_ / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", *wheels.glob("*.whl"))
     where = "import draft_core, draft_imitation; print(draft_core.__file__, draft_imitation.__file__)"
     assert str(ROOT) not in run(bin_ / "python", "-c", where)

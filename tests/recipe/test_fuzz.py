@@ -34,7 +34,7 @@ WANTED = os.environ.get("DRAFT_FUZZ")  # how many examples, if not those that ar
 
 def examples(usual: int) -> settings:
     return settings(
-        max_examples=int(WANTED or (usual if THOROUGH else usual // 6)),
+        max_examples=int(WANTED or (usual if THOROUGH else usual // 12)),
         derandomize=not WANTED,
         deadline=None,
         suppress_health_check=list(HealthCheck),

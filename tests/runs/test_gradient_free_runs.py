@@ -18,7 +18,7 @@ from draft_core.reporting.run_record import read_run
 from draft_core.runs.run import run_recipe
 from tests.support.families import FAMILIES
 from tests.support.runs import FOUR_UPDATES, SMALL_SURROGATE, without_pages
-from tests.support.thorough import some
+from tests.support.thorough import in_full, some
 
 REWARDS = [{"kind": "brightness"}]
 METHODS: dict[str, dict[str, Any]] = {
@@ -117,6 +117,7 @@ def test_a_flow_model_is_trained_and_watched_and_goes_on_in_every_bit(
     goes_on(recipe("parts"), catalog, tmp_path / "whole", monkeypatch)
 
 
+@in_full
 def test_a_flow_model_that_exploits_its_reward_is_stopped(
     flow: dict[str, Any], catalog: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import TextIO
 
 
 @contextmanager
@@ -18,9 +20,7 @@ def forked(entered: Callable[[], AbstractContextManager[object]]) -> Iterator[in
         its id, once it is within.
     """
     listening, telling = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, none of which the copy needs
-        pid = os.fork()
+    pid = _copy()
     if pid == 0:
         try:
             with entered():
@@ -36,3 +36,44 @@ def forked(entered: Callable[[], AbstractContextManager[object]]) -> Iterator[in
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+@contextmanager
+def forked_command(words: list[str]) -> Iterator[tuple[int, TextIO]]:
+    """Runs `draft WORDS` in another process, which is killed at the end if it has not been waited for.
+
+    Yields:
+        its id and what it prints.
+    """
+    from draft_core.cli.app import app
+
+    reading, writing = os.pipe()
+    pid = _copy()
+    if pid == 0:
+        code = 1
+        try:
+            os.dup2(writing, 1)
+            sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8")
+            app(words, prog_name="draft")
+        except SystemExit as done:
+            code = int(done.code or 0)
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    os.close(writing)
+    try:
+        with os.fdopen(reading, encoding="utf-8") as printed:
+            yield pid, printed
+    finally:
+        try:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass  # the test has waited for it
+
+
+def _copy() -> int:
+    """The id of a copy of this process, and 0 in the copy."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, none of which the copy needs
+        return os.fork()

@@ -1,16 +1,16 @@
-"""One of four processes, two on each of two machines: `python -m tests.support.hybrid_part FOLDER`.
+"""One of four processes, two on each of two machines: what tests.support.ranks runs for test_hybrid_sharding.py.
 
-Started by test_hybrid_sharding.py through `draft_core.cli.launch`; that there are two machines is only said.
+That there are two machines is only said.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import fsdp  # noqa: F401 once for all
 from torch.distributed.tensor import DTensor
 
 from draft_core import DraftLV
@@ -21,7 +21,8 @@ from tests.support.part import gradients, held, make_trainer, recipe_of
 from tests.support.tiny import tiny_catalog
 
 CASE: dict[str, Any] = {"method": DraftLV(resamples=1), "kl": 0.5}
-RUN = ("train.batch_size=1", "train.sharding=hybrid", "evaluation.images_per_prompt=1")
+SHORT = ("evaluation.count=1", "evaluation.scales=[]", "evaluation.every=9", "metrics=[]")
+RUN = ("train.batch_size=1", "train.sharding=hybrid", "evaluation.images_per_prompt=1", *SHORT)
 
 
 def refusal(folder: Path, processes: int) -> str:
@@ -45,11 +46,7 @@ def main(folder: Path) -> None:
     found = {"images": one.draw(["a"], seed=3).images, **gradients(one), "held": held(denoiser), "meshes": [*meshes]}
     torch.save(found, folder / f"hybrid-{place}.pt")
     catalog = tiny_catalog(folder / "catalog")
-    run_recipe(recipe_of(folder, catalog, *RUN, "train.steps=2"), catalog)
-    run_recipe(recipe_of(folder, catalog, *RUN, "train.steps=3"), catalog, resume=True)
+    run_recipe(recipe_of(folder, catalog, *RUN, "train.steps=1"), catalog)
+    run_recipe(recipe_of(folder, catalog, *RUN, "train.steps=2"), catalog, resume=True)
     said = [refusal(folder / f"tokens {place}", 1), refusal(folder / f"tokens {place}", 2 if place < 2 else 1)]
     (folder / f"refused-{place}").write_text("\n".join(said), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -18,8 +18,8 @@ VARIANTS = {
     for port in (False, True)
     if not (port and takes == "video")
 }
-# Each of what a project can have at least once.
-TRIED = some(VARIANTS, "image-prompt-weights-port", "image-columns-weights", "video-pixels")
+# Each of what a project can have, but columns, which tests/publishing/test_projects.py tries in its own process.
+TRIED = some(VARIANTS, "image-prompt-weights-port", "video-pixels")
 
 
 def as_installed(project: Path) -> Path:

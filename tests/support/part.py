@@ -1,4 +1,4 @@
-"""One process of several: `python part.py FOLDER`, started by test_distributed.py through `draft_core.cli.launch`.
+"""One process of several: what tests.support.ranks runs for test_distributed.py.
 
 What the gradient cases build is also built alone by the test, with as many images in one batch.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import fsdp  # noqa: F401 once for all
 from torch.distributed.tensor import DTensor
 
 from draft_core import DifferentiableSampler, DraftK, DraftLV, Objective, PrefixReuse, Trainer
@@ -32,13 +32,14 @@ from draft_core.surrogates.settings import SurrogateSettings
 from draft_core.surrogates.surrogate import Surrogate
 from draft_core.training.settings import RegularizerSettings, TrainSettings
 from tests.support.families import FAMILIES
+from tests.support.thorough import some
 from tests.support.tiny import GOOD, Redness, RednessConfig, byte_tokenizer, tiny_catalog, tiny_pipe, with_lora
 
 PROMPTS = ["a", "b", "c"]
 
 # Name, after the family if it is not the tiny pipeline's -> settings of a trainer. With
 # a large beta DPO magnifies the rounding of a step.
-CASES: dict[str, dict[str, Any]] = {
+ALL: dict[str, dict[str, Any]] = {
     "draft-k": {"method": DraftK(k=2)},
     "draft-lv": {"method": DraftLV(resamples=2)},
     "prefix reuse": {"method": PrefixReuse(updates=4)},
@@ -71,6 +72,11 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "sharded and recomputed": {"method": DraftK(k=2), "sharding": "full", "recompute": True, "kl": 0.5},
 }
+CASES = some(
+    ALL,
+    *("draft-lv", "prefix reuse that drifts", "accumulation", "penalties and scale", "ddpo", "grpo", "importance"),
+    *("dpo", "Stable Diffusion 3, grpo", "target", "surrogate", "sharded and recomputed"),
+)
 
 
 def make_trainer(
@@ -231,11 +237,7 @@ def once_more(folder: Path, catalog: Any) -> str:
         run_recipe(recipe_of(folder, catalog), catalog)
     except RecipeError as error:
         refused = str(error)
-    other = ["train.mixed_precision=bf16", "train.steps=1", f"output={folder / 'other'}"]
+    other = ["train.mixed_precision=bf16", "train.steps=1", f"output={folder / 'other'}", "evaluation.scales=[]"]
     run_recipe(recipe_of(folder, catalog, *other), catalog)
     run_recipe(recipe_of(folder, catalog, "train.steps=5"), catalog, resume=True)
     return refused
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed import fsdp
 
-from draft_core.cli.launch import _free_port
+from draft_core.cli.launch import _free_port, launch
 from draft_core.errors import DraftError, RecipeError
 from draft_core.recipe.yaml_text import dump_yaml
 from draft_core.reporting.run_record import load_images, read_run
@@ -33,7 +34,6 @@ from tests.support.thorough import in_full
 from tests.support.tiny import tiny_catalog
 
 ROOT = Path(__file__).parents[2]
-LAUNCH = "import sys; from draft_core.cli.launch import launch; sys.exit(launch(2, sys.argv[1:]))"
 PATIENCE = 300  # seconds, on a machine that is loaded; usual are 30
 SOON = 60  # seconds until the processes of a run have ended after one of them was killed; usual are 3
 
@@ -118,7 +118,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have left the gradients of every case, and then a run."""
     folder = tmp_path_factory.mktemp("processes")
     tiny_catalog(folder / "catalog")
-    with started(["-c", LAUNCH, "-m", "tests.support.part", str(folder)], PYTHONPATH=str(ROOT)) as launcher:
+    words = ["-m", "tests.support.ranks", "2", "tests.support.part", str(folder)]
+    with started(words, PYTHONPATH=str(ROOT)) as launcher:
         said, _ = launcher.communicate(timeout=PATIENCE)
     assert launcher.returncode == 0, said
     return folder
@@ -257,6 +258,7 @@ def test_accelerate_launch_trains_the_same_lora(
     assert_same(tmp_path / "run" / lora, folder / "first" / lora)
 
 
+@in_full
 def test_torchrun_trains_the_same_lora_and_a_killed_process_ends_all(
     command: tuple[list[str], dict[str, str]], folder: Path, tmp_path: Path
 ) -> None:
@@ -279,22 +281,20 @@ def test_torchrun_trains_the_same_lora_and_a_killed_process_ends_all(
 # How it ends
 
 
-def test_sigterm_saves_a_killed_process_ends_all_and_one_process_goes_on(
+def test_sigterm_saves_and_one_process_goes_on(command: tuple[list[str], dict[str, str]], tmp_path: Path) -> None:
+    words, surroundings = command
+    is_saved_by_sigterm([*words, "--processes", "2"], surroundings, tmp_path / "run")
+    goes_on_alone(tmp_path)
+
+
+@in_full
+def test_a_killed_process_of_a_run_that_is_spread_out_ends_all_and_one_process_goes_on(
     command: tuple[list[str], dict[str, str]], tmp_path: Path
 ) -> None:
     words, surroundings = command
     words = [*words, "--processes", "2"]
     run, site = tmp_path / "run", tmp_path / "site"
-    with started(words, **surroundings) as launcher:
-        wait_until(lambda: updates(run) > 1, launcher)
-        launcher.send_signal(signal.SIGTERM)
-        said, _ = launcher.communicate(timeout=SOON)
-    saved = updates(run)
-    assert launcher.returncode == 143, said
-    assert said.count("error:") == said.count(f"interrupted after update {saved}") == 1, said
-    assert "Traceback" not in said
-    assert checkpoints(run / "checkpoints")[-1].name == f"{saved:06d}"
-
+    saved = is_saved_by_sigterm(words, surroundings, run)
     with started([*words, "--set", "train.sharding=full"], **surroundings) as launcher:
         wait_until(lambda: updates(run) > saved + 2, launcher)
         os.kill(int((site / "pid-1").read_text()), signal.SIGKILL)
@@ -305,8 +305,27 @@ def test_sigterm_saves_a_killed_process_ends_all_and_one_process_goes_on(
     assert "Traceback" not in said
     with pytest.raises(ProcessLookupError):
         os.kill(int((site / "pid-0").read_text()), 0)
+    goes_on_alone(tmp_path)
 
-    catalog = tiny_catalog(site / "catalog")
+
+def is_saved_by_sigterm(words: list[str], surroundings: dict[str, str], run: Path) -> int:
+    """The update after which a run in two processes is interrupted, and that it is said and saved."""
+    with started(words, **surroundings) as launcher:
+        wait_until(lambda: updates(run) > 1, launcher)
+        launcher.send_signal(signal.SIGTERM)
+        said, _ = launcher.communicate(timeout=SOON)
+    saved = updates(run)
+    assert launcher.returncode == 143, said
+    assert said.count("error:") == said.count(f"interrupted after update {saved}") == 1, said
+    assert "Traceback" not in said
+    assert checkpoints(run / "checkpoints")[-1].name == f"{saved:06d}"
+    return saved
+
+
+def goes_on_alone(tmp_path: Path) -> None:
+    """That this process goes on with the run."""
+    run = tmp_path / "run"
+    catalog = tiny_catalog(tmp_path / "site" / "catalog")
     last = int(checkpoints(run / "checkpoints")[-1].name)
     notes = []
     changed = ["train.batch_size=4", f"train.steps={last + 2}", "evaluation.every=99999", "metrics=[]"]
@@ -316,9 +335,45 @@ def test_sigterm_saves_a_killed_process_ends_all_and_one_process_goes_on(
     assert [report.update for report in read_run(run).reports] == list(range(1, last + 3))
 
 
+DIES = "import os, signal, time; os.environ['RANK'] == '1' and os.kill(os.getpid(), signal.SIGKILL); time.sleep(99)"
+ENDS = """
+import os, pathlib, signal, sys, time
+here = pathlib.Path(sys.argv[1]) / os.environ["RANK"]
+def end(*_):
+    here.write_text("saved")
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+here.write_text("ready")
+time.sleep(99)
+"""
+
+
+def test_a_killed_process_ends_the_others_and_is_named() -> None:
+    begin = time.monotonic()
+    with pytest.raises(DraftError, match=r"process 1: it was killed \(SIGKILL, by the system .*, and the others were"):
+        launch(2, ["-c", DIES])
+    assert time.monotonic() - begin < SOON
+
+
+def test_sigterm_is_passed_on_and_waited_for(tmp_path: Path) -> None:
+    def both(word: str) -> bool:
+        return all((tmp_path / str(rank)).is_file() and (tmp_path / str(rank)).read_text() == word for rank in (0, 1))
+
+    def stop_when_ready() -> None:
+        wait_until(lambda: both("ready"))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop_when_ready)
+    stopper.start()
+    assert launch(2, ["-c", ENDS, str(tmp_path)]) == 128 + signal.SIGTERM
+    stopper.join()
+    assert both("saved")
+
+
 # Two machines
 
 
+@in_full
 def test_two_machines_under_accelerate_are_one_run_and_a_killed_process_ends_both(
     command: tuple[list[str], dict[str, str]], folder: Path, tmp_path: Path
 ) -> None:
@@ -345,6 +400,7 @@ def test_two_machines_under_accelerate_are_one_run_and_a_killed_process_ends_bot
     assert_same(*(place / "checkpoints" / "000004" / "adapter.safetensors" for place in (run, folder / "first")))
 
 
+@in_full
 def test_several_processes_meet_on_the_cpu_of_a_machine_without_a_gpu(
     command: tuple[list[str], dict[str, str]], folder: Path, tmp_path: Path
 ) -> None:

@@ -22,7 +22,6 @@ from tests.support.part import gradients, make_trainer, recipe_of
 from tests.support.tiny import tiny_catalog
 
 ROOT = Path(__file__).parents[2]
-LAUNCH = "import sys; from draft_core.cli.launch import launch; sys.exit(launch(4, sys.argv[1:]))"
 PATIENCE = 900  # seconds on a busy machine
 
 
@@ -33,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_catalog(folder / "catalog")
     surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", LAUNCH, "-m", "tests.support.hybrid_part", str(folder)],
+        [sys.executable, "-m", "tests.support.ranks", "4", "tests.support.hybrid_part", str(folder)],
         env=surroundings,
         capture_output=True,
         text=True,
@@ -59,7 +58,7 @@ def test_images_and_gradients_are_those_of_one_process(folder: Path, tmp_path: P
 
 def test_a_run_in_two_parts_ends_with_the_lora_of_one_process(folder: Path, tmp_path: Path) -> None:
     catalog = tiny_catalog(tmp_path / "catalog")
-    alone = run_recipe(recipe_of(tmp_path, catalog, "train.batch_size=4", "train.steps=3"), catalog)
+    alone = run_recipe(recipe_of(tmp_path, catalog, "train.batch_size=4", "train.steps=2", *hybrid_part.SHORT), catalog)
     (file,) = (folder / "run" / "lora").glob("*.safetensors")
     expected = load_file(alone.folder / "lora" / file.name)
     for name, weight in load_file(file).items():

@@ -110,7 +110,7 @@ def _is_cheap(func: Any, args: Sequence[Any], output: torch.Tensor) -> bool:
     if func in FROM_THEIR_INPUT:
         return True
     if func is functional.linear:
-        return not args[1].requires_grad and 2 * args[0].nbytes <= output.nbytes
+        return len(args) > 1 and not args[1].requires_grad and 2 * args[0].nbytes <= output.nbytes
     tensors = [value for value in args if isinstance(value, torch.Tensor)]
     return sum(tensor.nbytes for tensor in tensors if _recipe(tensor) is None) < output.nbytes
 

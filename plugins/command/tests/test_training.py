@@ -38,7 +38,8 @@ output: run
 
 @pytest.fixture(autouse=True)
 def _blank_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take most of the time of a short run, and no test here looks at them."""
+    """They and the forecast take most of the time of a short run, and no test here looks at them."""
+    monkeypatch.setattr("draft_core.runs.run.require_room", lambda trainer: None)
     monkeypatch.setattr("draft_core.reporting.page.svg", lambda panel: b"<svg></svg>")
     monkeypatch.setattr("draft_core.reporting.page.save_png", lambda panels, path: path.touch())
 
