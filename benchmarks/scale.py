@@ -130,7 +130,6 @@ WAYS = {
     "blocks, sliced, 4 frames": replace(VIDEO_BLOCKS, frames=FRAMES),
     "blocks, tiles": TILES,
     "blocks, tiles, 4 frames": replace(TILES, frames=FRAMES),
-    "blocks, small tiles, 4 frames": replace(TILES, frames=FRAMES, tiles=TILE // 2),
     "lean, tiles, 4 frames": replace(TILES, frames=FRAMES, checkpointing="lean"),
 }
 # Beside a way: what a recipe says under `model.quantization`; the second text encoder of FLUX, and the third of SD 3.5,
@@ -177,11 +176,9 @@ CASES = (
     ("Wan 2.1 1.3B", SHORT_VIDEO, (*VIDEO_WAYS, "blocks, tiles")),
     ("Wan 2.1 1.3B", VIDEO, (*VIDEO_WAYS, "blocks, tiles")),
     ("Wan 2.1 1.3B", LONG_VIDEO, ("blocks, sliced", "blocks, sliced, 4 frames")),
-    ("Wan 2.1 1.3B", LONG_VIDEO, ("lean, tiles, 4 frames", "blocks, tiles", "blocks, tiles, 4 frames")),
-    ("Wan 2.1 1.3B", LONG_VIDEO, ("blocks, tiles, 4 frames, nf4", "blocks, small tiles, 4 frames")),
-    ("Wan 2.1 14B", SHORT_VIDEO, ("blocks, sliced", "blocks, tiles", "blocks, tiles, nf4")),
+    ("Wan 2.1 1.3B", LONG_VIDEO, ("lean, tiles, 4 frames", "blocks, tiles, 4 frames")),
+    ("Wan 2.1 14B", SHORT_VIDEO, ("blocks, sliced",)),
     ("Wan 2.1 14B", VIDEO, ("blocks, sliced",)),
-    ("Wan 2.1 14B", LONG_VIDEO, ("blocks, tiles, 4 frames", "blocks, tiles, 4 frames, nf4")),
 )
 
 
