@@ -242,19 +242,17 @@ def require_reward(kind: str, model: str, catalog: Catalog, prompts: str | None 
             next="; ".join(missing_rewards(model, catalog).values()),
         )
     spec, others = catalog.rewards[kind].spec, f"take one of {', '.join(known)}"
-    if spec.differentiable and suits(kind, model, catalog) and _without_fields(spec.config):
-        error = _unscorable(kind, model, catalog, prompts)
-        assert error is not None
-        raise RecipeError(
-            f"{kind!r} cannot score the prompts that such a recipe has: {error.what}",
-            where="--reward",
-            next=f"{others}; or write a recipe with prompts that it can score",
-        )
-    raise RecipeError(
-        f"{kind!r} cannot be trained on here: it has no gradient, needs further fields or reads other images",
-        where="--reward",
-        next=others,
-    )
+    if not spec.differentiable:
+        problem = "it has no gradient"
+    elif not suits(kind, model, catalog):
+        problem = "it reads other images"
+    elif _without_fields(spec.config) is None:
+        problem, others = "it needs further fields", f"{others}; or write a recipe with them"
+    else:
+        lists, error = _unscorable(kind, model, catalog, prompts) or ("prompts", DraftError(""))
+        problem = f"it cannot score the {lists} of such a recipe: {error.what}"
+        others += f"; or write a recipe with other {lists}"
+    raise RecipeError(f"{kind!r} cannot be trained on here: {problem}", where="--reward", next=others)
 
 
 def _without_fields(config: type[RewardConfig]) -> RewardConfig | None:
@@ -265,8 +263,8 @@ def _without_fields(config: type[RewardConfig]) -> RewardConfig | None:
         return None
 
 
-def _unscorable(kind: str, model: str, catalog: Catalog, prompts: str | None) -> DraftError | None:
-    """Why a reward cannot score what a run of the model is trained on or evaluated on; None if it can."""
+def _unscorable(kind: str, model: str, catalog: Catalog, prompts: str | None) -> tuple[str, DraftError] | None:
+    """Which prompts of a run of the model a reward cannot score, and why; None if it can score all."""
     start, spec = STARTS[model], catalog.rewards[kind].spec
     config = _without_fields(spec.config)
     assert config is not None

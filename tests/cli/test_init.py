@@ -129,14 +129,14 @@ def test_rewards_are_those_that_read_such_images() -> None:
     [
         ("emoji-scene-contrast", "does not ask for two of its 65 things"),
         ("ocr-per-prompt", "has no text in double quotes"),
-        ("asked-colour", "prompts have no column 'colour', which it reads"),
+        ("asked-colour", "they have no column 'colour', which it reads"),
     ],
 )
 def test_a_reward_that_cannot_score_the_prompts_is_not_offered_and_says_why(init: Any, kind: str, why: str) -> None:
     assert kind not in trainable_rewards(EMOJI, CATALOG)
     code, text = init("--model", EMOJI, "--reward", kind, "--yes")
     assert code == 2
-    assert f"--reward: '{kind}' cannot score the prompts that such a recipe has: " in text
+    assert f"--reward: '{kind}' cannot be trained on here: it cannot score the prompts of such a recipe: " in text
     assert why in text
     assert not Path("recipe.yaml").exists()
 
