@@ -268,17 +268,15 @@ def _unscorable(kind: str, model: str, catalog: Catalog, prompts: str | None) ->
     start, spec = STARTS[model], catalog.rewards[kind].spec
     config = _without_fields(spec.config)
     assert config is not None
-    for field_name, given in (
-        ("prompts", prompts or start.own_prompts),
-        ("evaluation.prompts", start.held_out_prompts),
-    ):
-        listed = resolve_prompt_list(given, catalog, where=field_name)
-        for name in spec.columns.keys() - listed.columns.keys():
-            return DraftError(f"{field_name} have no column {name!r}, which it reads")
+    scored = {"prompts": prompts or start.own_prompts, "evaluation.prompts": start.held_out_prompts}
+    for lists, given in scored.items():
+        listed = resolve_prompt_list(given, catalog, where=lists)
+        for name in sorted(spec.columns.keys() - listed.columns.keys()):
+            return lists, DraftError(f"they have no column {name!r}, which it reads")
         try:
             config.check_prompts(rows_of(listed))
         except DraftError as error:
-            return error
+            return lists, error
     return None
 
 
