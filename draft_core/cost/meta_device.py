@@ -231,7 +231,7 @@ def _empty(found: _Sizes) -> Tensor:
 def _has_alias(func: Any) -> bool:
     """Whether an operation changes what it is given, or returns a view of it."""
     schema = func._schema
-    return any(each.alias_info is not None for each in (*schema.arguments, *schema.returns))
+    return any(part.alias_info is not None for part in (*schema.arguments, *schema.returns))
 
 
 def _no_autocast_on_meta(original: Any, *device_type: str) -> bool:
