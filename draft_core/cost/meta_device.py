@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from draft_core.cost.published import Model, Network
 from draft_core.sampling import seams
-from draft_core.sampling.decoders.tiles import are_features
+from draft_core.sampling.decoders.tiles import features_in
 
 META = torch.device("meta")
 
@@ -258,7 +258,7 @@ def tiles_once(network: Any) -> Iterator[None]:
         nonlocal known, new
         if tile.device != META:
             return forward(tile, *args, **kwargs)
-        handed = [value for value in (*args, *kwargs.values()) if are_features(value)]
+        handed = features_in(args, kwargs)
         if all(feature is None for values in handed for feature in values):  # a tile begins
             key = tile.shape, torch.is_grad_enabled()
             known = iter(outputs[key]) if key in outputs else None

@@ -199,12 +199,7 @@ def trainable_rewards(model: str, catalog: Catalog, prompts: str | None = None) 
     Arguments:
         prompts: the list or file to train on; None for the model's own.
     """
-    found = [
-        kind
-        for kind, entry in catalog.rewards.items()
-        if entry.spec.differentiable and suits(kind, model, catalog) and _without_fields(entry.spec.config)
-    ]
-    found = [kind for kind in found if _unscorable(kind, model, catalog, prompts) is None]
+    found = [kind for kind in catalog.rewards if _obstacle(kind, model, catalog, prompts) is None]
     return sorted(found, key=lambda kind: (PROPOSED.index(kind) if kind in PROPOSED else len(PROPOSED), kind))
 
 
@@ -241,42 +236,35 @@ def require_reward(kind: str, model: str, catalog: Catalog, prompts: str | None 
             where="--reward",
             next="; ".join(missing_rewards(model, catalog).values()),
         )
-    spec, others = catalog.rewards[kind].spec, f"take one of {', '.join(known)}"
-    if not spec.differentiable:
-        problem = "it has no gradient"
-    elif not suits(kind, model, catalog):
-        problem = "it reads other images"
-    elif _without_fields(spec.config) is None:
-        problem, others = "it needs further fields", f"{others}; or write a recipe with them"
-    else:
-        lists, error = _unscorable(kind, model, catalog, prompts) or ("prompts", DraftError(""))
-        problem = f"it cannot score the {lists} of such a recipe: {error.what}"
-        others += f"; or write a recipe with other {lists}"
-    raise RecipeError(f"{kind!r} cannot be trained on here: {problem}", where="--reward", next=others)
+    problem, remedy = _obstacle(kind, model, catalog, prompts) or ("", "")
+    raise RecipeError(
+        f"{kind!r} cannot be trained on here: {problem}",
+        where="--reward",
+        next="; or ".join(filter(None, (f"take one of {', '.join(known)}", remedy))),
+    )
 
 
-def _without_fields(config: type[RewardConfig]) -> RewardConfig | None:
-    """The settings of a reward of which nothing is said; None if something must be."""
-    try:
-        return config.model_validate({})
-    except ValidationError:
-        return None
-
-
-def _unscorable(kind: str, model: str, catalog: Catalog, prompts: str | None) -> tuple[str, DraftError] | None:
-    """Which prompts of a run of the model a reward cannot score, and why; None if it can score all."""
+def _obstacle(kind: str, model: str, catalog: Catalog, prompts: str | None) -> tuple[str, str] | None:
+    """Why a run of the model cannot be trained on a reward, and what would help, "" if nothing; None if it can be."""
     start, spec = STARTS[model], catalog.rewards[kind].spec
-    config = _without_fields(spec.config)
-    assert config is not None
+    if not spec.differentiable:
+        return "it has no gradient", ""
+    if not suits(kind, model, catalog):
+        return "it reads other images", ""
+    try:
+        config: RewardConfig = spec.config.model_validate({})
+    except ValidationError:
+        return "it needs further fields", "write a recipe with them"
     scored = {"prompts": prompts or start.own_prompts, "evaluation.prompts": start.held_out_prompts}
     for lists, given in scored.items():
+        problem, remedy = f"it cannot score the {lists} of such a recipe: ", f"write a recipe with other {lists}"
         listed = resolve_prompt_list(given, catalog, where=lists)
         for name in sorted(spec.columns.keys() - listed.columns.keys()):
-            return lists, DraftError(f"they have no column {name!r}, which it reads")
+            return f"{problem}they have no column {name!r}, which it reads", remedy
         try:
             config.check_prompts(rows_of(listed))
         except DraftError as error:
-            return lists, error
+            return problem + error.what, remedy
     return None
 
 

@@ -146,7 +146,7 @@ class _Decode:
         """The images, (1, ...); every call is remembered."""
 
         def noted(forward: Any, tile: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            handed = _features(args, kwargs)
+            handed = features_in(args, kwargs)
             begins = all(feature is None for values in handed for feature in values)
             kept = _with_features(args, kwargs, _blank(handed))
             output = forward(tile, *args, **kwargs)
@@ -195,7 +195,7 @@ class _Decode:
     ) -> tuple[torch.Tensor, ...]:
         """The gradients of what went into a tile's calls, made once more with a graph."""
         calls = [self.calls[number] for number in numbers]
-        features = _blank(_features(calls[0].args, calls[0].kwargs))  # which one call hands to the next
+        features = _blank(features_in(calls[0].args, calls[0].kwargs))  # which one call hands to the next
         again = [tensor.detach().requires_grad_() for tensor in inputs]
         outputs = []
         with convolutions_small(self.network):
@@ -221,13 +221,14 @@ class _Tiled(torch.autograd.Function):
         return ctx.decode.gradient(latents, *gradients), None
 
 
-def are_features(value: Any) -> bool:
+def _are_features(value: Any) -> bool:
     """Whether an argument is a list in which a call finds features of the frames before and leaves its own."""
     return isinstance(value, list) and not (value and all(isinstance(number, int) for number in value))
 
 
-def _features(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[list[Any]]:
-    return [value for value in (*args, *kwargs.values()) if are_features(value)]
+def features_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[list[Any]]:
+    """The lists among a decoder call's arguments in which it finds features of the frames before and leaves its own."""
+    return [value for value in (*args, *kwargs.values()) if _are_features(value)]
 
 
 def _blank(lists: Sequence[list[Any]]) -> list[list[Any]]:
@@ -242,7 +243,7 @@ def _with_features(
     left = iter(features)
 
     def filled(value: Any) -> Any:
-        if are_features(value):
+        if _are_features(value):
             return next(left)
         return list(value) if isinstance(value, list) else value
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -188,7 +188,8 @@ class _Recipe:
         self.kwargs = {name: _kept(value) for name, value in kwargs.items()}
         self.version = output._version
         self.precision = precision_now(output.device.type)
-        self.waiting, self.made = 0, cast(torch.Tensor | None, None)
+        self.waiting = 0
+        self.made: torch.Tensor | None = None
 
     def output(self) -> torch.Tensor:
         """What came out, once more; of a linear layer it stays until all that wait for it have had it."""
