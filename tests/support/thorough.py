@@ -69,7 +69,7 @@ TRIED: dict[str, tuple[str, ...]] = {
     "tests/cost/test_room.py::test_the_bound_is_above_what_is_predicted_and_both_above_a_third_less_than_it_takes": (
         *("the last step", "own pairs"),
     ),
-    "tests/cost/test_scale.py::test_an_update_without_numbers_takes_what_a_real_one_takes": ("selective", "lean"),
+    "tests/cost/test_scale.py::test_an_update_without_numbers_takes_what_a_real_one_takes": ("selective",),
     "tests/learners/test_encoded_images.py::test_what_a_pipeline_decodes_leads_back_to_its_latents": (
         *("Stable Diffusion 1.x", "FLUX.2 klein", "Sana", "FLUX.1, modular"),
     ),
