@@ -234,13 +234,11 @@ def _chosen(file: _File, names: Sequence[str]) -> str:
     if len(likely) == 1:
         return likely[0]
     what = f"{' and '.join(map(repr, likely))} may both hold prompts" if likely else f"none of {known} is called prompt"
-    advice = f"say which column holds them: {{file: {file.path.name}, column: ...}}"
-    raise file.error(
-        what,
-        advice
-        if file.path.name
-        else "call the one with the prompts `prompt`; a text with a colon in it stands in quotes",
-    )
+    if not file.path.name:
+        raise file.error(what, "call the one with the prompts `prompt`; a text with a colon in it stands in quotes")
+    if file.where.startswith("--"):  # an option of a command, which takes no more than the file's name
+        raise file.error(what, "call the one with the prompts `prompt`, and no other one of these names")
+    raise file.error(what, f"say which column holds them: {{file: {file.path.name}, column: ...}}")
 
 
 def _prompt(file: _File, place: str, value: Any) -> str:

@@ -119,6 +119,14 @@ def test_what_does_not_say_its_prompts_is_refused(
     assert sentence in str(caught.value)
 
 
+def test_an_option_that_does_not_say_its_prompts_is_not_told_to_be_a_recipe(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", "prompt,caption\na,b\n")
+    with pytest.raises(
+        RecipeError, match="may both hold prompts; call the one with the prompts `prompt`, and no other"
+    ):
+        read_prompt_file(path, where="--prompts a.csv")
+
+
 def test_a_recipe_chooses_the_column_and_the_others_are_kept(catalog: Catalog, tmp_path: Path) -> None:
     write(tmp_path, "two.csv", "prompt,caption\na,b\nc,d\n")
     recipe = tmp_path / "recipe.yaml"
