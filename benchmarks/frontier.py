@@ -6,6 +6,7 @@
     python benchmarks/frontier.py --reward palette   # the second trained reward
     python benchmarks/frontier.py --minutes 20   # begins no cell after that
     python benchmarks/frontier.py --plot         # trains nothing
+    python benchmarks/frontier.py --prices       # times an update with each remedy, in turns
     python benchmarks/frontier.py --quick        # one update of two remedies, to see that it works
 
 `jpeg`, minus the size of a file, is trained on, in three steps without guidance, by DRaFT-1 where the remedy says
@@ -28,7 +29,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 from diffusers.utils import logging as diffusers_logging
@@ -48,6 +49,7 @@ JPEG, JUDGE = "jpeg", "emoji-judge"
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "measurements" / "frontier.md"
 CELLS = ROOT / "docs" / "measurements" / "frontier" / "cells.jsonl"
+PRICES = CELLS.with_name("prices.json")
 IMAGE = ROOT / "docs" / "images" / "frontier.png"
 SEEDS = (0, 1, 2, 3, 4)
 SCALES = (0.25, 0.5, 0.75)
@@ -137,14 +139,12 @@ class Cell:
 
     Arguments:
         points: the base model first.
-        seconds: of the training alone.
         reward: that was trained on.
     """
 
     remedy: str
     seed: int
     points: tuple[Point, ...]
-    seconds: float
     reward: str = JPEG
 
     def at_rise(self, rise: float) -> Point | None:
@@ -175,7 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size, remedies = Size(), options.only or TRIALS[options.reward].remedies
     if options.quick:
         size, remedies = Size(updates=1, every=1, prompts=2, images=2), [NONE, "worst within 0.03"]
-    if not options.plot:
+    if options.prices:
+        measure_prices()
+    elif not options.plot:
         end = time.monotonic() + 60 * options.minutes
         for seed in SEEDS[: options.seeds]:
             for remedy in remedies:
@@ -197,6 +199,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--plot", action="store_true", help="train nothing: table and image of the cells that are there"
     )
+    parser.add_argument("--prices", action="store_true", help="train nothing, and time an update with each remedy")
     parser.add_argument("--quick", action="store_true", help="one update of two remedies, and no page")
     parser.add_argument("--cells", type=Path, default=CELLS, help="default docs/measurements/frontier/cells.jsonl")
     return parser.parse_args(arguments)
@@ -211,7 +214,7 @@ def train_missing(reward: str, remedy: str, seed: int, size: Size, file: Path) -
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as lines:
         lines.write("".join(json.dumps(asdict(cell)) + "\n" for cell in made))
-    print(f"{reward}, {remedy}, seed {seed}: {made[0].seconds:.0f} s, {made[0].points[-1]}", flush=True)
+    print(f"{reward}, {remedy}, seed {seed}: {made[0].points[-1]}", flush=True)
 
 
 def read(file: Path) -> list[Cell]:
@@ -228,12 +231,10 @@ def read(file: Path) -> list[Cell]:
 def trained(reward: str, remedy: str, seed: int, size: Size, trainer: Trainer | None = None) -> Cell:
     """A run with its evaluations."""
     trainer = trainer or make_trainer(reward, remedy, seed, size)
-    points, seconds = [judged(trainer, reward, size, 0)], 0.0
-    for report in trainer:
-        seconds += report.seconds
-        if report.update % size.every == 0:
-            points.append(judged(trainer, reward, size, report.update))
-    return Cell(remedy, seed, tuple(points), seconds, reward)
+    points = [judged(trainer, reward, size, 0)]
+    at = (report.update for report in trainer if report.update % size.every == 0)
+    points.extend(judged(trainer, reward, size, update) for update in at)
+    return Cell(remedy, seed, tuple(points), reward)
 
 
 def with_interpolations(seed: int, size: Size) -> Iterator[Cell]:
@@ -245,7 +246,7 @@ def with_interpolations(seed: int, size: Size) -> Iterator[Cell]:
     for scale in SCALES:
         with trainer.adapter.scaled(scale):
             between.append(judged(trainer, JPEG, size, scale))
-    yield Cell(INTERPOLATION, seed, (whole.points[0], *between, whole.points[-1]), whole.seconds)
+    yield Cell(INTERPOLATION, seed, (whole.points[0], *between, whole.points[-1]))
 
 
 def make_trainer(reward: str, remedy: str, seed: int, size: Size) -> Trainer:
@@ -267,6 +268,22 @@ def judged(trainer: Trainer, reward: str, size: Size, at: float) -> Point:
     return Point(at, means[reward], means[JUDGE], spread)
 
 
+def measure_prices(rounds: int = 5) -> None:
+    """Times updates with each remedy in turns, by the seconds of the processor, and keeps shares of medians."""
+    found = {}
+    for reward, trial in TRIALS.items():
+        running = {name: iter(make_trainer(reward, name, 0, Size(updates=rounds + 1))) for name in trial.remedies}
+        taken: dict[str, list[float]] = {name: [] for name in running}
+        for number in range(rounds + 1):
+            for name, updates in running.items():
+                begun = time.process_time()
+                next(updates)
+                taken[name] += [time.process_time() - begun] if number else []  # the first sets up
+        found[reward] = {name: round(median(each) / median(taken[NONE]), 3) for name, each in taken.items()}
+        print(f"{reward}: {found[reward]}", flush=True)
+    PRICES.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
 # What came out
 
 
@@ -275,17 +292,17 @@ def table(cells: Sequence[Cell], reward: str) -> str:
 
     Beside the judge, in brackets, by how much it is above that of the same seed without a remedy.
     """
-    heads = ["remedy", "seeds", "seconds", "reward gained"]
+    heads = ["remedy", "seeds", "an update", "reward gained"]
     rises, cells = TRIALS[reward].rises, [cell for cell in cells if cell.reward == reward]
     heads += [f"{name} at +{rise:g}" for rise in rises for name in ("judge", "diversity")]
     rows = []
-    without = of_seeds(cells)
+    without, prices = of_seeds(cells), read_prices(reward)
     for remedy in [NONE, INTERPOLATION, *(name for name in REMEDIES if name != NONE)]:
         of_remedy = [cell for cell in cells if cell.remedy == remedy]
         if not of_remedy:
             continue
         gained = [max(point.trained for point in cell.points) - cell.points[0].trained for cell in of_remedy]
-        row = [remedy, str(len(of_remedy)), f"{fmean(cell.seconds for cell in of_remedy):.0f}", with_error(gained)]
+        row = [remedy, str(len(of_remedy)), price(prices, remedy), with_error(gained)]
         for rise in rises:
             reached = {cell.seed: (cell.points[0], found) for cell in of_remedy if (found := cell.at_rise(rise))}
             judge = with_error([found.judge - base.judge for base, found in reached.values()])
@@ -296,6 +313,17 @@ def table(cells: Sequence[Cell], reward: str) -> str:
             row += [judge, with_error([f.diversity / b.diversity - 1 for b, f in reached.values()], percent=True)]
         rows.append(row)
     return markdown(heads, rows)
+
+
+def read_prices(reward: str) -> dict[str, float]:
+    """Remedy -> seconds of an update, as a share of one without a remedy; empty before they are measured."""
+    return json.loads(PRICES.read_text(encoding="utf-8")).get(reward, {}) if PRICES.is_file() else {}
+
+
+def price(prices: Mapping[str, float], remedy: str) -> str:
+    """For the table; a smaller scale of a LoRA that is there costs no update of its own."""
+    share = prices.get(NONE if remedy == INTERPOLATION else remedy)
+    return "-" if share is None else f"{share:.2f}"
 
 
 def of_seeds(cells: Sequence[Cell]) -> dict[int, Cell]:

@@ -221,16 +221,16 @@ def test_remedies_are_compared_where_the_trained_reward_has_risen_equally(
 ) -> None:
     frontier = imported("frontier", monkeypatch)
     rising = [frontier.Point(6.0 * n, 0.7 + 0.01 * n, -0.1 + 0.02 * n, 0.1 - 0.01 * n) for n in range(4)]
-    found = frontier.Cell("none", 0, tuple(rising), 1.0).at_rise(0.025)
+    found = frontier.Cell("none", 0, tuple(rising)).at_rise(0.025)
     assert asdict(found) == pytest.approx({"at": 15, "trained": 0.725, "judge": -0.05, "diversity": 0.075})
-    assert frontier.Cell("none", 0, tuple(rising), 1.0).at_rise(0.04) is None
+    assert frontier.Cell("none", 0, tuple(rising)).at_rise(0.04) is None
     # A judge that falls with the square of the rise, seldom evaluated: half-way a straight line says -0.08.
     seldom = [frontier.Point(n, 0.04 * n, -20 * (0.04 * n) ** 2, 0.1) for n in range(4)]
-    falling = frontier.Cell("none", 0, (*seldom[:2], seldom[0], *seldom[2:]), 1.0).at_rise(0.06)
+    falling = frontier.Cell("none", 0, (*seldom[:2], seldom[0], *seldom[2:])).at_rise(0.06)
     assert falling.judge == pytest.approx(-20 * 0.06**2, abs=0.002)
     file = tmp_path / "cells.jsonl"
     monkeypatch.setattr(
-        frontier, "trained", lambda reward, remedy, seed, size: frontier.Cell(remedy, seed, tuple(rising), 2.0, reward)
+        frontier, "trained", lambda reward, remedy, seed, size: frontier.Cell(remedy, seed, tuple(rising), reward)
     )
     for reward, seed in (("jpeg", 0), ("palette", 0), ("jpeg", 1), ("jpeg", 1)):  # what is there is not trained again
         frontier.train_missing(reward, "kl 1", seed, frontier.Size(), file)
@@ -239,11 +239,13 @@ def test_remedies_are_compared_where_the_trained_reward_has_risen_equally(
     assert {cell.points for cell in cells} == {tuple(rising)}
     trial = replace(frontier.TRIALS["jpeg"], rises=(0.02,), most=0.03)
     monkeypatch.setattr(frontier, "TRIALS", {"jpeg": trial})
-    assert "| kl 1 | 2 | 2 | +0.030 ± 0.000 | +0.040 ± 0.000 | -20.0% ± 0.0% |" in frontier.table(cells, "jpeg")
+    monkeypatch.setattr(frontier, "PRICES", tmp_path / "prices.json")
+    (tmp_path / "prices.json").write_text('{"jpeg": {"kl 1": 1.372}}', encoding="utf-8")
+    assert "| kl 1 | 2 | 1.37 | +0.030 ± 0.000 | +0.040 ± 0.000 | -20.0% ± 0.0% |" in frontier.table(cells, "jpeg")
     better = [replace(point, judge=point.judge + 0.05 * (point.at > 0)) for point in rising]
-    against = [frontier.Cell("none", 0, tuple(rising), 2.0), frontier.Cell("kl 1", 0, tuple(better), 2.0)]
-    assert "| kl 1 | 1 | 2 | +0.030 | +0.090 (+0.050) | -20.0% |" in frontier.table(against, "jpeg")
-    assert "| none | 1 | 2 | +0.030 | +0.040 | -20.0% |" in frontier.table(against, "jpeg")
+    against = [frontier.Cell("none", 0, tuple(rising)), frontier.Cell("kl 1", 0, tuple(better))]
+    assert "| kl 1 | 1 | 1.37 | +0.030 | +0.090 (+0.050) | -20.0% |" in frontier.table(against, "jpeg")
+    assert "| none | 1 | - | +0.030 | +0.040 | -20.0% |" in frontier.table(against, "jpeg")
     monkeypatch.setattr(frontier, "TRIALS", dict.fromkeys(("jpeg", "palette"), trial))
     frontier.draw([*cells, *against], tmp_path / "image.png")
     assert (tmp_path / "image.png").stat().st_size > 5_000
