@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,13 +95,26 @@ def test_the_detector_starts_from_the_clip() -> None:
     texts = torch.nn.functional.normalize(detector.owlvit.text_projection(states), dim=1)
     torch.testing.assert_close(texts[:, :128], reward.text_features(["a fox", "two hearts"], torch.device("cpu")))
     assert not texts[:, 128:].any()
-    images = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, 3, model.INPUT, model.INPUT, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(values)[:, None, None] for values in (model.MEAN, model.STD))
-    wanted = matcher.vision_model.embeddings(2 * images - 1)
+    wanted = matcher.vision_model.embeddings(2 * images - 1, interpolate_pos_encoding=True)
     found = detector.owlvit.vision_model.embeddings((images - mean) / std)
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
     with pytest.raises(AssertionError):  # another preparation would be noticed
         torch.testing.assert_close(detector.owlvit.vision_model.embeddings(2 * images - 1), wanted, atol=0.1, rtol=0.1)
+
+
+def test_the_reward_sees_collages_as_the_program_does() -> None:
+    """Enlarged alike, on images of 8 bits; the reward takes the size from the folder of weights."""
+    module = OwlViTForObjectDetection.from_pretrained(FOLDER / "detector", dtype=torch.float32).eval()
+    images = torch.from_numpy(discs()[:2]).permute(0, 3, 1, 2) / 255
+    words = ["a fox", "a rose"]
+    states = model.text_states(module, model.make_tokenizer(FOLDER / "model" / "tokenizer"), words)
+    reward = load_reward("detection", present=words, weights="emoji-detector")
+    with torch.no_grad():
+        wanted = model.predict(module, 2 * images - 1, states).logits
+        torch.testing.assert_close(reward.logits(images, ["", ""]), wanted, atol=1e-4, rtol=1e-4)
+    assert wanted.shape[1] == (model.INPUT // module.config.vision_config.patch_size) ** 2
 
 
 def found(names: Tensor, places: Tensor, taught: Tensor, rows: Tensor) -> model.Found:
@@ -133,6 +147,15 @@ def test_losses_are_least_where_all_is_right() -> None:
     wrong["two patches answer"].logits[0, 5, 2] = 9
     for what, answer in wrong.items():
         assert loss(answer) > loss(right) + 0.05, what
+
+
+def test_the_choice_of_a_box_is_by_name_and_within_its_image() -> None:
+    """By hand: the first image's boxes are all as likely, a twin's left out; the second image's has a lead."""
+    logits = torch.zeros(2, 4, 3)
+    logits[0, :, 2], logits[1, 1, 0] = 9, 3  # the first is of a name that nothing has
+    names, answer = torch.tensor([0, 0, 0]), (torch.tensor([0, 0, 1]), torch.tensor([2, 3, 1]))
+    wanted = 2 * math.log(3) + math.log(math.exp(3) + 3) - 3
+    assert float(losses.which_loss(logits, names, answer)) == pytest.approx(wanted)
 
 
 def test_the_patch_in_the_middle_answers_and_the_surer_of_two_as_near() -> None:

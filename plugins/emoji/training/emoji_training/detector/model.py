@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer, OwlViTConfig, OwlViTForObjectDetection, OwlViTImageProcessor
 
-from .collages import SIDE
+from draft_core.rewards.images import resize_like_pil
 
+INPUT = 96  # pixels that a collage is enlarged to, so that its things come near the size at which the CLIP learnt them
 TOKENS = 16  # that OWL-ViT's processor gives its text tower
 PAD = "!"  # number 0, as in OWL-ViT's tokenizer: its tower takes the highest number for the end of a text
 MEAN, STD = OwlViTImageProcessor.image_mean, OwlViTImageProcessor.image_std
@@ -20,11 +21,11 @@ SCALE, SHIFT = 15.0, -0.45  # of the cosines at first: a probability of a hundre
 
 
 def empty(clip: CLIPModel) -> OwlViTForObjectDetection:
-    """The shape: the towers of `clip` for 16 tokens and SIDE x SIDE pixels, one box for each patch."""
+    """The shape: the towers of `clip` for 16 tokens and INPUT x INPUT pixels, one box for each patch."""
     text, vision = clip.config.text_config.to_dict(), clip.config.vision_config.to_dict()
     text |= {"max_position_embeddings": TOKENS, "pad_token_id": 0}
     text["projection_dim"] = vision["projection_dim"] = text["hidden_size"]  # the class head compares in this width
-    vision["image_size"] = SIDE
+    vision["image_size"] = INPUT
     for part in (text, vision):
         part.pop("model_type")
     return OwlViTForObjectDetection(
@@ -66,7 +67,7 @@ def _start_heads(model: OwlViTForObjectDetection) -> None:
 
 
 def _fit_images(state: dict[str, Tensor]) -> None:
-    """Bring the patches to OWL-ViT's mean and deviation of pixels, exactly, and the positions to SIDE x SIDE pixels."""
+    """Bring the patches to OWL-ViT's mean and deviation of pixels, exactly, and the positions to INPUT pixels a side."""
     patch, position = (
         "vision_model.embeddings.patch_embedding.weight",
         "vision_model.embeddings.position_embedding.weight",
@@ -77,7 +78,7 @@ def _fit_images(state: dict[str, Tensor]) -> None:
     constant = (weight * (2 * mean - 1)).sum((1, 2, 3))
     state[patch] = weight * 2 * std
     first, others = state[position][:1], state[position][1:]
-    side, wanted = round(len(others) ** 0.5), SIDE // weight.shape[-1]
+    side, wanted = round(len(others) ** 0.5), INPUT // weight.shape[-1]
     grid = others.T.reshape(1, -1, side, side)
     grown = F.interpolate(grid, size=(wanted, wanted), mode="bicubic", align_corners=False)[0].flatten(1).T
     state[position] = torch.cat([first, grown + constant])
@@ -122,11 +123,13 @@ def predict(model: OwlViTForObjectDetection, pixels: Tensor, states: Tensor) -> 
     """What is found of Q texts.
 
     Arguments:
-        pixels: (B, 3, SIDE, SIDE) in [-1, 1].
+        pixels: (B, 3, H, W) in [-1, 1]; enlarged as the image processor does it.
         states: (Q, D), as `text_states` gives them.
     """
     mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (MEAN, STD))
-    grid = model.image_embedder(pixel_values=((pixels + 1) / 2 - mean) / std)[0]
+    side = model.config.vision_config.image_size
+    square = resize_like_pil((pixels + 1) / 2, side, side)
+    grid = model.image_embedder(pixel_values=(square - mean) / std)[0]
     features = grid.flatten(1, 2)
     texts = model.owlvit.text_projection(states)
     logits, embeds = model.class_predictor(features, texts[None].expand(len(pixels), -1, -1))

@@ -26,10 +26,10 @@ from .losses import detection_loss
 from .model import build, make_tokenizer, predict, text_states
 from .precision import ap50
 
-RECIPE = Recipe(lr=1e-3, weight_decay=5e-2, ema=0.995, slow=("owlvit.vision_model", 0.8))
+RECIPE = Recipe(lr=7e-4, weight_decay=5e-2, ema=0.995, slow=("owlvit.vision_model", 0.8))
 BATCH = 8
 SHARES = (0.4, 0.4, 0.2)  # of things: of scenes, of the others that have a name of their own, of all other emoji
-SPOILT = 0.5  # share of collages that are seen badly
+SPOILT = 0.25  # share of collages that are seen badly
 COUNTS = (1, 2, 3, 4, 4)  # of things in a collage: many, since an image costs the same
 SEED = 77
 
@@ -159,7 +159,8 @@ def write(module: OwlViTForObjectDetection, tokenizer: CLIPTokenizer, folder: Pa
     shutil.rmtree(folder, ignore_errors=True)
     module.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    OwlViTImageProcessor(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
+    side = module.config.vision_config.image_size
+    OwlViTImageProcessor(size={"height": side, "width": side}).save_pretrained(folder)
 
 
 def export(work: Path, model: Path) -> None:
