@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPModel, CLIPTokenizer, OwlViTConfig, OwlViTForObjectDetection, OwlViTImageProcessor
+from transformers import (
+    AttentionInterface,
+    CLIPModel,
+    CLIPTokenizer,
+    OwlViTConfig,
+    OwlViTForObjectDetection,
+    OwlViTImageProcessor,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from draft_core.rewards.images import resize_like_pil
+
+from ..vae import autocast
 
 INPUT = 96  # pixels that a collage is enlarged to, so that its things come near the size at which the CLIP learnt them
 TOKENS = 16  # that OWL-ViT's processor gives its text tower
 PAD = "!"  # number 0, as in OWL-ViT's tokenizer: its tower takes the highest number for the end of a text
 MEAN, STD = OwlViTImageProcessor.image_mean, OwlViTImageProcessor.image_std
 SCALE, SHIFT = 15.0, -0.45  # of the cosines at first: a probability of a hundredth for a cosine of .15
+
+EXACT = "float32-sdpa"  # the attention that a training computes in
 
 
 def empty(clip: CLIPModel) -> OwlViTForObjectDetection:
@@ -67,7 +81,7 @@ def _start_heads(model: OwlViTForObjectDetection) -> None:
 
 
 def _fit_images(state: dict[str, Tensor]) -> None:
-    """Bring the patches to OWL-ViT's mean and deviation of pixels, exactly, and the positions to INPUT pixels a side."""
+    """Bring the patches to OWL-ViT's mean and deviation of pixels, exactly, and the positions to INPUT pixels."""
     patch, position = (
         "vision_model.embeddings.patch_embedding.weight",
         "vision_model.embeddings.position_embedding.weight",
@@ -109,6 +123,15 @@ def text_states(model: OwlViTForObjectDetection, tokenizer: CLIPTokenizer, texts
     return torch.cat(found)
 
 
+def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *others: Any, **named: Any) -> Any:
+    """Transformers' attention in float32, (B, heads, tokens, D) each: processors are slow at its bfloat16 gradient."""
+    with torch.autocast(query.device.type, enabled=False):
+        return sdpa_attention_forward(module, query.float(), key.float(), value.float(), *others, **named)
+
+
+AttentionInterface.register(EXACT, attend)
+
+
 @dataclass(frozen=True)
 class Found:
     """What the detector says of B images: logits (B, boxes, Q) for Q texts, boxes (B, boxes, 4) as centre x, y, width,
@@ -119,8 +142,8 @@ class Found:
     embeds: Tensor
 
 
-def predict(model: OwlViTForObjectDetection, pixels: Tensor, states: Tensor) -> Found:
-    """What is found of Q texts.
+def predict(model: OwlViTForObjectDetection, pixels: Tensor, states: Tensor, fast: bool = False) -> Found:
+    """What is found of Q texts; with `fast`, for training, the vision tower computes in bfloat16 where that is faster.
 
     Arguments:
         pixels: (B, 3, H, W) in [-1, 1]; enlarged as the image processor does it.
@@ -129,7 +152,8 @@ def predict(model: OwlViTForObjectDetection, pixels: Tensor, states: Tensor) -> 
     mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (MEAN, STD))
     side = model.config.vision_config.image_size
     square = resize_like_pil((pixels + 1) / 2, side, side)
-    grid = model.image_embedder(pixel_values=(square - mean) / std)[0]
+    with autocast(pixels.device) if fast else contextlib.nullcontext():
+        grid = model.image_embedder(pixel_values=(square - mean) / std)[0].float()
     features = grid.flatten(1, 2)
     texts = model.owlvit.text_projection(states)
     logits, embeds = model.class_predictor(features, texts[None].expand(len(pixels), -1, -1))
