@@ -232,7 +232,7 @@ def test_it_trains_resumes_and_exports(tmp_path: Path, monkeypatch: pytest.Monke
     np.save(data / "pictures.npy", discs())
     (data / "pictures.json").write_text(json.dumps([vars(p) for p in META]), encoding="utf-8")
     monkeypatch.setattr(training, "measure", lambda *_: {"seen": 0.5})
-    monkeypatch.setattr(training, "BATCH", 2)
+    monkeypatch.setattr(training, "BATCH", 4)
     target = tmp_path / "package" / "model"
     for name in ("clip", "model"):
         (tmp_path / "package").mkdir(exist_ok=True)
