@@ -202,6 +202,14 @@ def test_the_page_is_whole_self_contained_escaped_and_every_image_has_a_text(tmp
 
 
 @pytest.mark.usefixtures("blank_curves")
+def test_the_command_on_the_page_can_be_pasted(tmp_path: Path) -> None:
+    folder = tmp_path / "it's my run"
+    text = Page(page_of(summarize(made_run(folder, FINE, trained=TRAINED)))).text
+    (command,) = re.findall("draft train .*-again\\S*", text)
+    assert shlex.split(command)[2:] == [f"{folder}/recipe.yaml", "--set", f"output={folder}-again"]
+
+
+@pytest.mark.usefixtures("blank_curves")
 def test_images_on_the_page_are_those_of_the_files(tmp_path: Path) -> None:
     record = made_run(tmp_path / "run", FINE, trained=TRAINED)
     first = next(
