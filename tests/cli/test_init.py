@@ -58,7 +58,9 @@ def init(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple
 
 
 def shell_words(command: str) -> list[str]:
-    return subprocess.run(["sh", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True).stdout.split("\0")[:-1]
+    return subprocess.run(["sh", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True).stdout.split("\0")[
+        :-1
+    ]
 
 
 @pytest.mark.parametrize("model", STARTS)
