@@ -263,6 +263,19 @@ def test_too_many_skipped_updates_end_the_run(tokenizer: Any) -> None:
         next(steps)
 
 
+def test_a_resumed_run_that_allows_fewer_skips_than_it_had_ends_at_the_next_one(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    one = trainer(tokenizer, reward=Nan(RednessConfig(), calls=range(1, 5)))
+    next(iter(one)), next(iter(one))
+    folder = save_checkpoint(one, tmp_path / "000002")
+    later = trainer(tokenizer, reward=Nan(RednessConfig(), calls=[4]), max_skipped=1)
+    load_checkpoint(later, folder)
+    assert next(iter(later)).skipped == ()
+    with pytest.raises(RewardError, match="update 4: 3 optimiser steps were skipped, the last one because reward 'red"):
+        next(iter(later))
+
+
 def test_each_reward_is_divided_by_its_running_scale(tokenizer: Any) -> None:
     one = trainer(tokenizer, normalize="scale", steps=2, max_grad_norm=1e9)
     taken = spied_gradients(one)
@@ -284,6 +297,22 @@ def test_the_gradient_of_the_normalised_reward_has_length_one_in_the_image() -> 
     total = Objective({"redness": Redness(RednessConfig())}).total(each, scale.divisors)
     (gradient,) = torch.autograd.grad(total.sum(), images)
     torch.testing.assert_close(gradient.flatten(1).norm(dim=1), torch.ones(2))
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_a_reward_without_a_gradient_in_the_images_is_named_where_gradients_are_measured(
+    tokenizer: Any, requires_grad: bool
+) -> None:
+    def flat(images: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(images), requires_grad=requires_grad)
+
+    one = trainer(tokenizer, normalize="gradient")
+    one.scoring.objective = Objective({"redness": Redness(RednessConfig()), "flat": flat})
+    if requires_grad:
+        assert "reward 'flat' is divided by nothing: it gives the images of a pass no gradient" in next(iter(one)).notes
+    else:
+        with pytest.raises(RewardError, match="reward 'flat': its scores carry no gradient"):
+            next(iter(one))
 
 
 def test_the_gradients_of_two_rewards_are_told_apart(tokenizer: Any) -> None:
