@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from dataclasses import replace
 from functools import partial
@@ -263,9 +264,7 @@ def test_too_many_skipped_updates_end_the_run(tokenizer: Any) -> None:
         next(steps)
 
 
-def test_a_resumed_run_that_allows_fewer_skips_than_it_had_ends_at_the_next_one(
-    tokenizer: Any, tmp_path: Path
-) -> None:
+def test_a_resumed_run_that_allows_fewer_skips_than_it_had_ends_at_the_next_one(tokenizer: Any, tmp_path: Path) -> None:
     one = trainer(tokenizer, reward=Nan(RednessConfig(), calls=range(1, 5)))
     next(iter(one)), next(iter(one))
     folder = save_checkpoint(one, tmp_path / "000002")
@@ -342,6 +341,29 @@ def test_a_torn_checkpoint_is_refused(tokenizer: Any, tmp_path: Path, file: str,
         path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"\x80\x02" * 50)
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_checkpoint(trainer(tokenizer), tmp_path / "000001")
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_leaves_no_half_of_one_under_its_name(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = trainer(tokenizer)
+    folder = save_checkpoint(one, tmp_path / "latest")
+    delete = shutil.rmtree
+
+    def killed(path: Path, **how: Any) -> None:
+        if not path.exists():
+            return
+        next(path.iterdir()).unlink()
+        raise KeyboardInterrupt
+
+    next(iter(one))
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(one, folder)
+    assert read_checkpoint(folder).state["update"] == 1
+    monkeypatch.setattr(shutil, "rmtree", delete)
+    save_checkpoint(one, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["latest"]
 
 
 def test_a_foreign_checkpoint_is_refused(tokenizer: Any, tmp_path: Path) -> None:
