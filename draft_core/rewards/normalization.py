@@ -24,7 +24,7 @@ class RunningScale:
         self.divisors: dict[str, float] = {}
 
     def measure(self, per_reward: Mapping[str, torch.Tensor], images: torch.Tensor) -> dict[str, float]:
-        """Name -> the present size of each reward's scores (N,), or of their gradient in `images`; 0 where there is none."""
+        """Name -> the present size of each reward's scores (N,), or of their gradient in `images`, 0 without one."""
         if self.by == "scale":
             return {name: float(scores.detach().std(correction=0)) for name, scores in per_reward.items()}
         sizes = {}

@@ -280,7 +280,7 @@ def general_step(scheduler: Any, call: StepCall, eta: float) -> Gaussian:
         restore_scheduler(scheduler, before)
     plain = gaussian_between(latents, x0, (alpha, sigma), (there[0], there[1]), 0.0)
     size = torch.finfo(latents.dtype).eps ** 0.5 * float(latents.detach().abs().max())
-    # Of a prediction that is not finite nothing can be compared: the images are not finite either, which is said of them.
+    # Of a prediction that is not finite nothing can be compared; nor are the images, of which that is said.
     if bool(own.mean.isfinite().all()) and not bool((plain.mean - own.mean).detach().abs().max() <= size):
         raise SamplerError(
             f"this step of {type(scheduler).__name__} is none between two noise levels: it builds on earlier ones, or "
