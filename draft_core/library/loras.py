@@ -10,7 +10,7 @@ from draft_core.adapters.lora_adapter import Lora
 
 
 def save_lora(pipe: Any, folder: str | Path) -> Path:
-    """Writes the LoRA of a pipeline so that plain diffusers loads it, `pipe.load_lora_weights(folder)`; returns the file.
+    """Writes the LoRA of a pipeline as a file that plain diffusers loads, `pipe.load_lora_weights(folder)`; returns it.
 
     Its scale alpha / rank is in the file. Where diffusers has no loader for the pipeline's LoRAs, or one that does not
     give back what was saved, the file is one for `load_lora`, and a warning says so. A second denoiser's LoRA has a

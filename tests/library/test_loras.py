@@ -12,8 +12,8 @@ from peft.utils import get_peft_model_state_dict
 
 from draft_core import add_lora, load_lora, save_lora
 from draft_core.errors import DraftError
-from tests.support.image_classes import pixart
-from tests.support.tiny import tiny_pipe
+from tests.support.families import pixart
+from tests.support.tiny import byte_tokenizer, tiny_pipe
 
 
 def drawn(pipe: Any) -> torch.Tensor:
@@ -33,7 +33,8 @@ def tuned(pipe: Any) -> Any:
 
 
 def test_plain_diffusers_loads_what_was_saved(tmp_path: Path) -> None:
-    pipe, other, bare = tuned(tiny_pipe()), tiny_pipe(), tiny_pipe()
+    pipe, other, bare = (tiny_pipe(tokenizer=byte_tokenizer(tmp_path)) for _ in range(3))
+    tuned(pipe)
     base = drawn(other)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

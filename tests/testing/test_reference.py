@@ -221,7 +221,10 @@ def test_the_command_in_json_and_in_markdown(draft: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("redness", "reward 'redness': it names no reference to be compared with; ask its author for one."),
+        (
+            "redness",
+            "reward 'redness': it names no reference to be compared with; ask its author for one; the spec of a port",
+        ),
         ("resize", "unknown reward 'resize'; did you mean 'resized'?"),
         ("resized --image 0.png", "--image: one image has no deviation between images; give two or more."),
         ("resized --image 0.png --image none.png", "none.png: no such file; check the path."),
