@@ -26,7 +26,7 @@ def checked_source(given: Any, otherwise: Any) -> Generator:
     source = otherwise if given is None else given
     if source is None or isinstance(source, torch.Generator):
         return source
-    if isinstance(source, list) and source and all(isinstance(each, torch.Generator) for each in source):
+    if isinstance(source, list) and source and all(isinstance(member, torch.Generator) for member in source):
         return source
     raise SamplerError(
         f"it is {source!r}", where="generator", next="give a torch.Generator().manual_seed(SEED), or a list of them"

@@ -239,10 +239,9 @@ class Rollout:
         return self.images[: self.sample_count]
 
     def __repr__(self) -> str:
-        copies, gradient = len(self.images) - self.sample_count, "with" if self.images.requires_grad else "without"
-        return (
-            f"Rollout({self.sample_count} samples, {copies} re-noised, {tuple(self.images.shape)}, {gradient} gradient)"
-        )
+        renoised, gradient = len(self.images) - self.sample_count, "with" if self.images.requires_grad else "without"
+        counts = f"samples={self.sample_count}, renoised={renoised}"
+        return f"Rollout({counts}, images={tuple(self.images.shape)}, {gradient} gradient)"
 
     def _repr_html_(self) -> str:
         prompts, copies = self.prompts[: self.sample_count], self.prompts[self.sample_count :]

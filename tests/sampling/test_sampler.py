@@ -457,7 +457,8 @@ def test_a_rollout_is_one_line_at_a_prompt() -> None:
     rollout = sampler(plan=method.plan(STEPS, RNG), renoising=method.renoising())
     shape = tuple(rollout.images.shape)
     copies = len(rollout.images) - rollout.sample_count
-    assert repr(rollout) == f"Rollout({rollout.sample_count} samples, {copies} re-noised, {shape}, with gradient)"
+    counts = f"samples={rollout.sample_count}, renoised={copies}"
+    assert repr(rollout) == f"Rollout({counts}, images={shape}, with gradient)"
     with torch.no_grad():
         bare = sampler(plan=Draft().plan(STEPS, RNG))
-    assert repr(bare).endswith("0 re-noised, " + str(tuple(bare.images.shape)) + ", without gradient)")
+    assert repr(bare).endswith(f"renoised=0, images={tuple(bare.images.shape)}, without gradient)")
