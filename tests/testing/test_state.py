@@ -202,3 +202,9 @@ def test_prompts_of_ones_own_take_the_place_of_the_specs(catalog: Catalog, monke
 
     monkeypatch.setattr("draft_core.testing.contract.load_catalog", lambda: other)
     assert OfMine.subject().prompts == OfMine.prompts
+
+    class OfTheSpec(RewardContract):
+        kind = "redness"
+
+    with pytest.raises(DraftError, match=r"names no colour; give three prompts .* or as `prompts` of the test's class"):
+        OfTheSpec.subject()
