@@ -238,6 +238,11 @@ class Rollout:
         """The samples alone, (sample_count, 3, H, W)."""
         return self.images[: self.sample_count]
 
+    def __repr__(self) -> str:
+        renoised, gradient = len(self.images) - self.sample_count, "with" if self.images.requires_grad else "without"
+        counts = f"samples={self.sample_count}, renoised={renoised}"
+        return f"Rollout({counts}, images={tuple(self.images.shape)}, {gradient} gradient)"
+
     def _repr_html_(self) -> str:
         prompts, copies = self.prompts[: self.sample_count], self.prompts[self.sample_count :]
         captions = [*prompts, *(f"{prompt} (re-noised)" for prompt in copies)]

@@ -135,3 +135,20 @@ def test_a_step_that_builds_on_earlier_ones_is_refused() -> None:
     output = StepOutput(scheduler, 2, seams.step_call(scheduler.step, (), arguments))
     with pytest.raises(SamplerError, match="none between two noise levels"):
         output.gaussian(eta=1.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_prediction_that_is_not_finite_is_no_other_kind_of_step(value: float) -> None:
+    output, arguments = step_of(diffusers.DDIMScheduler(clip_sample=False), 3)
+    arguments["model_output"][0, 0, 0, 0] = value
+    gaussian = output.gaussian(eta=0.7)
+    assert not gaussian.mean[0].isfinite().all()
+    assert gaussian.mean[1].isfinite().all()
+    scores = gaussian.log_probability(arguments["sample"])
+    assert scores.isfinite().tolist() == [False, True]
+
+
+def test_a_step_of_the_scheduler_whose_prediction_is_not_finite_has_a_log_probability_that_is_not() -> None:
+    output, arguments = step_of(diffusers.DDIMScheduler(clip_sample=False), 3, eta=1.0)
+    arguments["model_output"][0] = float("nan")
+    assert output.gaussian().log_probability(arguments["sample"]).isfinite().tolist() == [False, True]
