@@ -120,7 +120,8 @@ class StepOutput:
 
         def target() -> torch.Tensor:
             alpha, sigma = noise_level(self._scheduler, self.timestep, self.latents)
-            return prediction_of(self._scheduler, alpha, sigma, x0, (self.latents - alpha * x0) / sigma)
+            wanted = prediction_of(self._scheduler, alpha, sigma, x0, (self.latents - alpha * x0) / sigma)
+            return wanted.to(self.prediction.dtype)
 
         found: torch.Tensor = self._asked(target)
         return found
