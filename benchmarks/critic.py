@@ -64,6 +64,11 @@ def share(record: RunRecord, found: EvalRecord) -> float:
     return found.means()["emoji-scene"] / record.before.means()["emoji-scene"]
 
 
+def kept_diversity(record: RunRecord, found: EvalRecord) -> float:
+    """A share of the base model's."""
+    return fmean(found.diversity) / fmean(record.before.diversity)
+
+
 def row(name: str, record: RunRecord, found: EvalRecord) -> list[str]:
     """Of a table: its scores, the judge's with their changes in standard errors, and diversity."""
     before = record.before
@@ -74,7 +79,7 @@ def row(name: str, record: RunRecord, found: EvalRecord) -> list[str]:
         gains = gains_of_prompts(before.scores[score], found.scores[score], images)
         error = f" ({fmean(gains) / standard_error(gains):+.1f})" if any(gains) else ""
         cells.append(f"{found.means()[score]:.3f}{error}")
-    return [*cells, f"{fmean(found.diversity) / fmean(before.diversity):.0%}"]
+    return [*cells, f"{kept_diversity(record, found):.0%}"]
 
 
 def mean_row(name: str, records: Sequence[RunRecord], judged: Sequence[EvalRecord]) -> list[str]:
@@ -90,7 +95,7 @@ def mean_row(name: str, records: Sequence[RunRecord], judged: Sequence[EvalRecor
         told([red(found) for found in judged], ".2f"),
         told([share(record, found) for record, found in pairs], ".1%"),
         *(told([found.means()[score] for found in judged], ".3f") for score in JUDGED),
-        told([fmean(found.diversity) / fmean(record.before.diversity) for record, found in pairs], ".0%"),
+        told([kept_diversity(record, found) for record, found in pairs], ".0%"),
     ]
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
@@ -248,7 +247,7 @@ def activations(pipe: Any, objective: Objective, settings: Settings, call: Mappi
         kept.append(meter.live)
         return decode(*args, **kwargs)
 
-    tiles = tiles_once(pipe.vae) if settings.decode == "tiles" else nullcontext()
+    tiles = tiles_once(pipe.vae, settings.decode)
     with like_a_gpu(), tiles, MemoryMeter() as meter, seams.replaced(tiny or pipe.vae, "decode", on_decode):
         rollout = sampler(plan=Draft().plan(settings.k, Random(0)), generator=torch.Generator().manual_seed(0))
         decoded = meter.live

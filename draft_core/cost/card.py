@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -202,7 +201,7 @@ def _activations(pipe: Any, update: Update) -> int:
     }
     objective = Objective(encoders)
     plan = StepPlan(steps=steps, grad_steps=frozenset(range(steps)))
-    tiles = tiles_once(pipe.vae) if update.decode == "tiles" else nullcontext()
+    tiles = tiles_once(pipe.vae, update.decode)
     with without_numbers(pipe), like_a_gpu(), tiles, MemoryMeter() as meter:
         rollout = sampler(plan=plan, generator=torch.Generator().manual_seed(0))
         score = objective(rollout.images, rollout.prompts).total if encoders else rollout.images

@@ -240,7 +240,7 @@ def _no_autocast_on_meta(original: Any, *device_type: str) -> bool:
 
 
 @contextmanager
-def tiles_once(network: Any) -> Iterator[None]:
+def tiles_once(network: Any, decode: str | None) -> Iterator[None]:
     """Of the tiles that `decode: tiles` goes through, one of each shape is computed inside, forward and backward.
 
     The others give pixels and gradients of the right size and nothing else: never are two of them in memory, so that
@@ -249,7 +249,11 @@ def tiles_once(network: Any) -> Iterator[None]:
 
     Arguments:
         network: a decoder.
+        decode: how it is gone back through; but for "tiles" nothing changes.
     """
+    if decode != "tiles":
+        yield
+        return
     outputs: dict[Any, list[tuple[torch.Size, torch.dtype]]] = {}  # of a tile's calls
     known: Iterator[tuple[torch.Size, torch.dtype]] | None = None
     new: list[tuple[torch.Size, torch.dtype]] = []

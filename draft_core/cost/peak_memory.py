@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from draft_core.errors import DraftError
 
@@ -92,11 +93,5 @@ def stored_bytes(tensor: torch.Tensor) -> int:
 
 
 def _storages(value: Any) -> list[torch.UntypedStorage]:
-    """Those of the tensors among the arguments or outputs of an operation, which lie in tuples, lists and dicts."""
-    if isinstance(value, torch.Tensor):
-        return [value.untyped_storage()]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (tuple, list)):
-        return []
-    return [storage for part in value for storage in _storages(part)]
+    """Those of the tensors among the arguments or outputs of an operation."""
+    return [leaf.untyped_storage() for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -108,13 +109,24 @@ def call_inputs_of(cls: type) -> list[str]:
 
 def tuple_inputs(pipe: Any) -> set[str]:
     """The keywords of the call whose type is a tuple and no list."""
+    return {name for name, type_ in _input_types(pipe).items() if "tuple" in type_ and "list" not in type_}
+
+
+def _number_inputs(pipe: Any) -> set[str]:
+    """The keywords of the call whose type is a number, and nothing that True could be."""
+    other = re.compile("bool|callable|dict|any")
+    types = _input_types(pipe).items()
+    return {name for name, type_ in types if re.search(r"\b(int|float)\b", type_) and not other.search(type_)}
+
+
+def _input_types(pipe: Any) -> dict[str, str]:
+    """Keyword of the call -> its type as it is written there, in small letters."""
     if is_modular(pipe):
         types = {parameter.name: parameter.type_hint for parameter in pipe.blocks.inputs if parameter.name}
     else:
         signature = inspect.signature(inspect.unwrap(type(pipe).__call__))
         types = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-    words = {name: str(type_).lower() for name, type_ in types.items()}
-    return {name for name, text in words.items() if "tuple" in text and "list" not in text}
+    return {name: (getattr(type_, "__name__", "") + str(type_)).lower() for name, type_ in types.items()}
 
 
 @contextmanager
@@ -247,7 +259,7 @@ class KeywordError(SamplerError):
 
 
 def check_keywords(pipe: Any, call_kwargs: dict[str, Any], *, takes_steps: bool) -> None:
-    """Refuses keywords that the pipeline's call does not take.
+    """Refuses keywords that the pipeline's call does not take, and True and False where it takes a number.
 
     Raises:
         KeywordError: naming the keyword, and the nearest one that the call takes.
@@ -262,7 +274,8 @@ def check_keywords(pipe: Any, call_kwargs: dict[str, Any], *, takes_steps: bool)
             where=name,
             next="give num_inference_steps=None" + (f", and {' and '.join(own)} as you like" if own else ""),
         )
-    for keyword in call_kwargs:
+    numbers = _number_inputs(pipe)
+    for keyword, value in call_kwargs.items():
         if keyword in ("prompt", "output_type", "return_dict"):
             said = f"{keyword!r} is set by the sampler itself"
             raise KeywordError(said, keyword=keyword, where=f"{name} call", next="leave it out")
@@ -274,6 +287,8 @@ def check_keywords(pipe: Any, call_kwargs: dict[str, Any], *, takes_steps: bool)
                 where=name,
                 next=f"did you mean {near[0]!r}?" if near else "see the pipeline's documentation",
             )
+        if isinstance(value, bool) and keyword in numbers:  # which Python would take for 1 and 0
+            raise KeywordError(f"{keyword!r} is {value}", keyword=keyword, where=name, next="give a number")
 
 
 def has_blocks(*networks: Any) -> bool:

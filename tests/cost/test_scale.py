@@ -117,18 +117,18 @@ def test_an_update_without_numbers_takes_what_a_real_one_takes(
 def test_of_the_tiles_of_one_shape_one_is_decoded() -> None:
     """Six tiles of four shapes and two calls each, once without a graph and once with it."""
 
-    def counted(is_once: bool) -> tuple[int, int]:
+    def counted(decode: str | None) -> tuple[int, int]:
         calls: list[int] = []
         vae = wan_vae().to("meta").requires_grad_(False)
         vae.enable_tiling(32, 32, 24, 24)
         vae.decoder.conv_in.register_forward_pre_hook(lambda *_: calls.append(1))
         latents = torch.empty(1, 4, 2, 8, 4, device="meta", requires_grad=True)
-        with like_a_gpu(), tiles_once(vae) if is_once else nullcontext(), MemoryMeter() as meter:
+        with like_a_gpu(), tiles_once(vae, decode), MemoryMeter() as meter:
             decoded_by_tiles(vae, vae.decode, latents).sample.sum().backward()
         assert latents.grad is not None
         return len(calls), meter.peak
 
-    (few, with_one), (all_calls, with_all) = counted(True), counted(False)
+    (few, with_one), (all_calls, with_all) = counted("tiles"), counted(None)
     assert (few, all_calls) == (2 * 2 * 4, 2 * 2 * 6)
     assert with_one == pytest.approx(with_all, rel=0.01)
 

@@ -277,6 +277,7 @@ def test_a_lora_to_go_on_from_that_is_none_is_refused_before_weights_load(
     [
         ({"call": {"": 1}}, "model.call: Short: its call takes no ''; see the pipeline's documentation."),
         ({"call": {"hight": 16}}, "model.call: Short: its call takes no 'hight'; did you mean 'height'?"),
+        ({"call": {"height": True}}, "model.call: Short: 'height' is True; give a number."),
         ({"call": {"prompt": "a"}}, "model.call: Short call: 'prompt' is set by the sampler itself; leave it out."),
         ({"call": {"base_model": "a"}}, "model.call: Short: its call takes no 'base_model'; see the"),
         ({"call": {"decode": "whole"}}, "model.call: Short: its call takes no 'decode'; see the"),

@@ -187,6 +187,17 @@ def test_an_input_that_was_changed_in_place_is_an_error_as_without() -> None:
         y.sum().backward()
 
 
+def test_so_is_a_frozen_weight_that_was_changed() -> None:
+    network = frozen(nn.Sequential(nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1)))
+    for changed in network:
+        assert isinstance(changed.weight, torch.Tensor)
+        with kept_small():
+            y = network(torch.randn(1, 4, 2, 2, requires_grad=True))
+        changed.weight.mul_(2)
+        with pytest.raises(RuntimeError, match="changed in place"):
+            y.sum().backward()
+
+
 def test_a_second_derivative_is_the_same() -> None:
     network = frozen(nn.Sequential(nn.Conv2d(2, 3, 3, stride=2), nn.SiLU())).double()
     x = torch.randn(1, 2, 6, 6, dtype=torch.float64, generator=seeded(), requires_grad=True)
@@ -270,7 +281,7 @@ def test_wide_layers_are_computed_again_once_where_they_are_frozen(monkeypatch: 
     widths, linear = list[int](), functional.linear
 
     def counted(self: Any) -> torch.Tensor:
-        widths.append(self.args[1].shape[0] if self.func is linear else 0)
+        widths.append(self.args[1].tensor.shape[0] if self.func is linear else 0)
         return computed(self)
 
     computed = _Recipe._computed

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch.distributed import fsdp  # noqa: F401 once for all
 from torch.distributed.tensor import DTensor
@@ -18,6 +19,7 @@ from draft_core.errors import DraftError
 from draft_core.runs.run import run_recipe
 from draft_core.sampling.pipelines import find_denoisers
 from tests.support.part import gradients, held, make_trainer, recipe_of
+from tests.support.runs import without_curves
 from tests.support.tiny import tiny_catalog
 
 CASE: dict[str, Any] = {"method": DraftLV(resamples=1), "kl": 0.5}
@@ -38,6 +40,7 @@ def refusal(folder: Path, processes: int) -> str:
 def main(folder: Path) -> None:
     """Gradients, images and what is held; then a run in two parts; then what is refused."""
     torch.set_num_threads(1)
+    without_curves(pytest.MonkeyPatch())
     place = int(os.environ["RANK"])
     os.environ["LOCAL_WORLD_SIZE"] = "2"
     one = make_trainer(folder / f"tokens {place}", 4, **CASE, sharding="hybrid")

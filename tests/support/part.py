@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch.distributed import fsdp  # noqa: F401 once for all
 from torch.distributed.tensor import DTensor
@@ -32,6 +33,7 @@ from draft_core.surrogates.settings import SurrogateSettings
 from draft_core.surrogates.surrogate import Surrogate
 from draft_core.training.settings import RegularizerSettings, TrainSettings
 from tests.support.families import FAMILIES
+from tests.support.runs import without_curves
 from tests.support.thorough import some
 from tests.support.tiny import GOOD, Redness, RednessConfig, byte_tokenizer, tiny_catalog, tiny_pipe, with_lora
 
@@ -210,6 +212,7 @@ def drawn_weights(folder: Path, seed: int) -> dict[str, dict[str, torch.Tensor]]
 def main(folder: Path) -> None:
     """The gradients of all cases, and a whole run."""
     torch.set_num_threads(1)
+    without_curves(pytest.MonkeyPatch())
     place = os.environ["RANK"]
     found = {}
     for name in CASES:

@@ -241,7 +241,7 @@ def _recipe(tensor: torch.Tensor) -> _Recipe | None:
 
 def _kept(value: Any) -> Any:
     """What is kept in the place of a tensor; anything else is kept as it is."""
-    if not isinstance(value, torch.Tensor) or (value.is_leaf and not value.requires_grad):  # a frozen weight
+    if not isinstance(value, torch.Tensor):
         return value
     recipe = _recipe(value)
     return _Tensor(value) if recipe is None else _Output(recipe, value)
