@@ -17,7 +17,7 @@ from emoji_training import pictures
 from emoji_training.loop import Budget
 from emoji_training.pictures import Picture
 from emoji_training.video import denoiser, moving, prompts
-from emoji_training.video.moving import MOTIONS, THINGS, Video
+from emoji_training.video.moving import ALL, MOTIONS, THINGS, Video
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch_dtype. is deprecated:FutureWarning")
 
@@ -31,23 +31,30 @@ def disc() -> np.ndarray:
 
 
 def test_videos_move_as_their_captions_say_and_stay_inside() -> None:
-    videos = [Video(0, motion, aside) for motion in range(len(MOTIONS)) for aside in (-moving.ASIDE, moving.ASIDE)]
+    videos = [Video(0, motion, aside) for motion in range(len(ALL)) for aside in (-moving.ASIDE, moving.ASIDE)]
     drawn = np.stack([moving.draw(disc(), video) for video in videos])
-    assert motions(torch.from_numpy(drawn).permute(0, 1, 4, 2, 3) / 255) == [(MOTIONS[v.motion],) for v in videos]
+    seen = torch.from_numpy(drawn).permute(0, 1, 4, 2, 3) / 255
+    alone = 2 * len(MOTIONS)
+    assert motions(seen[:alone]) + motions(seen[alone:], 2) == [ALL[v.motion] for v in videos]
+    sides = (drawn < 250).any(-1).any(2).sum(2)  # a disc that were cut would lack a part of its width or height
+    assert np.abs(sides - (drawn < 250).any(-1).any(3).sum(2)).max() <= 1
     whole = (drawn < 250).any(-1)[:, 0].sum((1, 2))
     for motion in range(4):  # those that keep their size show all of it in the last frame too
         assert (drawn[2 * motion, -1] < 250).any(-1).sum() == whole[2 * motion]
 
 
 def test_hidden_pairs_are_in_no_video_and_the_lists_are_those_that_are_shipped(tmp_path: Path) -> None:
-    pairs = [(THINGS.index(META[v.index].phrase), v.motion) for v in moving.shown(META)]
-    assert len(pairs) == 12 - sum(moving.hidden(THINGS.index(p.phrase), m) for p in META for m in range(len(MOTIONS)))
-    assert not any(moving.hidden(*pair) for pair in pairs)
+    shown = [(META[v.index].phrase, ALL[v.motion]) for v in moving.shown(META)]
+    seen = {(THINGS.index(thing), MOTIONS.index(words)) for thing, both in shown for words in both}
+    assert len(seen) == 12 - sum(moving.hidden(THINGS.index(p.phrase), m) for p in META for m in range(len(MOTIONS)))
+    assert not any(moving.hidden(*pair) for pair in seen)
     prompts.write(tmp_path)
     for file in tmp_path.iterdir():
         assert file.read_text(encoding="utf-8") == (FOLDER / "prompts" / file.name).read_text(encoding="utf-8")
     lists = {file.stem: file.read_text(encoding="utf-8").splitlines() for file in tmp_path.iterdir()}
     assert len(lists) == 4
+    held_out = {prompt for name, asked in lists.items() if name.endswith("held-out") for prompt in asked}
+    assert not held_out & {f"{thing} {' and '.join(words)}" for thing, words in shown}
     prompts_of_all = [prompt for prompts_of_one in lists.values() for prompt in prompts_of_one]
     assert len(set(prompts_of_all)) == len(prompts_of_all)
     held_out = set(lists["emoji-motion-held-out"])

@@ -38,6 +38,7 @@ STAGES = (
     "vlm-things",
     "video",
     "video-export",
+    "video-boxes",
     "tiny-decoder",
     "detector",
     "detector-export",
@@ -135,6 +136,8 @@ def run(stage: str, arguments: argparse.Namespace) -> None:
     elif stage == "video-export":
         moves.write(arguments.model.with_name("prompts"))
         video.write(work, arguments.model.with_name("scenes-model"))
+    elif stage == "video-boxes":
+        video.reread_boxes(arguments.model.with_name("scenes-model"))
     elif stage == "tiny-decoder":
         tiny_decoder.train(work, Budget(minutes=arguments.tiny_decoder_minutes), device, arguments.model)
     elif stage == "detector":
