@@ -18,6 +18,7 @@ from emoji_training.loop import Budget
 from emoji_training.pictures import Picture
 from emoji_training.video import denoiser, moving, prompts
 from emoji_training.video.moving import ALL, MOTIONS, THINGS, Video
+from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch_dtype. is deprecated:FutureWarning")
 
@@ -81,6 +82,8 @@ def test_the_pipeline_that_is_written_is_the_one_that_was_trained(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(denoiser, "READING_STEPS", 2)
+    monkeypatch.setattr(denoiser, "THINGS", THINGS[:4])
+    monkeypatch.setattr(denoiser, "shown", lambda meta: list(moving.shown(meta))[::5])
     with torch.enable_grad():
         denoiser.train(tmp_path, Budget(steps=2), torch.device("cpu"), base)
     denoiser.write(tmp_path, base)
@@ -92,3 +95,12 @@ def test_the_pipeline_that_is_written_is_the_one_that_was_trained(
     latents, text = torch.randn(1, 4, moving.FRAMES, 16, 16), torch.randn(moving.FRAMES, 24, 160)
     expected = trained["unet"].eval()(latents, 500, text).sample
     torch.testing.assert_close(pipe.unet.eval()(latents, 500, text).sample, expected, atol=5e-3, rtol=0)
+
+    file, tower = tmp_path / "video-model/unet/motion_adapter/boxes.safetensors", tmp_path / "video-model/text_encoder"
+    before, text = load_file(file), (tower / "model.safetensors").read_bytes()
+    save_file({name: tensor if name.startswith("show.") else tensor + 1 for name, tensor in before.items()}, file)
+    with torch.enable_grad():
+        denoiser.reread_boxes(base)
+    for name, tensor in load_file(file).items():  # begun from nothing, by the tower in half precision
+        torch.testing.assert_close(tensor, before[name], atol=0 if name.startswith("show.") else 0.02, rtol=0)
+    assert (tower / "model.safetensors").read_bytes() == text
