@@ -74,9 +74,10 @@ def single(record: RunRecord, scale: float) -> dict[str, list[float]]:
 
 
 def rose(before: Sequence[float], now: Sequence[float], images: int) -> str:
-    """A mean, and by how many standard errors over prompts it has risen."""
+    """A mean, and by how many standard errors over prompts it has risen; without these if all gained alike."""
     gains = gains_of_prompts(before, now, images)
-    return f"{fmean(now):.3f} ({fmean(gains) / standard_error(gains):+.1f})" if any(gains) else f"{fmean(now):.3f}"
+    error = standard_error(gains)
+    return f"{fmean(now):.3f} ({fmean(gains) / error:+.1f})" if error else f"{fmean(now):.3f}"
 
 
 def row(name: str, before: Sequence[float], runs: Sequence[Sequence[float]], images: int = 2) -> list[str]:
