@@ -89,10 +89,12 @@ def test_the_recipe_asks_every_prompt_what_is_true_of_it() -> None:
         assert said == {f"Is it {words}?": "Yes" if words in motions else "No" for words in both}
 
 
-def whole(question: str | dict[str, Any]) -> dict[str, Any]:
-    """A question of a file with its answer, which is against the other one."""
-    told = {"ask": question, "answer": "Yes", "against": ["No"]} if isinstance(question, str) else question
-    assert {told["answer"], *told["against"]} == {"Yes", "No"}
+def whole(question: dict[str, str]) -> dict[str, str]:
+    """A question of a file with its answer, Yes if none is given; both count by their log-probability."""
+    told = {"answer": "Yes", **question}
+    assert told["answer"] in {"Yes", "No"}
+    assert told.keys() == {"ask", "answer", "score"}
+    assert told["score"] == "log-probability"
     return told
 
 
