@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from draft_core.evaluation.evaluate import evaluate
     from draft_core.evaluation.settings import EvaluationSettings
     from draft_core.learners.direct import DirectLearner
+    from draft_core.library.loras import save_lora
     from draft_core.library.rewards import load_reward
     from draft_core.library.scores import score
     from draft_core.plan import Renoising, StepPlan
@@ -105,6 +106,7 @@ _HOMES = {
     "run_recipe": "runs.run",
     "sample": "runs.sample",
     "save_checkpoint": "training.checkpoints",
+    "save_lora": "library.loras",
     "score": "library.scores",
 }
 
@@ -160,6 +162,7 @@ __all__ = [
     "run_recipe",
     "sample",
     "save_checkpoint",
+    "save_lora",
     "score",
 ]
 

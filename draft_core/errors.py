@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral
@@ -132,6 +133,8 @@ def list_of_prompts(prompts: Iterable[str], *, where: str) -> list[str]:
         raise DraftError("there are no prompts", where=where, next="give at least one")
     if (other := next((prompt for prompt in found if not isinstance(prompt, str)), None)) is not None:
         raise DraftError(f"{other!r} among the prompts is no text", where=where, next="give texts")
+    if broken := next((half for prompt in found if (half := half_character(prompt))), None):
+        raise DraftError(f"a prompt holds {broken}, which is no character", where=where, next=WHOLE)
     return found
 
 
@@ -141,6 +144,18 @@ SHOWN = 200  # characters of a value in an error
 def short(text: str) -> str:
     """No more of a text than an error can show."""
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+WHOLE = "write the character itself, in UTF-8"
+
+
+def half_character(text: str) -> str | None:
+    """The first half of a UTF-16 pair in a text, as Python escapes it; None where there is none.
+
+    JSON and YAML can spell one, and so does Python a byte of a command line that is not UTF-8; nothing can encode it.
+    """
+    found = re.search("[\ud800-\udfff]", text)
+    return None if found is None else ascii(found[0])[1:-1]
 
 
 def one_line(error: BaseException) -> str:

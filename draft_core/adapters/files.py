@@ -26,7 +26,7 @@ USERS_FILE = "users.safetensors"  # beside it: their embeddings
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 
 
-def save_lora(
+def write_lora(
     pipe: Any, folder: Path, *, state: dict[str, torch.Tensor] | None = None, own_format: bool = False
 ) -> Path:
     """Writes the adapter so that plain diffusers' `pipe.load_lora_weights(folder)` loads it; returns the file.
@@ -71,7 +71,7 @@ def _file_of(name: str) -> str:
     return f"pytorch_lora_weights_{name}.safetensors"
 
 
-def load_lora(pipe: Any, path: Path, *, scale: float = 1.0) -> None:
+def load_lora(pipe: Any, path: str | Path, *, scale: float = 1.0) -> None:
     """Loads a LoRA that `save_lora`, or any trainer that diffusers knows, wrote.
 
     Arguments:
@@ -84,6 +84,7 @@ def load_lora(pipe: Any, path: Path, *, scale: float = 1.0) -> None:
         DraftError: if `scale` is not a finite number.
     """
     require_finite(scale, where="scale")
+    path = Path(path)
     parts = networks(pipe)
     (first, _), *_ = find_denoisers(pipe).items()
     files = files_by_denoiser(pipe, path)
@@ -192,9 +193,8 @@ def loading_lines(folder: Path, shown: Path) -> list[str]:
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as opened:
         if CONFIG_KEY in (opened.metadata() or {}):  # the pipeline has no loader of its own
             return [
-                "from pathlib import Path",
-                "from draft_core.adapters.files import load_lora",
-                f"load_lora(pipe, Path({str(shown)!r}))",
+                "from draft_core import load_lora",
+                f"load_lora(pipe, {str(shown)!r})",
             ]
     prefix = _file_of("").removesuffix(".safetensors")
     others = {file.name: file.stem.removeprefix(prefix) for file in sorted(folder.glob(f"{prefix}*.safetensors"))}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from draft_core.adapters.files import save_lora
+from draft_core.adapters.files import write_lora
 from draft_core.adapters.fitting import DOWN
 from draft_core.adapters.lora import (
     adapters_off,
@@ -65,7 +65,7 @@ class Lora:
         name = type(self.pipe).__name__
         return [
             f"diffusers' loader for LoRAs of {name} does not read this one ({self.unreadable}); its file will be one "
-            "that draft_core.adapters.files.load_lora reads"
+            "that draft_core.load_lora reads"
         ]
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -99,10 +99,10 @@ class Lora:
         set_lora_state(self.pipe, dict(state))
 
     def save(self, folder: Path) -> Path:
-        """Writes it as `files.save_lora` does, in a format that comes back; returns the file."""
+        """Writes it as `files.write_lora` does, in a format that comes back; returns the file."""
         if self.unreadable is None:
             self.unreadable = unreadable(self.pipe)
-        return save_lora(self.pipe, folder, own_format=bool(self.unreadable))
+        return write_lora(self.pipe, folder, own_format=bool(self.unreadable))
 
     def _state_of(self, init: Path) -> dict[str, torch.Tensor]:
         """The weights of another LoRA of the same layers and rank."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 
-from draft_core.adapters.files import files_by_denoiser, load_files, save_lora
+from draft_core.adapters.files import files_by_denoiser, load_files, write_lora
 from draft_core.adapters.fitting import UP, hushed
 from draft_core.adapters.lora import ADAPTER, adapter_names, lora_state
 from draft_core.errors import CheckpointError, first_line
@@ -35,7 +35,7 @@ def unreadable(pipe: Any) -> str:
     }
     with tempfile.TemporaryDirectory() as place:
         try:
-            save_lora(pipe, Path(place), state=state)
+            write_lora(pipe, Path(place), state=state)
             found = loaded_state(pipe, Path(place))
         except Exception as error:  # whatever a pipeline raises at a LoRA that it was not written for
             return f"{type(error).__name__}: {first_line(error)}"

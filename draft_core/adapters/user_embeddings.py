@@ -110,9 +110,11 @@ class UserEmbeddings:
                 self.of_row(prompt, column, where=where)
 
     def save(self, path: Path) -> None:
-        """Writes a .safetensors file: name -> vector."""
+        """Writes a .safetensors file, name -> vector, whole or not at all: an earlier one holds all other users."""
         vectors = {name: vector.contiguous() for name, vector in self.vectors.items()}
-        save_file(vectors, path, {"format": "pt", ENCODER: self.encoder})
+        aside = path.with_name(path.name + ".partial")
+        save_file(vectors, aside, {"format": "pt", ENCODER: self.encoder})
+        aside.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> UserEmbeddings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,7 +65,10 @@ def init(
     if prompts is not None:
         _require_prompts(prompts, catalog)
     kind = _reward(name, reward, catalog, prompts, yes=yes)
-    size = None if name == EMOJI else card_size(card or _card(yes=yes), where="--card")
+    size = None if name == EMOJI and card is None else card_size(card or _card(yes=yes), where="--card")
+    if name == EMOJI and card is not None:
+        out.print(f"--card {card} decides nothing: {EMOJI} is trained on any computer", highlight=False)
+        size = None
 
     from draft_core.proposals.fitting import recipe_text
     from draft_core.recipe.load import load_recipe
@@ -93,7 +97,7 @@ def init(
         print_prediction(fit.prediction, size)
     if start.note:
         out.print(f"first: {escape(with_places(start.note))}", highlight=False, soft_wrap=True)
-    out.print(f"next: draft train {output}", highlight=False, soft_wrap=True)
+    out.print(f"next: draft train {shlex.quote(str(output))}", highlight=False, soft_wrap=True)
 
 
 def _require_free(output: Path, *, overwrite: bool, yes: bool) -> None:
@@ -165,16 +169,16 @@ def _fit(start: Start, reward: str, card: float | None, catalog: Catalog) -> Fit
 
 
 def _header(start: Start, fit: Fit, card: float | None, output: Path) -> list[str]:
-    lines = [start.note] if start.note else []
+    lines, name = [start.note] if start.note else [], shlex.quote(output.name)
     if fit.prediction is not None and card is not None:
         like = f" --set model.pretrained={start.networks}" if start.networks else ""
         lines.append(
             f"Predicted, not measured: {fit.prediction.total / 2**30:.1f} GiB on a card of {card:g} GB "
-            f"(`draft cost {output.name} --card {card:g}GB{like}`)."
+            f"(`draft cost {name} --card {card:g}GB{like}`)."
         )
         lines.append("The learning rate is a start to search from.")
-    lines.append(f"Everything once: draft train {output.name} --set train.steps=2 --set evaluation.count=1")
-    lines.append(f"Then: draft train {output.name} --overwrite")
+    lines.append(f"Everything once: draft train {name} --set train.steps=2 --set evaluation.count=1")
+    lines.append(f"Then: draft train {name} --overwrite")
     return lines
 
 

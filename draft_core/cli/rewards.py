@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 
 Small = Annotated[bool, typer.Option("--small", help="A small instance without a download; --set changes it as usual.")]
 
+OTHER_ORDER = (
+    "only tall images differ: Pillow 13 and later may resize columns before rows, and published scorers were made with "
+    "rows first; let the reference resize the width, then the height, in two calls"
+)
 TAKES = {"image": "images, and each frame of a video", "video": "whole videos", "any": "images, and whole videos"}
 
 rewards_app = typer.Typer(help="List the installed rewards, or show one.", invoke_without_command=True)
@@ -150,7 +154,7 @@ def _subject(kind: str, given: dict[str, Any], prompts: list[str], small: bool) 
     """What is checked, on the prompts that are given or those of its spec."""
     from draft_core.runs.build import build_reward, reward_config
     from draft_core.testing.own_file import is_own_file, subject_of_file
-    from draft_core.testing.subject import PROMPTS, Subject
+    from draft_core.testing.subject import Subject, require_readable
 
     if prompts and len(set(prompts)) < 3:
         raise DraftError("the checks need three different prompts", where="--prompt", next="give it three times")
@@ -171,11 +175,7 @@ def _subject(kind: str, given: dict[str, Any], prompts: list[str], small: bool) 
     entry = catalog.reward(kind)
     config = reward_config(kind, {**(entry.spec.small if small else {}), **given}, catalog)
     spec = replace(entry.spec.as_set(config), small_prompts=tuple(prompts) or entry.spec.small_prompts)
-    try:
-        config.check_prompts(prompts or spec.small_prompts or PROMPTS)
-    except DraftError as error:
-        advice = "give three prompts that it can read, each with --prompt"
-        raise DraftError(error.what, where=error.where or f"reward {kind!r}", next=advice) from error
+    require_readable(spec, config)
     return Subject(spec, config, entry.module, build_reward(config, catalog))
 
 
@@ -280,12 +280,10 @@ def _print_comparison(comparison: Comparison, unit: str) -> None:
     out.print(table)
     out.print(", ".join(f"{name} {version}" for name, version in comparison.versions.items()), highlight=False)
     verdict = "[green]within the tolerance[/]" if comparison.holds else "[red]outside the tolerance[/]"
-    out.print(
-        f"{comparison.kind}: {verdict}: {short(comparison.worst)} standard deviations at most, "
-        f"{comparison.tolerance:g} allowed",
-        highlight=False,
-        soft_wrap=True,
-    )
+    worst = f"{short(comparison.worst)} standard deviations at most, {comparison.tolerance:g} allowed"
+    out.print(f"{comparison.kind}: {verdict}: {worst}", highlight=False, soft_wrap=True)
+    if comparison.another_order:
+        out.print(OTHER_ORDER, highlight=False, soft_wrap=True)
 
 
 def _tolerance_text(spec: RewardSpec) -> str:

@@ -154,7 +154,7 @@ def sample(
             "--best-of or --optimise-noise": searches,
         }
         for name, given in beside.items():
-            if given not in (None, False, []):
+            if not (given is None or given is False or given == []):  # a seed of 0 is given
                 raise DraftError(
                     "the file of latents says that", where=name, next="leave it out, or leave out --latents"
                 )

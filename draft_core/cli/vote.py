@@ -236,26 +236,36 @@ def user(
     except DraftError as error:
         raise DraftError(error.what, where=str(pairs), next=error.next) from None
 
+    from filelock import FileLock
+
     from draft_core.adapters.user_embeddings import UserEmbeddings, embed_pairs
     from draft_core.runs.build import build_reward, reward_config
 
     given = given_fields(overrides)
     made_by = ", ".join([reward, *(f"{field}={value}" for field, value in sorted(given.items()))])
-    before = UserEmbeddings.read(output) if output.is_file() else None
-    if before is not None and before.encoder not in ("", made_by):
-        raise DraftError(
-            f"its users were embedded by {before.encoder}, and {made_by} sees other things in images",
-            where=str(output),
-            next="take the same --reward, or another file with --output",
-        )
+
+    def others() -> Mapping[str, torch.Tensor]:
+        """Who is in the file now."""
+        if not output.is_file():
+            return {}
+        before = UserEmbeddings.read(output)
+        if before.encoder not in ("", made_by):
+            raise DraftError(
+                f"its users were embedded by {before.encoder}, and {made_by} sees other things in images",
+                where=str(output),
+                next="take the same --reward, or another file with --output",
+            )
+        return before.vectors
+
+    others()  # refuses before anything is loaded
     require_file(output)
     quiet_libraries()
-    encoder = build_reward(reward_config(reward, given, catalog), catalog)
-    others = before.vectors if before is not None else {}
-    users = UserEmbeddings({**others, name: embed_pairs(found, encoder)}, made_by)
-    with writing(output):
+    embedding = embed_pairs(found, build_reward(reward_config(reward, given, catalog), catalog))
+    with writing(output), FileLock(output.with_name(f".{output.name}.lock")):  # another process may add a user too
+        known = others()
+        users = UserEmbeddings({**known, name: embedding}, made_by)
         users.save(output)
-    replaced = ", in the place of an earlier embedding" if name in others else ""
+    replaced = ", in the place of an earlier embedding" if name in known else ""
     told = f"{name}: {len(found)} pairs{replaced}; {len(users.names)} users in {output}"
     out.print(told, highlight=False, soft_wrap=True)
 

@@ -142,11 +142,24 @@ def _table(file: _File, text: str, delimiter: str, *, quoting: int = csv.QUOTE_M
 
 def _read_json(file: _File, text: str) -> PromptList:
     try:
-        value = json.loads(text)
+        value = _json(text)
     except (ValueError, RecursionError) as error:
         hint = "; with an object in each line it is a .jsonl file" if "Extra data" in str(error) else ""
         raise file.error(f"it is no JSON ({one_line(error)})", f"mend it there{hint}") from error
     return _of_document(file, value)
+
+
+def _json(text: str) -> Any:
+    """A JSON value; a ValueError also where an object names a field twice, of which Python's reader keeps the last."""
+    return json.loads(text, object_pairs_hook=_fields)
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the field {next(name for name in names if names.count(name) > 1)!r} stands there twice")
+    return fields
 
 
 def _read_yaml(file: _File, text: str) -> PromptList:
@@ -172,7 +185,7 @@ def _read_json_lines(file: _File, text: str) -> PromptList:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                rows.append((f"line {number}", json.loads(line)))
+                rows.append((f"line {number}", _json(line)))
             except (ValueError, RecursionError) as error:
                 raise file.error(f"line {number} is no JSON ({one_line(error)})", "mend that line") from error
     return _of_rows(file, iter(rows))

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from draft_core.errors import RecipeError, short
+from draft_core.errors import WHOLE, RecipeError, half_character, short
 from draft_core.evaluation.settings import HELD_OUT, TRAINED_ON, EvaluationSettings
 from draft_core.prompt_rows import PromptRow, column_of_argument, row_key
 from draft_core.recipe.columns import Reader, check_columns, digest_of, fingerprints, readers, unread, with_rows
@@ -55,6 +55,10 @@ def resolve_prompt_list(
         found = rows_of_recipe(prompts, where=where)
     if not found.prompts:
         raise RecipeError("there are no prompts", where=where, next="give at least one prompt")
+    for name, values in {"prompt": found.prompts, **found.columns}.items():
+        for number, text in enumerate(values, 1):
+            if half := half_character(text):
+                raise RecipeError(f"{name} {number} holds {half}, which is no character", where=where, next=WHOLE)
     return found
 
 

@@ -21,7 +21,7 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.representer import SafeRepresenter
 
-from draft_core.errors import RecipeError, one_line, short
+from draft_core.errors import RecipeError, half_character, one_line, short
 
 DEEPEST = 64  # nested levels of a recipe's YAML
 LARGEST = 100_000  # values in a recipe's YAML, each alias counted as what it stands for
@@ -178,6 +178,8 @@ class _Builder:
         elif isinstance(event, (ScalarEvent, SequenceStartEvent, MappingStartEvent)):
             _refuse_if(event.ctag is not None, f"it has the tag {short(str(event.ctag))}", event.start_mark)
             if isinstance(event, ScalarEvent):
+                half = half_character(event.value)
+                _refuse_if(half is not None, f"it holds {half}, which is no character,", event.start_mark)
                 value = _number_or_text(event)
                 if event.anchor:
                     self.anchors[event.anchor] = (value, 1, 1)

@@ -155,7 +155,11 @@ class RewardSpec:
         """
         where = f"reward {self.kind!r}"
         if self.reference is None:
-            raise PluginError("it names no reference to be compared with", where=where, next="ask its author for one")
+            raise PluginError(
+                "it names no reference to be compared with",
+                where=where,
+                next="ask its author for one; the spec of a port names it as `reference`, with a `tolerance`",
+            )
         reference: Callable[[Any, RewardConfig], Any] = load_named(self.reference, where=where)
         return reference
 

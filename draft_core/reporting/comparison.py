@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from draft_core.errors import DraftError
-from draft_core.reporting.curves import IMAGE_MEASURES, Line, Panel, evaluation_line, score, training_line
+from draft_core.reporting.curves import IMAGE_MEASURES, Line, Panel, evaluation_line, score, scored, training_line
 from draft_core.reporting.image_grid import strip_uris
 from draft_core.reporting.images import BUDGET, COLUMNS, ROWS, is_small
 from draft_core.reporting.page import drawn
@@ -87,17 +87,17 @@ def _names(records: Sequence[RunRecord]) -> list[str]:
 
 
 def _training_panels(runs: Sequence[NamedRun]) -> list[Panel]:
-    names = dict.fromkeys(name for run in runs for name in run.record.reports[0].scores)
+    scores = {run.name: scored(run.record.reports) for run in runs}
     return [
         Panel(
             f"{name}, training batches",
             [
-                training_line(run.record.reports, [report.scores[name] for report in run.record.reports], run.name)
+                training_line(run.record.reports, scores[run.name][name], run.name)
                 for run in runs
-                if name in run.record.reports[0].scores
+                if name in scores[run.name]
             ],
         )
-        for name in names
+        for name in dict.fromkeys(name for of_run in scores.values() for name in of_run)
     ]
 
 

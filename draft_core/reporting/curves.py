@@ -90,8 +90,8 @@ def training_panels(record: RunRecord, marks: Sequence[Mark] = ()) -> list[Panel
         return []
     named = {name: [report.learner.get(name, math.nan) for report in reports] for name in _reported(reports)}
     panels = []
-    for name in reports[0].scores:
-        line, judged = training_line(reports, [report.scores[name] for report in reports]), TEACHER.format(name)
+    for name, scores in scored(reports).items():
+        line, judged = training_line(reports, scores), TEACHER.format(name)
         lines = [line]
         if judged in named:
             lines = [replace(line, label="surrogate"), training_line(reports, named.pop(judged), "the reward itself")]
@@ -100,6 +100,12 @@ def training_panels(record: RunRecord, marks: Sequence[Mark] = ()) -> list[Panel
     return panels + [
         Panel(name.replace("_", " "), [training_line(reports, values)], marks) for name, values in further.items()
     ]
+
+
+def scored(reports: Sequence[StepReport]) -> dict[str, list[float]]:
+    """Reward -> its mean score in each update; NaN in those of a run that went on with other rewards."""
+    names = dict.fromkeys(name for report in reports for name in report.scores)
+    return {name: [report.scores.get(name, math.nan) for report in reports] for name in names}
 
 
 def _reported(reports: Sequence[StepReport]) -> list[str]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from shlex import quote
 
 from draft_core.errors import DraftError, Interrupted, one_line, with_type
 from draft_core.reporting.rendering import render
@@ -132,7 +133,7 @@ class LivePage:
     def finish(self, record: RunRecord) -> Path:
         """The report of the finished run, with all that lies beside it; gives the page, written or not."""
         if not self._guarded(lambda: self.write(record, None)):
-            self.say(f"`draft report {self.path.parent}` writes the report when that is mended")
+            self.say(f"`draft report {quote(str(self.path.parent))}` writes the report when that is mended")
             self.end(DraftError("the run is finished, its report could not be written"))
         return self.path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -26,6 +27,7 @@ def template_environment(package: str, folder: str = "templates") -> jinja2.Envi
     )
     environment.filters["plus_minus"] = plus_minus
     environment.filters["duration"] = duration
+    environment.filters["word"] = shlex.quote  # of a command
     return environment
 
 

@@ -24,13 +24,15 @@ class RunningScale:
         self.divisors: dict[str, float] = {}
 
     def measure(self, per_reward: Mapping[str, torch.Tensor], images: torch.Tensor) -> dict[str, float]:
-        """Name -> the present size of each reward's scores (N,), or of their gradient in `images`."""
+        """Name -> the present size of each reward's scores (N,), or of their gradient in `images`, 0 without one."""
         if self.by == "scale":
             return {name: float(scores.detach().std(correction=0)) for name, scores in per_reward.items()}
         sizes = {}
         for name, scores in per_reward.items():
-            (gradient,) = torch.autograd.grad(scores.sum(), images, retain_graph=True)
-            sizes[name] = float(gradient.float().flatten(1).norm(dim=1).mean())
+            gradient = None
+            if scores.requires_grad and images.requires_grad:
+                (gradient,) = torch.autograd.grad(scores.sum(), images, retain_graph=True, allow_unused=True)
+            sizes[name] = 0.0 if gradient is None else float(gradient.float().flatten(1).norm(dim=1).mean())
         return sizes
 
     def update(self, sizes: Mapping[str, float]) -> None:

@@ -113,7 +113,7 @@ def explained(
         with hub_or_cache(location):
             yield
     except (OSError, ValueError, RuntimeError) as error:
-        size = f" ({megabytes:,.0f} MB)" if megabytes else ""
+        size = f" ({megabytes:,.{1 if megabytes < 1 else 0}f} MB)" if megabytes else ""
         raise DraftError(
             f"cannot load {what}{size}: {_first_sentence(error)}",
             where=where,

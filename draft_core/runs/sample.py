@@ -64,7 +64,8 @@ def sample(
     in the folder of a run is drawn as that run's evaluations were: steps, guidance, call, precision of the weights.
 
     Arguments:
-        pipeline: a diffusers pipeline, or what `load_pipeline` takes: an alias, a folder, a hub name.
+        pipeline: a diffusers pipeline, which stays on its device, or what `load_pipeline` takes: an alias, a folder, a
+            hub name. That is drawn with on a GPU where there is one, unless the run of the LoRA says `device: cpu`.
         prompts: the texts themselves, at least one.
         lora: the folder of a run or of a LoRA, or a file; it stays loaded in a pipeline that was given. Also a run that
             trained attention to users.
@@ -182,6 +183,8 @@ def drawing(
         sampler.columns = replace(sampler.columns, computed=shown)
     elif lora:
         load_lora(sampler.pipe, lora)
+    if isinstance(pipeline, str) and (device := _device(settings.device)).type != sampler.pipe.device.type:
+        sampler.pipe.to(device)
     if settings.run:
         progress("note", 0, 0, f"as the run in {settings.run} was evaluated: {_shown(settings)}")
     if users is None and not is_adapted(sampler.pipe) and list(scales) != [1.0]:
@@ -236,12 +239,13 @@ class _Settings:
 
     Arguments:
         run: the folder of the run that this is taken from, None where there is none.
-        mixed_precision: as in the recipe.
+        mixed_precision, device: as in the recipe.
     """
 
     model: ModelConfig
     run: Path | None = None
     mixed_precision: str = "no"
+    device: Any = None
 
 
 def _settings(
@@ -277,7 +281,8 @@ def _settings(
             **evaluated,
             **given,
         }
-        return _Settings(validate(ModelConfig, drawn, catalog, where=str(run / RECIPE)), run, mixed)
+        model = validate(ModelConfig, drawn, catalog, where=str(run / RECIPE))
+        return _Settings(model, run, mixed, recipe.get("device"))
     known = catalog.pretrained.get(name)
     call = dict(known.spec.call) if known else {}
     drawn = {"pretrained": name, "num_inference_steps": call.pop("num_inference_steps", STEPS), **recomputes, **given}
@@ -320,6 +325,12 @@ def _shown(settings: _Settings) -> str:
         **mixed,
     }
     return ", ".join(f"{field} {value}" for field, value in shown.items())
+
+
+def _device(said: Any) -> torch.device:
+    """Where a model is drawn with, as a training chooses it: on a GPU where there is one, if not on the CPU `said`."""
+    found = torch.accelerator.current_accelerator() if said != "cpu" and torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
 
 
 def _autocast(mixed_precision: str, device: str) -> AbstractContextManager[Any]:

@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -78,14 +78,21 @@ def check_told(scheduler: Any, told: tuple[str, ...]) -> None:
 
 
 def noise_level(scheduler: Any, timestep: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(alpha, sigma) of x_t = alpha x0 + sigma eps, in the scale of the latents that `step` sees; each (1, 1, ...)."""
-    one = torch.ones((1,) * like.ndim, dtype=like.dtype, device=like.device)
+    """(alpha, sigma) of x_t = alpha x0 + sigma eps, in the scale of the latents that `step` sees; each (1, 1, ...).
+
+    In float32 at least: in half precision an alpha near 1 is 1, and its sigma is lost.
+    """
+    one = torch.ones((1,) * like.ndim, dtype=_precise(like), device=like.device)
     zero = torch.zeros_like(one)
     if not getattr(scheduler, "state_in_first_order", True) and hasattr(scheduler, "scale_model_input"):
         # half-way to the next level, which `add_noise` does not know: its scale is (1 + sigma^2)^(-1/2)
         scale = scheduler.scale_model_input(one, timestep)
         return one, (scale**-2 - 1).clamp(min=0).sqrt()
     return renoised(scheduler, one, timestep, zero), renoised(scheduler, zero, timestep, one)
+
+
+def _precise(like: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(like.dtype, torch.float32)
 
 
 def posterior_mean(scheduler: Any, prediction: torch.Tensor, timestep: Any, latents: torch.Tensor) -> torch.Tensor:
@@ -104,8 +111,8 @@ def posterior_mean(scheduler: Any, prediction: torch.Tensor, timestep: Any, late
     alpha, sigma = noise_level(scheduler, timestep, latents)
     if hasattr(scheduler, "precondition_outputs"):  # of EDM: Karras et al. 2022, equation 7
         mean: torch.Tensor = scheduler.precondition_outputs(latents, prediction, sigma)
-        return mean
-    return _limited(scheduler, _unlimited_mean(scheduler, prediction, alpha, sigma, latents))
+        return mean.to(latents.dtype)
+    return _limited(scheduler, _unlimited_mean(scheduler, prediction, alpha, sigma, latents).to(latents.dtype))
 
 
 def _unlimited_mean(
@@ -167,7 +174,7 @@ class Gaussian:
         Raises:
             SamplerError: if the step is deterministic.
         """
-        if not bool((self.std > 0).all()):
+        if bool((self.std <= 0).any()):  # NaN, of a prediction that is not finite, stays NaN
             raise SamplerError(
                 "a step without noise has no log-probability",
                 where="scheduler",
@@ -254,6 +261,8 @@ def gaussian_between(
 def general_step(scheduler: Any, call: StepCall, eta: float) -> Gaussian:
     """`gaussian_between` from the level of a step to that after it, both read off a scheduler that draws no noise.
 
+    Mean and deviation are in float32 at least.
+
     The level after the step, (alpha', sigma'), is what the scheduler's own step makes of alpha with the prediction that
     says x0 = 1 and eps = 0, and of sigma with the one that says x0 = 0 and eps = 1.
 
@@ -261,6 +270,7 @@ def general_step(scheduler: Any, call: StepCall, eta: float) -> Gaussian:
         SamplerError: if `eta` is outside 0..1, the scheduler draws noise, or its step is not of this kind.
     """
     check_eta(eta, where="gaussian")
+    call = _precise_call(call)
     own = step_gaussian(scheduler, call)
     if bool((own.std > 0).any()):
         raise SamplerError(
@@ -280,7 +290,8 @@ def general_step(scheduler: Any, call: StepCall, eta: float) -> Gaussian:
         restore_scheduler(scheduler, before)
     plain = gaussian_between(latents, x0, (alpha, sigma), (there[0], there[1]), 0.0)
     size = torch.finfo(latents.dtype).eps ** 0.5 * float(latents.detach().abs().max())
-    if not bool((plain.mean - own.mean).detach().abs().max() <= size):
+    # Of a prediction that is not finite nothing can be compared; nor are the images, of which that is said.
+    if bool(own.mean.isfinite().all()) and not bool((plain.mean - own.mean).detach().abs().max() <= size):
         raise SamplerError(
             f"this step of {type(scheduler).__name__} is none between two noise levels: it builds on earlier ones, or "
             "bounds x0",
@@ -288,6 +299,12 @@ def general_step(scheduler: Any, call: StepCall, eta: float) -> Gaussian:
             next="use a scheduler of first order without memory (DDIM, Euler, flow Euler), or leave out the noise",
         )
     return gaussian_between(latents, x0, (alpha, sigma), (there[0], there[1]), float(eta))
+
+
+def _precise_call(call: StepCall) -> StepCall:
+    """The call with latents and prediction in float32 at least."""
+    given = {name: getattr(call, name).to(_precise(call.sample)) for name in ("sample", "model_output")}
+    return replace(call, **given, run=lambda **other: call.run(**{**given, **other}))
 
 
 def prediction_of(

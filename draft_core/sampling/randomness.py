@@ -17,6 +17,22 @@ State = list[tuple[torch.device, torch.Tensor]]
 """Device and state of every generator, then those of torch's global source: of the CPU and of every GPU in use."""
 
 
+def checked_source(given: Any, otherwise: Any) -> Generator:
+    """The source of noise that is given, or the other one where none is.
+
+    Raises:
+        SamplerError: if it is neither a generator nor a list of them: a seed is none, and 0 would pass for no source.
+    """
+    source = otherwise if given is None else given
+    if source is None or isinstance(source, torch.Generator):
+        return source
+    if isinstance(source, list) and source and all(isinstance(member, torch.Generator) for member in source):
+        return source
+    raise SamplerError(
+        f"it is {source!r}", where="generator", next="give a torch.Generator().manual_seed(SEED), or a list of them"
+    )
+
+
 def state_of(generator: Generator) -> State:
     """What the generators and torch's global source, from which some calls draw beside them, will draw next."""
     return [(source.device, source.get_state()) for source in _listed(generator)] + _global_state()

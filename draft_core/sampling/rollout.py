@@ -120,7 +120,8 @@ class StepOutput:
 
         def target() -> torch.Tensor:
             alpha, sigma = noise_level(self._scheduler, self.timestep, self.latents)
-            return prediction_of(self._scheduler, alpha, sigma, x0, (self.latents - alpha * x0) / sigma)
+            wanted = prediction_of(self._scheduler, alpha, sigma, x0, (self.latents - alpha * x0) / sigma)
+            return wanted.to(self.prediction.dtype)
 
         found: torch.Tensor = self._asked(target)
         return found
@@ -237,6 +238,11 @@ class Rollout:
     def samples(self) -> torch.Tensor:
         """The samples alone, (sample_count, 3, H, W)."""
         return self.images[: self.sample_count]
+
+    def __repr__(self) -> str:
+        renoised, gradient = len(self.images) - self.sample_count, "with" if self.images.requires_grad else "without"
+        counts = f"samples={self.sample_count}, renoised={renoised}"
+        return f"Rollout({counts}, images={tuple(self.images.shape)}, {gradient} gradient)"
 
     def _repr_html_(self) -> str:
         prompts, copies = self.prompts[: self.sample_count], self.prompts[self.sample_count :]

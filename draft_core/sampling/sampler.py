@@ -25,7 +25,7 @@ from draft_core.sampling.decoders.checks import check_decoder
 from draft_core.sampling.decoders.tiny import TinyDecoder
 from draft_core.sampling.noise_levels import check_eta
 from draft_core.sampling.pipeline_call import Checkpointing, Decode
-from draft_core.sampling.randomness import Generator
+from draft_core.sampling.randomness import Generator, checked_source
 from draft_core.sampling.replay import Replay, Visit, keeps_apart, renoised_start, unvisited
 from draft_core.sampling.rollout import Origin, Rollout, check_given, check_same_sampler, starting_from
 from draft_core.setting import RECOMPUTING, SCHEDULES
@@ -256,7 +256,7 @@ class DifferentiableSampler:
             started = starting_from(self, latents)
             yield from started.passes(prompts, plan=plan, renoising=renoising, generator=generator)
             return
-        generator = generator or self.call_kwargs.get("generator")
+        generator = checked_source(generator, self.call_kwargs.get("generator"))
         renoising.check_follows(plan)
         check_recorded(self.call_kwargs.get("latents"), plan)
         self.traits.check_plan(self.pipe, plan, renoising, recomputes=self.gradient_checkpointing in RECOMPUTING)

@@ -172,7 +172,13 @@ def half_precision_inputs(subject: Subject) -> None:
 def prompts_count_as_declared(subject: Subject) -> None:
     """The score depends on the prompt exactly if the spec says so."""
     images = subject.images()
-    same = torch.equal(subject.score(images), subject.score(images, other_prompts(subject)))
+    before = subject.score(images)
+    demand(
+        torch.equal(before, subject.score(images)),
+        "the same images and prompts score otherwise at every call, so that nothing can be said of prompts: mend that "
+        "first",
+    )
+    same = torch.equal(before, subject.score(images, other_prompts(subject)))
     if subject.spec.needs_prompt:
         demand(not same, "its spec says that it needs a prompt, but other prompts give the same scores")
     else:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from draft_core.registry.catalog import load_catalog
 from draft_core.runs.build import reward_config
 from draft_core.testing.checks import CHECKS, one_thread
-from draft_core.testing.subject import Subject
+from draft_core.testing.subject import Subject, require_readable
 
 
 class RewardContract:
@@ -49,7 +49,9 @@ class RewardContract:
         entry = catalog.reward(cls.kind)
         fields = entry.spec.small if cls.config is None else cls.config
         spec = replace(entry.spec, small_prompts=tuple(cls.prompts)) if cls.prompts else entry.spec
-        return Subject(spec, reward_config(cls.kind, fields, catalog), entry.module)
+        config = reward_config(cls.kind, fields, catalog)
+        require_readable(spec, config)
+        return Subject(spec, config, entry.module)
 
 
 def _test(name: str, check: Callable[[Subject], None]) -> Callable[[RewardContract], None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -96,13 +97,15 @@ def _named(path: Path, name: str) -> Any:
     module = importlib.util.module_from_spec(module_spec)
     before = sys.modules.get(path.stem)
     sys.modules[path.stem] = module  # dataclasses look there for their module
-    sys.path.insert(0, str(path.parent.resolve()))
+    folder = str(path.parent.resolve())
+    sys.path.insert(0, folder)
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
         raise PluginError(f"running it raised {raised(error)}", where=str(path), next="mend it") from error
     finally:
-        sys.path.pop(0)
+        with suppress(ValueError):
+            sys.path.remove(folder)  # not what the file itself has put before it
         if before is not None:
             sys.modules[path.stem] = before
     if not hasattr(module, name):

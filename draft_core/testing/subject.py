@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from draft_core.errors import DraftError
 from draft_core.prompt_rows import Column, PromptRow, plain
 from draft_core.registry.config import RewardConfig
 from draft_core.registry.specs import RewardSpec
@@ -177,6 +178,23 @@ class Subject:
         )
         result: torch.Tensor = scores
         return result
+
+
+def require_readable(spec: RewardSpec, config: RewardConfig) -> None:
+    """That the reward can read the prompts that it is to be checked with, where its config can tell.
+
+    Raises:
+        DraftError: as the config's `check_prompts`, with the advice to give others.
+    """
+    try:
+        config.check_prompts(spec.small_prompts or PROMPTS)
+    except DraftError as error:
+        raise DraftError(
+            error.what,
+            where=error.where or f"reward {spec.kind!r}",
+            next="give three prompts that it can read, each with --prompt, as `small_prompts` of its spec, or as "
+            "`prompts` of the test's class",
+        ) from error
 
 
 def other_prompts(subject: Subject) -> tuple[str, ...]:

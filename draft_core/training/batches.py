@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from random import Random
 
 import torch
@@ -71,6 +72,12 @@ class Batches:
 
     def _prompt_index(self, index: int) -> int:
         epoch, position = divmod(index, len(self.prompts))
-        order = list(range(len(self.prompts)))
-        Random(f"prompts {self.seed} {epoch}").shuffle(order)
-        return order[position]
+        return _order(len(self.prompts), self.seed, epoch)[position]
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """In which the prompts of an epoch come; kept, since every image of a batch asks for it."""
+    order = list(range(count))
+    Random(f"prompts {seed} {epoch}").shuffle(order)
+    return tuple(order)

@@ -99,8 +99,11 @@ def require_savable(remembered: Mapping[str, Any]) -> None:
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Writes `folder`, aside first and then renamed, so that it is there whole or not at all; returns it."""
-    aside = folder.with_name(folder.name + ".partial")
+    """Writes `folder`, aside first and then renamed, so that it is there whole or not at all; returns it.
+
+    What was there before is renamed too, and deleted last: a kill leaves no half of it under its name.
+    """
+    aside, before = (folder.with_name(f"{folder.name}.{what}partial") for what in ("", "before."))
     shutil.rmtree(aside, ignore_errors=True)
     aside.parent.mkdir(exist_ok=True)  # but not the folder of the run, if that is gone
     aside.mkdir()
@@ -113,8 +116,11 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     for name in (*digests, STATE):
         with (aside / name).open("r+b") as file:  # Windows flushes only what is open for writing
             os.fsync(file.fileno())
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.is_dir():
+        shutil.rmtree(before, ignore_errors=True)
+        folder.rename(before)
     aside.rename(folder)
+    shutil.rmtree(before, ignore_errors=True)
     with suppress(OSError):  # not every file system can do that with a folder
         _flush_folder(folder.parent)
     return folder

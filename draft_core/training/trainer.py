@@ -172,7 +172,7 @@ class Trainer:
             RewardError: if too many steps have been skipped.
             DraftError: if a reward or the learner breaks its contract.
         """
-        start = time.perf_counter()
+        start, skipped_before = time.perf_counter(), self.skipped
         self.sampler.frames = self.batches.frames(self.settings.frames, self.done)
         rate, tally = learning_rate(self.settings, self.done), Tally()
         for part in self.parts.values():
@@ -190,7 +190,7 @@ class Trainer:
         self.done += 1
         if not tally.yielded:
             tally.notes.append("the method yielded no loss, so nothing is learnt")
-        if self.skipped > self.settings.max_skipped:
+        if self.skipped > max(skipped_before, self.settings.max_skipped):  # a resumed run may allow fewer than it has
             raise RewardError(
                 f"{self.skipped} optimiser steps were skipped, the last one because {tally.skipped[-1]}",
                 where=f"update {self.done}",

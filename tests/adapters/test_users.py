@@ -246,6 +246,16 @@ def test_pairs_make_an_embedding_and_a_file_keeps_it(tmp_path: Path) -> None:
     kept = UserEmbeddings.read(tmp_path / "users.safetensors")
     assert torch.equal(kept.vectors["carol"], embedding)
     assert kept.encoder == "colours"
+
+    def torn(tensors: Any, path: Path, *_: Any) -> None:
+        Path(path).write_bytes(b"half of a file")
+        raise OSError("the disk is full")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("draft_core.adapters.user_embeddings.save_file", torn)
+        with pytest.raises(OSError, match="the disk is full"):
+            UserEmbeddings({"dave": embedding}, "colours").save(tmp_path / "users.safetensors")
+    assert UserEmbeddings.read(tmp_path / "users.safetensors").names == ["carol"], "who was there is there still"
     with pytest.raises(DraftError, match=r"the pairs say nothing of who chose; .* which agree"):
         embed_pairs([pairs[0], Preference(blue, red)], Colours())
     with pytest.raises(DraftError, match="the pairs say nothing"):

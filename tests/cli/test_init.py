@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,12 @@ def init(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple
         return result.exit_code, " ".join(result.output.split())
 
     return run
+
+
+def shell_words(command: str) -> list[str]:
+    return subprocess.run(["sh", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True).stdout.split("\0")[
+        :-1
+    ]
 
 
 @pytest.mark.parametrize("model", STARTS)
@@ -197,6 +204,7 @@ def test_a_file_of_prompts_is_named_as_the_recipe_sees_it(init: Any, tmp_path: P
         (["--model", "sdxl", "--reward", "emoji-clip"], "'emoji-clip' cannot be trained on here"),
         (["--model", "sdxl", "--card", "8GB"], "--card: one image of Stable Diffusion XL takes 13.3 GiB at the least"),
         (["--prompts", "none.txt"], "--prompts none.txt: no such file"),
+        (["--model", "emoji", "--card", "banana"], "--card: 'banana' is not the memory of a card"),
         (["-o", "."], "--output .: it is a folder; name a file, such as recipe.yaml"),
     ],
 )
@@ -205,6 +213,21 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(init: Any, words: list[str
     assert code == 2
     assert sentence in text
     assert list(Path().iterdir()) == []
+
+
+def test_a_card_that_decides_nothing_is_named(init: Any) -> None:
+    assert "--card 24GB decides nothing" in init("--model", EMOJI, "--card", "24GB", "--yes")[1]
+    assert "--card" not in init("--model", EMOJI, "--yes", "--overwrite")[1]
+
+
+def test_commands_that_it_prints_can_be_pasted(init: Any) -> None:
+    """The shell itself splits them."""
+    text = init("--model", "sdxl", "--card", "80", "--yes", "-o", "my runs/it's $HOME.yaml")[1]
+    header = Path("my runs/it's $HOME.yaml").read_text()
+    shown = re.findall("next: (.*)", text) + re.findall("# (?:Everything once|Then): (.*)", header)
+    split = [shell_words(command) for command in shown]
+    assert [words[:2] for words in split] == [["draft", "train"]] * 3
+    assert [words[2] for words in split] == ["my runs/it's $HOME.yaml", *["it's $HOME.yaml"] * 2]
 
 
 def test_without_its_plugin_the_embedded_model_is_refused(init: Any, monkeypatch: pytest.MonkeyPatch) -> None:

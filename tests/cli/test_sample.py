@@ -154,6 +154,13 @@ def test_words_that_contradict_are_refused(draft: Draft, words: str, sentence: s
     assert sentence in " ".join(text.replace("│", " ").split())
 
 
+def test_a_seed_of_zero_beside_a_file_of_latents_is_refused_like_any_other(draft: Draft) -> None:
+    for seed in ("0", "7"):
+        code, text = draft("sample", "tiny", "--latents", "n.safetensors", "--seed", seed)
+        assert code == 2
+        assert "--seed: the file of latents says that" in text
+
+
 def test_files_of_latents_that_are_none_are_refused(draft: Draft, tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("words")
     save_file({"latents": torch.zeros(2, 2, 3)}, tmp_path / "bare.safetensors")

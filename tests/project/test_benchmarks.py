@@ -249,3 +249,19 @@ def test_remedies_are_compared_where_the_trained_reward_has_risen_equally(
     monkeypatch.setattr(frontier, "TRIALS", dict.fromkeys(("jpeg", "palette"), trial))
     frontier.draw([*cells, *against], tmp_path / "image.png")
     assert (tmp_path / "image.png").stat().st_size > 5_000
+
+
+# Two motions, on a critic's answers
+
+
+def test_of_a_kind_are_both_videos_of_its_prompts_and_changes_are_counted_over_prompts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    video = imported("video_critic", monkeypatch)
+    prompts = ["a fox moving up and growing", "a fox moving up and shrinking", "an owl moving up and growing"]
+    assert video.of_kind("moving up and growing", prompts, [1, 2, 3, 4, 5, 6]) == [1, 2, 5, 6]
+    # Gains of the prompts 1, 0 and 0.5: their mean is 0.5, its error 0.5 / sqrt(3).
+    assert video.rose([0, 0, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0], 2) == "0.833 (+1.7)"
+    assert video.rose([0, 1], [0, 1], 1) == "0.500"
+    row = video.row("share", [0.0, 0.0], [[0.5, 0.5], [1.0, 1.0], [0.0, 0.0]], 1)
+    assert (row[1], row[-1]) == ("0.000", "0.500 ± 0.289")

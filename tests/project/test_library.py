@@ -169,4 +169,6 @@ def test_the_code_of_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pyt
     assert [path.name for path in names["of_files"]] == ["apple.png"]
     assert (names["longer"].train.steps, names["before"].images.shape) == (2, (1, 3, 16, 16))
     assert names["run"].images["after"].shape == (1, 3, 16, 16)
+    assert names["weights"]
+    assert [path.name for path in (tmp_path / "lora").iterdir()] == ["pytorch_lora_weights.safetensors"]
     assert next(iter(names["trainer"])).grad_norm > 0, "the trainer of parts trains"

@@ -11,7 +11,7 @@ import torch
 from diffusers import LCMScheduler, StableDiffusionPipeline
 
 from draft_core import load_catalog, load_recipe
-from draft_core.adapters.files import save_lora
+from draft_core.adapters.files import write_lora
 from draft_core.adapters.lora import add_lora, trainable
 from draft_core.cost.card import GIB, predict, usable
 from draft_core.proposals.card import update_of
@@ -94,7 +94,7 @@ def test_the_program_makes_a_student_that_draws_as_base_and_lora_do(
     with torch.no_grad():
         for number, weight in enumerate(trainable(teacher)):
             weight.copy_(0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)))
-    save_lora(teacher, tmp_path / "lora")
+    write_lora(teacher, tmp_path / "lora")
     teacher.scheduler = LCMScheduler.from_config(teacher.scheduler.config)
 
     page = text_of("docs/how-to/train-your-model.md").partition("<!-- student -->")[2]

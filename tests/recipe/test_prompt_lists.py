@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from draft_core.errors import RecipeError
+from draft_core.errors import DraftError, RecipeError, list_of_prompts
 from draft_core.recipe.load import dump_recipe, load_recipe
 from draft_core.recipe.prompt_lists import PromptList, read_prompt_file
 from draft_core.recipe.resolve import given_prompts, resolve_prompts, resolve_recipe
@@ -107,6 +107,8 @@ def test_a_file_is_read_by_its_suffix(
         ("a.json", '{"prompt": "a"}\n{"prompt": "b"}', None, "with an object in each line it is a .jsonl file"),
         ("a.json", "[" * 100_000, None, "it is no JSON"),
         ("a.jsonl", '{"prompt": "a"}\n{', None, "line 2 is no JSON"),
+        ("a.jsonl", '{"prompt": "a"}\n{"n": 1, "prompt": "b", "prompt": "c"}', None, "'prompt' stands there twice"),
+        ("a.json", '[{"prompt": "a", "n": 1, "n": 2}]', None, "the field 'n' stands there twice"),
     ],
 )
 def test_what_does_not_say_its_prompts_is_refused(
@@ -143,6 +145,24 @@ def test_an_empty_list_is_refused(catalog: Catalog, tmp_path: Path) -> None:
     for name, content in (("a.txt", "\n \n"), ("a.csv", "prompt,n\n"), ("a.json", "[]"), ("a.jsonl", "")):
         with pytest.raises(RecipeError, match=r"^prompts: there are no prompts"):
             resolve_prompts(PromptFile(file=str(write(tmp_path, name, content))), catalog)
+
+
+def test_half_a_character_is_refused_wherever_a_prompt_comes_from(catalog: Catalog, tmp_path: Path) -> None:
+    """Nothing can encode one: the tokenizer's own error names neither the prompt nor its place."""
+    whole = write(tmp_path, "whole.json", '["\\ud83e\\udd8a"]')  # both halves are a fox
+    assert resolve_prompts(str(whole), catalog) == ["\U0001f98a"]
+    sentence = r"prompts: prompt 2 holds \\ud83e, which is no character; write the character itself, in UTF-8"
+    torn = write(tmp_path, "torn.json", '["a", "b \\ud83e"]')
+    with pytest.raises(RecipeError, match=sentence):
+        resolve_prompts(str(torn), catalog)
+    of_columns = write(tmp_path, "torn.jsonl", '{"prompt": "a", "colour": "\\ud83e"}')
+    with pytest.raises(RecipeError, match=r"colour 1 holds \\ud83e"):
+        resolve_prompts(str(of_columns), catalog)
+    latin = os.fsdecode(b"gr\xf6n") if os.name == "posix" else "gr\udcf6n"  # a byte of a command line
+    with pytest.raises(RecipeError, match=r"--prompts: prompt 1 holds \\udcf6"):
+        given_prompts(latin, catalog, where="--prompts")
+    with pytest.raises(DraftError, match=r"^Trainer: a prompt holds \\ud83e"):
+        list_of_prompts(["a", "\ud83e"], where="Trainer")
 
 
 def outcome(work: Callable[[], T]) -> T | str:

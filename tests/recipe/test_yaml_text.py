@@ -51,6 +51,8 @@ def test_the_core_schema(text: str, value: Any) -> None:
         ("[" + "0," * LARGEST + "]", "it unfolds to more than 100000 values in line 1"),
         ("[a", "expected ',' or ']'"),
         ("\x01", "special characters are not allowed"),
+        ('a: "\\ud800 cat"', "it holds \\ud800, which is no character, in line 1, column 4"),
+        ('"\\udc00": a', "it holds \\udc00, which is no character, in line 1, column 1"),
     ],
 )
 def test_what_is_refused_is_named_with_its_line(text: str, sentence: str) -> None:

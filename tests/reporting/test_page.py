@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
+import shlex
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -202,6 +205,14 @@ def test_the_page_is_whole_self_contained_escaped_and_every_image_has_a_text(tmp
 
 
 @pytest.mark.usefixtures("blank_curves")
+def test_the_command_on_the_page_can_be_pasted(tmp_path: Path) -> None:
+    folder = tmp_path / "it's my run"
+    text = Page(page_of(summarize(made_run(folder, FINE, trained=TRAINED)))).text
+    (command,) = re.findall("draft train .*-again\\S*", text)
+    assert shlex.split(command)[2:] == [f"{folder}/recipe.yaml", "--set", f"output={folder}-again"]
+
+
+@pytest.mark.usefixtures("blank_curves")
 def test_images_on_the_page_are_those_of_the_files(tmp_path: Path) -> None:
     record = made_run(tmp_path / "run", FINE, trained=TRAINED)
     first = next(
@@ -276,6 +287,21 @@ def test_a_long_run_has_no_longer_curves() -> None:
     line = training_line(reports, [float(number) for number in range(10_000)])
     assert len(line.updates) == len(line.values) == len(line.errors) == len(line.every) <= 500
     assert line.values[100] == pytest.approx(line.updates[100] - 1)
+
+
+def test_a_run_that_went_on_with_other_rewards_has_a_curve_of_each(tmp_path: Path) -> None:
+    made = made_run(tmp_path / "run", FINE, trained=TRAINED)
+    reports = [replace(report, scores={"aesthetic": 5.0}) for report in made.reports[:3]]
+    record = replace(made, reports=[*reports, *made.reports[3:]])
+    first, second = training_panels(record)[:2]
+    assert [first.title, second.title] == ["aesthetic, training batches", "jpeg, training batches"]
+    assert [len(panel.lines[0].every) for panel in (first, second)] == [len(made.reports)] * 2
+    assert second.lines[0].every[3:] == [report.scores["jpeg"] for report in made.reports[3:]]
+    assert all(math.isnan(value) for value in [*first.lines[0].every[3:], *second.lines[0].every[:3]])
+    assert svg(first)
+    page = write_comparison([made_run(tmp_path / "other", FINE, trained=TRAINED), record], tmp_path / "both.html")
+    texts = [str(image["alt"]) for image in Page(page.read_text()).images]
+    assert any(text.startswith("Curve of aesthetic, training batches") for text in texts)
 
 
 def test_a_surrogate_and_its_reward_share_a_diagram_that_names_both(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from draft_core import Objective, load_reward
-from draft_core.adapters.files import load_lora, save_lora
+from draft_core.adapters.files import load_lora, write_lora
 from draft_core.adapters.lora import add_lora, lora_state, set_lora_state, trainable
 from draft_core.errors import CheckpointError, DraftError, RecipeError, RewardError
 from tests.support.tiny import PROMPTS, Redness, RednessConfig, byte_tokenizer, tiny_pipe
@@ -95,7 +95,7 @@ def test_plain_diffusers_loads_what_was_saved(alpha: float | None, tmp_path: Pat
         return torch.from_numpy(pipe(PROMPTS, generator=torch.Generator().manual_seed(0), **call).images)
 
     tuned = image(pipe)
-    save_lora(pipe, tmp_path / "lora")
+    write_lora(pipe, tmp_path / "lora")
     plain: StableDiffusionPipeline = tiny_pipe(tokenizer=byte_tokenizer(tmp_path / "tokens"))
     base = image(plain)
     plain.load_lora_weights(tmp_path / "lora")

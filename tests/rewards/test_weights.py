@@ -68,6 +68,8 @@ def test_without_a_network_one_sentence_names_file_size_and_option(
     assert sentence.startswith("reward 'x': cannot load model.pt of owner/name (1,970 MB): ")
     assert sentence.endswith("; check the name and the network, or set weights to a local path.")
     assert "\n" not in sentence
+    with pytest.raises(DraftError, match=r"head\.pt of owner/name \(0\.1 MB\): "):  # not 0 MB
+        locate("hub", HubFile("owner/name", "head.pt", megabytes=0.1), where=WHERE, option="weights")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torchao.quantization import Int8WeightOnlyConfig
 
 from draft_core import DifferentiableSampler, Draft
-from draft_core.adapters.files import save_lora
+from draft_core.adapters.files import write_lora
 from draft_core.adapters.lora import add_lora, trainable
 from draft_core.cost.forecast import frozen_bytes
 from draft_core.cost.meta_device import META, build_network, like_a_gpu, quantize, without_numbers
@@ -168,7 +168,7 @@ def test_a_lora_that_was_trained_over_it_loads_in_plain_diffusers(
     catalog: Catalog, flux: Path, tmp_path: Path, kind: str
 ) -> None:
     sampler = sampler_of(catalog, flux, {"transformer": kind, T5: kind}, remember_prompts=True)
-    save_lora(with_numbers(sampler.pipe), tmp_path / "lora")
+    write_lora(with_numbers(sampler.pipe), tmp_path / "lora")
     pipe = plain(flux, transformer=kind, **{T5: kind})
     before = drawn_by(pipe)
     pipe.load_lora_weights(tmp_path / "lora")

@@ -11,6 +11,7 @@ import torch
 
 import draft_core
 from draft_core.errors import DraftError, RecipeError
+from draft_core.runs.sample import drawing
 from tests.support.runs import saved_lora
 
 
@@ -127,6 +128,25 @@ def test_a_run_under_autocast_is_drawn_so(catalog: Any, tmp_path: Path) -> None:
         expected = pipe("a cat", generator=generator, num_inference_steps=2, output_type="pt").images[0]
     images = draft_core.sample("tiny", ["a cat"], lora=run, images_per_prompt=1, catalog=catalog)
     torch.testing.assert_close(images[0, 0, 0], expected.float(), atol=1e-5, rtol=0)
+
+
+def test_a_model_that_is_loaded_by_its_name_is_drawn_with_on_the_gpu(
+    catalog: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # a device that is known everywhere
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
+    given = draft_core.load_pipeline("tiny", catalog=catalog)
+    run = made_folder(tmp_path, MODEL)
+    on_cpu = made_folder(tmp_path / "second", f"{MODEL}\ndevice: cpu\n")
+    for pipeline, lora, device in (
+        ("tiny", None, "meta"),
+        ("tiny", run, "meta"),
+        ("tiny", on_cpu, "cpu"),
+        (given, None, "cpu"),
+    ):
+        with drawing(pipeline, ["a cat"], lora=lora, catalog=catalog) as drawn:
+            assert drawn.sampler.pipe.device.type == device
+            assert {weight.device.type for weight in drawn.sampler.pipe.unet.parameters()} == {device}
 
 
 def test_a_runs_recipe_that_names_no_model_is_drawn_with_the_one_given(catalog: Any, tmp_path: Path) -> None:

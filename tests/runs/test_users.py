@@ -216,6 +216,16 @@ def test_the_command_makes_a_user_of_a_file_of_pairs(
     colours = [read_image(folder / f"{number}.png").mean(dim=(2, 3))[0] for number in range(2)]
     expected = colours[1] - colours[0]  # of bob's row alone
     torch.testing.assert_close(UserEmbeddings.read(output).vectors["bob"], expected / expected.norm())
+
+    def beside(pairs: Any, encoder: Any) -> torch.Tensor:  # another process adds dave meanwhile
+        file = UserEmbeddings.read(output)
+        UserEmbeddings({**file.vectors, "dave": torch.ones(3)}, file.encoder).save(output)
+        return torch.zeros(3)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("draft_core.adapters.user_embeddings.embed_pairs", beside)
+        result = CliRunner().invoke(app, command)
+    assert set(UserEmbeddings.read(output).names) == {"alice", "bob", "dave"}, result.output
     result = CliRunner().invoke(app, ["user", "carol", *command[2:]])
     assert "no pair is of user 'carol'; it has pairs of alice" in " ".join(result.output.split())
     result = CliRunner().invoke(app, [*command, "--set", "weight=2"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from draft_core import DifferentiableSampler, Draft, DraftK, DraftLV, DRTune, FlowBPSparse, Refl
-from draft_core.adapters.files import load_lora, save_lora
+from draft_core.adapters.files import load_lora, write_lora
 from draft_core.adapters.lora import ATTENTION, adapters_off, add_lora, default_targets, trainable
 from draft_core.errors import SamplerError
 from draft_core.plan import Renoising
@@ -128,7 +128,7 @@ def test_a_lora_with_the_default_targets_gets_a_gradient_and_comes_back_from_its
     assert not torch.equal(tuned, base)
     with adapters_off(pipe):
         assert torch.equal(plain(pipe, call_of(family)), base)
-    save_lora(pipe, tmp_path)
+    write_lora(pipe, tmp_path)
     again = family.pipe()
     load_lora(again, tmp_path)
     torch.testing.assert_close(plain(again, call_of(family)), tuned)

@@ -135,3 +135,42 @@ def test_a_step_that_builds_on_earlier_ones_is_refused() -> None:
     output = StepOutput(scheduler, 2, seams.step_call(scheduler.step, (), arguments))
     with pytest.raises(SamplerError, match="none between two noise levels"):
         output.gaussian(eta=1.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_prediction_that_is_not_finite_is_no_other_kind_of_step(value: float) -> None:
+    output, arguments = step_of(diffusers.DDIMScheduler(clip_sample=False), 3)
+    arguments["model_output"][0, 0, 0, 0] = value
+    gaussian = output.gaussian(eta=0.7)
+    assert not gaussian.mean[0].isfinite().all()
+    assert gaussian.mean[1].isfinite().all()
+    scores = gaussian.log_probability(arguments["sample"])
+    assert scores.isfinite().tolist() == [False, True]
+
+
+def test_a_step_of_the_scheduler_whose_prediction_is_not_finite_has_a_log_probability_that_is_not() -> None:
+    output, arguments = step_of(diffusers.DDIMScheduler(clip_sample=False), 3, eta=1.0)
+    arguments["model_output"][0] = float("nan")
+    assert output.gaussian().log_probability(arguments["sample"]).isfinite().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scheduler", first_order(), ids=lambda one: type(one).__name__)
+def test_half_precision_keeps_the_last_levels(scheduler: Any, dtype: torch.dtype) -> None:
+    """Where alpha is 1 to half precision, sigma is not 0: all is as float32 says of the same numbers."""
+    for number in (0, STEPS - 1):
+        _, arguments = step_of(scheduler, number)
+        half = {name: arguments[name].to(dtype) for name in ("sample", "model_output")}
+        found, expected = (
+            StepOutput(scheduler, number, seams.step_call(scheduler.step, (), {**arguments, **given}))
+            for given in (half, {name: value.float() for name, value in half.items()})
+        )
+        for name in ("mean", "std"):
+            values = getattr(found.gaussian(eta=0.7), name)
+            torch.testing.assert_close(values, getattr(expected.gaussian(eta=0.7), name), rtol=1e-5, atol=1e-5)
+        x0 = half["model_output"]
+        size = float(expected.prediction_for(x0.float()).abs().max())
+        torch.testing.assert_close(
+            found.prediction_for(x0).float() / size, expected.prediction_for(x0.float()) / size, rtol=1e-2, atol=1e-2
+        )
+        assert found.prediction_for(x0).dtype == found.posterior_mean().dtype == dtype

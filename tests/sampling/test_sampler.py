@@ -437,3 +437,28 @@ def test_a_bare_string_is_no_list_of_prompts() -> None:
     sampler = DifferentiableSampler(tiny_pipe(), num_inference_steps=2)
     with pytest.raises(SamplerError, match="give a list of one or more strings"):
         sampler("a cat", plan=Draft().plan(2, RNG))
+
+
+@pytest.mark.parametrize("seed", [0, 7, [0, 1], []])
+@pytest.mark.parametrize("of_every_call", [False, True])
+def test_a_seed_is_no_generator(seed: Any, of_every_call: bool) -> None:
+    """0 and an empty list would otherwise pass for no generator, and draw other noise every time."""
+    of_sampler, of_call = ({"generator": seed}, {}) if of_every_call else ({}, {"generator": seed})
+    call: Any = {**embeddings(), **of_sampler}
+    sampler = DifferentiableSampler(tiny_pipe(), num_inference_steps=2, **call)
+    with pytest.raises(SamplerError, match=r"generator: it is .*; give a torch\.Generator\(\)\.manual_seed\(SEED\)"):
+        sampler(plan=Draft().plan(2, RNG), **of_call)
+
+
+def test_a_rollout_is_one_line_at_a_prompt() -> None:
+    """Not the thousands of its tensors and of the pipeline that it can be replayed with."""
+    sampler = sampler_of(tiny_pipe())
+    method = DraftLV(resamples=1)
+    rollout = sampler(plan=method.plan(STEPS, RNG), renoising=method.renoising())
+    shape = tuple(rollout.images.shape)
+    copies = len(rollout.images) - rollout.sample_count
+    counts = f"samples={rollout.sample_count}, renoised={copies}"
+    assert repr(rollout) == f"Rollout({counts}, images={shape}, with gradient)"
+    with torch.no_grad():
+        bare = sampler(plan=Draft().plan(STEPS, RNG))
+    assert repr(bare).endswith(f"renoised=0, images={tuple(bare.images.shape)}, without gradient)")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from draft_core.adapters.files import save_lora
+from draft_core.adapters.files import write_lora
 from draft_core.adapters.lora import add_lora, trainable
 from draft_core.evaluation.collapse import EvalRecord, eval_record
 from draft_core.evaluation.evaluate import Evaluation
@@ -89,7 +89,7 @@ def _lora_files(seed: int, rank: int, alpha: float | None, targets: Any) -> dict
         for weight in trainable(pipe):
             weight.copy_(torch.randn(weight.shape, generator=generator))
     with TemporaryDirectory() as folder:
-        save_lora(pipe, Path(folder))
+        write_lora(pipe, Path(folder))
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 

@@ -272,6 +272,15 @@ def test_capabilities_must_be_true() -> None:
     prompted = RewardSpec(**{**vars(REDNESS), "needs_prompt": True})
     with pytest.raises(Violation, match="needs a prompt, but other prompts give the same scores"):
         CHECKS["prompts_count_as_declared"](subject(Planted(sound), prompted))
+    counted: list[int] = []
+
+    def drifting(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        counted.append(1)
+        return sound(images, prompts) + len(counted)
+
+    for spec in (REDNESS, prompted):  # not: other prompts give other scores
+        with pytest.raises(Violation, match="score otherwise at every call, so that nothing can be said of prompts"):
+            CHECKS["prompts_count_as_declared"](subject(Planted(drifting), spec))
 
 
 def test_a_reward_that_reads_only_some_prompts_is_checked_with_those() -> None:

@@ -7,8 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import PIL
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from draft_core.cli import app as cli
@@ -221,7 +223,10 @@ def test_the_command_in_json_and_in_markdown(draft: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("redness", "reward 'redness': it names no reference to be compared with; ask its author for one."),
+        (
+            "redness",
+            "reward 'redness': it names no reference to be compared with; ask its author for one; the spec of a port",
+        ),
         ("resize", "unknown reward 'resize'; did you mean 'resized'?"),
         ("resized --image 0.png", "--image: one image has no deviation between images; give two or more."),
         ("resized --image 0.png --image none.png", "none.png: no such file; check the path."),
@@ -264,3 +269,39 @@ def test_a_side_that_raises_is_named_with_its_line(side: str, sentence: str, mon
         compare_with_reference(one, sizes=[(8, 8)])
     assert str(caught.value).startswith(sentence)
     assert f"({__file__}:" in str(caught.value) or side == "making the reference"
+
+
+@pytest.mark.parametrize(
+    ("off", "pillow", "expected"),
+    [
+        ({"97 x 64"}, "13.0.0", True),
+        ({"97 x 64", "513 x 300"}, "13.1.0", True),
+        ({"97 x 64"}, "12.2.0", False),
+        ({"97 x 64", "300 x 401"}, "13.0.0", False),
+        ({"97 x 64", "hard prompts"}, "13.0.0", False),
+        (set[str](), "13.0.0", False),
+    ],
+)
+def test_tall_images_alone_point_to_the_order_of_pillow(off: set[str], pillow: str, expected: bool) -> None:
+    names = ("224 x 224", "300 x 401", "97 x 64", "513 x 300", "hard prompts")
+    rows = tuple(Row(name, 6, 0.1 if name in off else 0.0, 0.0, 1.0) for name in names)
+    assert Comparison("mine", 0.002, rows, {"pillow": pillow}).another_order is expected
+
+
+def test_a_reference_that_resizes_in_one_call_is_told_of_the_order(draft: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 32 pixels Pillow 13 takes the columns of 97 x 64 first; with rows first, in two calls, all is within."""
+    if int(PIL.__version__.partition(".")[0]) < 13:
+        pytest.skip("this Pillow resizes rows first")
+    monkeypatch.setattr(resized, "SIDE", 32)
+    code, text = draft("rewards compare resized")
+    assert code == 1
+    assert "only tall images differ: Pillow 13 and later may resize columns before rows" in text
+    whole = Image.Image.resize
+
+    def in_two(image: Image.Image, size: tuple[int, int], *how: Any) -> Image.Image:
+        return whole(whole(image, (size[0], image.height), *how), size, *how)
+
+    monkeypatch.setattr(Image.Image, "resize", in_two)
+    code, text = draft("rewards compare resized")
+    assert code == 0, text
+    assert "only tall images" not in text

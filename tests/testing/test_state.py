@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,27 @@ def test_a_file_that_cannot_be_checked_is_one_sentence(words: list[str], sentenc
     assert sentence in " ".join(result.output.split())
 
 
+def test_a_folder_that_a_file_puts_first_for_its_imports_stays_there(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    library = file.parent.resolve() / "library"
+    library.mkdir()
+    (library / "of_this_reward.py").write_text("FACTOR = 2.0\n", encoding="utf-8")
+    file.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(library)!r})\n"
+        "def brightness(images):\n"
+        "    from of_this_reward import FACTOR\n"
+        "    return FACTOR * images.mean((1, 2, 3))\n",
+        encoding="utf-8",
+    )
+    result = check("mine.py:brightness")
+    assert result.exit_code == 0, result.output
+    assert str(library) in sys.path
+    assert str(file.parent.resolve()) not in sys.path
+
+
 def test_a_file_that_cannot_be_run_is_named_with_its_line(file: Path) -> None:
     file.write_text("import torch\ntorch.nothing()\n", encoding="utf-8")
     with pytest.raises(DraftError, match=r"mine.py: running it raised AttributeError.*mine.py:2"):
@@ -180,3 +202,9 @@ def test_prompts_of_ones_own_take_the_place_of_the_specs(catalog: Catalog, monke
 
     monkeypatch.setattr("draft_core.testing.contract.load_catalog", lambda: other)
     assert OfMine.subject().prompts == OfMine.prompts
+
+    class OfTheSpec(RewardContract):
+        kind = "redness"
+
+    with pytest.raises(DraftError, match=r"names no colour; give three prompts .* or as `prompts` of the test's class"):
+        OfTheSpec.subject()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from dataclasses import replace
 from functools import partial
@@ -263,6 +264,17 @@ def test_too_many_skipped_updates_end_the_run(tokenizer: Any) -> None:
         next(steps)
 
 
+def test_a_resumed_run_that_allows_fewer_skips_than_it_had_ends_at_the_next_one(tokenizer: Any, tmp_path: Path) -> None:
+    one = trainer(tokenizer, reward=Nan(RednessConfig(), calls=range(1, 5)))
+    next(iter(one)), next(iter(one))
+    folder = save_checkpoint(one, tmp_path / "000002")
+    later = trainer(tokenizer, reward=Nan(RednessConfig(), calls=[4]), max_skipped=1)
+    load_checkpoint(later, folder)
+    assert next(iter(later)).skipped == ()
+    with pytest.raises(RewardError, match="update 4: 3 optimiser steps were skipped, the last one because reward 'red"):
+        next(iter(later))
+
+
 def test_each_reward_is_divided_by_its_running_scale(tokenizer: Any) -> None:
     one = trainer(tokenizer, normalize="scale", steps=2, max_grad_norm=1e9)
     taken = spied_gradients(one)
@@ -284,6 +296,22 @@ def test_the_gradient_of_the_normalised_reward_has_length_one_in_the_image() -> 
     total = Objective({"redness": Redness(RednessConfig())}).total(each, scale.divisors)
     (gradient,) = torch.autograd.grad(total.sum(), images)
     torch.testing.assert_close(gradient.flatten(1).norm(dim=1), torch.ones(2))
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_a_reward_without_a_gradient_in_the_images_is_named_where_gradients_are_measured(
+    tokenizer: Any, requires_grad: bool
+) -> None:
+    def flat(images: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(images), requires_grad=requires_grad)
+
+    one = trainer(tokenizer, normalize="gradient")
+    one.scoring.objective = Objective({"redness": Redness(RednessConfig()), "flat": flat})
+    if requires_grad:
+        assert "reward 'flat' is divided by nothing: it gives the images of a pass no gradient" in next(iter(one)).notes
+    else:
+        with pytest.raises(RewardError, match="reward 'flat': its scores carry no gradient"):
+            next(iter(one))
 
 
 def test_the_gradients_of_two_rewards_are_told_apart(tokenizer: Any) -> None:
@@ -313,6 +341,29 @@ def test_a_torn_checkpoint_is_refused(tokenizer: Any, tmp_path: Path, file: str,
         path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"\x80\x02" * 50)
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_checkpoint(trainer(tokenizer), tmp_path / "000001")
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_leaves_no_half_of_one_under_its_name(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = trainer(tokenizer)
+    folder = save_checkpoint(one, tmp_path / "latest")
+    delete = shutil.rmtree
+
+    def killed(path: Path, **how: Any) -> None:
+        if not path.exists():
+            return
+        next(path.iterdir()).unlink()
+        raise KeyboardInterrupt
+
+    next(iter(one))
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(one, folder)
+    assert read_checkpoint(folder).state["update"] == 1
+    monkeypatch.setattr(shutil, "rmtree", delete)
+    save_checkpoint(one, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["latest"]
 
 
 def test_a_foreign_checkpoint_is_refused(tokenizer: Any, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from draft_emoji.motion_words import CHANGES, words_of
+from draft_emoji.motion_words import CHANGES, axis, words_of
 
 from draft_core import load_catalog, load_pipeline, load_reward
 from draft_core.errors import DraftError
@@ -20,7 +20,8 @@ if "vlm" not in load_catalog().rewards:
 PAINTS = {"red": (220, 40, 40), "green": (60, 170, 70), "blue": (50, 110, 225)}
 
 
-QUESTIONS = Path(__file__).resolve().parents[3] / "recipes" / "prompts" / "motion-questions.json"
+QUESTIONS = Path(__file__).resolve().parents[3] / "recipes" / "prompts"
+FILES = ("motion", "thing")
 
 
 def asked(*questions: str, **more: Any) -> Any:
@@ -71,24 +72,30 @@ def test_the_motion_of_a_disc_is_told_from_three_frames_which_have_a_gradient() 
     assert (backwards.diagonal()[2:] < 0.5).all(), "in reverse each shows another motion"
 
 
-def test_the_recipe_asks_every_prompt_what_is_true_of_its_motion() -> None:
+def test_the_recipe_asks_every_prompt_what_is_true_of_it() -> None:
     lists = load_catalog().prompt_lists()
     prompts = [
         prompt
-        for name in ("emoji-motion", "emoji-motion-held-out")
+        for name in ("emoji-motion-pairs", "emoji-motion-pairs-held-out")
         for prompt in lists[name].read_text(encoding="utf-8").splitlines()
     ]
-    questions = json.loads(QUESTIONS.read_text(encoding="utf-8"))
-    assert list(questions) == prompts
-    for prompt, asked_of_it in questions.items():
-        (motion,) = words_of(prompt, "")[1]
-        for question in asked_of_it:
-            told = question if isinstance(question, dict) else {"ask": question, "answer": "Yes", "against": ["No"]}
-            words = told["ask"].removeprefix("Is it ").rstrip("?")
-            assert words in CHANGES
-            assert (told["answer"], told["against"]) == (("Yes", ["No"]) if words == motion else ("No", ["Yes"]))
-        assert len(asked_of_it) == 2
-        assert (f"Is it {motion}?" in asked_of_it) == (motion not in ("moving left", "moving right"))
+    of_motion, of_thing = (json.loads((QUESTIONS / f"{name}-questions.json").read_text("utf-8")) for name in FILES)
+    assert list(of_motion) == list(of_thing) == prompts
+    for prompt in prompts:
+        thing, motions = words_of(prompt, "")
+        assert of_thing[prompt] == [f"Is it {thing}?"]
+        said = {question["ask"]: question["answer"] for question in map(whole, of_motion[prompt])}
+        both = [words for words in CHANGES if any(axis(words) == axis(motion) for motion in motions)]
+        assert said == {f"Is it {words}?": "Yes" if words in motions else "No" for words in both}
+
+
+def whole(question: dict[str, str]) -> dict[str, str]:
+    """A question of a file with its answer, Yes if none is given; both count by their log-probability."""
+    told = {"answer": "Yes", **question}
+    assert told["answer"] in {"Yes", "No"}
+    assert told.keys() == {"ask", "answer", "score"}
+    assert told["score"] == "log-probability"
+    return told
 
 
 def test_two_motions_at_once_are_both_told() -> None:

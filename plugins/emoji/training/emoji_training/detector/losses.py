@@ -16,6 +16,7 @@ ANSWER, PLACE, OVERLAP = 2.0, 5.0, 2.0  # weights, those of deformable DETR (Zhu
 ALPHA, GAMMA = 0.3, 2.0  # of the focal loss, as in Minderer et al. 2022
 PATCHES = 0.5  # weight of the place by all patches of a thing, beside that by the one which answers
 TAUGHT = 2.0  # weight of the embedding
+WHICH = 1.0  # weight of the choice of the box
 
 
 def detection_loss(found: Found, names: Sequence[Tensor], places: Sequence[Tensor], taught: Sequence[Tensor]) -> Tensor:
@@ -35,7 +36,7 @@ def detection_loss(found: Found, names: Sequence[Tensor], places: Sequence[Tenso
     thing = owner[seen]
     # Each thing counts alike, however many patches see it.
     share = 1 / torch.bincount(thing, minlength=len(name))[thing]
-    total = ANSWER * answer_loss(found.logits, name, answer)
+    total = ANSWER * answer_loss(found.logits, name, answer) + WHICH * which_loss(found.logits, name, answer)
     total = total + place_loss(found.boxes[answer], place).sum()
     total = total + PATCHES * (share * place_loss(found.boxes[seen], place[thing])).sum()
     total = total + (share * F.cross_entropy(found.logits[seen], name[thing], reduction="none")).sum()
@@ -49,6 +50,20 @@ def answer_loss(logits: Tensor, name: Tensor, answer: tuple[Tensor, Tensor]) -> 
     wanted = torch.zeros_like(logits)
     wanted[(*answer, name)] = 1
     return sigmoid_focal_loss(logits, wanted, alpha=ALPHA, gamma=GAMMA, reduction="sum")
+
+
+def which_loss(logits: Tensor, name: Tensor, answer: tuple[Tensor, Tensor]) -> Tensor:
+    """Cross entropy over the boxes of an image, for each thing's name: the box (image, box) that answers, or another.
+
+    The focal loss hardly sees a box that is half sure; it is by this that all others fall behind.
+    """
+    images, box = answer
+    scores = logits[images, :, name]
+    # Where an image shows a thing twice, the other's box is no mistake.
+    twin = (images[:, None] == images) & (name[:, None] == name)
+    one, other = twin.fill_diagonal_(False).nonzero(as_tuple=True)
+    scores = scores.index_put((one, box[other]), scores.new_tensor(-torch.inf))
+    return F.cross_entropy(scores, box, reduction="sum")
 
 
 def place_loss(boxes: Tensor, places: Tensor) -> Tensor:

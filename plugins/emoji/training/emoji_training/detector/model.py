@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPModel, CLIPTokenizer, OwlViTConfig, OwlViTForObjectDetection, OwlViTImageProcessor
+from transformers import (
+    AttentionInterface,
+    CLIPModel,
+    CLIPTokenizer,
+    OwlViTConfig,
+    OwlViTForObjectDetection,
+    OwlViTImageProcessor,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from .collages import SIDE
+from draft_core.rewards.images import resize_like_pil
 
+from ..vae import autocast
+
+INPUT = 96  # pixels that a collage is enlarged to, so that its things come near the size at which the CLIP learnt them
 TOKENS = 16  # that OWL-ViT's processor gives its text tower
 PAD = "!"  # number 0, as in OWL-ViT's tokenizer: its tower takes the highest number for the end of a text
 MEAN, STD = OwlViTImageProcessor.image_mean, OwlViTImageProcessor.image_std
 SCALE, SHIFT = 15.0, -0.45  # of the cosines at first: a probability of a hundredth for a cosine of .15
 
+EXACT = "float32-sdpa"  # the attention that a training computes in
+
 
 def empty(clip: CLIPModel) -> OwlViTForObjectDetection:
-    """The shape: the towers of `clip` for 16 tokens and SIDE x SIDE pixels, one box for each patch."""
+    """The shape: the towers of `clip` for 16 tokens and INPUT x INPUT pixels, one box for each patch."""
     text, vision = clip.config.text_config.to_dict(), clip.config.vision_config.to_dict()
     text |= {"max_position_embeddings": TOKENS, "pad_token_id": 0}
     text["projection_dim"] = vision["projection_dim"] = text["hidden_size"]  # the class head compares in this width
-    vision["image_size"] = SIDE
+    vision["image_size"] = INPUT
     for part in (text, vision):
         part.pop("model_type")
     return OwlViTForObjectDetection(
@@ -66,7 +81,7 @@ def _start_heads(model: OwlViTForObjectDetection) -> None:
 
 
 def _fit_images(state: dict[str, Tensor]) -> None:
-    """Bring the patches to OWL-ViT's mean and deviation of pixels, exactly, and the positions to SIDE x SIDE pixels."""
+    """Bring the patches to OWL-ViT's mean and deviation of pixels, exactly, and the positions to INPUT pixels."""
     patch, position = (
         "vision_model.embeddings.patch_embedding.weight",
         "vision_model.embeddings.position_embedding.weight",
@@ -77,7 +92,7 @@ def _fit_images(state: dict[str, Tensor]) -> None:
     constant = (weight * (2 * mean - 1)).sum((1, 2, 3))
     state[patch] = weight * 2 * std
     first, others = state[position][:1], state[position][1:]
-    side, wanted = round(len(others) ** 0.5), SIDE // weight.shape[-1]
+    side, wanted = round(len(others) ** 0.5), INPUT // weight.shape[-1]
     grid = others.T.reshape(1, -1, side, side)
     grown = F.interpolate(grid, size=(wanted, wanted), mode="bicubic", align_corners=False)[0].flatten(1).T
     state[position] = torch.cat([first, grown + constant])
@@ -108,6 +123,15 @@ def text_states(model: OwlViTForObjectDetection, tokenizer: CLIPTokenizer, texts
     return torch.cat(found)
 
 
+def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *others: Any, **named: Any) -> Any:
+    """Transformers' attention in float32, (B, heads, tokens, D) each: processors are slow at its bfloat16 gradient."""
+    with torch.autocast(query.device.type, enabled=False):
+        return sdpa_attention_forward(module, query.float(), key.float(), value.float(), *others, **named)
+
+
+AttentionInterface.register(EXACT, attend)
+
+
 @dataclass(frozen=True)
 class Found:
     """What the detector says of B images: logits (B, boxes, Q) for Q texts, boxes (B, boxes, 4) as centre x, y, width,
@@ -118,15 +142,18 @@ class Found:
     embeds: Tensor
 
 
-def predict(model: OwlViTForObjectDetection, pixels: Tensor, states: Tensor) -> Found:
-    """What is found of Q texts.
+def predict(model: OwlViTForObjectDetection, pixels: Tensor, states: Tensor, fast: bool = False) -> Found:
+    """What is found of Q texts; with `fast`, for training, the vision tower computes in bfloat16 where that is faster.
 
     Arguments:
-        pixels: (B, 3, SIDE, SIDE) in [-1, 1].
+        pixels: (B, 3, H, W) in [-1, 1]; enlarged as the image processor does it.
         states: (Q, D), as `text_states` gives them.
     """
     mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (MEAN, STD))
-    grid = model.image_embedder(pixel_values=((pixels + 1) / 2 - mean) / std)[0]
+    side = model.config.vision_config.image_size
+    square = resize_like_pil((pixels + 1) / 2, side, side)
+    with autocast(pixels.device) if fast else contextlib.nullcontext():
+        grid = model.image_embedder(pixel_values=(square - mean) / std)[0].float()
     features = grid.flatten(1, 2)
     texts = model.owlvit.text_projection(states)
     logits, embeds = model.class_predictor(features, texts[None].expand(len(pixels), -1, -1))

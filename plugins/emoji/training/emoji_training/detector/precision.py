@@ -14,10 +14,10 @@ from ..vae import to_tensor
 from .collages import SIDE, Collage, Scatter
 from .model import predict
 
-COLLAGES, CHUNK = 200, 25
+SEEDS = {200: 4242, 400: 4243}  # of so many collages
+CHUNK = 25
 ABSENT = 8  # names that each collage is asked for beside its own
 MOST = 100  # detections of a collage, as in COCO's rules
-SEED = 4242
 
 
 @torch.no_grad()
@@ -25,7 +25,8 @@ def ap50(
     model: OwlViTForObjectDetection,
     states: Tensor,
     scatter: Scatter,
-    count: int = COLLAGES,
+    count: int,
+    seed: int,
 ) -> float:
     """The average precision at an IoU of a half, the mean over the things that the collages show.
 
@@ -38,7 +39,7 @@ def ap50(
     """
     from torchmetrics.detection import MeanAveragePrecision  # seconds to import, and pycocotools with it
 
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(seed)
     shown = sorted({scatter.meta[i].concept for i in scatter.choices})
     # Of this process alone: the others train no more, and measure nothing.
     metric = MeanAveragePrecision(box_format="xyxy", iou_thresholds=[0.5], backend="pycocotools", sync_on_compute=False)

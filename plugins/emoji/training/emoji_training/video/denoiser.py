@@ -13,21 +13,21 @@ from diffusers import AnimateDiffPipeline, AutoencoderKL, MotionAdapter, StableD
 from diffusers.models.attention_processor import AttnProcessor
 from draft_emoji.motion_unet import ADAPTER, BOXES, TextMotionUNet
 from peft import LoraConfig, get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from .. import captions, export, pictures, unet, vae
 from ..loop import Budget, Loss, Recipe, Training
 from ..pictures import Picture
-from .moving import FRAMES, MOTIONS, THINGS, Video, box, draw, hidden, shown
+from .moving import ALL, FRAMES, THINGS, Video, box, draw, is_hidden, shown
 
 RECIPE = Recipe(lr=1e-3, weight_decay=1e-2, ema=0.995, slow=("text.", 0.25))
 BATCH = 2  # videos
 RANK = 16
 UNUSED = ("safety_checker", "requires_safety_checker", "_name_or_path")  # of the base's index
 NOISY = 500  # a timestep
-READING_STEPS, READING_LR = 2000, 3e-3
+READING_STEPS, READING_LR = 5000, 3e-3
 STYLED, EMPTY = 0.35, 0.1  # shares of captions
 TARGETS = r"(?!.*motion_modules).*\.(to_q|to_k|to_v|to_out\.0|conv1|conv2|conv_shortcut|proj_in|proj_out)|conv_out"
 
@@ -136,10 +136,10 @@ def filled(video: Video) -> Tensor:
 
 
 def read_boxes(module: nn.ModuleDict, tokenizer: CLIPTokenizer) -> None:
-    """Teach the network of boxes to read them off the finished text tower; on pairs that are not hidden."""
+    """Teach the network of boxes to read them off the finished text tower, of all that is not hidden."""
     styles = ["", *(f"{captions.styled(style)}, " for style in pictures.STYLES)]
-    pairs = [(i, m) for i in range(len(THINGS)) for m in range(len(MOTIONS)) if not hidden(i, m)]
-    texts = [f"{style}{THINGS[i]} {MOTIONS[m]}" for i, m in pairs for style in styles]
+    pairs = [(i, m) for i in range(len(THINGS)) for m, words in enumerate(ALL) if not is_hidden(i, words)]
+    texts = [f"{style}{THINGS[i]} {' and '.join(ALL[m])}" for i, m in pairs for style in styles]
     boxes = [filled(Video(0, m)) for _, m in pairs for _ in styles]
     plain = [*(f"{style}{thing}" for thing in THINGS for style in styles), ""]
     with torch.no_grad():
@@ -168,8 +168,20 @@ def caption(picture: Picture, motion: int, generator: torch.Generator) -> str:
     draw = torch.rand(2, generator=generator).tolist()
     if draw[0] < EMPTY:
         return ""
-    words = f"{picture.phrase} {MOTIONS[motion]}"
+    words = f"{picture.phrase} {' and '.join(ALL[motion])}"
     return f"{captions.styled(picture.style)}, {words}" if draw[1] < STYLED else words
+
+
+def reread_boxes(base: Path) -> None:
+    """Teach the network of boxes of the `video-model` beside `base` anew, from nothing; the rest of it stays."""
+    folder = base.with_name("video-model")
+    pipeline = StableDiffusionPipeline.from_pretrained(base, torch_dtype=torch.float32)
+    module = trained(pipeline.unet, CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32))
+    file = folder / "unet" / ADAPTER / BOXES
+    shown = {name: tensor for name, tensor in load_file(file).items() if name.startswith("show.")}
+    module["unet"].boxes.load_state_dict(shown, strict=False)
+    read_boxes(module, pipeline.tokenizer)
+    save_file(dict(module["unet"].boxes.state_dict()), file)
 
 
 def write(work: Path, base: Path) -> None:

@@ -1,6 +1,6 @@
 """Makes videos out of the concepts' pictures: one thing that moves, grows or shrinks. A program made them, so it knows.
 
-"a fox moving left": eight frames on white, the thing never leaves them.
+"a fox moving left", "a fox moving up and growing": eight frames on white, the thing never leaves them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,15 @@ from ..pictures import Picture
 FRAMES = 8
 SIDE = 36  # of a thing that moves, in pixels
 SMALL, LARGE = 24, 52  # sides between which one grows or shrinks
+MOVING_LARGE = (
+    48  # the larger of them for one that moves too, from edge to edge: its middle so travels as far as others'
+)
 ASIDE = 6  # how far from the middle a path may lie, in pixels
 HIDDEN_EVERY = 5  # of pairs of a thing and a motion
 MOTIONS = ("moving left", "moving right", "moving up", "moving down", "growing", "shrinking")
+SIZES = MOTIONS[4:]
+PAIRS = tuple((way, size) for way in ("moving up", "moving down") for size in SIZES)
+ALL = (*((words,) for words in MOTIONS), *PAIRS)  # what a video may show
 THINGS = (
     "a monkey face", "a dog face", "a fox", "a cat face", "a lion", "a tiger face", "a pig face", "an elephant",
     "a panda", "a rooster", "a penguin", "an owl", "a frog", "a turtle", "a fish", "a crab", "a butterfly",
@@ -33,7 +39,7 @@ THINGS = (
 
 @dataclass(frozen=True)
 class Video:
-    """A picture, by its index, a motion, by its number, and how far from the middle its path lies."""
+    """A picture, by its index, what it shows, by its number in ALL, and how far from the middle its path lies."""
 
     index: int
     motion: int
@@ -45,15 +51,23 @@ def hidden(thing: int, motion: int) -> bool:
     return (thing + motion) % HIDDEN_EVERY == 0
 
 
+def is_hidden(thing: int, motions: Sequence[str]) -> bool:
+    """Whether no training video shows a thing, by number, with one of these motions."""
+    return any(hidden(thing, MOTIONS.index(words)) for words in motions)
+
+
 def shown(meta: Sequence[Picture]) -> Iterator[Video]:
-    """A video of every pair that is not hidden, in every style, the way it takes drawn from a fixed seed."""
+    """A video of every thing with one or two motions that is not hidden, in every style.
+
+    The way it takes is drawn from a fixed seed.
+    """
     generator = torch.Generator().manual_seed(0)
     for index, picture in enumerate(meta):
         if picture.concept < 0 or picture.phrase not in THINGS:
             continue
-        for motion in range(len(MOTIONS)):
+        for motion, words in enumerate(ALL):
             aside = int(torch.randint(-ASIDE, ASIDE + 1, (), generator=generator))
-            if not hidden(THINGS.index(picture.phrase), motion):
+            if not is_hidden(THINGS.index(picture.phrase), words):
                 yield Video(index, motion, aside)
 
 
@@ -64,14 +78,22 @@ def draw(image: np.ndarray, video: Video) -> np.ndarray:
 
 def box(video: Video, frame: int) -> tuple[int, int, int]:
     """Side, left and top of the thing in a frame, in pixels."""
-    share, middle = frame / (FRAMES - 1), (pictures.SIZE - SIDE) // 2
-    way = round(share * (pictures.SIZE - SIDE))
-    back, across = pictures.SIZE - SIDE - way, middle + video.aside
-    if MOTIONS[video.motion] in ("growing", "shrinking"):
-        low, high = (SMALL, LARGE) if MOTIONS[video.motion] == "growing" else (LARGE, SMALL)
-        side = round(low + share * (high - low))
-        return side, (pictures.SIZE - side) // 2, (pictures.SIZE - side) // 2
-    return (SIDE, *((back, across), (way, across), (across, back), (across, way))[video.motion])
+    words, share, size = ALL[video.motion], frame / (FRAMES - 1), pictures.SIZE
+    first = last = SIDE
+    if words[-1] in SIZES:
+        first, last = SMALL, LARGE if len(words) == 1 else MOVING_LARGE
+    if words[-1] == "shrinking":
+        first, last = last, first
+    side = round(first + share * (last - first))
+    across = (size - side) // 2
+    if words[0] in SIZES:
+        return side, across, across
+    across += video.aside
+    begin, end = first / 2, size - last / 2
+    if words[0] in ("moving left", "moving up"):
+        begin, end = size - first / 2, last / 2
+    along = min(max(round(begin + share * (end - begin) - side / 2), 0), size - side)
+    return (side, along, across) if words[0] in ("moving left", "moving right") else (side, across, along)
 
 
 def place(image: np.ndarray, side: int, left: int, top: int) -> np.ndarray:

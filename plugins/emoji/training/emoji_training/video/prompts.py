@@ -6,10 +6,9 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .moving import MOTIONS, THINGS, hidden
+from .moving import MOTIONS, PAIRS, THINGS, is_hidden
 
 SEED = 6
-PAIRS = tuple((way, size) for way in ("moving up", "moving down") for size in ("growing", "shrinking"))
 
 
 def write(folder: Path) -> None:
@@ -24,11 +23,6 @@ def write(folder: Path) -> None:
             write_list(
                 folder / f"{name}{ending}.txt", asked, lambda i, motions, u=unseen: is_hidden(i, motions) == u, rng
             )
-
-
-def is_hidden(thing: int, motions: Sequence[str]) -> bool:
-    """Whether no training video shows a thing, by number, with one of these motions."""
-    return any(hidden(thing, MOTIONS.index(words)) for words in motions)
 
 
 def write_list(
