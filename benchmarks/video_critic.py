@@ -44,7 +44,6 @@ SCORES = {
     THING: "`emoji-motion-thing`, shows its thing",
     "emoji-path": "`emoji-path`",
     "vlm": "`emoji-vlm-motion`, log-probability, trained",
-    "vlm#2": "`emoji-vlm`, log-odds, trained",
 }
 MEASURES = ("movement", "flicker")
 

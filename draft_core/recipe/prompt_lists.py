@@ -210,7 +210,7 @@ def _of_rows(file: _File, places_and_rows: Iterator[tuple[str, Any]]) -> PromptL
     rows = list(places_and_rows)
     if rows and all(isinstance(row, str) for _, row in rows):
         _refuse_column(file)
-        return PromptList(tuple(prompt for _, row in rows if (prompt := row.strip())))
+        return PromptList(tuple(_prompt(file, place, row) for place, row in rows))
     for place, row in rows:
         if not isinstance(row, dict):
             raise file.error(f"{place} is {short(repr(row))}", "write texts alone, or objects alone with a prompt each")

@@ -99,6 +99,7 @@ def test_a_file_is_read_by_its_suffix(
         ("a.csv", 'prompt,c\n"a,b\n', None, "line 2 is torn"),
         ("a.csv", "prompt,c,c\na,b,c\n", None, "two of its columns are called 'c'"),
         ("a.csv", "prompt,c\n ,b\n", None, "the prompt of line 2 is empty"),
+        ("a.json", '["a fox", " "]', None, "the prompt of entry 2 is empty"),
         ("a.json", "[1, 2]", None, "entry 1 is 1; write texts alone, or objects alone"),
         ("a.json", '["a", {"prompt": "b"}]', None, "entry 1 is 'a'; write texts alone, or objects alone"),
         ("a.json", '[{"prompt": "a"}, {"prompt": null}]', None, "the prompt of entry 2 is missing"),

@@ -56,7 +56,7 @@ def refusal(overrides: list[str], catalog: Catalog, data: Any = GOOD) -> str:
         ("method={kind: draft-lv, resample: 1}", "unknown field 'resample'; did you mean 'resamples'?"),
         ("method={kind: draft-k, k: 40}", "k = 40 is larger than the number of sampler steps, 3; use k <= 3"),
         ("prompts=[]", "recipe: prompts: there are no prompts; give at least one prompt."),
-        ("prompts=['  ']", "prompts: there are no prompts"),
+        ("prompts=['  ']", "prompts: the prompt of entry 1 is empty"),
         ("prompts=tiny-trian", "unknown prompt list or file 'tiny-trian'; did you mean 'tiny-train'?"),
         ("evaluation={prompts: tiny-train}", "evaluation.prompts: 3 of its prompts are also trained on, first 'a cat'"),
         ("device=tpu", "device: input should be 'cpu', 'cuda' or 'mps', not 'tpu'"),
