@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from paired import gains_of_prompts, standard_error
+from paired import rose, with_error
 from tables import markdown, publish
 from torch import set_num_threads
 
@@ -75,27 +75,20 @@ def row(name: str, record: RunRecord, found: EvalRecord) -> list[str]:
     images = len(before.scores["emoji-scene"]) // before.prompts
     cells = [name, str(found.update), f"{red(found):.2f}"]
     cells.append(f"{found.means()['emoji-scene']:.1f} ({share(record, found):.0%})")
-    for score in JUDGED:
-        gains = gains_of_prompts(before.scores[score], found.scores[score], images)
-        error = f" ({fmean(gains) / standard_error(gains):+.1f})" if any(gains) else ""
-        cells.append(f"{found.means()[score]:.3f}{error}")
-    return [*cells, f"{kept_diversity(record, found):.0%}"]
+    judged = [rose(before.scores[score], found.scores[score], images) for score in JUDGED]
+    return [*cells, *judged, f"{kept_diversity(record, found):.0%}"]
 
 
 def mean_row(name: str, records: Sequence[RunRecord], judged: Sequence[EvalRecord]) -> list[str]:
     """Means over seeds with their standard errors."""
-
-    def told(values: Sequence[float], form: str) -> str:
-        return f"{fmean(values):{form}} ± {standard_error(values):{form}}"
-
     pairs = list(zip(records, judged, strict=True))
     return [
         f"{name}, mean",
         f"{fmean(found.update for found in judged):.0f}",
-        told([red(found) for found in judged], ".2f"),
-        told([share(record, found) for record, found in pairs], ".1%"),
-        *(told([found.means()[score] for found in judged], ".3f") for score in JUDGED),
-        told([kept_diversity(record, found) for record, found in pairs], ".0%"),
+        with_error([red(found) for found in judged], ".2f"),
+        with_error([share(record, found) for record, found in pairs], ".1%"),
+        *(with_error([found.means()[score] for found in judged], ".3f") for score in JUDGED),
+        with_error([kept_diversity(record, found) for record, found in pairs], ".0%"),
     ]
 
 

@@ -28,8 +28,9 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 from typing import Any
 
 from diffusers.utils import logging as diffusers_logging
@@ -37,7 +38,7 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.interpolate import PchipInterpolator
-from tables import markdown, publish
+from tables import in_turns, markdown, publish
 from torch import set_num_threads
 from transformers.utils import logging as transformers_logging
 
@@ -232,8 +233,7 @@ def trained(reward: str, remedy: str, seed: int, size: Size, trainer: Trainer | 
     """A run with its evaluations."""
     trainer = trainer or make_trainer(reward, remedy, seed, size)
     points = [judged(trainer, reward, size, 0)]
-    at = (report.update for report in trainer if report.update % size.every == 0)
-    points.extend(judged(trainer, reward, size, update) for update in at)
+    points += [judged(trainer, reward, size, report.update) for report in trainer if report.update % size.every == 0]
     return Cell(remedy, seed, tuple(points), reward)
 
 
@@ -272,14 +272,11 @@ def measure_prices(rounds: int = 5) -> None:
     """Times updates with each remedy in turns, by the seconds of the processor, and keeps shares of medians."""
     found = {}
     for reward, trial in TRIALS.items():
-        running = {name: iter(make_trainer(reward, name, 0, Size(updates=rounds + 1))) for name in trial.remedies}
-        taken: dict[str, list[float]] = {name: [] for name in running}
-        for number in range(rounds + 1):
-            for name, updates in running.items():
-                begun = time.process_time()
-                next(updates)
-                taken[name] += [time.process_time() - begun] if number else []  # the first sets up
-        found[reward] = {name: round(median(each) / median(taken[NONE]), 3) for name, each in taken.items()}
+        size = Size(updates=rounds + 1)  # the first sets up
+        taken = in_turns(
+            {name: partial(next, iter(make_trainer(reward, name, 0, size))) for name in trial.remedies}, rounds
+        )
+        found[reward] = {name: round(seconds / taken[NONE], 3) for name, seconds in taken.items()}
         print(f"{reward}: {found[reward]}", flush=True)
     PRICES.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -29,14 +29,14 @@ from importlib import metadata
 from itertools import cycle
 from pathlib import Path
 from random import Random
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from diffusers.utils import logging as diffusers_logging
 from emoji_judges import ALIGNMENT, BYTES, FLOOR, MARK, make_judge
-from tables import crossing
+from tables import crossing, in_turns
 
 from draft_core import (
     DifferentiableSampler,
@@ -187,13 +187,8 @@ def costs(k: int, rounds: int) -> dict[str, tuple[float, float]]:
     count = rounds + 2
     updates = {PEER: peer(k, 0, updates=count)[1]}
     updates |= {name: ours(k, 0, updates=count, **kept)[1] for name, kept in OURS.items()}
-    taken: dict[str, list[float]] = {name: [] for name in updates}
-    for number in range(rounds + 1):
-        for name, update in updates.items():
-            begun = time.process_time()
-            update()
-            taken[name] += [time.process_time() - begun] if number else []  # the first sets up
-    return {name: (median(taken[name]), peak_memory(update) / 2**20) for name, update in updates.items()}
+    seconds = in_turns(updates, rounds)
+    return {name: (seconds[name], peak_memory(update) / 2**20) for name, update in updates.items()}
 
 
 def cells(found: dict[str, tuple[float, float]]) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 
@@ -42,6 +43,17 @@ def remembered(file: Path, make: Callable[[], Any]) -> Any:
         aside.write_text(json.dumps(made), encoding="utf-8")
         aside.rename(file)
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+def in_turns(works: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of the processor of each work, which take turns; a first round, which sets up, does not count."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(rounds + 1):
+        for name, work in works.items():
+            begun = time.process_time()
+            work()
+            taken[name] += [time.process_time() - begun] if number else []
+    return {name: median(seconds) for name, seconds in taken.items()}
 
 
 def crossing(points: Sequence[Mapping[str, float]], name: str, wanted: float) -> dict[str, float] | None:

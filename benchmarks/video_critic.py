@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from paired import gains_of_prompts, standard_error
+from paired import rose, with_error
 from PIL import Image, ImageSequence
 from tables import markdown, publish, remembered
 
@@ -72,18 +72,10 @@ def single(record: RunRecord, scale: float) -> dict[str, list[float]]:
     return {name: scores.tolist() for name, scores in found.scores.items()}
 
 
-def rose(before: Sequence[float], now: Sequence[float], images: int) -> str:
-    """A mean, and by how many standard errors over prompts it has risen; without these if all gained alike."""
-    gains = gains_of_prompts(before, now, images)
-    error = standard_error(gains)
-    return f"{fmean(now):.3f} ({fmean(gains) / error:+.1f})" if error else f"{fmean(now):.3f}"
-
-
 def row(name: str, before: Sequence[float], runs: Sequence[Sequence[float]], images: int = 2) -> list[str]:
     """Of a table: before, each seed, and the mean of the seeds."""
-    means = [fmean(values) for values in runs]
-    told = f"{fmean(means):.3f} ± {standard_error(means):.3f}"
-    return [name, f"{fmean(before):.3f}", *(rose(before, values, images) for values in runs), told]
+    means = with_error([fmean(values) for values in runs])
+    return [name, f"{fmean(before):.3f}", *(rose(before, values, images) for values in runs), means]
 
 
 def of_kind(kind: str, prompts: Sequence[str], values: Sequence[float]) -> list[float]:

@@ -65,10 +65,12 @@ def init(
     if prompts is not None:
         _require_prompts(prompts, catalog)
     kind = _reward(name, reward, catalog, prompts, yes=yes)
-    size = None if name == EMOJI and card is None else card_size(card or _card(yes=yes), where="--card")
-    if name == EMOJI and card is not None:
+    size = None
+    if name != EMOJI:
+        size = card_size(card or _card(yes=yes), where="--card")
+    elif card is not None:
+        card_size(card, where="--card")  # refuses what is no size
         out.print(f"--card {card} decides nothing: {EMOJI} is trained on any computer", highlight=False)
-        size = None
 
     from draft_core.proposals.fitting import recipe_text
     from draft_core.recipe.load import load_recipe

@@ -18,9 +18,7 @@ from ..pictures import Picture
 FRAMES = 8
 SIDE = 36  # of a thing that moves, in pixels
 SMALL, LARGE = 24, 52  # sides between which one grows or shrinks
-MOVING_LARGE = (
-    48  # the larger of them for one that moves too, from edge to edge: its middle so travels as far as others'
-)
+MOVING_LARGE = 48  # of one that moves too: from edge to edge its middle so travels as far as that of others
 ASIDE = 6  # how far from the middle a path may lie, in pixels
 HIDDEN_EVERY = 5  # of pairs of a thing and a motion
 MOTIONS = ("moving left", "moving right", "moving up", "moving down", "growing", "shrinking")
